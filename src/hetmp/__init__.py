@@ -1,0 +1,62 @@
+"""Train convolutional networks across devices of unequal speed, in uneven slices of channels.
+
+    import hetmp
+    model = hetmp.slice_model(module, weights, comm)
+    ...                                  # your own loop: model(x), loss.backward(), step()
+    state = hetmp.merge_model(model)     # the unsliced module's state_dict
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hetmp.comm import Group
+    from hetmp.errors import HetmpError
+    from hetmp.exchange import Exchange
+    from hetmp.graph import read_graph
+    from hetmp.optim import clip_grad_norm_
+    from hetmp.partition import Layout, Partition, apportion
+    from hetmp.plan import Plan, plan_from_weights
+    from hetmp.slicing import SlicedModel, merge_model, slice_model
+
+_HOMES = {
+    "Exchange": "exchange",
+    "Group": "comm",
+    "HetmpError": "errors",
+    "Layout": "partition",
+    "Partition": "partition",
+    "Plan": "plan",
+    "SlicedModel": "slicing",
+    "apportion": "partition",
+    "clip_grad_norm_": "optim",
+    "merge_model": "slicing",
+    "plan_from_weights": "plan",
+    "read_graph": "graph",
+    "slice_model": "slicing",
+}
+
+__all__ = [
+    "Exchange",
+    "Group",
+    "HetmpError",
+    "Layout",
+    "Partition",
+    "Plan",
+    "SlicedModel",
+    "__version__",
+    "apportion",
+    "clip_grad_norm_",
+    "merge_model",
+    "plan_from_weights",
+    "read_graph",
+    "slice_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch takes seconds, so it waits until something needs it.
+    if name in _HOMES:
+        return getattr(import_module(f"hetmp.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'hetmp' has no attribute {name!r}")

@@ -1,0 +1,217 @@
+"""The ranks that share one model's channels: who I am, agreement on errors, root-only output.
+
+The only module that imports ``mpi4py.MPI``, and only when a group is first made, so that
+commands for login nodes never start MPI.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from hetmp.errors import HetmpError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+FAIL_TOGETHER_SECONDS = 3.0
+"""How long a rank that fails waits for the others to fail too before it aborts the job."""
+
+_cache_key: int | None = None
+
+
+class AgreedError(HetmpError):
+    """An error that every rank of the group raises at the same point."""
+
+
+def _mpi() -> Any:
+    from mpi4py import MPI
+
+    return MPI
+
+
+class Group:
+    """The ranks of one communicator, and the duplicates of it that hetmp talks over.
+
+    Making a group is collective over *comm* (``MPI.COMM_WORLD`` if None). Duplicates are
+    cached on the user's communicator, one per purpose, so any number of models costs two.
+    Copies of a group, deep ones included, are the group itself.
+
+    Attributes:
+        comm: carries the exchanges between layers.
+        control: carries agreement and other small messages.
+        rank, size: this rank's number, and how many there are.
+    """
+
+    def __init__(self, comm: "MPI.Intracomm | None" = None) -> None:
+        mpi = _mpi()
+        user = mpi.COMM_WORLD if comm is None else comm
+        if user == mpi.COMM_NULL or user.Is_inter():
+            raise HetmpError(
+                "hetmp needs an intracommunicator that this rank is in, such as MPI.COMM_WORLD"
+            )
+        self.comm: MPI.Intracomm = _duplicate(user, "exchange")
+        self.control: MPI.Intracomm = _duplicate(user, "control")
+        self.rank: int = user.Get_rank()
+        self.size: int = user.Get_size()
+
+    def __copy__(self) -> "Group":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Group":
+        return self
+
+    def __repr__(self) -> str:
+        return f"Group(rank={self.rank}, size={self.size})"
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is rank 0, the one that speaks for the group."""
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print *text* from rank 0."""
+        if self.is_root:
+            print(text, flush=True)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Agree on errors: if the body raised on any rank, every rank raises ``AgreedError``.
+
+        Collective. The body must hold no collective call of its own, or must raise before it.
+        The message is the first failing rank's, with its number unless all failed.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        failed = self.allgather(np.array([error is not None], dtype=np.int8)).ravel()
+        if not failed.any():
+            return
+        first = int(failed.argmax())
+        text = self.broadcast_text(describe(error) if error else "", root=first)
+        raise AgreedError(text if failed.all() else f"rank {first}: {text}") from error
+
+    def allgather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Every rank's *values* (equal shapes and dtypes), stacked in rank order. Collective."""
+        values = np.ascontiguousarray(values)
+        gathered = np.empty((self.size, *values.shape), dtype=values.dtype)
+        self.control.Allgather(values, gathered)
+        return gathered
+
+    def broadcast(self, values: npt.NDArray[Any], root: int = 0) -> npt.NDArray[Any]:
+        """*root*'s values, written into and returned as *values*. Collective."""
+        self.control.Bcast(values, root=root)
+        return values
+
+    def broadcast_text(self, text: str, root: int = 0) -> str:
+        """*root*'s text on every rank. Collective."""
+        encoded = np.frombuffer(text.encode(), dtype=np.uint8)
+        size = int(self.broadcast(np.array([encoded.size]), root)[0])
+        buffer = encoded.copy() if self.rank == root else np.empty(size, dtype=np.uint8)
+        return self.broadcast(buffer, root).tobytes().decode()
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """End the job after an error that was not agreed on: nonzero exit on all, no hang.
+
+        Where every rank fails at about the same point, rank 0 alone speaks and all exit.
+        Where some go on, they will wait in a collective for this one: it speaks and aborts.
+        """
+        request = self.control.Ibarrier()
+        deadline = time.monotonic() + FAIL_TOGETHER_SECONDS
+        while not (all_failed := request.Test()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if all_failed:
+            if self.is_root:
+                report(error)
+            raise SystemExit(1)
+        report(error, prefix=f"rank {self.rank} failed while the others went on: ")
+        _mpi().COMM_WORLD.Abort(1)
+        raise SystemExit(1)
+
+
+def describe(error: BaseException) -> str:
+    """An error in words; its type too where it is not one that hetmp worded."""
+    if isinstance(error, HetmpError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def report(error: BaseException, prefix: str = "") -> None:
+    """Print *error* on stderr, with the traceback where it is not one that hetmp worded."""
+    if not isinstance(error, HetmpError):
+        traceback.print_exception(error)
+    sys.stderr.write(f"hetmp: error: {prefix}{describe(error)}\n")
+    sys.stderr.flush()
+
+
+def _duplicate(comm: "MPI.Intracomm", purpose: str) -> "MPI.Intracomm":
+    global _cache_key
+    mpi = _mpi()
+    if mpi.Query_thread() < mpi.THREAD_SERIALIZED:
+        raise HetmpError(
+            "MPI was started without thread support, and backward passes on a GPU call it from "
+            "another thread: set mpi4py.rc.thread_level = 'multiple' before importing mpi4py.MPI"
+        )
+    if _cache_key is None:
+        _cache_key = mpi.Comm.Create_keyval()
+    cached: Any = comm.Get_attr(_cache_key)
+    if cached is None:
+        cached = {}
+        comm.Set_attr(_cache_key, cached)
+    if purpose not in cached:
+        cached[purpose] = comm.Dup()
+    duplicate: MPI.Intracomm = cached[purpose]
+    return duplicate
+
+
+def launched() -> tuple[int, int] | None:
+    """(rank, size) as the launcher's environment tells it, without MPI; None if not launched."""
+    for rank_name, size_name in (
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI's mpirun
+        ("PMI_RANK", "PMI_SIZE"),  # MPICH's mpirun, srun --mpi=pmi2
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+        ("SLURM_PROCID", "SLURM_NTASKS"),
+    ):
+        rank, size = os.environ.get(rank_name), os.environ.get(size_name)
+        if rank is not None and size is not None and rank.isdigit() and size.isdigit():
+            return int(rank), int(size)
+    return None
+
+
+def check_world(group: Group) -> None:
+    """Refuse a job whose launcher started P lonely worlds of one rank each.
+
+    Raises:
+        HetmpError: the launcher says that it started more ranks than this world has.
+    """
+    told = launched()
+    if told is None or group.size > 1 or told[1] <= 1:
+        return
+    raise HetmpError(
+        f"the launcher started {told[1]} processes, but MPI sees {told[1]} separate worlds of 1 "
+        f"rank: it does not fit this MPI library ({mpi_library()}). With srun use --mpi=pmix for "
+        "Open MPI or --mpi=pmi2 for MPICH; with mpirun use the one that belongs to the library "
+        "(.venv/bin/mpirun in a checkout)"
+    )
+
+
+def mpi_library() -> str:
+    """The MPI library in use, for example ``MPICH 5.0.2``."""
+    name, version = _mpi().get_vendor()
+    return f"{name} {'.'.join(str(part) for part in version)}"
+
+
+def local_rank(group: Group) -> tuple[int, int]:
+    """(number, count) of this rank among the group's ranks on this host. Collective."""
+    local = group.control.Split_type(_mpi().COMM_TYPE_SHARED)
+    numbers = (local.Get_rank(), local.Get_size())
+    local.Free()
+    return numbers

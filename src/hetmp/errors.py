@@ -1,0 +1,23 @@
+"""The one exception that hetmp raises for what a user can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HetmpError(ValueError):
+    """Bad input, said in words: it names the value, the limit and the remedy.
+
+    A ``ValueError``, so that a library user who knows nothing of hetmp catches it too.
+    """
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> HetmpError:
+    """The error for a *name* that is none of the *known* ones, with the nearest of them.
+
+    >>> str(unknown_name("model", "vgg12", ["vgg11", "digits"]))
+    "unknown model 'vgg12': did you mean 'vgg11'? (known: digits, vgg11)"
+    """
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return HetmpError(f"unknown {kind} {name!r}: {hint}(known: {', '.join(known)})")

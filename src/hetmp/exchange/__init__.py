@@ -1,0 +1,20 @@
+"""Exchanges: the only place that moves activations and parameters between ranks."""
+
+from hetmp.exchange.exchange import Entry, Exchange, Pending, dual, leave, save_token
+from hetmp.exchange.moves import Counter, Move
+from hetmp.exchange.tensors import collect, distribute, share_of, share_shape
+
+__all__ = [
+    "Counter",
+    "Entry",
+    "Exchange",
+    "Move",
+    "Pending",
+    "collect",
+    "distribute",
+    "dual",
+    "leave",
+    "save_token",
+    "share_of",
+    "share_shape",
+]

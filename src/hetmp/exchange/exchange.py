@@ -1,0 +1,257 @@
+"""The differentiable exchanges: a move forward, its adjoint backward.
+
+| exchange | forward | backward |
+| --- | --- | --- |
+| sliced -> full | Allgatherv | Reduce_scatter |
+| partial -> sliced | Reduce_scatter | Allgatherv |
+| partial -> full | Allreduce | Allreduce |
+| full -> sliced | keep my channels | zeros elsewhere |
+| sliced(p) -> sliced(q) | Alltoallv | Alltoallv |
+| full -> full, on entry | nothing | Allreduce |
+
+The backward column is not written down anywhere below: it is the move from the dual of the
+target to the dual of the source, where full and partial are each other's dual.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hetmp.comm import Group
+from hetmp.exchange import moves
+from hetmp.exchange.moves import Counter, Move
+from hetmp.state import FULL, PARTIAL, Full, Partial, State
+
+
+def dual(state: State) -> State:
+    """The state of the gradient of an activation in *state*."""
+    if isinstance(state, Full):
+        return PARTIAL
+    if isinstance(state, Partial):
+        return FULL
+    return state
+
+
+class Exchange(nn.Module):
+    """A collective between two layers that turns one state into another.
+
+    Calling it is collective over *group*, and so is the backward pass through it. Any batch
+    and trailing dimensions, any memory format; float32, float64, float16 and bfloat16.
+
+    Attributes:
+        forward_counter, backward_counter: calls, bytes and seconds so far on this rank.
+    """
+
+    def __init__(self, group: Group, source: State, target: State) -> None:
+        super().__init__()
+        self.group, self.source, self.target = group, source, target
+        self.forward_counter, self.backward_counter = Counter(), Counter()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Exchange *x* now."""
+        if self.group.size == 1:
+            return x
+        moved: Tensor = _Now.apply(x, self)
+        return moved
+
+    def start(self, x: Tensor) -> "Pending":
+        """Begin to exchange *x*, which must not change until ``wait()``."""
+        return Pending(self, x)
+
+    def move(self, x: Tensor, *, blocking: bool = False) -> Move:
+        """Begin the forward move, without autograd."""
+        return moves.start(
+            self.group, x, self.source, self.target, self.forward_counter, blocking=blocking
+        )
+
+    def move_back(self, gradient: Tensor, *, blocking: bool = False) -> Move:
+        """Begin the adjoint move of a gradient, without autograd."""
+        return moves.start(
+            self.group,
+            gradient,
+            dual(self.target),
+            dual(self.source),
+            self.backward_counter,
+            blocking=blocking,
+        )
+
+    @property
+    def collective(self) -> str:
+        """The MPI collective that the forward pass calls, ``-`` where nothing moves."""
+        return moves.collective(self.source, self.target)
+
+    @property
+    def backward_collective(self) -> str:
+        """The MPI collective that the backward pass calls."""
+        return moves.collective(dual(self.target), dual(self.source))
+
+    def extra_repr(self) -> str:
+        return f"{self.source} -> {self.target}"
+
+
+class Pending:
+    """An exchange under way; forward and backward overlap what happens between its ends.
+
+    Backward, ``wait`` starts the adjoint and ``start`` waits for it.
+    """
+
+    def __init__(self, exchange: Exchange, x: Tensor) -> None:
+        self._exchange = exchange
+        self._flight = _Flight(exchange)
+        if exchange.group.size == 1:
+            self._x = x
+        else:
+            self._x = _Start.apply(x, self._flight)
+
+    def wait(self) -> Tensor:
+        """The exchanged tensor. Once per exchange."""
+        if self._exchange.group.size == 1:
+            return self._x
+        arrived: Tensor = _Wait.apply(self._x, self._flight)
+        return arrived
+
+
+class _Flight:
+    """What the two ends of a pending exchange share."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.forward: Move | None = None
+        self.backward: Move | None = None
+
+
+def save_token(ctx: Any, x: Tensor) -> None:
+    """Save an empty tensor for the backward pass.
+
+    ``torch.utils.checkpoint`` recomputes a region up to the last tensor it saved, and a rank
+    with no channels may save none: with a token in every collective node, every rank's
+    recomputation runs through every collective.
+    """
+    ctx.save_for_backward(x.new_empty(0))
+
+
+class _Now(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
+        save_token(ctx, x)
+        return exchange.move(x, blocking=True).wait()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        _ = ctx.saved_tensors
+        return ctx.exchange.move_back(gradient, blocking=True).wait(), None
+
+
+class _Start(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, flight: _Flight) -> Tensor:
+        ctx.flight = flight
+        save_token(ctx, x)
+        flight.forward = flight.exchange.move(x)
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, placeholder: Tensor) -> tuple[Tensor, None]:
+        _ = ctx.saved_tensors
+        move, ctx.flight.backward = ctx.flight.backward, None
+        return move.wait(), None
+
+
+class _Wait(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, flight: _Flight) -> Tensor:
+        ctx.flight, ctx.shape = flight, x.shape
+        save_token(ctx, x)
+        assert flight.forward is not None
+        return flight.forward.wait()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        _ = ctx.saved_tensors
+        ctx.flight.backward = ctx.flight.exchange.move_back(gradient)
+        # The gradient proper is under way: _Start returns it, whatever arrives there.
+        return gradient.new_zeros(()).expand(ctx.shape), None
+
+
+class Entry(nn.Module):
+    """full -> full on entry: nothing forward, one Allreduce of all the gradients backward.
+
+    For what every rank holds alike and whose gradient arrives in summands: the user's input,
+    and replicated parameters, small ones of which travel together.
+    """
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self.group = group
+        self.backward_counter = Counter()
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors, as views whose gradients are summed over the ranks."""
+        wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+        if self.group.size == 1 or not wanted or not torch.is_grad_enabled():
+            return tensors
+        entered = list(tensors)
+        views = _Enter.apply(self, *(tensors[i] for i in wanted))
+        for i, view in zip(wanted, views, strict=True):
+            entered[i] = view
+        return tuple(entered)
+
+    def extra_repr(self) -> str:
+        return "full -> full"
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, entry: Entry, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.entry = entry
+        save_token(ctx, tensors[0])
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors
+        entry: Entry = ctx.entry
+        summed: list[Tensor | None] = [None] * len(gradients)
+        for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
+            same = [i for i, gradient in enumerate(gradients) if gradient.dtype == dtype]
+            flat = torch.cat([gradients[i].reshape(-1) for i in same])
+            move = moves.start(
+                entry.group, flat, PARTIAL, FULL, entry.backward_counter, blocking=True
+            )
+            parts = move.wait().split([gradients[i].numel() for i in same])
+            for i, part in zip(same, parts, strict=True):
+                summed[i] = part.view(gradients[i].shape)
+        return None, *summed
+
+
+def leave(group: Group, x: Tensor) -> Tensor:
+    """Hand a full activation to the user, whose gradients are then averaged over the ranks.
+
+    Scaling the incoming gradient by 1/P makes it partial, as the rule wants it, so the user's
+    own loss needs no change.
+    """
+    if group.size == 1 or not x.requires_grad:
+        return x
+    left: Tensor = _Leave.apply(x, group.size)
+    return left
+
+
+class _Leave(torch.autograd.Function):
+    # A copy, not a view: autograd forbids in-place work on a view made in a custom function.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: int) -> Tensor:
+        ctx.ranks = ranks
+        save_token(ctx, x)
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient / ctx.ranks, None

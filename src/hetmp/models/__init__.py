@@ -1,0 +1,9 @@
+"""Networks by name: ``models.build("vgg11", (3, 32, 32), classes=10)``.
+
+A name is one of ``names()``, or ``package.module:function`` for a network of your own. The
+shipped networks are nothing but (nested) ``nn.Sequential``.
+"""
+
+from hetmp.models.registry import CatalogRow, build, catalog, names
+
+__all__ = ["CatalogRow", "build", "catalog", "names"]

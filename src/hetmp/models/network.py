@@ -1,0 +1,71 @@
+"""What a shipped network is, and the size arithmetic that the families share."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+
+from hetmp.errors import HetmpError
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that `build` knows by name."""
+
+    name: str
+    """What the user types."""
+    description: str
+    """One line for a list of networks."""
+    input_shape: tuple[int, int, int]
+    """Channels, height and width of the images it was published for."""
+    classes: int
+    """How many classes it was published for."""
+    build: Callable[[tuple[int, int, int], int, float], nn.Sequential]
+    """From (c, h, w) of one image, classes and width to the module."""
+
+
+def scaled(channels: int, width: float) -> int:
+    """*channels* times *width*, rounded, and at least 1."""
+    return max(1, round(channels * width))
+
+
+def map_size(name: str, features: nn.Sequential, image: Iterable[int]) -> tuple[int, ...]:
+    """Height and width that *features* leave of an *image* of that height and width.
+
+    Every layer of *features* that changes the size is a convolution or a pooling with a square
+    window and no dilation.
+
+    Raises:
+        HetmpError: nothing is left, so network *name* cannot take the image.
+    """
+    image = left = tuple(image)
+    windows = _windows(features)
+    for kernel, stride, padding in windows:
+        left = tuple((side + 2 * padding - kernel) // stride + 1 for side in left)
+        if min(left) < 1:
+            raise HetmpError(
+                f"{name} cannot take images of {'x'.join(map(str, image))}: "
+                f"the smallest side that works is {_smallest_side(windows)}"
+            )
+    return left
+
+
+def _smallest_side(windows: list[tuple[int, int, int]]) -> int:
+    side = 1
+    for kernel, stride, padding in reversed(windows):
+        side = max(1, (side - 1) * stride + kernel - 2 * padding)
+    return side
+
+
+def _windows(features: nn.Sequential) -> list[tuple[int, int, int]]:
+    return [
+        (_side(layer.kernel_size), _side(layer.stride), _side(layer.padding))
+        for layer in features
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)
+    ]
+
+
+def _side(size: object) -> int:
+    """Torch keeps a square window as n or as (n, n), by the kind of layer."""
+    return cast("int", size[0] if isinstance(size, tuple) else size)

@@ -1,0 +1,116 @@
+"""The networks by name: build one, list them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from operator import index
+from typing import Any
+
+import torch
+from torch import nn
+
+from hetmp.errors import HetmpError, unknown_name
+from hetmp.models import digits, paper, user, vgg
+from hetmp.models.network import Network
+
+_NETWORKS: dict[str, Network] = {
+    network.name: network
+    for network in (paper.MNIST, paper.CIFAR, digits.DIGITS, vgg.VGG11, vgg.VGG16)
+}
+
+
+@dataclass(frozen=True)
+class CatalogRow:
+    """One line of the list of networks."""
+
+    name: str
+    """What `build` takes."""
+    description: str
+    """What it is, in a few words."""
+    input_shape: tuple[int, int, int]
+    """Channels, height and width of the images it was published for."""
+    classes: int
+    """How many classes it was published for."""
+    parameters: int
+    """How many trainable numbers it has at that shape and number of classes."""
+
+
+def names() -> list[str]:
+    """The shipped networks, in alphabetical order."""
+    return sorted(_NETWORKS)
+
+
+def catalog() -> list[CatalogRow]:
+    """A row per shipped network, in alphabetical order. No memory is taken for parameters."""
+    rows = []
+    for name in names():
+        network = _NETWORKS[name]
+        with torch.device("meta"):
+            module = network.build(network.input_shape, network.classes, 1.0)
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        rows.append(
+            CatalogRow(
+                name, network.description, network.input_shape, network.classes, parameters
+            )
+        )
+    return rows
+
+
+def build(name: str, input_shape: Sequence[int], classes: int, *, width: float = 1.0) -> nn.Module:
+    """The network *name* for images of *input_shape* and *classes* classes.
+
+    Args:
+        name: one of `names`, or ``package.module:function`` for a network of the user's own;
+            the function is called with (input_shape, classes), a tuple of whole numbers and a
+            whole number, and returns an ``nn.Module``. The current directory is searched for
+            the module, as ``python -m`` does.
+        input_shape: channels, then the spatial sides of one image in pixels. The shipped
+            networks take (channels, height, width).
+        classes: length of the output, 1 or more.
+        width: scales every hidden channel count of a shipped network (rounded, at least 1).
+
+    The parameters start from torch's default generator, in its default dtype and on its
+    default device. A shipped network takes (n, c, h, w) to (n, classes).
+
+    Raises:
+        HetmpError: an unknown name, a shape, a class count or a width out of range, an image
+            too small for the network, a function that is missing or does not build a module.
+    """
+    classes = _whole("classes", classes)
+    shape = tuple(_whole("each side of input_shape", side) for side in input_shape)
+    if len(shape) < 2:
+        raise HetmpError(
+            f"input_shape is the channels and the spatial sides of one image, "
+            f"such as (3, 32, 32), got {shape}"
+        )
+    if isinstance(width, bool) or not (
+        isinstance(width, Real) and width > 0 and math.isfinite(width)
+    ):
+        raise HetmpError(f"width is a finite number above 0, got {width!r}")
+
+    if ":" in name:
+        if width != 1:
+            raise HetmpError(
+                f"width {width} does not apply to {name}: it scales the shipped networks only "
+                f"({', '.join(names())}); scale channels inside the function"
+            )
+        return user.build(name, shape, classes)
+    if name not in _NETWORKS:
+        raise unknown_name("model", name, names())
+    if len(shape) != 3:
+        raise HetmpError(
+            f"{name} takes images of (channels, height, width), "
+            f"got input_shape {shape} with {len(shape) - 1} spatial side(s)"
+        )
+    return _NETWORKS[name].build(shape, classes, width)
+
+
+def _whole(what: str, value: Any) -> int:
+    try:
+        whole = 0 if isinstance(value, bool) else index(value)
+    except TypeError:
+        whole = 0
+    if whole < 1:
+        raise HetmpError(f"{what} is a whole number, 1 or more, got {value!r}")
+    return whole

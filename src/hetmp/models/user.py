@@ -1,0 +1,71 @@
+"""A user's own network, named as ``package.module:function``."""
+
+import importlib
+import os
+import sys
+
+from torch import nn
+
+from hetmp.errors import HetmpError
+
+
+def build(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Import the function that *name* says and call it with (*input_shape*, *classes*).
+
+    An exception of the user's code other than a ``TypeError`` passes through as it is: its
+    traceback is what helps.
+
+    Raises:
+        HetmpError: *name* is not of that form, the module or the function is missing, is not
+            callable, raises ``TypeError`` on the call, or returns no ``nn.Module``.
+    """
+    module_name, _, function_name = name.partition(":")
+    parts = [*module_name.split("."), function_name]
+    if not all(part.isidentifier() for part in parts):
+        raise HetmpError(f"model {name!r} is not of the form package.module:function")
+
+    module = _import(name, module_name)
+    if not hasattr(module, function_name):
+        raise HetmpError(
+            f"model {name!r}: module {module_name} ({module.__file__}) has no {function_name!r}"
+        )
+    function = getattr(module, function_name)
+    if not callable(function):
+        raise HetmpError(
+            f"model {name!r}: {function_name} is a {type(function).__name__}, "
+            "not a function of (input_shape, classes)"
+        )
+    try:
+        network = function(input_shape, classes)
+    except TypeError as error:
+        raise HetmpError(
+            f"model {name!r}: {function_name}({input_shape}, {classes}) raised TypeError: "
+            f"{error}; it is called with (input_shape, classes)"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise HetmpError(
+            f"model {name!r}: {function_name} returned a {type(network).__name__}, "
+            "it must return a torch.nn.Module"
+        )
+    return network
+
+
+def _import(name: str, module_name: str) -> object:
+    # A console script starts with its own folder on the path, not the user's. The entry stays,
+    # as with `python -m`: the module may import its neighbours later.
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if missing == module_name or module_name.startswith(f"{missing}."):
+            raise HetmpError(
+                f"model {name!r}: there is no module {missing!r}, neither installed nor in {here}; "
+                "run from the folder that holds it, or put that folder on PYTHONPATH"
+            ) from error
+        raise HetmpError(
+            f"model {name!r}: module {module_name} needs {missing!r}, which is not installed"
+        ) from error

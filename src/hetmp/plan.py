@@ -1,0 +1,147 @@
+"""The plan: partitions and schemes for one model on one cluster, as a document.
+
+JSON: ``{"format": "hetmp-plan", "version": 1, "ranks": 3, "layers": [{"name": "features.0",
+"kind": "Conv2d", "channels": 60, "scheme": "filters", "counts": [42, 15, 3]}, ...]}``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hetmp.errors import HetmpError, unknown_name
+from hetmp.graph import ModelGraph
+from hetmp.ops import SCHEMES, Scheme
+from hetmp.partition import Partition, apportion, checked_weights
+
+
+class LayerPlan(BaseModel):
+    """How one channel-mixing layer is cut."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """The layer's path in the module, for example ``features.0``."""
+    kind: str
+    """The layer's class, for the reader."""
+    channels: int = Field(ge=0)
+    """The length of the axis that is cut: output channels or features."""
+    scheme: Scheme = "filters"
+    """``filters`` (full to sliced), ``inputs`` (sliced to partial) or ``whole``."""
+    counts: tuple[int, ...]
+    """Output channels on each rank; where the scheme is ``whole`` they are not used."""
+
+    @model_validator(mode="after")
+    def _counts_fill_the_axis(self) -> "LayerPlan":
+        if self.partition.total != self.channels:
+            raise ValueError(
+                f"counts {self.counts} sum to {sum(self.counts)}, the layer has {self.channels} "
+                "channels"
+            )
+        return self
+
+    @property
+    def partition(self) -> Partition:
+        """The counts as a partition."""
+        return Partition(self.counts)
+
+
+class Plan(BaseModel):
+    """Partitions and schemes for one model on a number of ranks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    format: Literal["hetmp-plan"] = "hetmp-plan"
+    version: Literal[1] = 1
+    ranks: int = Field(ge=1)
+    """How many ranks the plan is for."""
+    layers: tuple[LayerPlan, ...]
+    """One entry per channel-mixing layer, in the order in which they run."""
+
+    @model_validator(mode="after")
+    def _counts_are_per_rank(self) -> "Plan":
+        for layer in self.layers:
+            if len(layer.counts) != self.ranks:
+                raise ValueError(
+                    f"layer {layer.name!r} has {len(layer.counts)} counts, the plan is for "
+                    f"{self.ranks} ranks"
+                )
+        return self
+
+    def layer(self, name: str) -> LayerPlan:
+        """The entry of a layer.
+
+        Raises:
+            HetmpError: the plan has no such layer.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise unknown_name("layer", name, [layer.name for layer in self.layers])
+
+    def with_layer(
+        self, name: str, *, scheme: Scheme | None = None, counts: Sequence[int] | None = None
+    ) -> "Plan":
+        """This plan with another scheme or other counts for one layer.
+
+        Raises:
+            HetmpError: no such layer or scheme, or counts that do not fill it.
+        """
+        old = self.layer(name)
+        if scheme is not None and scheme not in SCHEMES:
+            raise unknown_name("scheme", scheme, SCHEMES)
+        changed = old.model_dump() | {"scheme": scheme or old.scheme}
+        if counts is not None:
+            changed["counts"] = tuple(counts)
+        layers = [changed if layer.name == name else layer.model_dump() for layer in self.layers]
+        return _validated({"ranks": self.ranks, "layers": layers}, "plan")
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Read a plan from JSON.
+
+        Raises:
+            HetmpError: the file cannot be read, or an entry is wrong: its place and the reason.
+        """
+        try:
+            text = Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise HetmpError(f"plan {path} cannot be read: {error}") from error
+        return _validated(text, f"plan {path}")
+
+
+def _validated(source: str | dict[str, Any], what: str) -> Plan:
+    try:
+        if isinstance(source, str):
+            return Plan.model_validate_json(source)
+        return Plan.model_validate(source)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise HetmpError(f"{what}: {place + ': ' if place else ''}{first['msg']}") from error
+
+
+def plan_from_weights(graph: ModelGraph, weights: Sequence[Any]) -> Plan:
+    """The default plan: scheme ``filters`` everywhere, channels in proportion to *weights*.
+
+    Raises:
+        HetmpError: weights that cannot be used (see ``apportion``).
+    """
+    exact = checked_weights(weights)
+    layers = []
+    for node in graph.mixing():
+        channels = node.rule.output_channels(node.layer)
+        layers.append(
+            LayerPlan(
+                name=node.path,
+                kind=type(node.layer).__name__,
+                channels=channels,
+                counts=apportion(channels, exact).counts,
+            )
+        )
+    return Plan(ranks=len(exact), layers=tuple(layers))

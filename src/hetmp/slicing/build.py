@@ -1,0 +1,203 @@
+"""``slice_model``: read -> plan -> schedule -> this rank's layers -> rank 0's values."""
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hetmp.comm import Group
+from hetmp.errors import HetmpError
+from hetmp.exchange import distribute, share_of
+from hetmp.graph import ModelGraph, read_graph
+from hetmp.ops import fresh_tensors
+from hetmp.partition import checked_weights
+from hetmp.plan import Plan, plan_from_weights
+from hetmp.schedule import LayerStep, Schedule, make_schedule
+from hetmp.slicing.model import RESERVED, SlicedModel
+from hetmp.slicing.table import Entry, Table, make_table
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+Init = Callable[[str, torch.Size, torch.Generator], Tensor]
+"""(parameter's name, whole shape, generator) -> whole tensor."""
+
+_RESET = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0}
+"""What the buffers of a normalization hold before the first batch."""
+
+
+def slice_model(
+    module: nn.Module,
+    weights: Sequence[float] | Plan,
+    comm: "MPI.Intracomm | None" = None,
+    *,
+    example_input: Tensor | None = None,
+    init: Init | None = None,
+    device: torch.device | str | None = None,
+) -> SlicedModel:
+    """Slice *module* over the ranks of *comm*: the same network, of which each rank holds a share.
+
+    Collective. Give it the same module and the same weights on every rank; the values of its
+    parameters and buffers are taken from rank 0, and the module is left as it was.
+
+    Args:
+        module: a chain of layers (``nn.Sequential``, nested) that torch.fx can trace.
+        weights: the ranks' relative speeds, one per rank, or a ``Plan``.
+        comm: the ranks that share the model; ``MPI.COMM_WORLD`` if None.
+        example_input: a tensor of a batch's shape; needed only where layers do not tell the
+            sizes that slicing depends on. Its values are not looked at.
+        init: for a module on the meta device: ``init(name, shape, generator)`` gives each
+            parameter's whole value. It is called on every rank, for one parameter at a time,
+            with a generator that depends on torch's seed on rank 0 and on the name, never on
+            the number of ranks; each rank keeps its slice.
+        device: where this rank computes; the module's own device if None.
+
+    Raises:
+        HetmpError: on every rank at once, with one message: weights that cannot be used, a
+            layer that cannot be sliced, a plan for another model or number of ranks, modules
+            or weights that differ between the ranks, a meta module without ``init``.
+    """
+    group = Group(comm)
+    with group.together():
+        graph = read_graph(module, example_input)
+        plan = _plan(graph, weights, group.size)
+        schedule = make_schedule(graph, plan)
+        table = make_table(graph, schedule)
+        target = _device(module, device)
+        if RESERVED in dict(graph.skeleton.named_children()):
+            raise HetmpError(f"a child module named {RESERVED!r} hides hetmp's own: rename it")
+    _agree_on_model(group, plan, table)
+    model = SlicedModel(graph, plan, schedule, table, group)
+    _add_layers(model, graph, schedule, group.rank, target)
+    _fill(model, module, table, init, group)
+    model.training = module.training
+    return model
+
+
+def _plan(graph: ModelGraph, weights: Sequence[float] | Plan, ranks: int) -> Plan:
+    if not isinstance(weights, Plan):
+        return plan_from_weights(graph, checked_weights(weights, ranks))
+    if weights.ranks != ranks:
+        raise HetmpError(
+            f"the plan is for {weights.ranks} ranks, this job has {ranks}: make a plan for {ranks}"
+        )
+    return weights
+
+
+def _device(module: nn.Module, device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise HetmpError(f"unknown device {device!r}: {error}") from error
+    found = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+    found.discard(torch.device("meta"))
+    if len(found) > 1:
+        raise HetmpError(
+            f"the module lies on several devices ({', '.join(sorted(map(str, found)))}): move it "
+            "to one, or give slice_model a device"
+        )
+    return found.pop() if found else torch.device("cpu")
+
+
+def _agree_on_model(group: Group, plan: Plan, table: Table) -> None:
+    """Refuse ranks that were given different modules, weights or plans."""
+    told = [f"{e.name} {tuple(e.shape)} {e.dtype} {e.state}" for e in table.values()]
+    marks = np.array(
+        [zlib.crc32("\n".join(told).encode()), zlib.crc32(plan.model_dump_json().encode())],
+        dtype=np.int64,
+    )
+    gathered = group.allgather(marks)
+    with group.together():
+        for rank, mark in enumerate(gathered):
+            if mark[1] != gathered[0][1]:
+                raise HetmpError(
+                    f"rank {rank} was given other weights or another plan or model than rank 0: "
+                    "give all ranks the same"
+                )
+            if mark[0] != gathered[0][0]:
+                raise HetmpError(f"rank {rank} was given another module than rank 0")
+
+
+def _add_layers(
+    model: SlicedModel, graph: ModelGraph, schedule: Schedule, rank: int, device: torch.device
+) -> None:
+    """Put this rank's share of every layer where the user has it."""
+    steps = {s.node.path: s for s in schedule.steps if isinstance(s, LayerStep)}
+    for path, layer in graph.skeleton.named_modules():
+        if path == "":
+            _adopt(model, layer, device)
+            continue
+        above, _, name = path.rpartition(".")
+        if path in steps:
+            step = steps[path]
+            local = step.node.rule.local(
+                layer, step.scheme, step.before, step.owned, rank, device
+            )
+            local.train(layer.training)
+        else:
+            kept = type(layer) in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+            local = type(layer)() if kept else nn.Module()
+            _adopt(local, layer, device)
+        model.get_submodule(above).add_module(name, local)
+
+
+def _adopt(local: nn.Module, layer: nn.Module, device: torch.device) -> None:
+    """Give *local* uninitialised whole tensors for those that *layer* itself owns."""
+    parameters, buffers = fresh_tensors(layer, {}, {}, device)
+    for name, parameter in parameters.items():
+        local.register_parameter(name, parameter)
+    for name, buffer in buffers.items():
+        local.register_buffer(name, buffer, name not in layer._non_persistent_buffers_set)
+    local.training = layer.training
+
+
+def _fill(
+    model: SlicedModel, module: nn.Module, table: Table, init: Init | None, group: Group
+) -> None:
+    """Give every parameter and buffer rank 0's value, one at a time."""
+    whole = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    local = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    meta = group.broadcast(np.array([whole[name].is_meta for name in table], dtype=np.int8))
+    with group.together():
+        if meta.any() and init is None:
+            first = list(table)[int(meta.argmax())]
+            raise HetmpError(
+                f"{first!r} is on the meta device and has no values: give slice_model an init "
+                "function, or a module with values on rank 0"
+            )
+        if init is not None and not meta.any():
+            raise HetmpError("init is for a module on the meta device, this one has values")
+    seed = int(group.broadcast(torch.randint(2**31, (1,)).numpy() if init else np.zeros(1, int))[0])
+    with torch.no_grad():
+        for entry, is_meta in zip(table.values(), meta, strict=True):
+            if is_meta:
+                _init_slice(local[entry.name], entry, init, seed, group)
+            else:
+                distribute(group, whole[entry.name], local[entry.name], entry.state)
+
+
+def _init_slice(
+    into: Tensor, entry: Entry, init: Init | None, seed: int, group: Group
+) -> None:
+    with group.together():
+        if not entry.parameter:
+            last = entry.name.rpartition(".")[2]
+            if last not in _RESET:
+                raise HetmpError(
+                    f"buffer {entry.name!r} is on the meta device and has no values: give it some"
+                )
+            into.fill_(_RESET[last])
+            return
+        assert init is not None
+        generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(entry.name.encode()))
+        value: Any = init(entry.name, entry.shape, generator)
+        if not isinstance(value, Tensor) or value.shape != entry.shape:
+            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise HetmpError(
+                f"init gave {given} for {entry.name!r}, which is a tensor of {tuple(entry.shape)}"
+            )
+        into.copy_(share_of(value, entry.state, group.rank))

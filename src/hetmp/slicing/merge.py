@@ -1,0 +1,43 @@
+"""``merge_model``: the unsliced module's ``state_dict``, from every rank's slices."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from hetmp.comm import AgreedError
+from hetmp.exchange import collect
+from hetmp.slicing.model import SlicedModel
+
+
+def merge_model(model: SlicedModel, *, root: int | None = None) -> dict[str, Tensor]:
+    """The unsliced module's ``state_dict``: whole tensors, on the CPU.
+
+    Collective. One tensor is in flight at a time.
+
+    Args:
+        model: a model made by ``slice_model``.
+        root: the only rank that gets the tensors, the others get an empty dict; every rank
+            gets them if None.
+
+    Raises:
+        HetmpError: on every rank, for a *root* that is not a rank of the model's group.
+    """
+    return {
+        name: tensor for name, tensor in merged_tensors(model, root=root) if tensor is not None
+    }
+
+
+def merged_tensors(
+    model: SlicedModel, *, root: int | None = None
+) -> Iterator[tuple[str, Tensor | None]]:
+    """(name, whole tensor or None) of every entry of the ``state_dict``, one at a time.
+
+    Collective: every rank runs through all of it. See ``merge_model``.
+    """
+    group = model.hetmp.group
+    if root is not None and not 0 <= root < group.size:
+        raise AgreedError(f"root {root} is not a rank: there are {group.size}, from 0")
+    local = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for entry in model.hetmp.table.values():
+        if entry.persistent:
+            yield entry.name, collect(group, local[entry.name], entry.shape, entry.state, root)

@@ -1,0 +1,58 @@
+"""Whether the ranks were given the same batch: an unseeded shuffle trains on garbage."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hetmp.comm import AgreedError, Group
+
+STEPS = 3
+"""How many batches are compared."""
+
+_DIMS = 8
+
+
+class SameBatch:
+    """Compares the first batches over the ranks, to rounding."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.left = STEPS
+
+    def check(self, x: Tensor) -> None:
+        """Compare *x* over the ranks; collective while batches are compared.
+
+        Raises:
+            AgreedError: a rank has another shape or other values than rank 0.
+        """
+        if self.left == 0 or self.group.size == 1:
+            return
+        self.left -= 1
+        marks = self.group.allgather(_mark(x))
+        shapes = [tuple(int(size) for size in mark[1 : 1 + int(mark[0])]) for mark in marks]
+        for rank, (mark, shape) in enumerate(zip(marks, shapes, strict=True)):
+            if shape != shapes[0]:
+                raise AgreedError(
+                    f"rank {rank} was given a batch of shape {shape}, rank 0 of {shapes[0]}: every "
+                    "rank takes the whole batch"
+                )
+            # Devices may round alike data differently, so compare to 1e-4 of its size.
+            if not np.allclose(mark[-2:], marks[0][-2:], rtol=0, atol=1e-4 * abs(marks[0][-1])):
+                raise AgreedError(
+                    f"rank {rank} was given another batch than rank 0: every rank takes the same "
+                    "whole batch in the same order (seed the shuffle alike on all ranks)"
+                )
+
+
+def _mark(x: Tensor) -> np.ndarray:
+    """(dims, sizes, projection on a fixed pattern, norm): alike where the batches are."""
+    mark = np.zeros(_DIMS + 3)
+    mark[0] = min(x.dim(), _DIMS)
+    mark[1 : 1 + min(x.dim(), _DIMS)] = x.shape[:_DIMS]
+    flat = x.detach().reshape(-1).to("cpu", torch.float64)
+    # The golden ratio's multiples are spread evenly, so no reordering of a batch keeps the sum.
+    pattern = torch.arange(flat.numel(), dtype=torch.float64).mul_(0.6180339887498949).frac_()
+    norm = float(flat.norm())
+    mark[-2] = float(flat @ (pattern - 0.5))
+    mark[-1] = norm
+    return np.nan_to_num(mark, nan=-1.0)

@@ -1,0 +1,56 @@
+"""The table of which slice of which parameter and buffer is where: pure, no MPI."""
+
+from dataclasses import dataclass
+
+import torch
+
+from hetmp.graph import ModelGraph
+from hetmp.schedule import LayerStep, Schedule
+from hetmp.state import FULL, State
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A parameter or buffer of the unsliced module.
+
+    Attributes:
+        name: as in the user's ``state_dict``.
+        shape, dtype: of the whole tensor.
+        state: ``FULL`` (every rank holds it alike) or ``Sliced`` along one of its axes.
+        parameter: whether it is a parameter, not a buffer.
+        persistent: whether it is in the ``state_dict``.
+    """
+
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    state: State
+    parameter: bool
+    persistent: bool
+
+
+Table = dict[str, Entry]
+
+
+def make_table(graph: ModelGraph, schedule: Schedule) -> Table:
+    """An entry per parameter and buffer, in the order of the user's ``state_dict``."""
+    cuts: dict[str, State] = {}
+    for step in schedule.steps:
+        if isinstance(step, LayerStep):
+            cuts.update({f"{step.node.path}.{name}": cut for name, cut in step.cuts.items()})
+    skeleton = graph.skeleton
+    parameters = dict(skeleton.named_parameters())
+    tensors = {**parameters, **dict(skeleton.named_buffers())}
+    saved = skeleton.state_dict(keep_vars=True)
+    order = [*(name for name in saved if name in tensors), *(n for n in tensors if n not in saved)]
+    return {
+        name: Entry(
+            name,
+            tensors[name].shape,
+            tensors[name].dtype,
+            cuts.get(name, FULL),
+            name in parameters,
+            name in saved,
+        )
+        for name in order
+    }
