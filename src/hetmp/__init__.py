@@ -1,9 +1,9 @@
 """Train convolutional networks across devices of unequal speed, in uneven slices of channels.
 
-    import hetmp
-    model = hetmp.slice_model(module, weights, comm)
-    ...                                  # your own loop: model(x), loss.backward(), step()
-    state = hetmp.merge_model(model)     # the unsliced module's state_dict
+import hetmp
+model = hetmp.slice_model(module, weights, comm)
+...                                  # your own loop: model(x), loss.backward(), step()
+state = hetmp.merge_model(model)     # the unsliced module's state_dict
 """
 
 from importlib import import_module

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -186,6 +187,17 @@ def launched() -> tuple[int, int] | None:
     return None
 
 
+def speaks_first() -> bool:
+    """Whether this process is the one of many that speaks of what all of them see.
+
+    The launcher knows before MPI starts, and where MPI fell apart into lonely worlds.
+    """
+    told = launched()
+    if told is not None:
+        return told[0] == 0
+    return "mpi4py.MPI" not in sys.modules or _mpi().COMM_WORLD.Get_rank() == 0
+
+
 def check_world(group: Group) -> None:
     """Refuse a job whose launcher started P lonely worlds of one rank each.
 
@@ -209,9 +221,15 @@ def mpi_library() -> str:
     return f"{name} {'.'.join(str(part) for part in version)}"
 
 
-def local_rank(group: Group) -> tuple[int, int]:
-    """(number, count) of this rank among the group's ranks on this host. Collective."""
+def local_sharing(group: Group, what: str) -> tuple[int, int]:
+    """(number, count) of this rank among the ranks on this host that name the same *what*.
+
+    Collective. For ranks that share devices or cores: *what* names the set they were given.
+    """
     local = group.control.Split_type(_mpi().COMM_TYPE_SHARED)
-    numbers = (local.Get_rank(), local.Get_size())
+    marks = np.empty(local.Get_size(), dtype=np.int64)
+    local.Allgather(np.array([zlib.crc32(what.encode())], dtype=np.int64), marks)
+    same = marks == marks[local.Get_rank()]
+    number = int(same[: local.Get_rank()].sum())
     local.Free()
-    return numbers
+    return number, int(same.sum())

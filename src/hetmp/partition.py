@@ -14,7 +14,6 @@ from typing import Any
 
 from hetmp.errors import HetmpError
 
-
 Weight = float | Fraction
 """A rank's relative speed; only ratios matter."""
 

@@ -138,9 +138,7 @@ class _Scheduler:
     def wanted_full(self, node: Node) -> bool:
         """Whether all that takes this value needs all its channels."""
         consumers = self.graph.consumers(node.name)
-        return all(
-            c.rule.mixes and self.plan.layer(c.path).scheme != "inputs" for c in consumers
-        )
+        return all(c.rule.mixes and self.plan.layer(c.path).scheme != "inputs" for c in consumers)
 
     def pass_through(self, node: Node) -> None:
         source = self.values[node.source]
@@ -181,7 +179,7 @@ class _Scheduler:
         if source == target:
             return value
         if (value, target) not in self.exchanged:
-            name = f"{value} to {target}"
+            name = f"{value} exchanged {len(self.exchanged)}"
             self.steps.append(ExchangeStep(name, value, source, target))
             self.states[name] = target
             self.exchanged[value, target] = name

@@ -33,7 +33,10 @@ class Sliced:
     axis: int = 1
 
     def __str__(self) -> str:
-        return f"sliced {'/'.join(str(count) for count in self.layout.counts)}"
+        counts = [str(count) for count in self.layout.counts]
+        if len(counts) > 8:
+            counts[4:-2] = ["..."]
+        return f"sliced {'/'.join(counts)}"
 
 
 State = Full | Partial | Sliced

@@ -321,9 +321,7 @@ def _to_wire(flat: Tensor, *, summed: bool) -> _Wire:
         carried = torch.float32 if summed else torch.int16
         on_wire = flat.float() if summed else flat.contiguous().view(torch.int16)
     elif flat.dtype not in (torch.float32, torch.float64):
-        raise HetmpError(
-            f"exchanges move float32, float64, float16 and bfloat16, got {flat.dtype}"
-        )
+        raise HetmpError(f"exchanges move float32, float64, float16 and bfloat16, got {flat.dtype}")
     if flat.is_cuda:
         staged = torch.empty(on_wire.shape, dtype=on_wire.dtype, pin_memory=True)
         staged.copy_(on_wire, non_blocking=True)

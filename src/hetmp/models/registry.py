@@ -50,9 +50,7 @@ def catalog() -> list[CatalogRow]:
             module = network.build(network.input_shape, network.classes, 1.0)
         parameters = sum(parameter.numel() for parameter in module.parameters())
         rows.append(
-            CatalogRow(
-                name, network.description, network.input_shape, network.classes, parameters
-            )
+            CatalogRow(name, network.description, network.input_shape, network.classes, parameters)
         )
     return rows
 

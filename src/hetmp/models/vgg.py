@@ -16,7 +16,7 @@ from functools import partial
 
 from torch import nn
 
-from hetmp.models.network import Network, map_size, scaled
+from hetmp.models.network import Network, he_normal, map_size, scaled
 
 PUBLISHED_MAP = 7
 """Side of the map that the published head flattens."""
@@ -43,7 +43,7 @@ def _vgg(
             layers.append(nn.MaxPool2d(2))
             continue
         filters = scaled(filters, width)
-        layers += [_he_normal(nn.Conv2d(channels, filters, 3, padding=1)), nn.ReLU()]
+        layers += [he_normal(nn.Conv2d(channels, filters, 3, padding=1)), nn.ReLU()]
         channels = filters
     features = nn.Sequential(*layers)
 
@@ -68,17 +68,5 @@ def _vgg(
     return nn.Sequential(network)
 
 
-def _he_normal(convolution: nn.Conv2d) -> nn.Conv2d:
-    """With torch's own start the signal dies on the way through so many layers without a norm."""
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    assert convolution.bias is not None
-    nn.init.zeros_(convolution.bias)
-    return convolution
-
-
-VGG11 = Network(
-    "vgg11", "VGG-11 (configuration A)", (3, 224, 224), 1000, partial(_vgg, "vgg11", A)
-)
-VGG16 = Network(
-    "vgg16", "VGG-16 (configuration D)", (3, 224, 224), 1000, partial(_vgg, "vgg16", D)
-)
+VGG11 = Network("vgg11", "VGG-11 (configuration A)", (3, 224, 224), 1000, partial(_vgg, "vgg11", A))
+VGG16 = Network("vgg16", "VGG-16 (configuration D)", (3, 224, 224), 1000, partial(_vgg, "vgg16", D))

@@ -250,4 +250,3 @@ def cut_along(layer: nn.Module, names: Mapping[str, int], state: State) -> Cuts:
         for name, axis in names.items()
         if getattr(layer, name, None) is not None
     }
-

@@ -134,9 +134,7 @@ def _add_layers(
         above, _, name = path.rpartition(".")
         if path in steps:
             step = steps[path]
-            local = step.node.rule.local(
-                layer, step.scheme, step.before, step.owned, rank, device
-            )
+            local = step.node.rule.local(layer, step.scheme, step.before, step.owned, rank, device)
             local.train(layer.training)
         else:
             kept = type(layer) in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -180,9 +178,7 @@ def _fill(
                 distribute(group, whole[entry.name], local[entry.name], entry.state)
 
 
-def _init_slice(
-    into: Tensor, entry: Entry, init: Init | None, seed: int, group: Group
-) -> None:
+def _init_slice(into: Tensor, entry: Entry, init: Init | None, seed: int, group: Group) -> None:
     with group.together():
         if not entry.parameter:
             last = entry.name.rpartition(".")[2]

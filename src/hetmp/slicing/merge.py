@@ -22,9 +22,7 @@ def merge_model(model: SlicedModel, *, root: int | None = None) -> dict[str, Ten
     Raises:
         HetmpError: on every rank, for a *root* that is not a rank of the model's group.
     """
-    return {
-        name: tensor for name, tensor in merged_tensors(model, root=root) if tensor is not None
-    }
+    return {name: tensor for name, tensor in merged_tensors(model, root=root) if tensor is not None}
 
 
 def merged_tensors(

@@ -82,31 +82,32 @@ class SlicedModel(nn.Module):
         return given
 
     def __repr__(self) -> str:
+        """The user's layers, the states between them and the exchanges, in order."""
         group = self.hetmp.group
         lines = [f"SlicedModel, rank {group.rank} of {group.size}:"]
         rows = [self._row(step) for step in self.hetmp.schedule.steps]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines += [
-            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+            "  "
+            + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
             + f"  {row[3]}"
             for row in rows
         ]
         return "\n".join(line.rstrip() for line in lines)
 
     def _row(self, step: Step) -> tuple[str, str, str, str]:
-        """(path, what, scheme, states) of a step."""
+        """(path, scheme, states, what) of a step."""
         states = str(step.after)
         if step.before != step.after:
             states = f"{step.before} -> {step.after}"
         if isinstance(step, LayerStep):
-            layer = self.get_submodule(step.node.path)
-            return step.node.path, repr(layer).replace("\n", " "), step.scheme or "", states
+            return step.node.path, step.scheme or "", states, repr(step.node.layer)
         if isinstance(step, BiasStep):
-            return step.parameter.rpartition(".")[0], "add bias", "", states
+            return step.parameter.rpartition(".")[0], "", states, "add bias"
         assert isinstance(step, ExchangeStep)
         exchange = self.hetmp.exchange(step)
-        what = f"[{exchange.collective}; backward {exchange.backward_collective}]"
-        return "", what, "exchange", states
+        what = f"{exchange.collective}, backward {exchange.backward_collective}"
+        return "", "exchange", states, what
 
 
 class Runtime(nn.Module):
@@ -146,6 +147,15 @@ class Runtime(nn.Module):
                 f"the model takes batches of {self.dims} dimensions, got shape {tuple(x.shape)}: "
                 "give the batch axis also for one sample, or an example_input to slice_model"
             )
+
+    def exchange_seconds(self) -> list[float]:
+        """Seconds of every exchange so far on this rank, forward and backward apart."""
+        seconds = []
+        for exchange in self.exchanges:
+            assert isinstance(exchange, Exchange)
+            seconds += [exchange.forward_counter.seconds, exchange.backward_counter.seconds]
+        entries = (self.input_entry, self.parameter_entry)
+        return seconds + [entry.backward_counter.seconds for entry in entries]
 
     def draw_dropout_key(self, model: nn.Module) -> None:
         """Give every dropout layer rank 0's key for this pass, where one is active."""

@@ -1,0 +1,198 @@
+"""The commands: parsing and printing only.
+
+Exit codes: 0 done, 1 the job failed, 2 bad input.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import click
+
+import hetmp
+from hetmp.comm import AgreedError, Group, report, speaks_first
+from hetmp.errors import HetmpError, unknown_name
+
+
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers separated by commas."""
+
+    def __init__(self, kind: Callable[[str], Any], name: str) -> None:
+        self._kind, self.name = kind, name
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(self._kind(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 70,25,5", param, ctx)
+
+
+class _Commands(click.Group):
+    """Commands whose unknown names are answered with the nearest one."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(str(unknown_name("command", args[0], self.commands)), ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        told = [f"{name} {_version(name)}" for name in ("torch", "mpi4py", "numpy", "h5py")]
+        click.echo(f"hetmp {hetmp.__version__} ({', '.join(told)})")
+        ctx.exit()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the versions of hetmp and of what it stands on.",
+)
+def commands() -> None:
+    """Train convolutional networks across devices of unequal speed.
+
+    Start training with MPI, one process per device:
+
+    \b
+      mpirun -n 3 hetmp train --model digits --data digits --weights 70,25,5
+    """
+
+
+@commands.command()
+def models() -> None:
+    """List the networks that --model knows."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from hetmp.models import catalog
+
+    table = Table(box=box.SIMPLE)
+    for heading in ("name", "what it is", "input", "classes", "parameters"):
+        table.add_column(
+            heading, justify="right" if heading in ("classes", "parameters") else "left"
+        )
+    for row in catalog():
+        shape = "×".join(str(size) for size in row.input_shape)
+        table.add_row(row.name, row.description, shape, str(row.classes), f"{row.parameters:,}")
+    Console().print(table)
+    click.echo("Your own: --model package.module:function, called with (input_shape, classes).")
+
+
+def _train(**values: Any) -> None:
+    from hetmp.config import train_config
+
+    config = train_config(**values)
+    from hetmp.train import train
+
+    group = Group()
+    try:
+        result = train(config)
+    except AgreedError:
+        raise
+    except Exception as error:
+        group.fail(error)
+    group.say(
+        f"{100 * result.accuracy:.2f} % test accuracy after {result.steps} steps on "
+        f"{group.size} rank(s)"
+    )
+    if config.out:
+        group.say(f"wrote metrics.jsonl, plan.json and model.h5 to {config.out}")
+
+
+def _train_command() -> click.Command:
+    """``hetmp train``, with a flag per field of the configuration."""
+    from hetmp.config import TrainConfig
+
+    options: list[click.Parameter] = [
+        _option(name, field) for name, field in TrainConfig.model_fields.items()
+    ]
+    text = """Train a network, every rank with a slice of each layer's filters.
+
+    \b
+    Examples:
+      hetmp train --model digits --data digits
+      mpirun -n 3 hetmp train --model digits --data digits --weights 70,25,5
+      mpirun -n 2 hetmp train --model paper-cifar --data synthetic --steps 20
+    """
+    return click.Command("train", params=options, callback=_train, help=text)
+
+
+def _option(name: str, field: Any) -> click.Option:
+    from hetmp.config import CHOICES
+
+    flag = "--" + name.replace("_", "-")
+    kind = _plain(field.annotation)
+    text = field.description.replace("`", "'")
+    if kind is bool:
+        return click.Option([flag], is_flag=True, default=None, help=text)
+    if field.default is not None and not field.is_required():
+        text = f"{text.rstrip('.')} (default: {field.default})."
+    types: dict[Any, Any] = {
+        int: click.INT,
+        float: click.FLOAT,
+        (tuple, float): _Numbers(float, "numbers"),
+        (tuple, int): _Numbers(int, "integers"),
+    }
+    return click.Option(
+        [flag],
+        type=types.get(kind, click.STRING),
+        metavar="|".join(CHOICES[name]) if name in CHOICES else None,
+        required=field.is_required(),
+        help=text,
+    )
+
+
+def _plain(annotation: Any) -> Any:
+    """The type under ``Annotated`` and ``| None``; (tuple, item) for tuples."""
+    if get_origin(annotation) in (Union, UnionType):
+        return _plain(next(part for part in get_args(annotation) if part is not type(None)))
+    if get_origin(annotation) is tuple:
+        return (tuple, _plain(get_args(annotation)[0]))
+    if hasattr(annotation, "__metadata__"):
+        return _plain(annotation.__origin__)
+    return annotation
+
+
+commands.add_command(_train_command())
+
+
+def main() -> None:
+    """The program ``hetmp``: runs a command; of many ranks, one speaks of bad input."""
+    code = 0
+    with contextlib.ExitStack() as stack:
+        if not speaks_first():
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        try:
+            commands.main(prog_name="hetmp", standalone_mode=False)
+        except click.exceptions.Abort:
+            code = 1
+        except (click.ClickException, HetmpError) as error:
+            code = 2
+            if speaks_first() and isinstance(error, click.ClickException):
+                error.show()
+            elif speaks_first():
+                report(error)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What a training run is told: checked when made, every field with its meaning.
+
+The command line's flags are made from these fields, so each has one name and one description.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hetmp.errors import HetmpError, unknown_name
+from hetmp.partition import checked_weights
+
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("constant", "cosine", "step")
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "float64")
+
+CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "device": DEVICES, "dtype": DTYPES}
+"""The fields that take one of a few names."""
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=1)]
+
+
+class TrainConfig(BaseModel):
+    """One training run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: str
+    """Network by name (see `hetmp models`), or package.module:function for your own."""
+    data: str
+    """Data set by name: digits (real images, in the box) or synthetic."""
+    weights: tuple[float, ...] | None = None
+    """Relative speeds, one per rank, for example 70,25,5; equal if not given."""
+    plan: Path | None = None
+    """A plan file (JSON) instead of weights: partitions and schemes layer by layer."""
+    batch_size: Whole = 64
+    """Images per step, over all ranks."""
+    epochs: Whole | None = None
+    """How often to go through the training images; 10 if neither this nor steps is given."""
+    steps: Whole | None = None
+    """How many steps to take, instead of epochs."""
+    lr: Positive = 0.05
+    """Learning rate at the start."""
+    optimizer: str = "sgd"
+    """Optimizer: sgd or adamw."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight decay."""
+    schedule: str = "cosine"
+    """Learning rate over the run: constant, cosine (to 0) or step (a tenth at each third)."""
+    clip: Positive | None = None
+    """Largest norm of all gradients together; not clipped if not given."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of the initial weights, the order of the images and dropout."""
+    device: str = "auto"
+    """auto (a GPU per rank of a host, ranks without one on the CPU), cpu or cuda."""
+    dtype: str = "float32"
+    """Precision of the computation: float32 or float64."""
+    drop_last: bool = False
+    """Leave out the short last batch of an epoch."""
+    shape: tuple[int, ...] | None = None
+    """Of a synthetic image: channels, height, width, for example 3,32,32."""
+    classes: int | None = None
+    """Of synthetic data: how many classes."""
+    samples: int | None = None
+    """Of synthetic data: how many images."""
+    out: Path | None = None
+    """Folder for the metrics, the plan and the trained network; nothing is written without."""
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_can_be_used(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if weights is not None:
+            checked_weights(weights)
+        return weights
+
+    @field_validator(*CHOICES)
+    @classmethod
+    def _is_a_choice(cls, value: str, info: Any) -> str:
+        if value not in CHOICES[info.field_name]:
+            raise unknown_name(info.field_name, value, CHOICES[info.field_name])
+        return value
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "TrainConfig":
+        if self.weights is not None and self.plan is not None:
+            raise HetmpError("weights and plan both say how to cut the layers: give one of them")
+        if self.epochs is not None and self.steps is not None:
+            raise HetmpError("epochs and steps both say how long to train: give one of them")
+        return self
+
+    def total_steps(self, per_epoch: int) -> int:
+        """How many steps the run takes, at *per_epoch* steps an epoch."""
+        return self.steps if self.steps is not None else (self.epochs or 10) * per_epoch
+
+    def total_epochs(self, per_epoch: int) -> int:
+        """How many epochs the run begins."""
+        return math.ceil(self.total_steps(per_epoch) / per_epoch)
+
+
+def train_config(**values: Any) -> TrainConfig:
+    """A checked configuration; fields whose value is None keep their default.
+
+    Raises:
+        HetmpError: the first wrong field, its value and what it may be.
+    """
+    try:
+        return TrainConfig(**{name: v for name, v in values.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, HetmpError):
+            raise cause from None
+        raise HetmpError(f"{field}: {first['msg']}, got {first['input']!r}") from None

@@ -1,0 +1,100 @@
+"""Which images make up which batch: a function of seed and epoch, and of nothing else."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hetmp.data.checks import whole
+from hetmp.data.dataset import Split
+from hetmp.errors import HetmpError
+
+
+def count_batches(n: int, batch_size: int, drop_last: bool = False) -> int:
+    """How many batches of *batch_size* images *n* images make.
+
+    Without *drop_last* the last batch holds what is left, and may be smaller.
+
+    Raises:
+        HetmpError: *n* or *batch_size* is not a whole number above 0, or *drop_last* would
+            leave no batch.
+
+    >>> count_batches(10, 4), count_batches(10, 4, drop_last=True)
+    (3, 2)
+    """
+    n = whole("n, the number of images,", n, 1)
+    batch_size = whole("batch_size", batch_size, 1)
+    full, rest = divmod(n, batch_size)
+    if not drop_last:
+        return full + (rest > 0)
+    if full == 0:
+        raise HetmpError(
+            f"batch_size {batch_size} with drop_last leaves no batch of {n} images: "
+            f"choose a batch_size of {n} or less, or keep the last batch"
+        )
+    return full
+
+
+def batch_indices(
+    n: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
+    drop_last: bool = False,
+) -> list[npt.NDArray[np.int64]]:
+    """The indices, 0 to n - 1, that each batch of an epoch takes, in order.
+
+    Every index comes once, but for those that *drop_last* drops. The order depends on *n*,
+    *seed* and *epoch* only: it is the same on every rank, on every machine, with any numpy.
+
+    Raises:
+        HetmpError: as `count_batches`; *seed* or *epoch* is not a whole number, 0 or more.
+    """
+    count = count_batches(n, batch_size, drop_last)
+    seed, epoch = whole("seed", seed, 0), whole("epoch", epoch, 0)
+    order = _shuffled(n, seed, epoch) if shuffle else np.arange(n, dtype=np.int64)
+    return [order[i * batch_size : (i + 1) * batch_size] for i in range(count)]
+
+
+def batches(
+    split: Split,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    drop_last: bool = False,
+    shuffle: bool = True,
+    start: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch as images (b, c, *spatial) float32 and labels (b,) int64.
+
+    *start* is the first batch to yield, counted from 0, for a run that resumes: those before
+    it are not read. At the number of batches nothing is yielded: the epoch was complete.
+
+    Raises:
+        HetmpError: at the call, before any batch: as `batch_indices`; *start* is no batch of
+            this epoch.
+    """
+    indices = batch_indices(
+        len(split), batch_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last
+    )
+    start = whole(f"start, a batch of the epoch's {len(indices)},", start, 0, len(indices))
+    return (_take(split, chosen) for chosen in indices[start:])
+
+
+def _take(split: Split, chosen: npt.NDArray[Any]) -> tuple[Tensor, Tensor]:
+    at = torch.from_numpy(chosen)
+    return split.images[at], split.labels[at]
+
+
+def _shuffled(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    # Sorting raw words, because numpy promises that those never change; it does not promise
+    # so of Generator.permutation, and ranks or a resumed run may have another numpy. Equal
+    # words (chance n**2 / 2**65) stay in order, so the result is defined even then.
+    words = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,))).random_raw(n)
+    return np.argsort(words, kind="stable").astype(np.int64, copy=False)

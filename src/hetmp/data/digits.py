@@ -1,0 +1,52 @@
+"""Real handwritten digits: 1,797 images of 8x8 pixels that ship inside scikit-learn."""
+
+import torch
+
+from hetmp.data.checks import whole
+from hetmp.data.dataset import Dataset, Split
+
+NAME = "digits"
+SPLIT_NAME = "digits-80-20"
+"""1,437 training and 360 test images, stratified by class. Another way gets another name."""
+
+
+def load(split_seed: int) -> Dataset:
+    """The digits, standardised with the mean and deviation of the training part.
+
+    Images are (n, 1, 8, 8); the source's pixels are whole numbers, 0 (paper) to 16 (ink).
+
+    Raises:
+        HetmpError: *split_seed* is not a whole number of 0 to 2**32 - 1.
+    """
+    split_seed = whole("split_seed", split_seed, 0, 2**32 - 1)
+    # Takes about a second: not at import, so that listing the data sets stays quick.
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+
+    pixels, labels = load_digits(return_X_y=True)  # (1797, 64) float64, (1797,) int64
+    train, test, train_labels, test_labels = train_test_split(
+        pixels.reshape(-1, 1, 8, 8),
+        labels,
+        test_size=0.2,
+        stratify=labels,
+        random_state=split_seed,
+    )
+    # One mean for all pixels: those at the rim are 0 in nearly every image, so a deviation of
+    # their own would blow up the few strokes that reach them.
+    mean, std = float(train.mean()), float(train.std())
+
+    def split(images: object, of: object) -> Split:
+        standardised = (torch.as_tensor(images) - mean) / std
+        return Split(standardised.to(torch.float32), torch.as_tensor(of, dtype=torch.int64))
+
+    return Dataset(
+        name=NAME,
+        train=split(train, train_labels),
+        test=split(test, test_labels),
+        classes=10,
+        input_shape=(1, 8, 8),
+        split_name=SPLIT_NAME,
+        split_seed=split_seed,
+        mean=(mean,),
+        std=(std,),
+    )

@@ -1,0 +1,53 @@
+"""Which device and how many threads this rank computes with."""
+
+import os
+
+import torch
+
+from hetmp.comm import Group, local_sharing
+from hetmp.errors import HetmpError
+
+
+def choose_device(group: Group, wanted: str) -> torch.device:
+    """One GPU per rank of a host; with ``auto``, ranks without one compute on the CPU.
+
+    Collective. Ranks that see the same GPUs share them out in rank order; a launcher that
+    shows each rank a GPU of its own (``CUDA_VISIBLE_DEVICES``) is followed.
+
+    Args:
+        wanted: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        HetmpError: on every rank, if ``cuda`` is wanted and a rank has no GPU.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    number, sharing = local_sharing(group, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    with group.together():
+        if number < count:
+            return _used(torch.device("cuda", number))
+        if wanted == "cuda":
+            raise HetmpError(
+                f"this rank has no GPU: {count} for {sharing} ranks on its host. Start fewer "
+                "ranks there, or use --device auto to let ranks without one compute on the CPU"
+            )
+    return torch.device("cpu")
+
+
+def _used(device: torch.device) -> torch.device:
+    torch.cuda.set_device(device)
+    return device
+
+
+def share_cores(group: Group) -> int:
+    """Share the cores among the ranks of a host that may use the same ones. Collective.
+
+    OMP_NUM_THREADS wins. Returns the number of threads that torch computes with.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    count = len(cores) if cores else os.cpu_count() or 1
+    _, sharing = local_sharing(group, str(cores))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, count // sharing))
+    return torch.get_num_threads()

@@ -1,0 +1,82 @@
+"""What a run records: a JSON-lines file, one object per step, evaluation and run.
+
+Records have a ``kind``: ``run`` (first line), ``step``, ``evaluation`` and ``end``.
+"""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from hetmp.comm import Group
+from hetmp.slicing import SlicedModel
+
+
+class StepClock:
+    """Where the seconds of a step went, on every rank.
+
+    The rank that enters an exchange last does not wait in it, so the shortest time that any
+    rank spent in an exchange is its cost, and what a rank spent beyond that is waiting.
+    """
+
+    def __init__(self, model: SlicedModel) -> None:
+        self._runtime = model.hetmp
+        self._began = 0.0
+        self._before = np.zeros(0)
+
+    def start(self) -> None:
+        """A step begins."""
+        self._before = np.array(self._runtime.exchange_seconds())
+        self._began = time.perf_counter()
+
+    def stop(self) -> dict[str, list[float]]:
+        """Seconds of compute, exchange and waiting of the step, by rank. Collective."""
+        elapsed = time.perf_counter() - self._began
+        spent = np.array(self._runtime.exchange_seconds()) - self._before
+        told = self._runtime.group.allgather(np.append(spent, elapsed))
+        exchanges, elapsed_by_rank = told[:, :-1], told[:, -1]
+        cost = exchanges.min(axis=0).sum()
+        waited = exchanges.sum(axis=1) - cost
+        return {
+            "compute": _rounded(elapsed_by_rank - exchanges.sum(axis=1)),
+            "exchange": _rounded(np.full(len(told), cost)),
+            "waiting": _rounded(waited),
+        }
+
+
+def _rounded(seconds: np.ndarray) -> list[float]:
+    return [round(float(value), 6) for value in seconds]
+
+
+class MetricsFile:
+    """Rank 0's metrics file; on other ranks, and without a path, it writes nothing.
+
+    Opening is collective over *group*, and fails on every rank if rank 0 cannot write.
+    """
+
+    def __init__(self, group: Group, path: Path | None) -> None:
+        self._file: IO[str] | None = None
+        with group.together():
+            if group.is_root and path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = path.open("w", buffering=1)
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, kind: str, **record: Any) -> None:
+        """Add one record."""
+        if self._file is not None:
+            self._file.write(json.dumps({"kind": kind, **record}) + "\n")

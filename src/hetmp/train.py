@@ -1,0 +1,231 @@
+"""A training run, top to bottom: data, model, optimizer, epochs, evaluation."""
+
+import math
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+import hetmp
+from hetmp import data, models
+from hetmp.checkpoint import write_weights
+from hetmp.comm import Group, check_world, mpi_library
+from hetmp.config import TrainConfig
+from hetmp.data import Dataset, Split
+from hetmp.device import choose_device, share_cores
+from hetmp.errors import HetmpError
+from hetmp.metrics import MetricsFile, StepClock
+from hetmp.optim import clip_grad_norm_
+from hetmp.plan import Plan
+from hetmp.progress import Progress
+from hetmp.slicing import SlicedModel, slice_model
+from hetmp.slicing.same_batch import SameBatch
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+EVALUATION_BATCH = 256
+"""Images per evaluation step; the result does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to: the last loss, and accuracy on the whole test set."""
+
+    steps: int
+    loss: float
+    accuracy: float
+
+
+def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
+    """Train as *config* says on the ranks of *comm*. Collective.
+
+    Raises:
+        HetmpError: bad input, on every rank at once.
+    """
+    group = Group(comm)
+    with group.together():
+        check_world(group)
+        torch.manual_seed(config.seed)
+        dtype = getattr(torch, config.dtype)
+        dataset = _load(config)
+        module = _build(config, dataset, group).to(dtype)
+        weights = Plan.load(config.plan) if config.plan else config.weights or [1.0] * group.size
+        per_epoch = data.count_batches(len(dataset.train), config.batch_size, config.drop_last)
+    threads = share_cores(group)
+    device = choose_device(group, config.device)
+    example = torch.empty((2, *dataset.input_shape), dtype=dtype, device="meta")
+    model = slice_model(module, weights, comm, example_input=example, device=device)
+    del module
+    optimizer = _optimizer(config, model)
+    steps = config.total_steps(per_epoch)
+    schedule = _schedule(config, optimizer, steps)
+    labels_alike = SameBatch(group)
+    path = config.out / "metrics.jsonl" if config.out else None
+    with MetricsFile(group, path) as metrics, Progress(group, steps) as progress:
+        metrics.write("run", **_about(config, model, threads))
+        progress.begin(_headline(config, model, dataset, steps))
+        step, loss, accuracy = 0, math.nan, math.nan
+        clock = StepClock(model)
+        for epoch in range(config.total_epochs(per_epoch)):
+            model.train()
+            for images, labels in _batches(config, dataset.train, epoch, dtype, device):
+                labels_alike.check(labels)
+                clock.start()
+                loss, correct = _step(config, model, optimizer, images, labels)
+                seconds = clock.stop()
+                metrics.write(
+                    "step",
+                    step=step,
+                    epoch=epoch,
+                    loss=loss,
+                    accuracy=correct / len(labels),
+                    lr=optimizer.param_groups[0]["lr"],
+                    seconds=seconds,
+                )
+                schedule.step()
+                step += 1
+                if not math.isfinite(loss):
+                    raise HetmpError(
+                        f"the loss is {loss} at step {step} of {steps}: lower --lr, or use --clip"
+                    )
+                progress.step(step, epoch, loss, len(labels))
+                if step == steps:
+                    break
+            test_loss, accuracy = evaluate(model, dataset.test, dtype, device)
+            metrics.write("evaluation", step=step, epoch=epoch, loss=test_loss, accuracy=accuracy)
+            progress.evaluated(epoch, test_loss, accuracy)
+        metrics.write("end", steps=step, loss=loss, accuracy=accuracy)
+    if config.out:
+        _write(config, model, group)
+    return Result(step, loss, accuracy)
+
+
+def evaluate(
+    model: SlicedModel, split: Split, dtype: torch.dtype, device: torch.device
+) -> tuple[float, float]:
+    """(mean cross-entropy, accuracy from 0 to 1) over all of *split*. Collective."""
+    model.eval()
+    loss, correct = 0.0, 0
+    with torch.no_grad():
+        for begin in range(0, len(split), EVALUATION_BATCH):
+            images = split.images[begin : begin + EVALUATION_BATCH].to(device, dtype)
+            labels = split.labels[begin : begin + EVALUATION_BATCH].to(device)
+            output = model(images)
+            loss += float(nn.functional.cross_entropy(output, labels, reduction="sum"))
+            correct += _correct(output, labels)
+    return loss / len(split), correct / len(split)
+
+
+def _load(config: TrainConfig) -> Dataset:
+    return data.load(
+        config.data,
+        seed=config.seed,
+        shape=config.shape,
+        classes=config.classes,
+        samples=config.samples,
+    )
+
+
+def _build(config: TrainConfig, dataset: Dataset, group: Group) -> nn.Module:
+    """The whole network; the values are rank 0's, so other ranks spare the memory."""
+    shipped = config.model in models.names()
+    with nullcontext() if group.is_root or not shipped else torch.device("meta"):
+        return models.build(config.model, dataset.input_shape, dataset.classes)
+
+
+def _optimizer(config: TrainConfig, model: SlicedModel) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+def _schedule(
+    config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if config.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    if config.schedule == "step":
+        return torch.optim.lr_scheduler.StepLR(optimizer, max(1, math.ceil(steps / 3)), gamma=0.1)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def _batches(
+    config: TrainConfig, split: Split, epoch: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, labels in data.batches(
+        split, config.batch_size, seed=config.seed, epoch=epoch, drop_last=config.drop_last
+    ):
+        yield images.to(device, dtype), labels.to(device)
+
+
+def _step(
+    config: TrainConfig,
+    model: SlicedModel,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+) -> tuple[float, int]:
+    """One optimizer step; (loss, how many of the batch were right)."""
+    optimizer.zero_grad()
+    output = model(images)
+    loss = nn.functional.cross_entropy(output, labels)
+    loss.backward()
+    if config.clip is not None:
+        clip_grad_norm_(model, config.clip)
+    optimizer.step()
+    return float(loss.detach()), _correct(output, labels)
+
+
+def _correct(output: Tensor, labels: Tensor) -> int:
+    return int((output.argmax(dim=1) == labels).sum())
+
+
+def _about(config: TrainConfig, model: SlicedModel, threads: int) -> dict[str, object]:
+    runtime = model.hetmp
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "config": config.model_dump(mode="json"),
+        "ranks": runtime.group.size,
+        "threads": threads,
+        "host": platform.node(),
+        "mpi": mpi_library(),
+        "versions": {
+            "hetmp": hetmp.__version__,
+            **{name: version(name) for name in ("torch", "mpi4py", "numpy")},
+        },
+        "plan": runtime.plan.model_dump(mode="json"),
+    }
+
+
+def _headline(config: TrainConfig, model: SlicedModel, dataset: Dataset, steps: int) -> str:
+    runtime = model.hetmp
+    held = [
+        sum(layer.counts[rank] for layer in runtime.plan.layers if layer.scheme != "whole")
+        for rank in range(runtime.group.size)
+    ]
+    shares = ", ".join(f"{100 * count / max(1, sum(held)):.0f} %" for count in held)
+    return (
+        f"{config.model} on {config.data}: {len(dataset.train)} training and {len(dataset.test)} "
+        f"test images, {steps} steps of {config.batch_size}\n"
+        f"{runtime.group.size} rank(s) hold {shares} of the channels"
+    )
+
+
+def _write(config: TrainConfig, model: SlicedModel, group: Group) -> None:
+    assert config.out is not None
+    with group.together():
+        if group.is_root:
+            model.hetmp.plan.save(config.out / "plan.json")
+    write_weights(config.out / "model.h5", model)
