@@ -1,6 +1,9 @@
 """A user's ``nn.Module`` as ordered nodes, read through torch.fx on a skeleton without data."""
 
 import copy
+import os
+import re
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +13,10 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from hetmp.errors import HetmpError
-from hetmp.ops import Rule, Shape, rule_for
+from hetmp.ops import LAYERS, Rule, Shape, rule_for
+
+_LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
+"""Folders whose lines are not the user's."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +103,15 @@ def read_graph(module: nn.Module, example_input: Tensor | None = None) -> ModelG
 
 
 def skeleton_of(module: nn.Module) -> nn.Module:
-    """A copy of *module* whose parameters and buffers are on the meta device: no data copied."""
+    """A copy of *module* whose parameters and buffers are on the meta device: no data copied.
+
+    Raises:
+        HetmpError: a lazy parameter that has no shape yet.
+    """
     memo: dict[int, Any] = {}
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise HetmpError(f"parameter {name!r} has no shape yet: run the lazy module once first")
         meta = parameter.detach().to("meta")
         memo[id(parameter)] = nn.Parameter(meta, requires_grad=parameter.requires_grad)
     for buffer in module.buffers():
@@ -108,8 +120,11 @@ def skeleton_of(module: nn.Module) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
+    record_stack_traces = True  # so that errors can name the user's line
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return rule_for(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        # A subclass of a known layer is a layer too: it is refused as one, by its name.
+        return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _trace(skeleton: nn.Module) -> fx.Graph:
@@ -122,8 +137,9 @@ def _trace(skeleton: nn.Module) -> fx.Graph:
             graphs.append(_Tracer().trace(skeleton))
     except Exception as error:
         raise HetmpError(
-            f"torch.fx cannot trace {type(skeleton).__name__}: {error}. Control flow that depends "
-            "on values cannot be sliced"
+            f"torch.fx cannot trace {type(skeleton).__name__}"
+            f"{_where(''.join(traceback.format_tb(error.__traceback__)))}: {error}. What depends on "
+            "an activation's values cannot be sliced"
         ) from error
     finally:
         for path, layer in skeleton.named_modules():
@@ -181,7 +197,7 @@ def _chain(skeleton: nn.Module, graph: fx.Graph) -> tuple[str, list[_Call], str]
             raise HetmpError(
                 f"operation {node.name!r} ({node.op} {_target_name(node.target)}) of "
                 f"{type(skeleton).__name__} cannot be sliced: hetmp slices chains of layers"
-                + _where(node)
+                + _where(node.stack_trace or "")
             )
     if not any(call.rule.mixes for call in calls):
         raise HetmpError(
@@ -194,10 +210,11 @@ def _target_name(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
-def _where(node: fx.Node) -> str:
-    """The user's line that made *node*, where torch.fx recorded it."""
-    trace = (node.stack_trace or "").strip().splitlines()
-    return f", at {trace[-2].strip()}" if len(trace) > 1 else ""
+def _where(stack: str) -> str:
+    """The innermost line of the user's in a stack trace as Python prints it."""
+    frames = re.findall(r'File "(.+)", line (\d+)', stack)
+    users = [(file, line) for file, line in frames if not file.startswith(_LIBRARIES)]
+    return ", at {}:{}".format(*users[-1]) if users else ""
 
 
 def _check_layers(skeleton: nn.Module, calls: list[_Call]) -> None:
@@ -219,8 +236,6 @@ def _check_layers(skeleton: nn.Module, calls: list[_Call]) -> None:
                 "are not sliced"
             )
         names[id(parameter)] = name
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise HetmpError(f"parameter {name!r} has no shape yet: run the lazy module once first")
     for path, layer in skeleton.named_modules():
         if _has_hooks(layer):
             raise HetmpError(

@@ -69,15 +69,13 @@ class Progress:
                 speed=f"{self._images / self._seconds:.0f} images/s",
             )
 
-    def evaluated(self, epoch: int, loss: float, accuracy: float) -> None:
+    def evaluated(self, epoch: int, accuracy: float) -> None:
         """An evaluation over the test set has ended."""
         left = self._seconds / max(1, self._taken) * (self._steps - self._taken)
         self._say(
-            f"epoch {epoch + 1:3}  step {self._taken:6}/{self._steps}  "
-            f"training loss {self._loss:.4f}  test loss {loss:.4f}  "
-            f"test accuracy {100 * accuracy:6.2f} %  "
-            f"{self._images / max(1e-9, self._seconds):7.0f} images/s  "
-            f"{_clock(left)} left"
+            f"epoch {epoch + 1:3}  step {self._taken:5}/{self._steps}  loss {self._loss:.4f}  "
+            f"test {100 * accuracy:5.2f} %  "
+            f"{self._images / max(1e-9, self._seconds):6.0f} images/s  {_clock(left)} left"
         )
         self._last = time.perf_counter()
 

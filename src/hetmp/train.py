@@ -100,7 +100,7 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
                     break
             test_loss, accuracy = evaluate(model, dataset.test, dtype, device)
             metrics.write("evaluation", step=step, epoch=epoch, loss=test_loss, accuracy=accuracy)
-            progress.evaluated(epoch, test_loss, accuracy)
+            progress.evaluated(epoch, accuracy)
         metrics.write("end", steps=step, loss=loss, accuracy=accuracy)
     if config.out:
         _write(config, model, group)

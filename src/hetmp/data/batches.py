@@ -1,7 +1,6 @@
 """Which images make up which batch: a function of seed and epoch, and of nothing else."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from hetmp.data.checks import whole
 from hetmp.data.dataset import Split
+from hetmp.data.generator import Purpose, words
 from hetmp.errors import HetmpError
 
 
@@ -56,6 +56,7 @@ def batch_indices(
         HetmpError: as `count_batches`; *seed* or *epoch* is not a whole number, 0 or more.
     """
     count = count_batches(n, batch_size, drop_last)
+    n, batch_size = int(n), int(batch_size)  # a numpy int8 would overflow in the products below
     seed, epoch = whole("seed", seed, 0), whole("epoch", epoch, 0)
     order = _shuffled(n, seed, epoch) if shuffle else np.arange(n, dtype=np.int64)
     return [order[i * batch_size : (i + 1) * batch_size] for i in range(count)]
@@ -87,14 +88,12 @@ def batches(
     return (_take(split, chosen) for chosen in indices[start:])
 
 
-def _take(split: Split, chosen: npt.NDArray[Any]) -> tuple[Tensor, Tensor]:
+def _take(split: Split, chosen: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     at = torch.from_numpy(chosen)
     return split.images[at], split.labels[at]
 
 
 def _shuffled(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    # Sorting raw words, because numpy promises that those never change; it does not promise
-    # so of Generator.permutation, and ranks or a resumed run may have another numpy. Equal
-    # words (chance n**2 / 2**65) stay in order, so the result is defined even then.
-    words = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,))).random_raw(n)
-    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+    # Equal words (chance n**2 / 2**65) stay in order, so the result is defined even then.
+    keys = words(seed, Purpose.BATCH_ORDER, epoch, n)
+    return np.argsort(keys, kind="stable").astype(np.int64, copy=False)

@@ -23,7 +23,7 @@ def image_shape(shape: Any) -> tuple[int, ...]:
     """*shape* as (channels, *spatial), all 1 or more, or a `HetmpError`."""
     if not isinstance(shape, Iterable) or len(sides := tuple(shape)) < 2:
         raise HetmpError(
-            f"shape is the channels and the spatial sides of one image, "
+            "shape is the channels and the spatial sides of one image, "
             f"such as (3, 32, 32), got {shape!r}"
         )
     return tuple(whole(f"each side of shape {sides}", side, 1) for side in sides)

@@ -20,8 +20,8 @@ def load(split_seed: int) -> Dataset:
     """
     split_seed = whole("split_seed", split_seed, 0, 2**32 - 1)
     # Takes about a second: not at import, so that listing the data sets stays quick.
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)  # (1797, 64) float64, (1797,) int64
     train, test, train_labels, test_labels = train_test_split(

@@ -1,12 +1,11 @@
 """Images made from a seed, of any shape and number: for benchmarks, not for results.
 
 An image is its class's prototype plus noise, so a network that works sees its loss fall.
-Everything is made of the raw words of a counter-based generator by arithmetic that is exact or
-correctly rounded, so the images are the same bits on every machine and with every numpy.
+Everything is made of the words of a counter-based generator by arithmetic that is exact or
+correctly rounded, so the images are the same bits on every machine.
 """
 
 from collections.abc import Sequence
-from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +13,14 @@ import torch
 
 from hetmp.data.checks import image_shape, whole
 from hetmp.data.dataset import Dataset, Split
+from hetmp.data.generator import Purpose, words
 
 NAME = "synthetic"
 SPLIT_NAME = "synthetic-5-1"
 """A test image for every five training images, from another stream of the generator."""
 
 PROTOTYPE_SIDE = 4
-"""A prototype is this many even patches along each spatial axis, so that pooling keeps it."""
-
-
-class _Stream(IntEnum):
-    PROTOTYPES = 0
-    TRAIN = 1
-    TEST = 2
+"""Even patches of a prototype along each spatial axis: coarse, so that pooling keeps them."""
 
 
 def load(
@@ -51,16 +45,16 @@ def load(
     samples = whole("samples", 1000 if samples is None else samples, 1)
     prototypes = _prototypes(seed, classes, shape)  # (classes, c, *spatial)
 
-    def split(count: int, stream: _Stream) -> Split:
+    def split(count: int, noise: Purpose) -> Split:
         labels = np.arange(count, dtype=np.int64) % classes
-        images = _uniform(seed, stream, (count, *shape))
+        images = _uniform(seed, noise, (count, *shape))
         images += prototypes[labels]
         return Split(torch.from_numpy(images), torch.from_numpy(labels))
 
     return Dataset(
         name=NAME,
-        train=split(samples, _Stream.TRAIN),
-        test=split(max(1, samples // 5), _Stream.TEST),
+        train=split(samples, Purpose.TRAIN_NOISE),
+        test=split(max(1, samples // 5), Purpose.TEST_NOISE),
         classes=classes,
         input_shape=shape,
         split_name=SPLIT_NAME,
@@ -73,16 +67,18 @@ def load(
 def _prototypes(seed: int, classes: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     channels, *spatial = shape
     patches = tuple(min(PROTOTYPE_SIDE, side) for side in spatial)
-    images = _uniform(seed, _Stream.PROTOTYPES, (classes, channels, *patches))
+    images = _uniform(seed, Purpose.PROTOTYPES, (classes, channels, *patches))
     for axis, (side, count) in enumerate(zip(spatial, patches, strict=True), start=2):
         images = images.take(np.arange(side) * count // side, axis=axis)
     return images
 
 
-def _uniform(seed: int, stream: _Stream, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Numbers in [-1, 1), each a multiple of 2**-23, in the order of the generator's words."""
+def _uniform(seed: int, purpose: Purpose, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Numbers in [-1, 1), each a multiple of 2**-23, so that none of them was rounded."""
     size = int(np.prod(shape, dtype=np.int64))
-    generator = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(stream,)))
-    words = generator.random_raw((size + 1) // 2)  # 64 bits each: two numbers, low half first
-    halves = words.astype("<u8").view("<u4")[:size]
-    return ((halves >> 8).astype(np.float32) * np.float32(2**-23) - np.float32(1)).reshape(shape)
+    pairs = words(seed, purpose, 0, (size + 1) // 2)
+    halves = pairs.astype("<u8", copy=False).view("<u4")[:size]  # the low half comes first
+    numbers = (halves >> 8).astype(np.float32)
+    numbers *= np.float32(2**-23)
+    numbers -= np.float32(1)
+    return numbers.reshape(shape)

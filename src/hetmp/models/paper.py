@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from hetmp.models.network import Network, he_normal, map_size, scaled
+from hetmp.models.network import Network, he_start, map_size, scaled
 
 
 def _mnist(input_shape: tuple[int, int, int], classes: int, width: float) -> nn.Sequential:
@@ -21,7 +21,7 @@ def _mnist(input_shape: tuple[int, int, int], classes: int, width: float) -> nn.
     features: OrderedDict[str, nn.Module] = OrderedDict()
     for number, (filters, kernel) in enumerate(((60, 7), (120, 5), (240, 3)), start=1):
         filters = scaled(filters, width)
-        features[f"conv{number}"] = he_normal(nn.Conv2d(channels, filters, kernel))
+        features[f"conv{number}"] = he_start(nn.Conv2d(channels, filters, kernel))
         features[f"relu{number}"] = nn.ReLU()
         channels = filters
     features["pool"] = nn.AvgPool2d(2)
@@ -37,7 +37,7 @@ def _cifar(input_shape: tuple[int, int, int], classes: int, width: float) -> nn.
     features: OrderedDict[str, nn.Module] = OrderedDict()
     for number, filters in enumerate((60, 60, 120, 120, 240, 240, 480, 480), start=1):
         filters = scaled(filters, width)
-        features[f"conv{number}"] = he_normal(nn.Conv2d(channels, filters, 3, padding=1))
+        features[f"conv{number}"] = he_start(nn.Conv2d(channels, filters, 3, padding=1))
         features[f"relu{number}"] = nn.ReLU()
         if number % 2 == 0:
             features[f"pool{number // 2}"] = nn.MaxPool2d(2)

@@ -1,7 +1,7 @@
 """The networks by name: build one, list them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from operator import index
@@ -76,16 +76,8 @@ def build(name: str, input_shape: Sequence[int], classes: int, *, width: float =
             too small for the network, a function that is missing or does not build a module.
     """
     classes = _whole("classes", classes)
-    shape = tuple(_whole("each side of input_shape", side) for side in input_shape)
-    if len(shape) < 2:
-        raise HetmpError(
-            f"input_shape is the channels and the spatial sides of one image, "
-            f"such as (3, 32, 32), got {shape}"
-        )
-    if isinstance(width, bool) or not (
-        isinstance(width, Real) and width > 0 and math.isfinite(width)
-    ):
-        raise HetmpError(f"width is a finite number above 0, got {width!r}")
+    shape = _image_shape(input_shape)
+    width = _width(width)
 
     if ":" in name:
         if width != 1:
@@ -104,6 +96,15 @@ def build(name: str, input_shape: Sequence[int], classes: int, *, width: float =
     return _NETWORKS[name].build(shape, classes, width)
 
 
+def _image_shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, Iterable) or len(sides := tuple(shape)) < 2:
+        raise HetmpError(
+            "input_shape is the channels and the spatial sides of one image, "
+            f"such as (3, 32, 32), got {shape!r}"
+        )
+    return tuple(_whole(f"each side of input_shape {sides}", side) for side in sides)
+
+
 def _whole(what: str, value: Any) -> int:
     try:
         whole = 0 if isinstance(value, bool) else index(value)
@@ -112,3 +113,10 @@ def _whole(what: str, value: Any) -> int:
     if whole < 1:
         raise HetmpError(f"{what} is a whole number, 1 or more, got {value!r}")
     return whole
+
+
+def _width(value: Any) -> float:
+    width = float(value) if isinstance(value, Real) and not isinstance(value, bool) else 0.0
+    if not 0 < width < math.inf:
+        raise HetmpError(f"width is a finite number above 0, got {value!r}")
+    return width

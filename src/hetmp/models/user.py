@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from types import ModuleType
 
 from torch import nn
 
@@ -26,9 +27,7 @@ def build(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
 
     module = _import(name, module_name)
     if not hasattr(module, function_name):
-        raise HetmpError(
-            f"model {name!r}: module {module_name} ({module.__file__}) has no {function_name!r}"
-        )
+        raise HetmpError(f"model {name!r}: {module!r} has no {function_name!r}")
     function = getattr(module, function_name)
     if not callable(function):
         raise HetmpError(
@@ -50,7 +49,7 @@ def build(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     return network
 
 
-def _import(name: str, module_name: str) -> object:
+def _import(name: str, module_name: str) -> ModuleType:
     # A console script starts with its own folder on the path, not the user's. The entry stays,
     # as with `python -m`: the module may import its neighbours later.
     here = os.getcwd()

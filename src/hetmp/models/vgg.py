@@ -16,7 +16,7 @@ from functools import partial
 
 from torch import nn
 
-from hetmp.models.network import Network, he_normal, map_size, scaled
+from hetmp.models.network import Network, he_start, map_size, scaled
 
 PUBLISHED_MAP = 7
 """Side of the map that the published head flattens."""
@@ -43,7 +43,7 @@ def _vgg(
             layers.append(nn.MaxPool2d(2))
             continue
         filters = scaled(filters, width)
-        layers += [he_normal(nn.Conv2d(channels, filters, 3, padding=1)), nn.ReLU()]
+        layers += [he_start(nn.Conv2d(channels, filters, 3, padding=1)), nn.ReLU()]
         channels = filters
     features = nn.Sequential(*layers)
 

@@ -28,6 +28,9 @@ _RULES: dict[type[nn.Module], Rule] = {
     for layer in rule.layers
 }
 
+LAYERS = tuple(_RULES)
+"""Every layer class that has a rule."""
+
 
 def rule_for(layer: nn.Module) -> Rule | None:
     """The rule that speaks for *layer*'s exact class, or None. A subclass may do anything."""
@@ -35,6 +38,7 @@ def rule_for(layer: nn.Module) -> Rule | None:
 
 
 __all__ = [
+    "LAYERS",
     "SCHEMES",
     "Cuts",
     "KeyedDropout",

@@ -1,0 +1,25 @@
+"""Random words that are the same on every machine and with every numpy."""
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Purpose(IntEnum):
+    """What words are for. Each purpose has its own stream, so no two uses share a word."""
+
+    BATCH_ORDER = 0
+    PROTOTYPES = 1
+    TRAIN_NOISE = 2
+    TEST_NOISE = 3
+
+
+def words(seed: int, purpose: Purpose, number: int, count: int) -> npt.NDArray[np.uint64]:
+    """The first *count* words, 64 random bits each, of stream *number* of a *purpose*.
+
+    Raw words, because numpy promises that those never change; it does not promise so of what
+    its ``Generator`` makes of them, and ranks or a resumed run may have another numpy.
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(purpose, number))
+    return np.random.Philox(sequence).random_raw(count)

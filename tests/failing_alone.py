@@ -1,0 +1,30 @@
+"""A program in which one rank raises while the others go on into a collective."""
+
+import sys
+from typing import Any
+
+import hetmp.data
+from hetmp.cli import main
+
+FAILING_RANK = 1
+
+
+def fail_on_one_rank(after: int) -> None:
+    """Let the reading of batches break on one rank after some steps."""
+    from mpi4py import MPI
+
+    read = hetmp.data.batches
+
+    def batches(*args: Any, **options: Any) -> Any:
+        for number, batch in enumerate(read(*args, **options)):
+            if number == after and MPI.COMM_WORLD.Get_rank() == FAILING_RANK:
+                raise OSError("the disk of this rank is gone")
+            yield batch
+
+    hetmp.data.batches = batches
+
+
+if __name__ == "__main__":
+    fail_on_one_rank(after=4)
+    sys.argv = ["hetmp", *sys.argv[1:]]
+    main()

@@ -1,0 +1,39 @@
+"""A network of a user's own, for ``--model own_network:build``, and one that goes wrong."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def build(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Two convolutions with prime channel counts, dropout and a linear layer."""
+    return nn.Sequential(
+        nn.Conv2d(input_shape[0], 5, 3),
+        nn.BatchNorm2d(5),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(0.1),
+        nn.Conv2d(5, 7, 3),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(28, classes),
+    )
+
+
+def diverging(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """A network whose output is not a number from the start."""
+    network = build(input_shape, classes)
+    with torch.no_grad():
+        network[-1].bias.fill_(torch.nan)
+    return network
+
+
+def with_a_layer_of_my_own(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """A network with a layer that hetmp has no rule for."""
+
+    class Doubled(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    return nn.Sequential(Doubled(input_shape[0], 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, classes))

@@ -1,0 +1,141 @@
+"""The program as a user runs it: what it prints, how it fails, and that it never hangs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hetmp
+
+HERE = Path(__file__).resolve().parent
+MPIRUN = HERE.parent / "scripts" / "mpirun.sh"
+LAUNCHERS = re.compile(r"^(OMPI|PMI|PMIX|PRTE|MPI_LOCAL|SLURM|HYDRA)")
+TRAIN = ("train", "--model", "digits", "--data", "digits", "--batch-size", "100")
+
+
+def hetmp_run(*arguments, ranks=None, module=("-m", "hetmp.cli"), timeout=120, **environment):
+    """Run the program, under mpirun if *ranks* is given; it must end before *timeout*."""
+    command = [sys.executable, *module, *map(str, arguments)]
+    if ranks is not None:
+        command = [str(MPIRUN), "-n", str(ranks), *command]
+    clean = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
+    clean |= {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "COLUMNS": "80"} | environment
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=clean, cwd=HERE
+    )
+
+
+def refused(done, *words):
+    """The one message of a run that must have failed."""
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "hetmp: error:" in line]
+    assert len(said) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in said[0]
+    return said[0]
+
+
+def test_version_names_what_it_stands_on():
+    done = hetmp_run("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"hetmp {hetmp.__version__} (torch ")
+
+
+def test_help_fits_80_columns_and_lists_the_commands():
+    for arguments in (["--help"], ["train", "--help"], ["models", "--help"], []):
+        done = hetmp_run(*arguments)
+        text = done.stdout + done.stderr
+        assert max(len(line) for line in text.splitlines()) <= 80
+    assert "--weights" in hetmp_run("train", "--help").stdout
+
+
+def test_help_under_mpirun_is_printed_once():
+    done = hetmp_run("--help", ranks=3)
+    assert done.returncode == 0
+    assert done.stdout.count("Usage:") == 1
+
+
+def test_models_are_listed():
+    done = hetmp_run("models")
+    assert done.returncode == 0
+    for name in ("digits", "paper-mnist", "paper-cifar", "vgg11", "vgg16", "138,357,544"):
+        assert name in done.stdout
+
+
+def test_three_ranks_train_and_write(tmp_path):
+    out = tmp_path / "a run"
+    done = hetmp_run(*TRAIN, "--weights", "70,25,5", "--epochs", 2, "--out", out, ranks=3)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("test accuracy") == 1
+    assert "71 %, 26 %, 4 %" in done.stdout
+    assert sorted(path.name for path in out.iterdir()) == [
+        "metrics.jsonl", "model.h5", "plan.json"
+    ]
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["kind"] == "end"
+
+
+BAD = {
+    "weights for another number of ranks": (
+        ["--weights", "70,25"], ["2 weights (70.0, 25.0) for 3 ranks"]
+    ),
+    "no weight above zero": (["--weights", "0,0,0"], ["all weights are 0"]),
+    "a negative weight": (["--weights", "1,-1,1"], ["weight -1.0 of rank 1 is negative"]),
+    "a weight that is no number": (["--weights", "1,nan,1"], ["weight nan of rank 1"]),
+    "an unknown model": (["--model", "digit"], ["'digit'", "did you mean 'digits'"]),
+    "an unknown data set": (["--data", "digitz"], ["'digitz'", "did you mean 'digits'"]),
+    "an unknown optimizer": (["--optimizer", "adam"], ["'adam'", "did you mean 'adamw'"]),
+    "an unknown schedule": (["--schedule", "cosin"], ["did you mean 'cosine'"]),
+    "an unknown device": (["--device", "gpu"], ["unknown device 'gpu'", "cuda"]),
+    "no GPU": (["--device", "cuda"], ["has no GPU", "--device auto"]),
+    "a batch of no images": (["--batch-size", "0"], ["batch_size"]),
+    "a learning rate of zero": (["--lr", "0"], ["lr"]),
+    "both epochs and steps": (["--epochs", "1", "--steps", "1"], ["epochs and steps"]),
+    "a plan that is not there": (["--plan", "nowhere.json"], ["nowhere.json"]),
+    "a folder that cannot be": (["--out", "/dev/null/run"], ["rank 0", "/dev/null/run"]),
+    "a layer without a rule": (
+        ["--model", "own_network:with_a_layer_of_my_own"], ["cannot be sliced"]
+    ),
+    "a module that is not there": (["--model", "no_such_module:build"], ["no_such_module"]),
+    "a loss that is no number": (["--model", "own_network:diverging"], ["the loss is nan at step"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD, ids=[case.replace(" ", "-") for case in BAD])
+def test_bad_input_is_one_message_and_a_failure_everywhere(case):
+    flags, words = BAD[case]
+    refused(hetmp_run(*TRAIN, *flags, ranks=3), *words)
+
+
+def test_a_wrong_flag_or_command_names_the_nearest():
+    done = hetmp_run("trian", ranks=2)
+    assert done.returncode != 0
+    assert done.stderr.count("did you mean 'train'") == 1
+    done = hetmp_run("train", "--weihgts", "1,1", ranks=2)
+    assert done.returncode != 0
+    assert done.stderr.count("--weights") == 1
+
+
+def test_a_rank_that_raises_alone_ends_the_job():
+    done = hetmp_run(*TRAIN, ranks=3, module=(str(HERE / "failing_alone.py"),), timeout=60)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "hetmp: error:" in line]
+    assert said == [
+        "hetmp: error: rank 1 failed while the others went on: "
+        "OSError: the disk of this rank is gone"
+    ]
+
+
+def test_lonely_worlds_are_caught():
+    """What srun --mpi=pmix makes of an MPICH program: three processes, three worlds of one."""
+    done = hetmp_run(*TRAIN, SLURM_PROCID="0", SLURM_NTASKS="3", SLURM_STEP_NUM_TASKS="3")
+    refused(done, "3 separate worlds of 1 rank", "--mpi=pmix", "--mpi=pmi2")
+    silent = hetmp_run(*TRAIN, SLURM_PROCID="1", SLURM_NTASKS="3", SLURM_STEP_NUM_TASKS="3")
+    assert silent.returncode != 0
+    assert silent.stderr == ""
