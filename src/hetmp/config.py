@@ -70,7 +70,7 @@ class TrainConfig(BaseModel):
     samples: int | None = None
     """Of synthetic data: how many images."""
     out: Path | None = None
-    """Folder for the metrics, the plan and the trained network; nothing is written without."""
+    """Folder for metrics.jsonl, plan.json and model.h5, replacing older ones; none without."""
 
     @field_validator("weights")
     @classmethod

@@ -136,10 +136,10 @@ def _trace(skeleton: nn.Module) -> fx.Graph:
             skeleton.train(mode)
             graphs.append(_Tracer().trace(skeleton))
     except Exception as error:
+        place = _where("".join(traceback.format_tb(error.__traceback__)))
         raise HetmpError(
-            f"torch.fx cannot trace {type(skeleton).__name__}"
-            f"{_where(''.join(traceback.format_tb(error.__traceback__)))}: {error}. What depends on "
-            "an activation's values cannot be sliced"
+            f"torch.fx cannot trace {type(skeleton).__name__}{place}: {error}. What depends on an "
+            "activation's values cannot be sliced"
         ) from error
     finally:
         for path, layer in skeleton.named_modules():

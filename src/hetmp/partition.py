@@ -12,6 +12,7 @@ from itertools import accumulate
 from numbers import Rational
 from typing import Any
 
+from hetmp.checks import whole_number
 from hetmp.errors import HetmpError
 
 Weight = float | Fraction
@@ -32,13 +33,11 @@ class Partition:
         counts = tuple(self.counts)
         if not counts:
             raise HetmpError("a partition needs a count for at least one rank, got none")
-        for rank, count in enumerate(counts):
-            if isinstance(count, bool) or int(count) != count or count < 0:
-                raise HetmpError(
-                    f"partition {counts} gives rank {rank} {count!r}: "
-                    "counts are whole numbers, 0 or more"
-                )
-        object.__setattr__(self, "counts", tuple(int(count) for count in counts))
+        checked = tuple(
+            whole_number(f"the count of rank {rank} in partition {counts}", count, 0)
+            for rank, count in enumerate(counts)
+        )
+        object.__setattr__(self, "counts", checked)
 
     @property
     def ranks(self) -> int:
@@ -163,9 +162,9 @@ def apportion(
     >>> apportion(60, (70, 25, 5)).counts
     (42, 15, 3)
     """
-    total = _whole("total", total, 0)
-    multiple_of = _whole("multiple_of", multiple_of, 1)
-    at_least = _whole("at_least", at_least, 0)
+    total = whole_number("total", total, 0)
+    multiple_of = whole_number("multiple_of", multiple_of, 1)
+    at_least = whole_number("at_least", at_least, 0)
     exact = checked_weights(weights)
     units, rest = divmod(total, multiple_of)
     if rest:
@@ -229,16 +228,6 @@ def checked_weights(weights: Iterable[Any], ranks: int | None = None) -> tuple[F
     if not any(exact):
         raise HetmpError(f"all weights are 0 ({shown}): at least one rank must have work")
     return tuple(exact)
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    try:
-        whole = int(value)
-    except (TypeError, ValueError, OverflowError):
-        whole = least - 1
-    if isinstance(value, bool) or whole != value or whole < least:
-        raise HetmpError(f"{name} is a whole number, {least} or more, got {value!r}")
-    return whole
 
 
 def _below_floor(

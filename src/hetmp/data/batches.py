@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hetmp.data.checks import whole
+from hetmp.checks import whole_number
 from hetmp.data.dataset import Split
 from hetmp.data.generator import Purpose, words
 from hetmp.errors import HetmpError
@@ -25,8 +25,8 @@ def count_batches(n: int, batch_size: int, drop_last: bool = False) -> int:
     >>> count_batches(10, 4), count_batches(10, 4, drop_last=True)
     (3, 2)
     """
-    n = whole("n, the number of images,", n, 1)
-    batch_size = whole("batch_size", batch_size, 1)
+    n = whole_number("n, the number of images,", n, 1)
+    batch_size = whole_number("batch_size", batch_size, 1)
     full, rest = divmod(n, batch_size)
     if not drop_last:
         return full + (rest > 0)
@@ -57,7 +57,7 @@ def batch_indices(
     """
     count = count_batches(n, batch_size, drop_last)
     n, batch_size = int(n), int(batch_size)  # a numpy int8 would overflow in the products below
-    seed, epoch = whole("seed", seed, 0), whole("epoch", epoch, 0)
+    seed, epoch = whole_number("seed", seed, 0), whole_number("epoch", epoch, 0)
     order = _shuffled(n, seed, epoch) if shuffle else np.arange(n, dtype=np.int64)
     return [order[i * batch_size : (i + 1) * batch_size] for i in range(count)]
 
@@ -84,7 +84,7 @@ def batches(
     indices = batch_indices(
         len(split), batch_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last
     )
-    start = whole(f"start, a batch of the epoch's {len(indices)},", start, 0, len(indices))
+    start = whole_number(f"start, a batch of the epoch's {len(indices)},", start, 0, len(indices))
     return (_take(split, chosen) for chosen in indices[start:])
 
 

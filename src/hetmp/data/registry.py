@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from hetmp.checks import whole_number
 from hetmp.data import digits, synthetic
-from hetmp.data.checks import whole
 from hetmp.data.dataset import Dataset
 from hetmp.errors import HetmpError, unknown_name
 
@@ -39,7 +39,7 @@ def load(
     """
     if name not in names():
         raise unknown_name("data set", name, names())
-    seed = whole("seed", seed, 0)
+    seed = whole_number("seed", seed, 0)
     if name == digits.NAME:
         _refuse(name, {"shape": shape, "classes": classes, "samples": samples}, synthetic.NAME)
         return digits.load(split_seed)

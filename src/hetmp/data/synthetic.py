@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hetmp.data.checks import image_shape, whole
+from hetmp.checks import image_shape, whole_number
 from hetmp.data.dataset import Dataset, Split
 from hetmp.data.generator import Purpose, words
 
@@ -40,9 +40,9 @@ def load(
     Raises:
         HetmpError: a value out of range.
     """
-    shape = image_shape((3, 32, 32) if shape is None else shape)
-    classes = whole("classes", 10 if classes is None else classes, 2)
-    samples = whole("samples", 1000 if samples is None else samples, 1)
+    shape = image_shape("shape", (3, 32, 32) if shape is None else shape)
+    classes = whole_number("classes", 10 if classes is None else classes, 2)
+    samples = whole_number("samples", 1000 if samples is None else samples, 1)
     prototypes = _prototypes(seed, classes, shape)  # (classes, c, *spatial)
 
     def split(count: int, noise: Purpose) -> Split:

@@ -1,15 +1,15 @@
 """The networks by name: build one, list them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from operator import index
 from typing import Any
 
 import torch
 from torch import nn
 
+from hetmp.checks import image_shape, whole_number
 from hetmp.errors import HetmpError, unknown_name
 from hetmp.models import digits, paper, user, vgg
 from hetmp.models.network import Network
@@ -75,8 +75,8 @@ def build(name: str, input_shape: Sequence[int], classes: int, *, width: float =
         HetmpError: an unknown name, a shape, a class count or a width out of range, an image
             too small for the network, a function that is missing or does not build a module.
     """
-    classes = _whole("classes", classes)
-    shape = _image_shape(input_shape)
+    classes = whole_number("classes", classes, 1)
+    shape = image_shape("input_shape", input_shape)
     width = _width(width)
 
     if ":" in name:
@@ -96,27 +96,10 @@ def build(name: str, input_shape: Sequence[int], classes: int, *, width: float =
     return _NETWORKS[name].build(shape, classes, width)
 
 
-def _image_shape(shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, Iterable) or len(sides := tuple(shape)) < 2:
-        raise HetmpError(
-            "input_shape is the channels and the spatial sides of one image, "
-            f"such as (3, 32, 32), got {shape!r}"
-        )
-    return tuple(_whole(f"each side of input_shape {sides}", side) for side in sides)
-
-
-def _whole(what: str, value: Any) -> int:
-    try:
-        whole = 0 if isinstance(value, bool) else index(value)
-    except TypeError:
-        whole = 0
-    if whole < 1:
-        raise HetmpError(f"{what} is a whole number, 1 or more, got {value!r}")
-    return whole
-
-
-def _width(value: Any) -> float:
-    width = float(value) if isinstance(value, Real) and not isinstance(value, bool) else 0.0
-    if not 0 < width < math.inf:
-        raise HetmpError(f"width is a finite number above 0, got {value!r}")
-    return width
+def _width(width: Any) -> float:
+    if isinstance(width, bool) or not isinstance(width, Real):
+        raise HetmpError(f"width is a finite number above 0, got {width!r}")
+    number = float(width)
+    if not (number > 0 and math.isfinite(number)):
+        raise HetmpError(f"width is a finite number above 0, got {width!r}")
+    return number

@@ -36,6 +36,11 @@ class SameBatch:
                     f"rank {rank} was given a batch of shape {shape}, rank 0 of {shapes[0]}: every "
                     "rank takes the whole batch"
                 )
+            if mark[-3] != marks[0][-3]:
+                raise AgreedError(
+                    f"the input requires a gradient on rank {rank} or on rank 0, not on both: set "
+                    "requires_grad alike on all ranks"
+                )
             # Devices may round alike data differently, so compare to 1e-4 of its size.
             if not np.allclose(mark[-2:], marks[0][-2:], rtol=0, atol=1e-4 * abs(marks[0][-1])):
                 raise AgreedError(
@@ -45,10 +50,11 @@ class SameBatch:
 
 
 def _mark(x: Tensor) -> np.ndarray:
-    """(dims, sizes, projection on a fixed pattern, norm): alike where the batches are."""
-    mark = np.zeros(_DIMS + 3)
+    """(dims, sizes, gradient wanted, projection on a fixed pattern, norm)."""
+    mark = np.zeros(_DIMS + 4)
     mark[0] = min(x.dim(), _DIMS)
     mark[1 : 1 + min(x.dim(), _DIMS)] = x.shape[:_DIMS]
+    mark[-3] = x.requires_grad
     flat = x.detach().reshape(-1).to("cpu", torch.float64)
     # The golden ratio's multiples are spread evenly, so no reordering of a batch keeps the sum.
     pattern = torch.arange(flat.numel(), dtype=torch.float64).mul_(0.6180339887498949).frac_()

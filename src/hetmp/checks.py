@@ -1,4 +1,4 @@
-"""Checks of what a user asks of the data."""
+"""Checks of numbers and shapes that a user gives."""
 
 from collections.abc import Iterable
 from operator import index
@@ -7,7 +7,7 @@ from typing import Any
 from hetmp.errors import HetmpError
 
 
-def whole(what: str, value: Any, least: int, most: int | None = None) -> int:
+def whole_number(what: str, value: Any, least: int, most: int | None = None) -> int:
     """*value* as an int of *least* to *most*, or a `HetmpError` that says *what* it is for."""
     try:
         number = None if isinstance(value, bool) else index(value)
@@ -19,11 +19,11 @@ def whole(what: str, value: Any, least: int, most: int | None = None) -> int:
     return number
 
 
-def image_shape(shape: Any) -> tuple[int, ...]:
+def image_shape(what: str, shape: Any) -> tuple[int, ...]:
     """*shape* as (channels, *spatial), all 1 or more, or a `HetmpError`."""
     if not isinstance(shape, Iterable) or len(sides := tuple(shape)) < 2:
         raise HetmpError(
-            "shape is the channels and the spatial sides of one image, "
+            f"{what} is the channels and the spatial sides of one image, "
             f"such as (3, 32, 32), got {shape!r}"
         )
-    return tuple(whole(f"each side of shape {sides}", side, 1) for side in sides)
+    return tuple(whole_number(f"each side of {what} {sides}", side, 1) for side in sides)
