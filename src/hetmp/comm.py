@@ -4,6 +4,7 @@ The only module that imports ``mpi4py.MPI``, and only when a group is first made
 commands for login nodes never start MPI.
 """
 
+import atexit
 import os
 import sys
 import time
@@ -32,9 +33,35 @@ class AgreedError(HetmpError):
 
 
 def _mpi() -> Any:
+    """``mpi4py.MPI``, with MPI started."""
+    started_by_user = "mpi4py.MPI" in sys.modules
+    if not started_by_user:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
     from mpi4py import MPI
 
+    if not started_by_user:
+        _refuse_misfit(MPI.Get_library_version())
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        atexit.register(_finalize)
     return MPI
+
+
+def _finalize() -> None:
+    from mpi4py import MPI
+
+    if not MPI.Is_finalized():
+        MPI.Finalize()
+
+
+def _refuse_misfit(library: str) -> None:
+    """Say what MPICH would abort on without a word of help: a launcher that speaks PMIx only."""
+    pmix_only = "PMIX_RANK" in os.environ and "PMI_RANK" not in os.environ
+    if library.startswith("MPICH") and pmix_only and "SLURM_PROCID" in os.environ:
+        raise HetmpError(
+            "srun --mpi=pmix does not fit this MPI library (MPICH): use srun --mpi=pmi2, or Open MPI"
+        )
 
 
 class Group:

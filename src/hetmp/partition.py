@@ -33,11 +33,16 @@ class Partition:
         counts = tuple(self.counts)
         if not counts:
             raise HetmpError("a partition needs a count for at least one rank, got none")
-        checked = tuple(
-            whole_number(f"the count of rank {rank} in partition {counts}", count, 0)
-            for rank, count in enumerate(counts)
-        )
-        object.__setattr__(self, "counts", checked)
+        checked = []
+        for rank, count in enumerate(counts):
+            try:
+                checked.append(whole_number("count", count, 0))
+            except HetmpError:
+                raise HetmpError(
+                    f"partition {counts} gives rank {rank} {count!r}: "
+                    "counts are whole numbers, 0 or more"
+                ) from None
+        object.__setattr__(self, "counts", tuple(checked))
 
     @property
     def ranks(self) -> int:
@@ -204,6 +209,8 @@ def checked_weights(weights: Iterable[Any], ranks: int | None = None) -> tuple[F
     exact = []
     for rank, weight in enumerate(given):
         try:
+            if isinstance(weight, str | bytes):
+                raise TypeError
             if isinstance(weight, Rational):  # numpy's integers would overflow inside a Fraction
                 value = Fraction(int(weight.numerator), int(weight.denominator))
             else:
