@@ -60,7 +60,8 @@ def _refuse_misfit(library: str) -> None:
     pmix_only = "PMIX_RANK" in os.environ and "PMI_RANK" not in os.environ
     if library.startswith("MPICH") and pmix_only and "SLURM_PROCID" in os.environ:
         raise HetmpError(
-            "srun --mpi=pmix does not fit this MPI library (MPICH): use srun --mpi=pmi2, or Open MPI"
+            "srun --mpi=pmix does not fit this MPI library (MPICH): use srun --mpi=pmi2, or an "
+            "Open MPI"
         )
 
 

@@ -1,0 +1,49 @@
+"""The README's and the docs' Python runs as it is written."""
+
+import re
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+
+from test_cli import TRAIN, hetmp_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_the_readmes_training_loop_runs(tmp_path, ranks):
+    program = tmp_path / "train.py"
+    loop = next(block for block in python_blocks("README.md") if "slice_model" in block)
+    saved = f"torch.save(state, '{tmp_path}/state.pt') if MPI.COMM_WORLD.rank == 0 else None\n"
+    program.write_text(loop + saved + "print(model)\n")
+    done = hetmp_run(module=("-m", "mpi4py", str(program)), ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("SlicedModel, rank") == ranks
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["4.weight"].shape == (64, 32, 3, 3)
+
+
+def test_the_documented_ways_to_read_a_trained_network(tmp_path):
+    out = tmp_path / "runs" / "demo"
+    assert hetmp_run(*TRAIN, "--steps", 2, "--out", out).returncode == 0
+    for page in ("README.md", "docs/formats.md"):
+        for block in python_blocks(page):
+            if "h5py.File" in block:
+                names: dict[str, object] = {}
+                exec(block.replace("runs/demo", str(out)), names)
+    assert names["state"].keys() == {  # type: ignore[attr-defined]
+        name for part in h5py.File(out / "model.h5").values() for name in part
+    }
+
+
+def test_the_readmes_commands_are_the_programs():
+    text = (ROOT / "README.md").read_text()
+    for command in re.findall(r"hetmp train (--.*?)(?: +#|\n|`)", text):
+        flags = set(re.findall(r"--[a-z-]+", command))
+        assert flags <= set(re.findall(r"--[a-z-]+", hetmp_run("train", "--help").stdout)), command
