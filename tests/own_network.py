@@ -36,4 +36,6 @@ def with_a_layer_of_my_own(input_shape: Sequence[int], classes: int) -> nn.Modul
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
 
-    return nn.Sequential(Doubled(input_shape[0], 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, classes))
+    return nn.Sequential(
+        Doubled(input_shape[0], 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, classes)
+    )

@@ -74,16 +74,15 @@ def test_three_ranks_train_and_write(tmp_path):
     assert done.stderr == ""
     assert done.stdout.count("test accuracy") == 1
     assert "71 %, 26 %, 4 %" in done.stdout
-    assert sorted(path.name for path in out.iterdir()) == [
-        "metrics.jsonl", "model.h5", "plan.json"
-    ]
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.jsonl", "model.h5", "plan.json"]
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["kind"] == "end"
 
 
 BAD = {
     "weights for another number of ranks": (
-        ["--weights", "70,25"], ["2 weights (70.0, 25.0) for 3 ranks"]
+        ["--weights", "70,25"],
+        ["2 weights (70.0, 25.0) for 3 ranks"],
     ),
     "no weight above zero": (["--weights", "0,0,0"], ["all weights are 0"]),
     "a negative weight": (["--weights", "1,-1,1"], ["weight -1.0 of rank 1 is negative"]),
@@ -100,7 +99,8 @@ BAD = {
     "a plan that is not there": (["--plan", "nowhere.json"], ["nowhere.json"]),
     "a folder that cannot be": (["--out", "/dev/null/run"], ["rank 0", "/dev/null/run"]),
     "a layer without a rule": (
-        ["--model", "own_network:with_a_layer_of_my_own"], ["cannot be sliced"]
+        ["--model", "own_network:with_a_layer_of_my_own"],
+        ["cannot be sliced"],
     ),
     "a module that is not there": (["--model", "no_such_module:build"], ["no_such_module"]),
     "a loss that is no number": (["--model", "own_network:diverging"], ["the loss is nan at step"]),

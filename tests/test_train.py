@@ -146,8 +146,12 @@ def test_a_plan_file_is_obeyed(tmp_path):
     out = folder / "planned"
     train(
         train_config(
-            model="digits", data="digits", dtype="float64", steps=STEPS,
-            plan=folder / "mine.json", out=out,
+            model="digits",
+            data="digits",
+            dtype="float64",
+            steps=STEPS,
+            plan=folder / "mine.json",
+            out=out,
         )
     )
     comm.Barrier()

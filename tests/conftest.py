@@ -1,0 +1,325 @@
+"""What every test gets, and how tests run on several ranks as one.
+
+Under ``mpirun ... python -m mpi4py -m pytest --with-mpi -m mpi`` each rank runs its own pytest.
+This file makes them one run: the ranks meet after each test and exchange what became of it, so
+that a test which fails on any rank fails on all, rank 0 shows every rank's failure once, and a
+rank that failed alone does not leave the others waiting in a collective until the job's limit.
+"""
+
+import contextlib
+import faulthandler
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+HANG = float(os.environ.get("HETMP_TEST_HANG", "300"))
+"""Seconds that one test may take; then every thread's stack is shown and the job aborted."""
+
+GRACE = float(os.environ.get("HETMP_TEST_GRACE", "60"))
+"""Seconds that a rank whose test failed waits for the others to finish theirs."""
+
+LOGS = Path(__file__).resolve().parents[1] / "build" / "mpi-logs"
+"""Where the output of ranks above 0 goes."""
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here or in a subprocess
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "mpi(min_size=1): runs on several ranks, with --with-mpi")
+    shown = os.dup(2)  # nothing is captured now: this is the real standard error
+    ranks = None
+    if config.getoption("--with-mpi", default=False):
+        from mpi4py import MPI
+
+        ranks = Ranks(MPI.COMM_WORLD, shown)
+        config.pluginmanager.register(Lockstep(config, ranks), "hetmp-lockstep")
+    config.pluginmanager.register(HangGuard(shown, ranks), "hetmp-hang-guard")
+    _settle_hypothesis(same_on_all_ranks=ranks is not None)
+
+
+def _settle_hypothesis(same_on_all_ranks: bool) -> None:
+    """No deadlines on shared cores; under MPI every rank must draw the same examples."""
+    with contextlib.suppress(ImportError):
+        from hypothesis import settings
+
+        if same_on_all_ranks:
+            settings.register_profile("hetmp", deadline=None, derandomize=True, database=None)
+        else:
+            settings.register_profile("hetmp", deadline=None)
+        settings.load_profile("hetmp")
+
+
+def pytest_collection_finish() -> None:
+    if "torch" in sys.modules:  # the tests that need it have imported it by now
+        sys.modules["torch"].set_num_threads(1)
+
+
+# --- the ranks, and how they meet ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a rank says when it arrives at a meeting."""
+
+    about: str
+    failed: bool = False
+    text: str = ""
+
+
+@dataclass
+class Ranks:
+    """The ranks of this run on a communicator of their own.
+
+    ``meet`` sends a note to every other rank and takes theirs, without blocking in MPI: unlike
+    a barrier it knows who is missing, and can give up.
+    """
+
+    world: Any
+    shown: int
+    comm: Any = field(init=False)
+    rank: int = field(init=False)
+    size: int = field(init=False)
+    waiting: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.comm = self.world.Dup()
+        self.rank, self.size = self.comm.rank, self.comm.size
+
+    def meet(self, note: Note, late: Callable[[list[int], bool, float], str | None]) -> list[Note]:
+        """Every rank's note, in rank order.
+
+        ``late(missing, any_failed, seconds)`` is asked from time to time while ranks are
+        missing; the text it returns ends the job.
+        """
+        notes: dict[int, Note] = {self.rank: note}
+        sends = [self.comm.isend(note, dest) for dest in range(self.size) if dest != self.rank]
+        start, pause = time.monotonic(), 1e-4
+        self.waiting = True
+        while sends or len(notes) < self.size:
+            # One at a time from each rank: a quick one may be at its next meeting already.
+            for source in set(range(self.size)) - notes.keys():
+                message = self.comm.improbe(source)
+                if message is not None:
+                    notes[source] = message.recv()
+            sends = [send for send in sends if not send.test()[0]]
+            missing = sorted(set(range(self.size)) - notes.keys())
+            any_failed = any(known.failed for known in notes.values())
+            text = late(missing, any_failed, time.monotonic() - start)
+            if text is not None and missing:
+                self.abort(text)
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.02)
+        self.waiting = False
+        if len({known.about for known in notes.values()}) > 1:
+            at = "".join(f"\n  rank {rank}: {notes[rank].about}" for rank in range(self.size))
+            self.abort(f"the ranks are at different tests:{at}" if self.rank == 0 else "")
+        return [notes[rank] for rank in range(self.size)]
+
+    def show(self, text: str) -> None:
+        """Print on the real standard error, past all capturing, in one piece."""
+        if text:
+            os.write(self.shown, f"\n{text.rstrip()}\n".encode())
+
+    def abort(self, text: str, code: int = 1) -> NoReturn:
+        """Show *text* and end the whole job, after the time that other ranks need for theirs."""
+        self.show(text)
+        time.sleep(2)
+        # Should MPI itself be what hangs, the exit of one rank ends the job as well.
+        threading.Timer(5, os._exit, (code,)).start()
+        self.world.Abort(code)
+        os._exit(code)
+
+
+def some(ranks: Sequence[int]) -> str:
+    """*ranks* in words.
+
+    >>> some([2]), some([0, 1, 3])
+    ('rank 2', 'ranks 0, 1, 3')
+    """
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+# --- one run out of many ------------------------------------------------------------------------
+
+
+class Lockstep:
+    """The pytest plugin that makes the ranks' runs one."""
+
+    def __init__(self, config: pytest.Config, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.config = config
+        self.failures: list[str] = []
+
+    def pytest_report_header(self) -> str:
+        from mpi4py import MPI
+
+        library = " ".join(MPI.Get_library_version().splitlines()[0].split(",")[0].split())
+        others = f"; the others write to {LOGS}" if self.ranks.size > 1 else ""
+        return f"mpi: rank {self.ranks.rank} of {self.ranks.size}, {library}{others}"
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        for plugin in session.config.pluginmanager.get_plugins():
+            if type(plugin).__name__ == "MPIPlugin":
+                plugin._is_testing_mpi = False  # our header says what its long summary would
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.failures.append(report.longreprtext)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> Generator[None, None, None]:
+        """All ranks have collected the same tests, or none runs any."""
+        yield
+        if self.ranks.size == 1:
+            return
+        names = "\n".join(item.nodeid for item in session.items)
+        failed = session.testsfailed > 0
+        text = "\n".join(self.failures) if failed else names
+        self.failures.clear()
+        notes = self.ranks.meet(Note("collection", failed, text), self._late("collecting tests"))
+        if any(note.failed for note in notes):
+            session.testsfailed = max(session.testsfailed, 1)  # pytest then stops, on every rank
+            if not failed:
+                rank = next(rank for rank, note in enumerate(notes) if note.failed)
+                self._write(f"collecting tests failed on rank {rank}:\n{notes[rank].text}")
+        elif any(note.text != notes[0].text for note in notes):
+            rank, theirs = next((r, n.text) for r, n in enumerate(notes) if n.text != notes[0].text)
+            differing = set(theirs.split("\n")) ^ set(notes[0].text.split("\n"))
+            which = ", ".join(sorted(differing)) or "the same in another order"
+            pytest.exit(f"rank {rank} collected other tests than rank 0: {which}", 1)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """The ranks meet twice a test: when it has run (or could not), and when it is torn down."""
+        report = yield
+        if report.failed:
+            captured = "".join(f"\n--- {name} ---\n{text}" for name, text in report.sections)
+            self.failures.append(report.longreprtext + captured)
+        if call.when == "setup" and report.passed:
+            return report  # the test itself comes first
+        if self.ranks.size > 1:
+            note = Note(item.nodeid, bool(self.failures), "\n".join(self.failures))
+            notes = self.ranks.meet(note, self._late(item.nodeid, note))
+            self._merge(report, notes)
+        self.failures.clear()
+        return report
+
+    def _merge(self, report: pytest.TestReport, notes: list[Note]) -> None:
+        """Make *report* a failure if any rank's is one, with the others' failures on rank 0."""
+        others = [r for r, note in enumerate(notes) if note.failed and r != self.ranks.rank]
+        if not others:
+            return
+        ranks_by_text: dict[str, list[int]] = {}
+        for rank in others:
+            ranks_by_text.setdefault(notes[rank].text, []).append(rank)
+        if not report.failed:
+            report.outcome = "failed"
+            lines = notes[others[0]].text.splitlines()
+            why = next((" ".join(line[1:].split()) for line in lines if line.startswith("E ")), "")
+            report.longrepr = f"only {some(others)}: {why}"
+            report.__dict__.pop("wasxfail", None)
+        if self.ranks.rank == 0:
+            for text, ranks in ranks_by_text.items():
+                same = text == notes[0].text
+                report.sections.append((some(ranks), "failed likewise" if same else text))
+
+    def _late(
+        self, where: str, mine: Note | None = None
+    ) -> Callable[[list[int], bool, float], str | None]:
+        """What to do about missing ranks: nothing for a while, then end the job."""
+
+        def late(missing: list[int], any_failed: bool, seconds: float) -> str | None:
+            if mine and mine.failed and seconds > GRACE:
+                return (
+                    f"rank {self.ranks.rank} failed in {where}:\n\n{mine.text}\n\n"
+                    f"rank {self.ranks.rank} waited {seconds:.0f} s for {some(missing)}, still in "
+                    "that test, and now ends the job: were they waiting for it in a collective?"
+                )
+            if seconds > (GRACE + 20 if any_failed else HANG + 20):
+                return (
+                    f"rank {self.ranks.rank} waited {seconds:.0f} s for {some(missing)} "
+                    f"in {where}, and now ends the job"
+                )
+            return None
+
+        return late
+
+    def _write(self, line: str) -> None:
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(line)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Ranks above 0 write to a file of their own."""
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if self.ranks.rank == 0 or reporter is None:
+            return
+        log = LOGS / f"{self.ranks.size}-ranks" / f"rank-{self.ranks.rank}.log"
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            reporter._tw._file = log.open("w", encoding="utf-8", buffering=1)
+        except OSError:
+            reporter._tw._file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self) -> None:
+        """No rank leaves before all have said what they have to say: see `python -m mpi4py`."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.ranks.meet(Note("end"), self._late("ending the run", Note("end")))
+
+
+class HangGuard:
+    """Ends the job when one test takes longer than ``HANG``, with the stack of every thread."""
+
+    def __init__(self, shown: int, ranks: Ranks | None) -> None:
+        self.shown = shown
+        self.ranks = ranks
+        self.who = f"rank {ranks.rank}: " if ranks and ranks.size > 1 else ""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        timer = threading.Timer(HANG, self._end, (item.nodeid,))
+        timer.daemon = True
+        timer.start()
+        # Needs no interpreter lock: for a hang in C code that keeps it.
+        faulthandler.dump_traceback_later(2 * HANG + 60, exit=True, file=self.shown)
+        try:
+            return (yield)
+        finally:
+            timer.cancel()
+            faulthandler.cancel_dump_traceback_later()
+
+    def _end(self, test: str) -> None:
+        if self.ranks and self.ranks.waiting:
+            return  # another rank hangs, and says where
+        with tempfile.TemporaryFile("w+") as file:
+            faulthandler.dump_traceback(file)
+            file.seek(0)
+            stacks = file.read().split("\n\n")
+        machinery = ("/_pytest/", "/pluggy/", "/mpi4py/run.py", "/mpi4py/__main__.py", "<frozen")
+        lines = [
+            line
+            for stack in stacks
+            if not stack.startswith("Current thread")  # this one
+            for line in stack.splitlines()
+            if not any(part in line for part in machinery)
+        ]
+        text = "\n".join([f"{self.who}{test} has run for {HANG:.0f} s, the limit:", *lines, ""])
+        if self.ranks:
+            self.ranks.abort(text)
+        os.write(self.shown, f"\n{text}".encode())
+        os._exit(1)
