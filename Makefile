@@ -53,7 +53,7 @@ lint: setup
 	run ruff check --quiet; \
 	run ruff format --check --quiet; \
 	run mypy; \
-	run lint-imports; \
+	run lint-imports --no-logo; \
 	run shellcheck $(SHELL_SCRIPTS); \
 	exit $$status
 

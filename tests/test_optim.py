@@ -4,7 +4,6 @@ import copy
 import math
 
 import pytest
-import torch
 from torch import nn
 
 import hetmp

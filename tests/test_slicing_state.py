@@ -300,8 +300,8 @@ def test_printing_shows_layers_states_and_exchanges_in_order():
         ("features.3", "add bias"),
         ("features.4", "PReLU", f"sliced {second}"),
         ("flatten", "Flatten", f"sliced {second} -> sliced {flat}"),
-        ("Allgatherv", "Reduce_scatter", f"sliced {flat} -> full"),
         ("head.0", "Dropout", "p=0.1"),
+        ("Allgatherv", "Reduce_scatter", f"sliced {flat} -> full"),
         ("head.1", "Linear", "45", "filters", "full -> sliced"),
         ("Allgatherv", "Reduce_scatter", "-> full"),
     ]

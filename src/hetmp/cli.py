@@ -100,7 +100,7 @@ def _train(**values: Any) -> None:
     from hetmp.config import train_config
 
     config = train_config(**values)
-    from hetmp.train import train
+    from hetmp.train import count_ranks, train
 
     group = Group()
     try:
@@ -111,7 +111,7 @@ def _train(**values: Any) -> None:
         group.fail(error)
     group.say(
         f"{100 * result.accuracy:.2f} % test accuracy after {result.steps} steps on "
-        f"{group.size} rank(s)"
+        f"{count_ranks(group.size)}"
     )
     if config.out:
         group.say(f"wrote metrics.jsonl, plan.json and model.h5 to {config.out}")

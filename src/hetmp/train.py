@@ -219,8 +219,13 @@ def _headline(config: TrainConfig, model: SlicedModel, dataset: Dataset, steps: 
     return (
         f"{config.model} on {config.data}: {len(dataset.train)} training and {len(dataset.test)} "
         f"test images, {steps} steps of {config.batch_size}\n"
-        f"{runtime.group.size} rank(s) hold {shares} of the channels"
+        f"{count_ranks(runtime.group.size)} with {shares} of the channels"
     )
+
+
+def count_ranks(count: int) -> str:
+    """``1 rank``, ``3 ranks``."""
+    return f"{count} rank" + ("s" if count != 1 else "")
 
 
 def _write(config: TrainConfig, model: SlicedModel, group: Group) -> None:

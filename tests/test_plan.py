@@ -1,0 +1,139 @@
+"""The plan as a document: made from weights, written, read, changed, refused."""
+
+import json
+import re
+
+import pytest
+from torch import nn
+
+from hetmp.errors import HetmpError
+from hetmp.graph import read_graph
+from hetmp.plan import LayerPlan, Plan, plan_from_weights
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 60, 3), nn.BatchNorm2d(60), nn.ReLU()),
+        nn.ConvTranspose2d(60, 7, 2),
+        nn.Flatten(),
+        nn.Linear(28, 10),
+    )
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return plan_from_weights(read_graph(network()), (70, 25, 5))
+
+
+def test_the_default_plan(plan):
+    """Filters everywhere, in proportion to the weights, layer by layer."""
+    assert plan.ranks == 3
+    assert [(x.name, x.kind, x.channels, x.scheme, x.counts) for x in plan.layers] == [
+        ("0.0", "Conv2d", 60, "filters", (42, 15, 3)),
+        ("1", "ConvTranspose2d", 7, "filters", (5, 2, 0)),
+        ("3", "Linear", 10, "filters", (7, 3, 0)),
+    ]
+    assert plan.layer("0.0").partition.slice(1) == slice(42, 57)
+
+
+def test_weights_that_cannot_be_used():
+    with pytest.raises(HetmpError, match="all weights are 0"):
+        plan_from_weights(read_graph(network()), (0, 0))
+
+
+def test_json_there_and_back(plan, tmp_path):
+    plan = plan.with_layer("1", scheme="inputs").with_layer("3", scheme="whole")
+    path = tmp_path / "plan.json"
+    plan.save(path)
+    assert Plan.load(path) == plan
+    assert Plan.load(str(path)) == plan
+    document = json.loads(path.read_text())
+    assert document["format"] == "hetmp-plan"
+    assert document["version"] == 1
+    assert document["layers"][1] == {
+        "name": "1",
+        "kind": "ConvTranspose2d",
+        "channels": 7,
+        "scheme": "inputs",
+        "counts": [5, 2, 0],
+    }
+
+
+def test_a_layer_is_changed_in_a_copy(plan):
+    other = plan.with_layer("3", scheme="inputs", counts=[0, 4, 6])
+    assert (other.layer("3").scheme, other.layer("3").counts) == ("inputs", (0, 4, 6))
+    assert (plan.layer("3").scheme, plan.layer("3").counts) == ("filters", (7, 3, 0))
+    assert other.layers[:2] == plan.layers[:2]
+    assert other.with_layer("3", scheme="filters", counts=(7, 3, 0)) == plan
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"name": "0.O", "scheme": "whole"}, "unknown layer '0.O': did you mean '0.0'"),
+        ({"name": "3", "scheme": "filter"}, "unknown scheme 'filter': did you mean 'filters'"),
+        ({"name": "3", "scheme": "zzz"}, r"unknown scheme 'zzz': \(known: filters, inputs, whole"),
+        ({"name": "3", "counts": (5, 3, 1)}, r"\(5, 3, 1\) sum to 9, the layer has 10"),
+        ({"name": "3", "counts": (5, 5)}, "layer '3' has 2 counts, the plan is for 3 ranks"),
+        ({"name": "3", "counts": (12, -2, 0)}, "rank 1 -2"),
+        ({"name": "3", "counts": (9.5, 0.5, 0)}, "layers.2.counts"),
+    ],
+)
+def test_changes_that_cannot_be_made(plan, change, named):
+    with pytest.raises(HetmpError, match=named):
+        plan.with_layer(**change)
+
+
+def edited(plan: Plan, edit) -> str:
+    document = json.loads(plan.model_dump_json())
+    edit(document)
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda d: d.update(format="hetmp-profile"), "format: .*hetmp-plan"),
+        (lambda d: d.update(version=2), "version: .*1"),
+        (lambda d: d.update(ranks=0), "ranks: .*1"),
+        (lambda d: d.update(ranks=4), "layer '0.0' has 3 counts, the plan is for 4 ranks"),
+        (lambda d: d.update(rank=3), "rank: "),
+        (lambda d: d.pop("layers"), "layers: "),
+        (lambda d: d["layers"][1].update(scheme="filter"), "layers.1.scheme: .*filters"),
+        (lambda d: d["layers"][1].update(counts=[1, 2, 3]), "layers.1: .*sum to 6.* has 7"),
+        (lambda d: d["layers"][2].pop("counts"), "layers.2.counts: "),
+        (lambda d: d["layers"][2].update(channel=3), "layers.2.channel: "),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_with_the_place(plan, tmp_path, edit, named):
+    path = tmp_path / "plan.json"
+    path.write_text(edited(plan, edit))
+    with pytest.raises(HetmpError) as refused:
+        Plan.load(path)
+    assert re.search(named, str(refused.value))
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe\x00", b"null"])
+def test_a_file_that_is_no_plan(tmp_path, content):
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    with pytest.raises(HetmpError, match=re.escape(str(path))):
+        Plan.load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(HetmpError, match=r"none\.json cannot be read"):
+        Plan.load(tmp_path / "none.json")
+    with pytest.raises(HetmpError, match="cannot be read"):
+        Plan.load(tmp_path)
+
+
+def test_a_plan_made_by_hand_is_checked_too():
+    layer = LayerPlan(name="0", kind="Conv2d", channels=3, counts=(1, 2))
+    with pytest.raises(ValueError, match="layer '0' has 2 counts, the plan is for 3 ranks"):
+        Plan(ranks=3, layers=(layer,))
+    with pytest.raises(ValueError, match="sum to 3, the layer has 4"):
+        LayerPlan(name="0", kind="Conv2d", channels=4, counts=(1, 2))
+    with pytest.raises(ValueError, match="frozen"):
+        layer.scheme = "whole"
