@@ -40,7 +40,7 @@ demo: setup
 	@echo "  $(BIN)/mpirun -n 2 $(BIN)/hetmp train --model digits --data digits --weights 3,1"
 
 test: lint
-	@grep -qsxF 'CMAKE_HOME_DIRECTORY:INTERNAL=$(CURDIR)' build/CMakeCache.txt || rm -rf build
+	@grep -qsxF "CMAKE_HOME_DIRECTORY:INTERNAL=$$(pwd -P)" build/CMakeCache.txt || rm -rf build
 	@cmake -S . -B build >/dev/null
 	ctest --test-dir build --output-on-failure
 	@echo

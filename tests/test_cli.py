@@ -123,7 +123,7 @@ def test_a_wrong_flag_or_command_names_the_nearest():
 
 
 def test_a_rank_that_raises_alone_ends_the_job():
-    done = hetmp_run(*TRAIN, ranks=3, module=(str(HERE / "failing_alone.py"),), timeout=60)
+    done = hetmp_run(*TRAIN, ranks=3, module=(str(HERE / "failing_alone.py"),), timeout=240)
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if "hetmp: error:" in line]
     assert said == [

@@ -87,6 +87,13 @@ def read_graph(module: nn.Module, example_input: Tensor | None = None) -> ModelG
         HetmpError: torch.fx cannot trace the module, an operator has no rule or is set up in a
             way that is not sliced, or neighbouring layers disagree on their channels.
     """
+    if not isinstance(module, nn.Module):
+        raise HetmpError(f"only an nn.Module can be sliced, got {module!r}")
+    if isinstance(module, LAYERS):
+        raise HetmpError(
+            f"a single {type(module).__name__} cannot be sliced: put it into an nn.Sequential"
+        )
+    _check_hooks(module)
     skeleton = skeleton_of(module)
     traced = _trace(skeleton)
     entry, calls, result = _chain(skeleton, traced)
@@ -223,8 +230,6 @@ def _check_layers(skeleton: nn.Module, calls: list[_Call]) -> None:
         refusal = call.rule.refusal(call.layer)
         if refusal is None and list(call.layer.parameters()) and call.path in seen:
             refusal = "it runs more than once, and shared parameters are not sliced"
-        if refusal is None and _has_hooks(call.layer):
-            refusal = "its hooks would not run on slices: remove them first"
         if refusal is not None:
             raise HetmpError(f"layer {place(call.path, call.layer)} cannot be sliced: {refusal}")
         seen.add(call.path)
@@ -236,24 +241,18 @@ def _check_layers(skeleton: nn.Module, calls: list[_Call]) -> None:
                 "are not sliced"
             )
         names[id(parameter)] = name
-    for path, layer in skeleton.named_modules():
-        if _has_hooks(layer):
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _check_hooks(module: nn.Module) -> None:
+    for path, layer in module.named_modules():
+        if any(getattr(layer, hooks) for hooks in _HOOKS):
             raise HetmpError(
-                f"module {place(path, layer)} cannot be sliced: its hooks would not run on slices: "
+                f"layer {place(path, layer)} cannot be sliced: its hooks would not run on slices: "
                 "remove them first"
             )
-
-
-def _has_hooks(layer: nn.Module) -> bool:
-    return any(
-        getattr(layer, name)
-        for name in (
-            "_forward_hooks",
-            "_forward_pre_hooks",
-            "_backward_hooks",
-            "_backward_pre_hooks",
-        )
-    )
 
 
 def _with_known_shapes(

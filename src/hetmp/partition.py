@@ -204,7 +204,10 @@ def checked_weights(weights: Iterable[Any], ranks: int | None = None) -> tuple[F
     Raises:
         HetmpError: not numbers, negative, NaN, infinite, all zero, or not one per rank of *ranks*.
     """
-    given = list(weights)
+    try:
+        given = list(weights)
+    except TypeError:
+        raise HetmpError(f"weights are one number per rank, got {weights!r}") from None
     shown = ", ".join(str(weight) for weight in given)
     exact = []
     for rank, weight in enumerate(given):

@@ -69,7 +69,7 @@ def slice_model(
         target = _device(module, device)
         if RESERVED in dict(graph.skeleton.named_children()):
             raise HetmpError(f"a child module named {RESERVED!r} hides hetmp's own: rename it")
-    _agree_on_model(group, plan, table)
+    _agree_on_model(group, graph, plan, schedule)
     model = SlicedModel(graph, plan, schedule, table, group)
     _add_layers(model, graph, schedule, group.rank, target)
     _fill(model, module, table, init, group)
@@ -103,23 +103,27 @@ def _device(module: nn.Module, device: torch.device | str | None) -> torch.devic
     return found.pop() if found else torch.device("cpu")
 
 
-def _agree_on_model(group: Group, plan: Plan, table: Table) -> None:
-    """Refuse ranks that were given different modules, weights or plans."""
-    told = [f"{e.name} {tuple(e.shape)} {e.dtype} {e.state}" for e in table.values()]
-    marks = np.array(
-        [zlib.crc32("\n".join(told).encode()), zlib.crc32(plan.model_dump_json().encode())],
-        dtype=np.int64,
-    )
+def _agree_on_model(group: Group, graph: ModelGraph, plan: Plan, schedule: Schedule) -> None:
+    """Refuse ranks that were given different modules, weights, plans or example inputs."""
+    skeleton = graph.skeleton
+    told = {
+        "module": [
+            repr(skeleton),
+            *(f"{n} {p.shape} {p.dtype} {p.requires_grad}" for n, p in skeleton.named_parameters()),
+            *(f"{name} {b.shape} {b.dtype}" for name, b in skeleton.named_buffers()),
+            *(f"{name} {layer.training}" for name, layer in skeleton.named_modules()),
+        ],
+        "plan or other weights": [plan.model_dump_json()],
+        "example_input": [f"{step.name} {step.before!r} {step.after!r}" for step in schedule.steps],
+    }
+    marks = np.array([zlib.crc32("\n".join(lines).encode()) for lines in told.values()])
     gathered = group.allgather(marks)
     with group.together():
-        for rank, mark in enumerate(gathered):
-            if mark[1] != gathered[0][1]:
+        for what, column in zip(told, gathered.T, strict=True):
+            for rank in np.flatnonzero(column != column[0]):
                 raise HetmpError(
-                    f"rank {rank} was given other weights or another plan or model than rank 0: "
-                    "give all ranks the same"
+                    f"rank {rank} was given another {what} than rank 0: give all ranks the same"
                 )
-            if mark[0] != gathered[0][0]:
-                raise HetmpError(f"rank {rank} was given another module than rank 0")
 
 
 def _add_layers(
@@ -189,7 +193,8 @@ def _init_slice(into: Tensor, entry: Entry, init: Init | None, seed: int, group:
             into.fill_(_RESET[last])
             return
         assert init is not None
-        generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(entry.name.encode()))
+        # torch's CPU generator looks at 32 bits of its seed only: hash both into them.
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {entry.name}".encode()))
         value: Any = init(entry.name, entry.shape, generator)
         if not isinstance(value, Tensor) or value.shape != entry.shape:
             given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
