@@ -132,12 +132,18 @@ def save_token(ctx: Any, x: Tensor) -> None:
     ctx.save_for_backward(x.new_empty(0))
 
 
+def _unviewed(x: Tensor) -> Tensor:
+    """*x* on the same memory, but no view: autograd forbids in-place work (such as an in-place
+    ReLU behind an exchange) on a view that a custom function made."""
+    return x.new_empty(0).set_(x) if x._is_view() else x
+
+
 class _Now(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, exchange: Exchange) -> Tensor:
         ctx.exchange = exchange
         save_token(ctx, x)
-        return exchange.move(x, blocking=True).wait()
+        return _unviewed(exchange.move(x, blocking=True).wait())
 
     @staticmethod
     @once_differentiable
@@ -168,7 +174,7 @@ class _Wait(torch.autograd.Function):
         ctx.flight, ctx.shape = flight, x.shape
         save_token(ctx, x)
         assert flight.forward is not None
-        return flight.forward.wait()
+        return _unviewed(flight.forward.wait())
 
     @staticmethod
     @once_differentiable
@@ -244,7 +250,7 @@ def leave(group: Group, x: Tensor) -> Tensor:
 
 
 class _Leave(torch.autograd.Function):
-    # A copy, not a view: autograd forbids in-place work on a view made in a custom function.
+    # A copy, so that in-place work on the output does not reach a tensor that autograd saved.
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: int) -> Tensor:
         ctx.ranks = ranks

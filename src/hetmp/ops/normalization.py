@@ -35,12 +35,14 @@ class BatchNorm(Rule):
     def idle(
         self,
         empty: nn.Module,
-        stand_in: nn.Module,
+        stand_in: Any,
         scheme: Scheme | None,
         source: State,
         target: State,
     ) -> Idle:
         assert isinstance(source, Sliced)
+        if stand_in.momentum is None:  # it would look at how many batches there were: on meta
+            stand_in.momentum = 0.1
         return _IdleBatchNorm(
             empty, stand_in, narrows=source.axis, empties=source.axis, autocasts=False
         )

@@ -130,21 +130,33 @@ def _add_layers(
     model: SlicedModel, graph: ModelGraph, schedule: Schedule, rank: int, device: torch.device
 ) -> None:
     """Put this rank's share of every layer where the user has it."""
-    steps = {s.node.path: s for s in schedule.steps if isinstance(s, LayerStep)}
+    steps: dict[str, LayerStep] = {}
+    for step in schedule.steps:
+        if isinstance(step, LayerStep) and step.node.path in steps:
+            # It has no parameters, but every run of it may meet another layout.
+            again = _local(step, rank, device)
+            model.hetmp.repeated[step.name] = again
+        elif isinstance(step, LayerStep):
+            steps[step.node.path] = step
     for path, layer in graph.skeleton.named_modules():
         if path == "":
             _adopt(model, layer, device)
             continue
         above, _, name = path.rpartition(".")
         if path in steps:
-            step = steps[path]
-            local = step.node.rule.local(layer, step.scheme, step.before, step.owned, rank, device)
-            local.train(layer.training)
+            local = _local(steps[path], rank, device)
         else:
             kept = type(layer) in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
             local = type(layer)() if kept else nn.Module()
             _adopt(local, layer, device)
         model.get_submodule(above).add_module(name, local)
+
+
+def _local(step: LayerStep, rank: int, device: torch.device) -> nn.Module:
+    """This rank's share of the layer that a step runs."""
+    layer = step.node.layer
+    local = step.node.rule.local(layer, step.scheme, step.before, step.owned, rank, device)
+    return local.train(layer.training)
 
 
 def _adopt(local: nn.Module, layer: nn.Module, device: torch.device) -> None:

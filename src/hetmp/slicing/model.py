@@ -72,7 +72,7 @@ class SlicedModel(nn.Module):
                 bias = self.get_parameter(step.parameter)
             return add_bias(x, bias, step.axis)
         assert isinstance(step, LayerStep)
-        layer = self.get_submodule(step.node.path)
+        layer = self.hetmp.layer(self, step)
         own = {
             name: entered[f"{step.node.path}.{name}"]
             for name in layer._parameters
@@ -116,6 +116,7 @@ class Runtime(nn.Module):
     Attributes:
         group, plan, schedule, table: see their classes.
         exchanges: the exchanges between layers, in order; each has its counters.
+        repeated: layers without parameters that run again, by the name of the step.
         input_entry, parameter_entry: the exchanges at the entry, which sum gradients.
     """
 
@@ -127,11 +128,18 @@ class Runtime(nn.Module):
         self.dims = graph.dims
         steps = [step for step in schedule.steps if isinstance(step, ExchangeStep)]
         self.exchanges = nn.ModuleList(Exchange(group, s.before, s.after) for s in steps)
+        self.repeated = nn.ModuleDict()
         self._number = {step.name: number for number, step in enumerate(steps)}
         self.input_entry, self.parameter_entry = EntryExchange(group), EntryExchange(group)
         self.replicated = _replicated(schedule, table)
         self.program = _program(schedule)
         self.same_batch = SameBatch(group)
+
+    def layer(self, model: nn.Module, step: LayerStep) -> nn.Module:
+        """The layer of *model* that a step runs."""
+        if step.name in self.repeated:
+            return self.repeated[step.name]
+        return model.get_submodule(step.node.path)
 
     def exchange(self, step: ExchangeStep) -> Exchange:
         """The exchange that a step runs."""
