@@ -257,9 +257,9 @@ def test_a_tensor_that_is_not_the_share_is_refused(group):
     layout = layouts(group.size)["even"]
     gather = Exchange(group, Sliced(layout), FULL)
     total = layout.total
-    with pytest.raises(HetmpError, match=rf"holds 2 of {total} indices of axis 1.*\(3, 5\)"):
+    with pytest.raises(HetmpError, match=rf"axis 1 is {total} long.*holds 2 indices.*\(3, 5\)"):
         gather(torch.zeros(3, 5))
-    with pytest.raises(HetmpError, match=rf"holds 2 of {total} indices of axis 1.*\(2,\)"):
+    with pytest.raises(HetmpError, match=rf"axis 1 is {total} long.*holds 2 indices.*\(2,\)"):
         gather(torch.zeros(2))
     with pytest.raises(HetmpError, match=rf"axis 1 is {total} long.*\(3, {total + 1}\)"):
         Exchange(group, PARTIAL, Sliced(layout))(torch.zeros(3, total + 1))

@@ -135,7 +135,12 @@ def save_token(ctx: Any, x: Tensor) -> None:
 def _unviewed(x: Tensor) -> Tensor:
     """*x* on the same memory, but no view: autograd forbids in-place work (such as an in-place
     ReLU behind an exchange) on a view that a custom function made."""
-    return x.new_empty(0).set_(x) if x._is_view() else x
+    return _alias(x) if x._is_view() else x
+
+
+def _alias(x: Tensor) -> Tensor:
+    """A tensor on the memory of *x* that autograd does not know to be a view of it."""
+    return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
 
 
 class _Now(torch.autograd.Function):
@@ -198,14 +203,14 @@ class Entry(nn.Module):
         self.backward_counter = Counter()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The tensors, as views whose gradients are summed over the ranks."""
+        """The tensors, on the same memory, with gradients that are summed over the ranks."""
         wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
         if self.group.size == 1 or not wanted or not torch.is_grad_enabled():
             return tensors
         entered = list(tensors)
-        views = _Enter.apply(self, *(tensors[i] for i in wanted))
-        for i, view in zip(wanted, views, strict=True):
-            entered[i] = view
+        aliases = _Enter.apply(self, *(tensors[i] for i in wanted))
+        for i, alias in zip(wanted, aliases, strict=True):
+            entered[i] = alias
         return tuple(entered)
 
     def extra_repr(self) -> str:
@@ -217,7 +222,7 @@ class _Enter(torch.autograd.Function):
     def forward(ctx: Any, entry: Entry, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.entry = entry
         save_token(ctx, tensors[0])
-        return tuple(tensor.view_as(tensor) for tensor in tensors)
+        return tuple(_alias(tensor) for tensor in tensors)
 
     @staticmethod
     @once_differentiable

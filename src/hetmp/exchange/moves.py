@@ -81,17 +81,20 @@ def start(
         )
     _, move = _move(source, target)
     if isinstance(source, Sliced):
-        _check_share(group, tensor, source)
+        _check_axis(tensor, source.axis, source.layout.counts[group.rank], source, group)
+    elif isinstance(target, Sliced):
+        _check_axis(tensor, target.axis, target.layout.total, target, group)
     finish = move(group, tensor.detach(), source, target, counter, blocking)
     return Move(counter, began, finish)
 
 
-def _check_share(group: Group, tensor: Tensor, state: Sliced) -> None:
-    count = state.layout.counts[group.rank]
-    if not -tensor.dim() <= state.axis < tensor.dim() or tensor.shape[state.axis] != count:
+def _check_axis(tensor: Tensor, axis: int, size: int, state: Sliced, group: Group) -> None:
+    total = state.layout.total
+    if not -tensor.dim() <= axis < tensor.dim() or tensor.shape[axis] != size:
+        holds = "" if size == total else f" and rank {group.rank} holds {size} indices of it"
         raise HetmpError(
-            f"rank {group.rank} holds {count} of {state.layout.total} indices of axis "
-            f"{state.axis}, got a tensor of shape {tuple(tensor.shape)}"
+            f"axis {axis} is {total} long in the layout{holds}, got a tensor of shape "
+            f"{tuple(tensor.shape)}"
         )
 
 
@@ -112,10 +115,6 @@ def _reduce_scatter(
     group: Group, x: Tensor, source: Partial, target: Sliced, counter: Counter, blocking: bool
 ) -> Callable[[], Tensor]:
     layout, axis = target.layout, target.axis
-    if x.shape[axis] != layout.total:
-        raise HetmpError(
-            f"axis {axis} is {layout.total} long in the layout, got shape {tuple(x.shape)}"
-        )
     shape = _with_axis(x, axis, layout.counts[group.rank])
     inner = _inner(shape, axis)
     counts = [count * inner for count in layout.counts]
