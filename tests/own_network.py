@@ -21,6 +21,21 @@ def build(input_shape: Sequence[int], classes: int) -> nn.Module:
     )
 
 
+def smooth(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """A network without kinks: no rounding of its input can choose another branch."""
+    return nn.Sequential(
+        nn.Conv2d(input_shape[0], 11, 3, padding=1),
+        nn.BatchNorm2d(11),
+        nn.GELU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(11, 23, 3, padding=1),
+        nn.GELU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(92, classes),
+    )
+
+
 def diverging(input_shape: Sequence[int], classes: int) -> nn.Module:
     """A network whose output is not a number from the start."""
     network = build(input_shape, classes)
