@@ -20,6 +20,7 @@ from comparison import (
     sgd,
     world_size,
 )
+from hetmp.exchange import share_of
 
 pytestmark = pytest.mark.mpi
 
@@ -71,9 +72,10 @@ def test_merging_gives_back_what_was_sliced(kind, schemes):
     strict.load_state_dict(merged[None], strict=True)
 
 
-def test_what_was_merged_is_a_copy():
+@pytest.mark.parametrize("schemes", SCHEMES)
+def test_what_was_merged_is_a_copy(schemes):
     module = seeded(small)
-    model = hetmp.slice_model(module, [1] * world_size())
+    model = hetmp.slice_model(module, make_plan(module, [1] * world_size(), schemes))
     for tensor in hetmp.merge_model(model).values():
         tensor.zero_()
     merged = hetmp.merge_model(model)
@@ -152,7 +154,11 @@ def test_an_unseeded_modules_values_are_rank_0s(schemes):
     module.features[1].running_mean.add_(group.rank)
     model = hetmp.slice_model(module, make_plan(module, pick_weights(2), schemes))
     merged = hetmp.merge_model(model)
-    assert equal_states(merged, seeded(small, seed=0).state_dict())
+    expected = seeded(small, seed=0).state_dict()
+    for name, mine in model.state_dict().items():
+        share = share_of(expected[name], model.hetmp.table[name].state, group.rank)
+        assert torch.equal(mine, share)
+    assert equal_states(merged, expected)
 
 
 @pytest.mark.parametrize("schemes", SCHEMES)
