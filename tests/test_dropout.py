@@ -12,6 +12,19 @@ from hetmp.state import FULL, Sliced
 
 IMAGES = (4, 3, 6, 6)
 
+
+class Twice(nn.Module):
+    """One dropout layer that runs on two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 7, 3), nn.Conv2d(7, 5, 1)
+        self.dropout = nn.Dropout(0.4)
+
+    def forward(self, x):
+        return self.dropout(self.second(self.dropout(self.first(x))))
+
+
 STACK = {
     "elements": lambda: nn.Sequential(
         nn.Conv2d(3, 7, 3),
@@ -26,6 +39,7 @@ STACK = {
     "channels": lambda: nn.Sequential(
         nn.Conv2d(3, 7, 3), nn.Dropout2d(0.5), nn.Conv2d(7, 11, 2), nn.Dropout2d(0.3)
     ),
+    "twice": Twice,
     "in front": lambda: nn.Sequential(nn.Dropout(0.3), nn.Conv2d(3, 7, 3), nn.Dropout(0.3)),
 }
 
