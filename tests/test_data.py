@@ -112,6 +112,62 @@ def test_the_network_learns_the_digits(digits: Dataset) -> None:
     assert right.double().mean() > 0.95
 
 
+# digits-segmentation
+
+
+@pytest.fixture(scope="module")
+def segmented() -> Dataset:
+    return data.load("digits-segmentation")
+
+
+def test_the_segmented_digits_are_the_digits(digits: Dataset, segmented: Dataset) -> None:
+    assert (segmented.name, segmented.classes) == ("digits-segmentation", 11)
+    assert segmented.input_shape == digits.input_shape
+    assert (segmented.split_name, segmented.split_seed) == ("digits-80-20", 0)
+    assert (segmented.mean, segmented.std) == (digits.mean, digits.std)
+    assert torch.equal(segmented.train.images, digits.train.images)
+    assert torch.equal(segmented.test.images, digits.test.images)
+    other = data.load("digits-segmentation", split_seed=7)
+    assert torch.equal(other.test.images, data.load("digits", split_seed=7).test.images)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_ink_has_the_digits_class_and_paper_its_own(
+    digits: Dataset, segmented: Dataset, part: str
+) -> None:
+    whole, split = getattr(digits, part), getattr(segmented, part)
+    assert (split.labels.shape, split.labels.dtype) == ((len(whole), 8, 8), torch.int64)
+    raw = pixels(digits, whole).reshape(-1, 8, 8)
+    expected = np.where(raw >= 5, whole.labels.numpy()[:, None, None], 10)
+    assert np.array_equal(split.labels.numpy(), expected)
+    assert {4, 5} <= set(raw.flat)  # pixels on either side of the threshold
+
+
+def test_the_share_of_paper_is_as_described(segmented: Dataset) -> None:
+    """data/README.md names it: what a network gets right that calls everything paper."""
+    assert (segmented.test.labels == 10).double().mean() == pytest.approx(0.608, abs=5e-4)
+
+
+def test_unet_learns_the_digits_pixel_by_pixel(segmented: Dataset) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        torch.manual_seed(0)
+        network = models.build("unet", segmented.input_shape, segmented.classes, width=0.25)
+        optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+        for epoch in range(6):
+            for images, labels in data.batches(segmented.train, 64, seed=0, epoch=epoch):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(network(images), labels).backward()
+                optimizer.step()
+        network.eval()
+        with torch.no_grad():
+            right = network(segmented.test.images).argmax(dim=1) == segmented.test.labels
+    finally:
+        torch.set_num_threads(threads)
+    assert right.double().mean() > 0.85
+
+
 # synthetic
 
 
@@ -196,6 +252,8 @@ def test_the_loss_of_a_deep_network_falls_on_synthetic() -> None:
         ("digits", {"shape": (1, 8, 8)}, "shape=(1, 8, 8) does not apply to data set 'digits'"),
         ("digits", {"classes": 10}, "classes=10 does not apply to data set 'digits': leave it"),
         ("digits", {"samples": 5}, "or choose 'synthetic'"),
+        ("digits-segmentation", {"classes": 11}, "to data set 'digits-segmentation': leave it"),
+        ("digits-segmentation", {"split_seed": -1}, "split_seed is a whole number, 0 to 4294967"),
         ("synthetic", {"split_seed": 3}, "split_seed=3 does not apply to data set 'synthetic'"),
         ("digits", {"split_seed": -1}, "split_seed is a whole number, 0 to 4294967295, got -1"),
         ("digits", {"split_seed": 2**32}, "split_seed is a whole number, 0 to 4294967295, got 4"),

@@ -8,16 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from hetmp import models
 from hetmp.errors import HetmpError
+from hetmp.models.densenet import DenseBlock
+from hetmp.models.mobilenet import InvertedResidual
+from hetmp.models.resnet import BasicBlock, Bottleneck
 
-NETWORKS = ["digits", "paper-cifar", "paper-mnist", "vgg11", "vgg16"]
+CHAINS = ["digits", "paper-cifar", "paper-mnist", "vgg11", "vgg16"]
+BRANCHED = ["densenet121", "mobilenet_v2", "resnet18", "resnet50", "unet"]
+NETWORKS = sorted([*CHAINS, *BRANCHED, "hyperspectral"])
 
 # From the networks' definitions: a layer's weights and biases, added by hand.
 CLASSIFIERS_OF_VGG = 25_088 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
 PARAMETERS = {
+    # The figures of the published networks.
+    "densenet121": 7_978_856,
+    "mobilenet_v2": 3_504_872,
+    "resnet18": 11_689_512,
+    "resnet50": 25_557_032,
+    "vgg16": 138_357_544,
     "digits": (9 * 24 + 24) + 2 * 24 + (24 * 9 * 48 + 48) + 2 * 48 + (192 * 10 + 10),
     "paper-mnist": (49 * 60 + 60)
     + (60 * 25 * 120 + 120)
@@ -35,7 +46,20 @@ PARAMETERS = {
         for before, after in pairwise((3, 64, 128, 256, 256, 512, 512, 512, 512))
     )
     + CLASSIFIERS_OF_VGG,
-    "vgg16": 138_357_544,  # the figure of the published network
+    # Two convolutions and their norms on each level down and up, the way up, the head.
+    "unet": sum(
+        9 * before * after + 2 * after + 9 * after * after + 2 * after
+        for before, after in (
+            *pairwise((1, 64, 128, 256, 512, 1024)),
+            *((2 * after, after) for after in (512, 256, 128, 64)),
+        )
+    )
+    + sum(4 * 2 * after * after + after for after in (512, 256, 128, 64))
+    + (64 * 2 + 2),
+    "hyperspectral": (7 * 9 * 16 + 2 * 16)
+    + (16 * 5 * 9 * 32 + 2 * 32)
+    + (32 * 3 * 9 * 64 + 2 * 64)
+    + (64 * 16 + 16),
 }
 
 
@@ -46,6 +70,10 @@ def test_names_and_catalog_list_every_network_with_its_published_size() -> None:
     assert {name: row.parameters for name, row in rows.items()} == PARAMETERS
     assert (rows["vgg16"].input_shape, rows["vgg16"].classes) == ((3, 224, 224), 1000)
     assert (rows["paper-mnist"].input_shape, rows["paper-mnist"].classes) == ((1, 28, 28), 10)
+    assert (rows["hyperspectral"].input_shape, rows["hyperspectral"].classes) == (
+        (1, 200, 9, 9),
+        16,
+    )
     assert all(row.description and "\n" not in row.description for row in rows.values())
 
 
@@ -89,7 +117,8 @@ def test_forward_and_backward_at_several_shapes(name: str, input_shape: tuple[in
 
 
 @pytest.mark.parametrize(
-    ("name", "smallest"), [("digits", 4), ("paper-mnist", 14), ("paper-cifar", 16), ("vgg16", 32)]
+    ("name", "smallest"),
+    [("digits", 4), ("paper-mnist", 14), ("paper-cifar", 16), ("vgg16", 32), ("densenet121", 8)],
 )
 def test_the_smallest_side_works_and_one_less_is_refused(name: str, smallest: int) -> None:
     network = models.build(name, (3, smallest, smallest), 4, width=0.1)
@@ -102,8 +131,8 @@ def test_the_smallest_side_works_and_one_less_is_refused(name: str, smallest: in
         models.build(name, (3, smallest, smallest - 1), 4)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_shipped_networks_are_sequentials_of_plain_layers(name: str) -> None:
+@pytest.mark.parametrize("name", CHAINS)
+def test_shipped_chains_are_sequentials_of_plain_layers(name: str) -> None:
     plain = (
         nn.Conv2d,
         nn.BatchNorm2d,
@@ -119,6 +148,198 @@ def test_shipped_networks_are_sequentials_of_plain_layers(name: str) -> None:
     for module in network.modules():
         assert type(module) is nn.Sequential if list(module.children()) else type(module) in plain
     assert [child for child, _ in network.named_children()][:1] == ["features"]
+
+
+# Names and shapes from torchvision's networks of these names.
+PUBLISHED_NAMES = {
+    "resnet18": {
+        "conv1.weight": (64, 3, 7, 7),
+        "bn1.running_mean": (64,),
+        "layer1.0.conv1.weight": (64, 64, 3, 3),
+        "layer2.0.downsample.0.weight": (128, 64, 1, 1),
+        "layer2.0.downsample.1.bias": (128,),
+        "layer4.1.bn2.weight": (512,),
+        "fc.weight": (1000, 512),
+    },
+    "resnet50": {
+        "layer1.0.downsample.0.weight": (256, 64, 1, 1),
+        "layer3.5.conv3.weight": (1024, 256, 1, 1),
+        "layer4.0.conv2.weight": (512, 512, 3, 3),
+        "layer4.2.bn3.running_var": (2048,),
+        "fc.bias": (1000,),
+    },
+    "mobilenet_v2": {
+        "features.0.0.weight": (32, 3, 3, 3),
+        "features.0.1.weight": (32,),
+        "features.1.conv.0.0.weight": (32, 1, 3, 3),
+        "features.1.conv.1.weight": (16, 32, 1, 1),
+        "features.1.conv.2.weight": (16,),
+        "features.2.conv.1.0.weight": (96, 1, 3, 3),
+        "features.17.conv.3.running_mean": (320,),
+        "features.18.0.weight": (1280, 320, 1, 1),
+        "classifier.1.weight": (1000, 1280),
+    },
+    "densenet121": {
+        "features.conv0.weight": (64, 3, 7, 7),
+        "features.norm0.weight": (64,),
+        "features.denseblock1.denselayer1.norm1.weight": (64,),
+        "features.denseblock4.denselayer16.conv1.weight": (128, 992, 1, 1),
+        "features.denseblock4.denselayer16.conv2.weight": (32, 128, 3, 3),
+        "features.transition1.norm.weight": (256,),
+        "features.transition1.conv.weight": (128, 256, 1, 1),
+        "features.norm5.weight": (1024,),
+        "classifier.weight": (1000, 1024),
+    },
+}
+ENTRIES = {"resnet18": 122, "resnet50": 320, "mobilenet_v2": 314, "densenet121": 727}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_NAMES)
+def test_published_weights_find_their_layers(name: str) -> None:
+    with torch.device("meta"):
+        network = models.build(name, (3, 224, 224), 1000)
+        assert network(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    assert {key: shapes.get(key) for key in PUBLISHED_NAMES[name]} == PUBLISHED_NAMES[name]
+    assert len(shapes) == ENTRIES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "input_shape"),
+    [
+        *((name, (2, 16, 16)) for name in BRANCHED),
+        *((name, (1, 13, 21)) for name in BRANCHED if name != "unet"),
+        *((name, (3, 64, 70)) for name in BRANCHED),
+        ("unet", (1, 8, 8)),
+        ("unet", (1, 6, 20)),
+        ("hyperspectral", (1, 200, 3, 3)),
+        ("hyperspectral", (2, 1, 1, 4)),
+    ],
+)
+def test_a_batch_in_and_a_gradient_to_every_parameter(
+    name: str, input_shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    network = models.build(name, input_shape, 5, width=0.1)
+    images = torch.randn(4, *input_shape)
+    output = network(images)
+    places = input_shape[1:] if name == "unet" else ()
+    assert output.shape == (4, 5, *places)
+    nn.functional.cross_entropy(output, torch.randint(5, (4, *places))).backward()
+    assert [key for key, value in network.named_parameters() if not value.grad.any()] == []
+
+
+@pytest.mark.parametrize("name", [*BRANCHED, "hyperspectral"])
+def test_fx_traces_the_network(name: str) -> None:
+    input_shape = (1, 9, 4, 4) if name == "hyperspectral" else (1, 16, 16)
+    network = models.build(name, input_shape, 3, width=0.1).eval()
+    images = torch.randn(2, *input_shape)
+    with torch.no_grad():
+        assert torch.equal(fx.symbolic_trace(network)(images), network(images))
+
+
+def final_map(name: str, side: int) -> tuple[int, ...]:
+    """What the average before the last layer is taken over, for images of that *side*."""
+    seen = []
+    with torch.device("meta"):
+        network = models.build(name, (3, side, side), 10, width=0.1)
+        pool = network.get_submodule("avgpool")
+        pool.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+        network(torch.empty(2, 3, side, side))
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", [name for name in BRANCHED if name != "unet"])
+def test_a_small_image_keeps_more_of_its_map(name: str) -> None:
+    assert final_map(name, 32) == (4, 4)
+    assert final_map(name, 64) == (2, 2)
+    assert final_map(name, 224) == (7, 7)
+    # Pooling rounds down, a stride up.
+    assert final_map(name, 63) == ((7, 7) if name == "densenet121" else (8, 8))
+
+
+def test_the_small_variant_of_mobilenet_leaves_out_the_first_two_halvings() -> None:
+    def halving(side: int) -> list[str]:
+        with torch.device("meta"):
+            network = models.build("mobilenet_v2", (3, side, side), 10)
+        return [
+            ".".join(name.split(".")[:2])
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Conv2d) and module.stride == (2, 2)
+        ]
+
+    published = [f"features.{number}" for number in (0, 2, 4, 7, 14)]
+    assert halving(64) == published
+    assert halving(63) == published[2:]
+
+
+@pytest.mark.parametrize("shape", [(3, 63, 300), (3, 300, 63)])
+def test_one_side_makes_an_image_small(shape: tuple[int, int, int]) -> None:
+    with torch.device("meta"):
+        stem = models.build("resnet18", shape, 10).get_submodule("conv1")
+    assert (stem.kernel_size, stem.stride) == ((3, 3), (1, 1))
+
+
+@pytest.mark.parametrize(("block", "last"), [(BasicBlock, "bn2"), (Bottleneck, "bn3")])
+def test_a_residual_block_adds_to_its_input(block: type[nn.Module], last: str) -> None:
+    x = torch.randn(2, 4 * block.expansion, 6, 6)
+    inner = block(x.shape[1], 4, 1)
+    nn.init.zeros_(inner.get_submodule(last).weight)
+    assert torch.equal(inner(x), x.relu())
+    strided = block(x.shape[1], 8, 2)
+    nn.init.zeros_(strided.get_submodule(last).weight)
+    assert torch.equal(strided(x), strided.downsample(x).relu())
+    assert strided(x).shape == (2, 8 * block.expansion, 3, 3)
+
+
+def test_an_inverted_residual_adds_where_it_keeps_the_shape() -> None:
+    x = torch.randn(2, 4, 6, 6)
+    for after, stride, expected in ((4, 1, x), (4, 2, 0 * x[:, :, ::2, ::2]), (3, 1, 0 * x[:, :3])):
+        block = InvertedResidual(4, after, stride, expansion=6)
+        nn.init.zeros_(block.conv[-1].weight)
+        assert torch.equal(block(x), expected)
+
+
+def test_a_dense_layer_reads_everything_before_it() -> None:
+    block = DenseBlock(5, depth=3, growth=2).eval()
+    x = torch.randn(2, 5, 4, 4)
+    with torch.no_grad():
+        out = block(x)
+        assert torch.equal(out[:, :5], x)
+        for number, read in ((1, 5), (2, 7), (3, 9)):
+            made = block[f"denselayer{number}"](out[:, :read])
+            assert torch.equal(out[:, read : read + 2], made)
+    assert out.shape == (2, 11, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("image", "poolings"),
+    [((8, 8), 3), ((2, 2), 1), ((100, 100), 2), ((16, 48), 4), ((64, 64), 4), ((32, 6), 1)],
+)
+def test_unet_pools_as_often_as_the_sides_can_be_halved(
+    image: tuple[int, int], poolings: int
+) -> None:
+    with torch.device("meta"):
+        network = models.build("unet", (3, *image), 7)
+        assert network(torch.empty(2, 3, *image)).shape == (2, 7, *image)
+    pools = [module for module in network.modules() if isinstance(module, nn.MaxPool2d)]
+    assert len(pools) == poolings
+    widest = max(m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d))
+    assert widest == 64 * 2**poolings
+
+
+def test_unet_passes_each_level_by_the_ones_below() -> None:
+    """With nothing coming up, a pixel reaches the output on its own level, so nearby only."""
+    network = models.build("unet", (1, 16, 16), 2, width=0.1).eval()
+    image = torch.randn(1, 1, 16, 16, requires_grad=True)
+    network(image)[0, 0, 8, 8].backward()
+    assert image.grad[0, 0, 0, 0] != 0
+    image.grad = None
+    for up in network.get_submodule("up"):
+        nn.init.zeros_(up.weight)
+    network(image)[0, 0, 8, 8].backward()
+    reached = image.grad[0, 0].nonzero()  # two convolutions down, two up: 4 pixels each way
+    assert (reached.amin(dim=0).tolist(), reached.amax(dim=0).tolist()) == ([4, 4], [12, 12])
 
 
 def test_the_head_of_vgg_follows_the_size_of_the_final_map() -> None:
@@ -147,6 +368,19 @@ def test_width_scales_hidden_channels_only(width: float, expected: list[int]) ->
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
     assert outputs == [*expected, 10]
+
+
+def test_width_scales_every_hidden_channel_of_a_branched_network() -> None:
+    def channels(name: str) -> list[int]:
+        with torch.device("meta"):
+            network = models.build(name, (3, 64, 64), 10, width=0.25)
+        return [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
+
+    assert channels("resnet50")[0] == 16
+    assert max(channels("resnet50")) == 512
+    assert (channels("mobilenet_v2")[0], channels("mobilenet_v2")[-1]) == (8, 320)
+    assert (channels("densenet121")[0], channels("densenet121")[2]) == (16, 8)
+    assert (channels("unet")[0], max(channels("unet")), channels("unet")[-1]) == (16, 256, 10)
 
 
 @pytest.mark.parametrize("name", ["paper-cifar", "vgg16"])
@@ -181,6 +415,18 @@ def test_the_same_seed_builds_the_same_parameters() -> None:
         (("digits", (1,), 10), "such as (3, 32, 32), got (1,)"),
         (("digits", 8, 10), "such as (3, 32, 32), got 8"),
         (("digits", (1, 8), 10), "got input_shape (1, 8) with 1 spatial side"),
+        (
+            ("hyperspectral", (200, 9, 9), 16),
+            "hyperspectral takes images with 3 spatial sides, such as (1, 200, 9, 9), got "
+            "input_shape (200, 9, 9) with 2 spatial side(s)",
+        ),
+        (("unet", (1, 1, 8, 8), 2), "unet takes images with 2 spatial sides, such as (1, 512"),
+        (
+            ("unet", (1, 8, 9), 2),
+            "unet cannot take images of 8x9: the width 9 is odd; crop or pad it to a multiple of "
+            "2 for one pooling, of 16 for all four",
+        ),
+        (("unet", (1, 1, 8), 2), "unet cannot take images of 1x8: the height 1 is odd"),
     ],
 )
 def test_bad_input_is_refused_in_words(arguments: tuple[str, object, int], message: str) -> None:

@@ -8,7 +8,8 @@ from torch import nn
 
 from hetmp.errors import HetmpError
 from hetmp.graph import read_graph
-from hetmp.plan import LayerPlan, Plan, plan_from_weights
+from hetmp.groups import plan_from_weights
+from hetmp.plan import LayerPlan, Plan
 
 
 def network() -> nn.Sequential:

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from hetmp.comm import Group
     from hetmp.errors import HetmpError
     from hetmp.exchange import Exchange
-    from hetmp.graph import read_graph
+    from hetmp.graph import leaf, read_graph
+    from hetmp.groups import plan_from_weights
     from hetmp.optim import clip_grad_norm_
     from hetmp.partition import Layout, Partition, apportion
-    from hetmp.plan import Plan, plan_from_weights
+    from hetmp.plan import Plan
     from hetmp.slicing import SlicedModel, merge_model, slice_model
 
 _HOMES = {
@@ -31,8 +32,9 @@ _HOMES = {
     "SlicedModel": "slicing",
     "apportion": "partition",
     "clip_grad_norm_": "optim",
+    "leaf": "graph",
     "merge_model": "slicing",
-    "plan_from_weights": "plan",
+    "plan_from_weights": "groups",
     "read_graph": "graph",
     "slice_model": "slicing",
 }
@@ -48,6 +50,7 @@ __all__ = [
     "__version__",
     "apportion",
     "clip_grad_norm_",
+    "leaf",
     "merge_model",
     "plan_from_weights",
     "read_graph",

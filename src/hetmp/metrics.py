@@ -23,19 +23,19 @@ class StepClock:
     """
 
     def __init__(self, model: SlicedModel) -> None:
-        self._runtime = model.hetmp
+        self._model, self._runtime = model, model.hetmp
         self._began = 0.0
         self._before = np.zeros(0)
 
     def start(self) -> None:
         """A step begins."""
-        self._before = np.array(self._runtime.exchange_seconds())
+        self._before = np.array(self._runtime.exchange_seconds(self._model))
         self._began = time.perf_counter()
 
     def stop(self) -> dict[str, list[float]]:
         """Seconds of compute, exchange and waiting of the step, by rank. Collective."""
         elapsed = time.perf_counter() - self._began
-        spent = np.array(self._runtime.exchange_seconds()) - self._before
+        spent = np.array(self._runtime.exchange_seconds(self._model)) - self._before
         told = self._runtime.group.allgather(np.append(spent, elapsed))
         exchanges, elapsed_by_rank = told[:, :-1], told[:, -1]
         cost = exchanges.min(axis=0).sum()

@@ -81,12 +81,13 @@ class Piece:
         return self.partition.total * self.block
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """An axis as a sequence of pieces; a rank's share of it is a list of slices.
 
     A convolution's output is one piece with block 1. Flattening channels and a plane of
     ``H*W`` makes the block ``H*W``; a concatenation on channels has a piece per operand.
+    Layouts that give every index to the same rank are equal, however they are put together.
 
     >>> Layout.of(Partition((1, 2)), block=4).slices(1)
     (slice(4, 12, None),)
@@ -101,10 +102,23 @@ class Layout:
                 f"a layout's pieces are all over the same ranks, got pieces over {sorted(ranks)}"
             )
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Layout):
+            return NotImplemented
+        return self.ranks == other.ranks and self._runs == other._runs
+
+    def __hash__(self) -> int:
+        return hash((self.ranks, self._runs))
+
     @classmethod
     def of(cls, partition: Partition, block: int = 1) -> "Layout":
         """The layout of a single piece."""
         return cls((Piece(partition, block),))
+
+    @classmethod
+    def joined(cls, layouts: Sequence["Layout"]) -> "Layout":
+        """One axis after the other, as concatenation joins them."""
+        return cls(tuple(piece for layout in layouts for piece in layout.pieces))
 
     @property
     def ranks(self) -> int:
@@ -135,13 +149,74 @@ class Layout:
                 start = stop
         return tuple(tuple(share) for share in shares)
 
+    @cached_property
+    def _runs(self) -> tuple[tuple[int, int], ...]:
+        """(rank, length) of every run of indices that one rank holds, in order."""
+        runs: list[tuple[int, int]] = []
+        for piece in self.pieces:
+            for rank, count in enumerate(piece.partition.counts):
+                length = count * piece.block
+                if length and runs and runs[-1][0] == rank:
+                    length += runs.pop()[1]
+                if length:
+                    runs.append((rank, length))
+        return tuple(runs)
+
     def slices(self, rank: int) -> tuple[slice, ...]:
         """The indices that *rank* holds: one slice per piece, in the order it stores them."""
         return self._slices[rank]
 
+    def within(self, rank: int, start: int, stop: int) -> slice:
+        """Where *rank* stores those of its indices that lie from *start* to *stop*."""
+        before = sum(_overlap(piece, 0, start) for piece in self.slices(rank))
+        inside = sum(_overlap(piece, start, stop) for piece in self.slices(rank))
+        return slice(before, before + inside)
+
     def scaled(self, block: int) -> "Layout":
         """The layout after each index became *block* neighbouring ones, as flattening does."""
         return Layout(tuple(Piece(piece.partition, piece.block * block) for piece in self.pieces))
+
+    def cut(self, start: int, stop: int) -> "Layout":
+        """The layout of the indices from *start* to *stop* alone."""
+        pieces, begin = [], 0
+        for piece in self.pieces:
+            counts = []
+            for count in piece.partition.counts:
+                length = count * piece.block
+                counts.append(_overlap(slice(begin, begin + length), start, stop))
+                begin += length
+            if any(counts):
+                pieces.append(Piece(Partition(tuple(counts))))
+        return Layout(tuple(pieces) or (Piece(Partition((0,) * self.ranks)),))
+
+    def grouped(self, size: int) -> "Layout | None":
+        """The layout in units of *size* neighbouring indices; None where a rank's share cuts one.
+
+        The inverse of ``scaled``.
+        """
+        pieces = []
+        for piece in self.pieces:
+            lengths = [count * piece.block for count in piece.partition.counts]
+            if any(length % size for length in lengths):
+                return None
+            pieces.append(Piece(Partition(tuple(length // size for length in lengths))))
+        return Layout(tuple(pieces))
+
+    def folded(self, parts: int) -> "Layout | None":
+        """The layout of one of *parts* equal parts of the axis; None where they are cut unlike."""
+        size, rest = divmod(self.total, parts)
+        if rest:
+            return None
+        first, *others = (self.cut(i * size, (i + 1) * size) for i in range(parts))
+        return first if all(other == first for other in others) else None
+
+    def like(self, total: int) -> "Layout":
+        """The layout of an axis of *total* indices that is shared as this one is."""
+        return Layout.of(apportion(total, self.counts))
+
+
+def _overlap(piece: slice, start: int, stop: int) -> int:
+    return max(0, min(piece.stop, stop) - max(piece.start, start))
 
 
 def apportion(

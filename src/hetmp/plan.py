@@ -1,7 +1,9 @@
 """The plan: partitions and schemes for one model on one cluster, as a document.
 
 JSON: ``{"format": "hetmp-plan", "version": 1, "ranks": 3, "layers": [{"name": "features.0",
-"kind": "Conv2d", "channels": 60, "scheme": "filters", "counts": [42, 15, 3]}, ...]}``.
+"kind": "Conv2d", "channels": 60, "scheme": "filters", "counts": [42, 15, 3]}, ...]}``. A layer
+whose channels come in several pieces, each cut on its own, also has ``"pieces": [[21, 8, 1],
+[21, 7, 2]]``.
 """
 
 from collections.abc import Sequence
@@ -11,9 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hetmp.errors import HetmpError, unknown_name
-from hetmp.graph import ModelGraph
 from hetmp.ops import SCHEMES, Scheme
-from hetmp.partition import Partition, apportion, checked_weights
+from hetmp.partition import Layout, Partition, Piece
 
 
 class LayerPlan(BaseModel):
@@ -31,6 +32,8 @@ class LayerPlan(BaseModel):
     """``filters`` (full to sliced), ``inputs`` (sliced to partial) or ``whole``."""
     counts: tuple[int, ...]
     """Output channels on each rank; where the scheme is ``whole`` they are not used."""
+    pieces: tuple[tuple[int, ...], ...] = ()
+    """Where the channels come in several pieces, each cut on its own: the counts of each."""
 
     @model_validator(mode="after")
     def _counts_fill_the_axis(self) -> "LayerPlan":
@@ -39,12 +42,20 @@ class LayerPlan(BaseModel):
                 f"counts {self.counts} sum to {sum(self.counts)}, the layer has {self.channels} "
                 "channels"
             )
+        sums = tuple(sum(column) for column in zip(*self.pieces, strict=True))
+        if self.pieces and sums != self.counts:
+            raise ValueError(f"pieces {self.pieces} sum to {sums}, counts are {self.counts}")
         return self
 
     @property
     def partition(self) -> Partition:
         """The counts as a partition."""
         return Partition(self.counts)
+
+    @property
+    def layout(self) -> Layout:
+        """How the output channels are cut."""
+        return Layout(tuple(Piece(Partition(counts)) for counts in self.pieces or (self.counts,)))
 
 
 class Plan(BaseModel):
@@ -93,7 +104,7 @@ class Plan(BaseModel):
             raise unknown_name("scheme", scheme, SCHEMES)
         changed = old.model_dump() | {"scheme": scheme or old.scheme}
         if counts is not None:
-            changed["counts"] = tuple(counts)
+            changed |= {"counts": tuple(counts), "pieces": ()}
         layers = [changed if layer.name == name else layer.model_dump() for layer in self.layers]
         return _validated({"ranks": self.ranks, "layers": layers}, "plan")
 
@@ -124,24 +135,3 @@ def _validated(source: str | dict[str, Any], what: str) -> Plan:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise HetmpError(f"{what}: {place + ': ' if place else ''}{first['msg']}") from error
-
-
-def plan_from_weights(graph: ModelGraph, weights: Sequence[Any]) -> Plan:
-    """The default plan: scheme ``filters`` everywhere, channels in proportion to *weights*.
-
-    Raises:
-        HetmpError: weights that cannot be used (see ``apportion``).
-    """
-    exact = checked_weights(weights)
-    layers = []
-    for node in graph.mixing():
-        channels = node.rule.output_channels(node.layer)
-        layers.append(
-            LayerPlan(
-                name=node.path,
-                kind=type(node.layer).__name__,
-                channels=channels,
-                counts=apportion(channels, exact).counts,
-            )
-        )
-    return Plan(ranks=len(exact), layers=tuple(layers))

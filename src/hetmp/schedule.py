@@ -1,56 +1,78 @@
 """Graph and plan -> states, exchanges and parameter cuts: what runs, in order. Pure, no MPI.
 
-Exchanges come as late as possible: channel-wise layers run on slices, and a value is
-gathered only where a layer needs all its channels, so that pooling makes messages small.
+Exchanges come as late as possible: channel-wise work runs on slices, and a value is gathered
+only where an operation needs all its channels, once, so that pooling makes messages small.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from hetmp.errors import HetmpError
-from hetmp.graph import ModelGraph, Node
-from hetmp.ops import Cuts, Scheme
-from hetmp.partition import Layout, Partition, apportion
+from hetmp.exchange import received
+from hetmp.graph import ModelGraph, Node, Trace
+from hetmp.ops import Cuts, Flow, Mixing, Ref, Run, Scheme, Value, filled, references
+from hetmp.partition import Layout, apportion
 from hetmp.plan import LayerPlan, Plan
 from hetmp.state import FULL, PARTIAL, Sliced, State
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that happens to a value; ``name`` is also the name of the value it makes.
+    """One thing that happens; ``name`` is also the name of the value it makes.
 
     Attributes:
-        source, name: the value taken and the value made.
-        before, after: their states.
+        sources: the values taken.
     """
 
     name: str
-    source: str
-    before: State
-    after: State
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class LayerStep(Step):
-    """A layer runs.
+class CallStep(Step):
+    """An operation runs.
 
     Attributes:
-        scheme: what a mixing layer does with the states; None for channel-wise work.
-        owned: the state that decides where the bias of an ``inputs`` layer lies.
+        inputs: the node's names for the values that it takes -> the values that it is given.
     """
 
     node: Node
-    scheme: Scheme | None
-    owned: State
+    run: Run
+    inputs: Mapping[str, str]
+
+    @property
+    def before(self) -> Any:
+        """The state of its first operand."""
+        return next(iter(self.run.flow.wants.values()), FULL)
+
+    @property
+    def after(self) -> Any:
+        """The state of what it gives."""
+        return self.run.flow.gives
 
     @property
     def cuts(self) -> Cuts:
         """Where the layer's parameters and buffers are cut."""
-        return self.node.rule.cuts(self.node.layer, self.scheme, self.before, self.owned)
+        return {} if self.run.layer is None else self.node.rule.cuts(self.run)
 
 
 @dataclass(frozen=True)
 class ExchangeStep(Step):
-    """An exchange between layers."""
+    """An exchange between operations.
+
+    Attributes:
+        before, after: the states it leads from and to.
+        value: what is known of the value.
+    """
+
+    before: State
+    after: State
+    value: Value
+
+    def received(self, rank: int, ranks: int) -> tuple[float, float]:
+        """Bytes per image that *rank* of *ranks* receives, (forward, backward)."""
+        return received(self.before, self.after, rank, self.value.image_bytes, ranks)
 
 
 @dataclass(frozen=True)
@@ -58,26 +80,62 @@ class BiasStep(Step):
     """The bias of an ``inputs`` layer is added, once, after its reduction.
 
     Attributes:
+        before, after: the state of the value, which stays.
         parameter: the bias's name in the user's ``state_dict``.
         axis: the activation's channel axis.
     """
 
+    before: State
+    after: State
     parameter: str
     axis: int
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """What runs, in order.
+class Program:
+    """What runs in one of the module's modes, in order.
 
     Attributes:
-        entry, result: the names of the model's input and output values; the output is full.
+        entries: the values that the user gives: name -> name of the input.
+        attributes: parameters, buffers and constants that are values: name -> place.
+        result: what is returned, with a ``Ref`` for every value; all of them are full.
     """
 
-    ranks: int
-    entry: str
+    entries: Mapping[str, str]
+    attributes: Mapping[str, str]
     steps: tuple[Step, ...]
-    result: str
+    result: Any
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a sliced model runs, in training and in evaluation; often one and the same object."""
+
+    ranks: int
+    training: Program
+    evaluation: Program
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """The programs that differ."""
+        if self.training is self.evaluation:
+            return (self.training,)
+        return (self.training, self.evaluation)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of all programs, those of training first."""
+        return tuple(step for program in self.programs for step in program.steps)
+
+
+class Choice(Protocol):
+    """What decides how each mixing layer is cut."""
+
+    def scheme(self, node: Node) -> Scheme:
+        """The scheme that a layer follows."""
+
+    def layout(self, node: Node) -> Layout:
+        """How a layer's output channels are cut."""
 
 
 def make_schedule(graph: ModelGraph, plan: Plan) -> Schedule:
@@ -86,104 +144,164 @@ def make_schedule(graph: ModelGraph, plan: Plan) -> Schedule:
     Raises:
         HetmpError: the plan is for another model, or asks for what cannot be done.
     """
-    return _Scheduler(graph, plan).run()
+    _check_plan(graph, plan)
+    scheduler = Scheduler(_Planned(plan))
+    programs = [scheduler.program(trace) for trace in graph.traces]
+    return Schedule(plan.ranks, programs[0], programs[-1])
 
 
-class _Scheduler:
-    def __init__(self, graph: ModelGraph, plan: Plan) -> None:
-        self.graph, self.plan = graph, plan
-        self.states: dict[str, State] = {graph.entry: FULL}
+class _Planned:
+    def __init__(self, plan: Plan) -> None:
+        self._layers: dict[str, LayerPlan] = {layer.name: layer for layer in plan.layers}
+
+    def scheme(self, node: Node) -> Scheme:
+        return self._layers[node.path].scheme
+
+    def layout(self, node: Node) -> Layout:
+        return self._layers[node.path].layout
+
+
+class Scheduler:
+    """Passes states through the traces of one model, operation by operation."""
+
+    def __init__(self, choice: Choice) -> None:
+        self.choice = choice
+        # A layer's first run says how its parameters are cut; later runs take what fits them.
+        self.first: dict[str, tuple[Any, State]] = {}
+
+    def program(self, trace: Trace) -> Program:
+        """What runs in one mode."""
+        self.trace = trace
+        self.states: dict[str, Any] = dict.fromkeys((*trace.entries, *trace.attributes), FULL)
+        self.known: dict[str, Value] = dict(trace.values)
         self.exchanged: dict[tuple[str, State], str] = {}
-        self.values: dict[str, str] = {graph.entry: graph.entry}
+        self.current: dict[str, str] = {name: name for name in self.states}
         self.steps: list[Step] = []
-        _check_plan(graph, plan)
-
-    def run(self) -> Schedule:
-        for node in self.graph.nodes:
-            if node.rule.mixes:
-                self.mix(node, self.plan.layer(node.path))
+        for node in trace.nodes:
+            if isinstance(node.rule, Mixing) and node.reason is None:
+                self.mix(node, node.rule)
             else:
                 self.pass_through(node)
-        result = self.in_state(self.values[self.graph.result], FULL)
-        return Schedule(self.plan.ranks, self.graph.entry, tuple(self.steps), result)
+        result = filled(trace.result, lambda name: Ref(self.in_state(self.current[name], FULL)))
+        return Program(trace.entries, trace.attributes, tuple(self.steps), result)
 
-    def mix(self, node: Node, layer: LayerPlan) -> None:
-        axis = node.rule.channel_axis(node.layer, len(node.given))
-        sliced = Sliced(Layout.of(layer.partition), axis)
-        source = self.values[node.source]
-        if layer.scheme == "filters":
-            self.layer(node, self.in_state(source, FULL), sliced, layer.scheme)
-        elif layer.scheme == "whole":
-            self.layer(node, self.in_state(source, FULL), FULL, layer.scheme)
+    def mix(self, node: Node, rule: Mixing) -> None:
+        """A layer that mixes channels runs as its scheme says."""
+        layer, scheme = node.call.layer, self.choice.scheme(node)
+        (operand,) = node.call.operands
+        source = self.current[operand]
+        axis = rule.channel_axis(layer, node.call.taken.dims)
+        sliced = Sliced(self.choice.layout(node), axis)
+        if scheme == "filters":
+            wanted = rule.taken(layer, sliced.layout, axis)
+            if wanted is None:
+                raise HetmpError(
+                    f"the plan cuts layer {node.place} into {sliced}, inside one of its "
+                    f"{layer.groups} groups: give every rank a multiple of "
+                    f"{layer.out_channels // layer.groups} channels"
+                )
+            self.run(node, {operand: wanted}, sliced, scheme)
+        elif scheme == "whole":
+            self.run(node, {operand: FULL}, FULL, scheme)
         else:
-            taken = self.states[source]
+            taken, target = self.first.get(node.path) or (self.states[source], None)
             if not isinstance(taken, Sliced) or taken.axis != axis:
-                source = self.in_state(source, FULL)
-                taken = Sliced(Layout.of(self.input_partition(node)), axis)
-            target = FULL if self.wanted_full(node) else sliced
-            summand = self.layer(
-                node, self.in_state(source, taken), PARTIAL, layer.scheme, owned=target
-            )
-            reduced = self.in_state(summand, target)
-            self.values[node.name] = self.biased(node, reduced, axis)
+                taken = Sliced(self.input_layout(node), axis)
+            if target is None:
+                target = FULL if self.wanted_full(node) else sliced
+            self.run(node, {operand: taken}, PARTIAL, scheme, owned=target)
+            reduced = self.in_state(node.name, target)
+            self.current[node.name] = self.biased(node, reduced, target, axis)
 
-    def input_partition(self, node: Node) -> Partition:
+    def input_layout(self, node: Node) -> Layout:
         """How an ``inputs`` layer cuts a full input: with the ranks' shares of its output."""
-        channels = node.rule.input_channels(node.layer)
-        counts = self.plan.layer(node.path).counts
+        channels = node.rule.input_channels(node.call.layer)
+        counts = self.choice.layout(node).counts
         if channels is None or not any(counts):
             raise HetmpError(f"layer {node.place} cannot follow scheme 'inputs'")
-        return apportion(channels, counts)
+        return Layout.of(apportion(channels, counts))
 
     def wanted_full(self, node: Node) -> bool:
         """Whether all that takes this value needs all its channels."""
-        consumers = self.graph.consumers(node.name)
-        return all(c.rule.mixes and self.plan.layer(c.path).scheme != "inputs" for c in consumers)
+        if node.name in references(self.trace.result):
+            return True
+        consumers = self.trace.consumers(node.name)
+        return all(
+            c.rule.mixes and self.choice.scheme(c) != "inputs" and c.call.layer is not None
+            and getattr(c.call.layer, "groups", 1) == 1
+            for c in consumers
+        )  # fmt: skip
 
     def pass_through(self, node: Node) -> None:
-        source = self.values[node.source]
-        state = self.states[source]
-        given: State | None = state
-        if isinstance(state, Sliced):
-            given = node.rule.gives(node.layer, state, node.taken, node.given)
-        if given is None:
-            source, given = self.in_state(source, FULL), FULL
-        self.layer(node, source, given, None)
+        """Any other operation runs on slices where it can."""
+        call = node.call
+        states = {name: self.states[self.current[name]] for name in call.operands}
+        if node.path in self.first and call.layer is not None:
+            states = dict.fromkeys(states, self.first[node.path][0])
+        sliced = any(
+            isinstance(part, Sliced) for state in states.values() for part in _parts(state)
+        )
+        flow = node.rule.flow(call, states) if sliced else None
+        if flow is not None and isinstance(flow.gives, tuple) and not self.taken_apart(node):
+            flow = None
+        if flow is None:
+            flow = Flow(dict.fromkeys(states, FULL), FULL)
+        self.run(node, flow.wants, flow.gives, None)
 
-    def layer(
+    def taken_apart(self, node: Node) -> bool:
+        """Whether a tuple is used only item by item."""
+        consumers = self.trace.consumers(node.name)
+        return node.name not in references(self.trace.result) and all(
+            c.call.title == "getitem" and isinstance(c.call.argument(1, "index"), int)
+            for c in consumers
+        )
+
+    def run(
         self,
         node: Node,
-        source: str,
-        after: State,
+        wants: Mapping[str, Any],
+        gives: Any,
         scheme: Scheme | None,
         owned: State | None = None,
-    ) -> str:
-        before = self.states[source]
-        owned = after if owned is None else owned
-        self.steps.append(LayerStep(node.name, source, before, after, node, scheme, owned))
-        self.states[node.name] = after
-        self.values[node.name] = node.name
-        return node.name
+    ) -> None:
+        """Add the step of an operation, behind the exchanges that it wants."""
+        inputs = {
+            name: self.in_state(self.current[name], wants[name]) if name in wants
+            else self.current[name]
+            for name in node.call.values
+        }  # fmt: skip
+        run = Run(node.call, Flow(wants, gives), scheme, gives if owned is None else owned)
+        self.steps.append(CallStep(node.name, tuple(inputs.values()), node, run, inputs))
+        self.states[node.name] = gives
+        self.current[node.name] = node.name
+        if node.call.has_tensors:
+            self.first.setdefault(node.path, (run.source, run.owned))
 
-    def biased(self, node: Node, value: str, axis: int) -> str:
-        if getattr(node.layer, "bias", None) is None:
+    def biased(self, node: Node, value: str, state: State, axis: int) -> str:
+        """The value with the bias of an ``inputs`` layer."""
+        if getattr(node.call.layer, "bias", None) is None:
             return value
-        name, state = f"{node.name} biased", self.states[value]
-        self.steps.append(BiasStep(name, value, state, state, f"{node.path}.bias", axis))
-        self.states[name] = state
+        name = f"{node.name} biased"
+        parameter = f"{node.path}.bias"
+        self.steps.append(BiasStep(name, (value,), state, state, parameter, axis))
+        self.states[name], self.known[name] = state, self.known[node.name]
         return name
 
-    def in_state(self, value: str, target: State) -> str:
+    def in_state(self, value: str, target: Any) -> str:
         """The value in the wanted state: itself, or what an exchange makes of it, made once."""
         source = self.states[value]
         if source == target:
             return value
         if (value, target) not in self.exchanged:
             name = f"{value} exchanged {len(self.exchanged)}"
-            self.steps.append(ExchangeStep(name, value, source, target))
-            self.states[name] = target
+            self.steps.append(ExchangeStep(name, (value,), source, target, self.known[value]))
+            self.states[name], self.known[name] = target, self.known[value]
             self.exchanged[value, target] = name
         return self.exchanged[value, target]
+
+
+def _parts(state: Any) -> tuple[Any, ...]:
+    return state if isinstance(state, tuple) else (state,)
 
 
 def _check_plan(graph: ModelGraph, plan: Plan) -> None:
@@ -192,13 +310,21 @@ def _check_plan(graph: ModelGraph, plan: Plan) -> None:
         raise HetmpError("the plan names a layer more than once")
     for node in graph.mixing():
         layer = planned.pop(node.path, None)
-        channels = node.rule.output_channels(node.layer)
+        channels = node.rule.output_channels(node.call.layer)
         if layer is None:
             raise HetmpError(f"the plan is for another model: it has no layer {node.place}")
         if layer.channels != channels:
             raise HetmpError(
                 f"the plan is for another model: it gives layer {node.place} {layer.channels} "
                 f"channels, the model {channels}"
+            )
+        assert isinstance(node.rule, Mixing)
+        allowed = ("whole",) if graph.is_tied(node) else node.rule.schemes(node.call.layer)
+        if layer.scheme not in allowed:
+            why = "shares a parameter with another layer" if graph.is_tied(node) else "has groups"
+            raise HetmpError(
+                f"layer {node.place} {why}: it cannot follow scheme {layer.scheme!r}, only "
+                f"{' or '.join(allowed)}"
             )
     if planned:
         raise HetmpError(

@@ -27,7 +27,10 @@ class Partial:
 
 @dataclass(frozen=True)
 class Sliced:
-    """Each rank holds its own indices of one axis, as the layout says."""
+    """Each rank holds its own indices of one axis, as the layout says.
+
+    While channel groups are looked for, an ``axis.Axis`` stands where the layout will be.
+    """
 
     layout: Layout
     axis: int = 1

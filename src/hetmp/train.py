@@ -36,7 +36,7 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to: the last loss, and accuracy on the whole test set."""
+    """What a run came to: the last loss, and accuracy over all labels of the test set."""
 
     steps: int
     loss: float
@@ -85,7 +85,7 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
                     step=step,
                     epoch=epoch,
                     loss=loss,
-                    accuracy=correct / len(labels),
+                    accuracy=correct / labels.numel(),
                     lr=optimizer.param_groups[0]["lr"],
                     seconds=seconds,
                 )
@@ -110,7 +110,7 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
 def evaluate(
     model: SlicedModel, split: Split, dtype: torch.dtype, device: torch.device
 ) -> tuple[float, float]:
-    """(mean cross-entropy, accuracy from 0 to 1) over all of *split*. Collective."""
+    """(mean cross-entropy, accuracy from 0 to 1) over all labels of *split*. Collective."""
     model.eval()
     loss, correct = 0.0, 0
     with torch.no_grad():
@@ -120,7 +120,7 @@ def evaluate(
             output = model(images)
             loss += float(nn.functional.cross_entropy(output, labels, reduction="sum"))
             correct += _correct(output, labels)
-    return loss / len(split), correct / len(split)
+    return loss / split.labels.numel(), correct / split.labels.numel()
 
 
 def _load(config: TrainConfig) -> Dataset:
@@ -177,7 +177,7 @@ def _step(
     images: Tensor,
     labels: Tensor,
 ) -> tuple[float, int]:
-    """One optimizer step; (loss, how many of the batch were right)."""
+    """One optimizer step; (loss, how many of the batch's labels were right)."""
     optimizer.zero_grad()
     output = model(images)
     loss = nn.functional.cross_entropy(output, labels)

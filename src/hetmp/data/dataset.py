@@ -15,7 +15,7 @@ class Split:
     images: Tensor
     """(n, c, *spatial), float32."""
     labels: Tensor
-    """(n,), int64, each 0 to classes - 1."""
+    """int64, each 0 to classes - 1: (n,) for a class per image, (n, *spatial) per pixel."""
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):

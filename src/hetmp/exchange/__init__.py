@@ -3,6 +3,7 @@
 from hetmp.exchange.exchange import Entry, Exchange, Pending, dual, leave, save_token
 from hetmp.exchange.moves import Counter, Move
 from hetmp.exchange.tensors import collect, distribute, share_of, share_shape
+from hetmp.exchange.volume import received
 
 __all__ = [
     "Counter",
@@ -14,6 +15,7 @@ __all__ = [
     "distribute",
     "dual",
     "leave",
+    "received",
     "save_token",
     "share_of",
     "share_shape",

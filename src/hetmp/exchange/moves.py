@@ -162,12 +162,12 @@ def _redistribute(
     shape = _with_axis(x, axis, target.layout.counts[group.rank])
     inner = _inner(shape, axis)
     ranks = range(group.size)
-    overlaps = [[_overlaps(source.layout, s, target.layout, t) for t in ranks] for s in ranks]
-    sizes = [[sum(piece.size for piece in pair) for pair in row] for row in overlaps]
+    shared = [[overlaps(source.layout, s, target.layout, t) for t in ranks] for s in ranks]
+    sizes = [[sum(piece.size for piece in pair) for pair in row] for row in shared]
     counts = np.array(sizes, dtype=np.int64) * inner
     outgoing = [
         x.narrow(axis, piece.source, piece.size).reshape(-1)
-        for pair in overlaps[group.rank]
+        for pair in shared[group.rank]
         for piece in pair
     ]
     wire = _to_wire(torch.cat(outgoing) if outgoing else x.new_empty(0), summed=False)
@@ -177,7 +177,7 @@ def _redistribute(
 
     def finish() -> Tensor:
         flat, arrived, at = wire.back(operation), x.new_empty(shape), 0
-        for row in overlaps:
+        for row in shared:
             for piece in row[group.rank]:
                 to = arrived.narrow(axis, piece.target, piece.size)
                 to.copy_(flat[at : at + piece.size * inner].view(to.shape))
@@ -214,7 +214,7 @@ def _move(source: State, target: State) -> tuple[str, Callable[..., Callable[[],
 
 
 @dataclass(frozen=True)
-class _Overlap:
+class Overlap:
     """*size* indices that lie at *source* in one rank's share and at *target* in another's."""
 
     source: int
@@ -222,7 +222,8 @@ class _Overlap:
     size: int
 
 
-def _overlaps(source: Layout, sender: int, target: Layout, receiver: int) -> list[_Overlap]:
+def overlaps(source: Layout, sender: int, target: Layout, receiver: int) -> list[Overlap]:
+    """The runs of indices that *sender* holds in *source* and *receiver* in *target*."""
     found, at_source = [], 0
     for ours in source.slices(sender):
         at_target = 0
@@ -230,7 +231,7 @@ def _overlaps(source: Layout, sender: int, target: Layout, receiver: int) -> lis
             start, stop = max(ours.start, theirs.start), min(ours.stop, theirs.stop)
             if start < stop:
                 found.append(
-                    _Overlap(
+                    Overlap(
                         at_source + start - ours.start,
                         at_target + start - theirs.start,
                         stop - start,

@@ -1,7 +1,8 @@
 """Networks by name: ``models.build("vgg11", (3, 32, 32), classes=10)``.
 
-A name is one of ``names()``, or ``package.module:function`` for a network of your own. The
-shipped networks are nothing but (nested) ``nn.Sequential``.
+A name is one of ``names()``, or ``package.module:function`` for a network of your own. Of the
+shipped networks the chains of layers are (nested) ``nn.Sequential``, and those with branches have
+modules with a ``forward`` of their own.
 """
 
 from hetmp.models.registry import CatalogRow, build, catalog, names

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
 from hetmp.errors import HetmpError
+
+SMALL_SIDE = 64
+"""An image with a side below this gets the small-image variant of ResNet, MobileNetV2, DenseNet."""
 
 
 @dataclass(frozen=True)
@@ -17,12 +20,18 @@ class Network:
     """What the user types."""
     description: str
     """One line for a list of networks."""
-    input_shape: tuple[int, int, int]
-    """Channels, height and width of the images it was published for."""
+    input_shape: tuple[int, ...]
+    """Channels and spatial sides of the images it was published for; it takes as many sides."""
     classes: int
     """How many classes it was published for."""
-    build: Callable[[tuple[int, int, int], int, float], nn.Sequential]
-    """From (c, h, w) of one image, classes and width to the module."""
+    # Any: each function says how many sides it takes, and `registry.build` has counted them.
+    build: Callable[[Any, int, float], nn.Module]
+    """From (c, *sides) of one image, classes and width to the module."""
+
+    @property
+    def sides(self) -> int:
+        """How many spatial sides its images have: 2 for a picture, 3 for a cube."""
+        return len(self.input_shape) - 1
 
 
 def scaled(channels: int, width: float) -> int:
@@ -30,11 +39,17 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
+def is_small(image: Iterable[int]) -> bool:
+    """Whether an *image* of those sides gets the small-image variant."""
+    return min(image) < SMALL_SIDE
+
+
 def he_start(convolution: nn.Conv2d) -> nn.Conv2d:
     """The same *convolution* with He's start: weights of variance 2 / fan-in, bias 0.
 
-    For networks without a norm: with torch's own start the signal, and with it the gradient,
-    loses a factor at every layer, and eight layers later the loss does not move.
+    Networks without a norm need it: with torch's own start the signal, and with it the gradient,
+    loses a factor at every layer, and eight layers later the loss does not move. Networks with
+    one may have it too, as most of their papers do.
 
     Source: He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015.
     """
@@ -48,8 +63,8 @@ def he_start(convolution: nn.Conv2d) -> nn.Conv2d:
 def map_size(name: str, features: nn.Sequential, image: Iterable[int]) -> tuple[int, ...]:
     """Height and width that *features* leave of an *image* of that height and width.
 
-    Every layer of *features* that changes the size is a convolution or a pooling with a square
-    window and no dilation.
+    Every layer of *features*, nested or not, that changes the size is a convolution or a pooling
+    with a square window and no dilation, and no two of them lie side by side.
 
     Raises:
         HetmpError: nothing is left, so network *name* cannot take the image.
@@ -76,7 +91,7 @@ def _smallest_side(windows: list[tuple[int, int, int]]) -> int:
 def _windows(features: nn.Sequential) -> list[tuple[int, int, int]]:
     return [
         (_side(layer.kernel_size), _side(layer.stride), _side(layer.padding))
-        for layer in features
+        for layer in features.modules()
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)
     ]
 

@@ -11,12 +11,34 @@ from torch import nn
 
 from hetmp.checks import image_shape, whole_number
 from hetmp.errors import HetmpError, unknown_name
-from hetmp.models import digits, paper, user, vgg
+from hetmp.models import (
+    densenet,
+    digits,
+    hyperspectral,
+    mobilenet,
+    paper,
+    resnet,
+    unet,
+    user,
+    vgg,
+)
 from hetmp.models.network import Network
 
 _NETWORKS: dict[str, Network] = {
     network.name: network
-    for network in (paper.MNIST, paper.CIFAR, digits.DIGITS, vgg.VGG11, vgg.VGG16)
+    for network in (
+        densenet.DENSENET121,
+        digits.DIGITS,
+        hyperspectral.HYPERSPECTRAL,
+        mobilenet.MOBILENET_V2,
+        paper.CIFAR,
+        paper.MNIST,
+        resnet.RESNET18,
+        resnet.RESNET50,
+        unet.UNET,
+        vgg.VGG11,
+        vgg.VGG16,
+    )
 }
 
 
@@ -28,8 +50,8 @@ class CatalogRow:
     """What `build` takes."""
     description: str
     """What it is, in a few words."""
-    input_shape: tuple[int, int, int]
-    """Channels, height and width of the images it was published for."""
+    input_shape: tuple[int, ...]
+    """Channels and spatial sides of the images it was published for."""
     classes: int
     """How many classes it was published for."""
     parameters: int
@@ -64,16 +86,19 @@ def build(name: str, input_shape: Sequence[int], classes: int, *, width: float =
             whole number, and returns an ``nn.Module``. The current directory is searched for
             the module, as ``python -m`` does.
         input_shape: channels, then the spatial sides of one image in pixels. The shipped
-            networks take (channels, height, width).
+            networks take (channels, height, width), ``hyperspectral`` (channels, bands,
+            height, width).
         classes: length of the output, 1 or more.
         width: scales every hidden channel count of a shipped network (rounded, at least 1).
 
     The parameters start from torch's default generator, in its default dtype and on its
-    default device. A shipped network takes (n, c, h, w) to (n, classes).
+    default device. A shipped network takes (n, *input_shape) to (n, classes), but for
+    ``unet``, which gives a class to every pixel: (n, classes, h, w).
 
     Raises:
         HetmpError: an unknown name, a shape, a class count or a width out of range, an image
-            too small for the network, a function that is missing or does not build a module.
+            of a size that the network cannot take, a function that is missing or does not
+            build a module.
     """
     classes = whole_number("classes", classes, 1)
     shape = image_shape("input_shape", input_shape)
@@ -88,12 +113,13 @@ def build(name: str, input_shape: Sequence[int], classes: int, *, width: float =
         return user.build(name, shape, classes)
     if name not in _NETWORKS:
         raise unknown_name("model", name, names())
-    if len(shape) != 3:
+    network = _NETWORKS[name]
+    if len(shape) - 1 != network.sides:
         raise HetmpError(
-            f"{name} takes images of (channels, height, width), "
-            f"got input_shape {shape} with {len(shape) - 1} spatial side(s)"
+            f"{name} takes images with {network.sides} spatial sides, such as "
+            f"{network.input_shape}, got input_shape {shape} with {len(shape) - 1} spatial side(s)"
         )
-    return _NETWORKS[name].build(shape, classes, width)
+    return network.build(shape, classes, width)
 
 
 def _width(width: Any) -> float:

@@ -1,14 +1,17 @@
-"""Activation functions: elementwise ones run on slices, those over channels on all of them."""
+"""Activation layers: elementwise ones run on slices, those over channels on all of them."""
 
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn import functional as F
 
-from hetmp.ops.rule import Cuts, Rule, Scheme, Shape, cut_along
+from hetmp.ops.call import Call, Run
+from hetmp.ops.rule import Cuts, Rule, cut_along
 from hetmp.state import Sliced, State
 
 
-class Elementwise(Rule):
+class Activation(Rule):
     """Every element for itself."""
 
     layers = (
@@ -45,26 +48,36 @@ class PReLU(Rule):
     def input_channels(self, layer: Any) -> int | None:
         return int(layer.num_parameters) if layer.num_parameters > 1 else None
 
-    def gives(self, layer: Any, source: Sliced, taken: Shape, given: Shape) -> State | None:
-        return source if source.axis == 1 or layer.num_parameters == 1 else None
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        return source if source.axis == 1 or call.layer.num_parameters == 1 else None
 
-    def cuts(self, layer: Any, scheme: Scheme | None, source: State, target: State) -> Cuts:
-        return cut_along(layer, {"weight": 0}, source) if layer.num_parameters > 1 else {}
+    def cuts(self, run: Run) -> Cuts:
+        slopes = run.layer.num_parameters
+        return cut_along(run.layer, {"weight": 0}, run.source) if slopes > 1 else {}
 
-    def resize(self, layer: Any, scheme: Scheme | None, count: int) -> None:
-        if layer.num_parameters > 1:
+    def resize(self, layer: Any, run: Run, count: int) -> None:
+        if run.layer.num_parameters > 1:
             layer.num_parameters = count
 
 
-class AcrossChannels(Rule):
-    """Softmax and its kin: every output needs every channel."""
+class AcrossAxis(Rule):
+    """Softmax and its kin: every output needs every element of one axis."""
 
     layers = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
+    functions = (F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax)
+    methods = ("softmax", "log_softmax")
 
-    def refusal(self, layer: Any) -> str | None:
-        if layer.dim is None:
-            return "dim is not set: say which axis it normalises, for example dim=1"
-        return None
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        dim = call.layer.dim if call.layer is not None else call.argument(1, "dim")
+        if not isinstance(dim, int) or dim % call.taken.dims == source.axis:
+            return None
+        return source
 
-    def gives(self, layer: nn.Module, source: Sliced, taken: Shape, given: Shape) -> State | None:
+
+class AcrossChannels(Rule):
+    """Every output needs every channel, or those of other ranks."""
+
+    layers = (nn.Softmax2d, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.GLU)
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
         return None

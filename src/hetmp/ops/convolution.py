@@ -1,25 +1,28 @@
-"""Convolution and transposed convolution in 1, 2 and 3 dimensions."""
+"""Convolution and transposed convolution in 1, 2 and 3 dimensions, with any number of groups."""
 
 from typing import Any
 
+import torch
 from torch import nn
 
+from hetmp.ops.call import SCHEMES, Run, Scheme
 from hetmp.ops.mixing import Mixing
-from hetmp.ops.rule import Scheme, Shape
+from hetmp.ops.rule import Cuts, cut_along, sized
+from hetmp.partition import Layout
+from hetmp.state import FULL, Sliced, State
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Convolution(Mixing):
-    """Weights are (out, in, *kernel), transposed (in, out, *kernel); channels are axis 1."""
+    """Weights are (out, in / groups, *kernel), transposed (in, out / groups, *kernel).
+
+    Groups (a depthwise convolution has one per channel) keep channels apart: scheme ``filters``
+    then takes and gives slices, whose ends fall on the ends of groups, and moves nothing.
+    """
 
     layers = (*_PLAIN, *_TRANSPOSED)
-
-    def refusal(self, layer: Any) -> str | None:
-        if layer.groups != 1:
-            return f"groups={layer.groups} is not sliced: only groups=1 is"
-        return None
 
     def input_dims(self, layer: Any) -> int:
         return len(layer.kernel_size) + 2
@@ -30,14 +33,50 @@ class Convolution(Mixing):
     def output_channels(self, layer: Any) -> int:
         return int(layer.out_channels)
 
-    def shape(self, layer: Any, shape: Shape) -> Shape:
-        return (shape[0], layer.out_channels, *[None] * len(layer.kernel_size))
+    def schemes(self, layer: Any) -> tuple[Scheme, ...]:
+        return SCHEMES if layer.groups == 1 else ("filters", "whole")
+
+    def taken(self, layer: Any, layout: Layout, axis: int) -> State | None:
+        if layer.groups == 1:
+            return FULL
+        groups = layout.grouped(layer.out_channels // layer.groups)
+        if groups is None:
+            return None
+        return Sliced(groups.scaled(layer.in_channels // layer.groups), axis)
 
     def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
         return int((scheme == "inputs") != isinstance(layer, _TRANSPOSED))
 
-    def resize(self, layer: Any, scheme: Scheme | None, count: int) -> None:
-        if scheme == "inputs":
+    def cuts(self, run: Run) -> Cuts:
+        if run.layer.groups == 1:
+            return super().cuts(run)
+        weight = run.source if isinstance(run.layer, _TRANSPOSED) else run.target
+        return {
+            **cut_along(run.layer, {"weight": 0}, weight),
+            **cut_along(run.layer, {"bias": 0}, run.target),
+        }
+
+    def resize(self, layer: Any, run: Run, count: int) -> None:
+        whole = run.layer
+        if whole.groups > 1:
+            layer.groups = count * whole.groups // whole.out_channels
+            layer.in_channels = layer.groups * (whole.in_channels // whole.groups)
+            layer.out_channels = count
+        elif run.scheme == "inputs":
             layer.in_channels = count
         else:
             layer.out_channels = count
+
+    def stand_in(self, run: Run) -> Any:
+        layer = run.layer
+        if layer.groups == 1:
+            return super().stand_in(run)
+        taken, given = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        counts = {"weight": taken if isinstance(layer, _TRANSPOSED) else given, "bias": given}
+        stand_in = sized(layer, self.cuts(run), counts, torch.device("meta"))
+        self.resize(stand_in, run, given)
+        return stand_in
+
+    def idle_axes(self, run: Run) -> dict[str, Any]:
+        width = run.layer.in_channels // run.layer.groups if run.layer.groups > 1 else 1
+        return {**super().idle_axes(run), "width": width}

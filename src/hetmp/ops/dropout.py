@@ -10,38 +10,60 @@ functions*, 2018), in wrapping int32 arithmetic, which is the same on every devi
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from hetmp.ops.rule import Rule, Scheme
+from hetmp.comm import Group
+from hetmp.ops.call import Call, Run
+from hetmp.ops.rule import Rule
 from hetmp.state import Sliced, State
 
 _PER_CHANNEL = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+_FUNCTIONS = {
+    getattr(F, f"dropout{dims}"): dims != ""
+    for dims in ("", "1d", "2d", "3d")
+    if hasattr(F, f"dropout{dims}")
+}
+"""Whether each drops whole channels."""
 
 
 class Dropout(Rule):
     """Elements (``Dropout``) or whole channels of a sample (``Dropout1d/2d/3d``) become zero."""
 
     layers = (nn.Dropout, *_PER_CHANNEL)
+    functions = tuple(_FUNCTIONS)
+
+    def unfit(self, call: Call) -> str | None:
+        if call.layer is None and not all(isinstance(value, int | float) for value in _told(call)):
+            return "its probability is not known before it runs"
+        return None
 
     def input_dims(self, layer: nn.Module) -> int | None:
         return next(
             (dims for dims, kind in enumerate(_PER_CHANNEL, start=3) if type(layer) is kind), None
         )
 
-    def local(
-        self,
-        layer: Any,
-        scheme: Scheme | None,
-        source: State,
-        target: State,
-        rank: int,
-        device: torch.device,
-    ) -> nn.Module:
-        local = KeyedDropout(layer.p, isinstance(layer, _PER_CHANNEL), source, rank)
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        layer = run.layer
+        local = KeyedDropout(layer.p, isinstance(layer, _PER_CHANNEL), run.source, group.rank)
         return local.train(layer.training)
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        p, training = _told(run.call)
+        per_channel = _FUNCTIONS[cast(Any, run.call.target)]
+        return FunctionalDropout(p if training else 0.0, per_channel, run.source, group.rank)
+
+
+def _told(call: Call) -> tuple[Any, Any]:
+    """(probability, training) as a function is told them."""
+    # torch's own default of training is True, of dropout2d and the like too.
+    return call.argument(1, "p", 0.5), call.argument(2, "training", True)
 
 
 class KeyedDropout(nn.Module):
@@ -96,6 +118,18 @@ class KeyedDropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}" + (", whole channels" if self.per_channel else "")
+
+
+class FunctionalDropout(KeyedDropout):
+    """``F.dropout``: its arguments say whether it drops, not the mode of a layer."""
+
+    @property
+    def active(self) -> bool:
+        return self.p > 0
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """*x* with elements set to zero, the others scaled by 1 / (1 - p)."""
+        return super().forward(x)
 
 
 def _words(key: int, number: int) -> tuple[Tensor, Tensor]:

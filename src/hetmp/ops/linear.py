@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from hetmp.ops.call import Run, Scheme
 from hetmp.ops.mixing import Mixing
-from hetmp.ops.rule import Scheme, Shape
 
 
 class Linear(Mixing):
@@ -22,14 +22,11 @@ class Linear(Mixing):
     def output_channels(self, layer: Any) -> int:
         return int(layer.out_features)
 
-    def shape(self, layer: Any, shape: Shape) -> Shape:
-        return (*shape[:-1], layer.out_features)
-
     def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
         return int(scheme == "inputs")
 
-    def resize(self, layer: Any, scheme: Scheme | None, count: int) -> None:
-        if scheme == "inputs":
+    def resize(self, layer: Any, run: Run, count: int) -> None:
+        if run.scheme == "inputs":
             layer.in_features = count
         else:
             layer.out_features = count

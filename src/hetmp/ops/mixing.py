@@ -4,8 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hetmp.ops.rule import Cuts, Rule, Scheme, cut_along
-from hetmp.state import State
+from hetmp.comm import Group
+from hetmp.ops.call import SCHEMES, Run, Scheme
+from hetmp.ops.rule import Cuts, Rule, cut_along
+from hetmp.partition import Layout
+from hetmp.state import FULL, State
 
 
 class Mixing(Rule):
@@ -24,26 +27,29 @@ class Mixing(Rule):
         """The weight's axis that *scheme* cuts."""
         raise NotImplementedError
 
-    def cuts(self, layer: nn.Module, scheme: Scheme | None, source: State, target: State) -> Cuts:
-        assert scheme is not None
-        axis = self.weight_axis(layer, scheme)
-        weight = source if scheme == "inputs" else target
+    def schemes(self, layer: nn.Module) -> tuple[Scheme, ...]:
+        """The schemes that the layer can follow."""
+        return SCHEMES
+
+    def taken(self, layer: nn.Module, layout: Layout, axis: int) -> State | None:
+        """The state that scheme ``filters`` takes, given the output's layout on *axis*.
+
+        None if the layout cuts what must stay on one rank.
+        """
+        return FULL
+
+    def cuts(self, run: Run) -> Cuts:
+        assert run.scheme is not None
+        axis = self.weight_axis(run.layer, run.scheme)
+        weight = run.source if run.scheme == "inputs" else run.target
         return {
-            **cut_along(layer, {"weight": axis}, weight),
-            **cut_along(layer, {"bias": 0}, target),
+            **cut_along(run.layer, {"weight": axis}, weight),
+            **cut_along(run.layer, {"bias": 0}, run.owned),
         }
 
-    def local(
-        self,
-        layer: nn.Module,
-        scheme: Scheme | None,
-        source: State,
-        target: State,
-        rank: int,
-        device: torch.device,
-    ) -> nn.Module:
-        local = super().local(layer, scheme, source, target, rank, device)
-        return Summand(local) if scheme == "inputs" else local
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        local = super().local(run, group, device)
+        return Summand(local) if run.scheme == "inputs" else local
 
 
 class Summand(nn.Module):

@@ -1,16 +1,27 @@
-"""Batch normalization: statistics are per channel, so slices need no exchange."""
+"""Batch and instance normalization: statistics are per channel, so slices need no exchange."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
-from hetmp.ops.rule import Cuts, Idle, Rule, Scheme, Shape, cut_along
+from hetmp.ops.call import Call, Run
+from hetmp.ops.idle import Idle
+from hetmp.ops.rule import Cuts, Rule, cut_along
 from hetmp.state import Sliced, State
 
-_DIMS = {nn.BatchNorm1d: None, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+_DIMS = {
+    nn.BatchNorm1d: None,
+    nn.BatchNorm2d: 4,
+    nn.BatchNorm3d: 5,
+    nn.InstanceNorm1d: 3,
+    nn.InstanceNorm2d: 4,
+    nn.InstanceNorm3d: 5,
+}
+
+_CUT = ("weight", "bias", "running_mean", "running_var")
 
 
-class BatchNorm(Rule):
+class ChannelNorm(Rule):
     """Parameters and running statistics are cut like the channels."""
 
     layers = tuple(_DIMS)
@@ -19,36 +30,30 @@ class BatchNorm(Rule):
     def input_dims(self, layer: nn.Module) -> int | None:
         return next(dims for kind, dims in _DIMS.items() if type(layer) is kind)
 
-    def input_channels(self, layer: Any) -> int:
-        return int(layer.num_features)
+    def input_channels(self, layer: Any) -> int | None:
+        # An instance norm without tensors does not look at the number it was made for.
+        bare = isinstance(layer, nn.modules.instancenorm._InstanceNorm) and not any(
+            getattr(layer, name) is not None for name in _CUT
+        )
+        return None if bare else int(layer.num_features)
 
-    def gives(self, layer: nn.Module, source: Sliced, taken: Shape, given: Shape) -> State | None:
+    def gives(self, call: Call, source: Sliced) -> State | None:
         return source if source.axis == 1 else None
 
-    def cuts(self, layer: nn.Module, scheme: Scheme | None, source: State, target: State) -> Cuts:
-        names = ("weight", "bias", "running_mean", "running_var")
-        return cut_along(layer, dict.fromkeys(names, 0), source)
+    def cuts(self, run: Run) -> Cuts:
+        return cut_along(run.layer, dict.fromkeys(_CUT, 0), run.source)
 
-    def resize(self, layer: Any, scheme: Scheme | None, count: int) -> None:
+    def resize(self, layer: Any, run: Run, count: int) -> None:
         layer.num_features = count
 
-    def idle(
-        self,
-        empty: nn.Module,
-        stand_in: Any,
-        scheme: Scheme | None,
-        source: State,
-        target: State,
-    ) -> Idle:
-        assert isinstance(source, Sliced)
+    def idle(self, empty: nn.Module, run: Run) -> Idle:
+        stand_in = self.stand_in(run)
         if stand_in.momentum is None:  # it would look at how many batches there were: on meta
             stand_in.momentum = 0.1
-        return _IdleBatchNorm(
-            empty, stand_in, narrows=source.axis, empties=source.axis, autocasts=False
-        )
+        return _IdleNorm(empty, stand_in, **self.idle_axes(run))
 
 
-class _IdleBatchNorm(Idle):
+class _IdleNorm(Idle):
     """Counts its batches all the same: the count belongs to the layer, not to a channel."""
 
     def forward(self, x: Tensor) -> Tensor:

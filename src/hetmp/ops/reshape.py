@@ -1,39 +1,134 @@
-"""Flattening: channel order survives, so a slice of channels becomes a slice of features."""
+"""Flattening and reshaping: where channel order survives, slices stay slices."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from hetmp.ops.rule import Rule, Shape
+from hetmp.comm import Group
+from hetmp.errors import HetmpError
+from hetmp.ops.call import Call, Run
+from hetmp.ops.rule import Rule
 from hetmp.state import Sliced, State
 
 
-class Flatten(Rule):
-    """(n, c, h, w) -> (n, c*h*w): each channel becomes a block of h*w neighbouring features."""
+class Reshape(Rule):
+    """(n, c, h, w) to other sizes of the same elements in the same order.
 
-    layers = (nn.Flatten,)
+    Axes are merged and split in runs. A cut axis survives as the slowest of a merged run, where
+    each index becomes a block, and in a split run if the cuts fall between the new indices:
+    (n, c, h, w) -> (n, c*h*w), or (n, g*c, h, w) -> (n, g, c, h, w) if each g has the same cut.
+    """
 
-    def shape(self, layer: Any, shape: Shape) -> Shape:
-        first, last = _range(layer, shape)
-        merged = shape[first : last + 1]
-        known = [size for size in merged if size is not None]
-        size = math.prod(known) if len(known) == len(merged) else None
-        return (*shape[:first], size, *shape[last + 1 :])
+    layers = (nn.Flatten, nn.Unflatten)
+    functions = (torch.flatten, torch.reshape, torch.unflatten)
+    methods = ("flatten", "reshape", "unflatten", "view")
 
-    def gives(self, layer: Any, source: Sliced, taken: Shape, given: Shape) -> State | None:
-        first, last = _range(layer, taken)
-        if source.axis < first:
-            return source
-        if source.axis > last:
-            return Sliced(source.layout, source.axis - (last - first))
-        size = given[first]
-        # Where the channels are not the slowest of the merged axes, a slice would be scattered;
-        # where the sizes are not known, neither is the block.
-        if source.axis != first or size is None:
+    def unfit(self, call: Call) -> str | None:
+        if call.target == "view" and isinstance(call.argument(1, "dtype"), torch.dtype):
+            return "it sees the bits as another dtype"
+        return None
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        runs = {
+            _run_of(taken, given, source.axis)
+            for taken, given in zip(call.taken.sizes, call.given.sizes, strict=True)
+        }
+        if len(runs) != 1 or (run := runs.pop()) is None:
             return None
-        return Sliced(source.layout.scaled(size // source.layout.total), first)
+        return _through(call, source, *run)
+
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        return _LocalReshape(run, group.rank, run.layer)
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        reshape = _LocalReshape(run, group.rank, None)
+        return lambda *args, **kwargs: reshape(*args, **kwargs)
 
 
-def _range(layer: Any, shape: Shape) -> tuple[int, int]:
-    return layer.start_dim % len(shape), layer.end_dim % len(shape)
+def _run_of(taken: Sequence[int], given: Sequence[int], axis: int) -> tuple[range, range] | None:
+    """The shortest runs of axes, old and new, with the same elements, that hold *axis*."""
+    old = new = 0
+    while old < len(taken):
+        begin = old, new
+        sizes = [taken[old], given[new] if new < len(given) else 1]
+        old, new = old + 1, new + 1
+        while sizes[0] != sizes[1]:
+            if sizes[0] < sizes[1]:
+                if old == len(taken):
+                    return None
+                sizes[0], old = sizes[0] * taken[old], old + 1
+            else:
+                if new >= len(given):
+                    return None
+                sizes[1], new = sizes[1] * given[new], new + 1
+        if begin[0] <= axis < old:
+            # An axis of one element before the run may belong to it just as well: it is no axis.
+            return range(begin[0], old), range(begin[1], min(new, len(given)))
+    return None
+
+
+def _through(call: Call, source: Sliced, old: range, new: range) -> State | None:
+    layout: Any = source.layout
+    taken, given = call.taken.shape, call.given.shape
+    before = [taken[axis] for axis in old if axis < source.axis]
+    behind = [taken[axis] for axis in old if axis > source.axis]
+    if any(size != 1 for size in before) or None in behind:
+        return None
+    layout = layout.scaled(math.prod(size for size in behind if size is not None))
+    # Now the run is one axis cut by the layout, and is split into the new axes.
+    left = layout.total
+    for axis in new:
+        size = given[axis]
+        if axis == new[-1]:
+            return Sliced(layout, axis)
+        if size is None:
+            return None
+        left //= size
+        if size == 1:
+            continue
+        # Of the two halves of a split, the longer one can be shared out more finely.
+        inner = layout.folded(size) if size < left else None
+        outer = layout.grouped(left) if inner is None else None
+        if outer is not None:
+            return Sliced(outer, axis)
+        layout = layout.folded(size) if inner is None else inner
+        if layout is None:
+            return None
+    return None
+
+
+class _LocalReshape(nn.Module):
+    """Reshapes this rank's share; sizes are those of the whole with the cut axis's replaced."""
+
+    def __init__(self, run: Run, rank: int, layer: nn.Module | None) -> None:
+        super().__init__()
+        self._run, self._rank, self._layer = run, rank, (layer,)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        source, target = self._run.source, self._run.target
+        whole = list(x.shape)
+        if isinstance(source, Sliced):
+            whole[source.axis] = source.layout.total
+        stand_in = torch.empty(whole, device="meta", dtype=x.dtype)
+        layer = self._layer[0]
+        call = self._run.call
+        shape = (layer(stand_in) if layer else call.invoke((stand_in, *args), kwargs)).shape
+        if not isinstance(source, Sliced):
+            return x.reshape(shape)
+        assert isinstance(target, Sliced)
+        run = _run_of(whole, shape, source.axis)
+        planned = _run_of(call.taken.sizes[0], call.given.sizes[0], source.axis)
+        if run != planned or shape[target.axis] != target.layout.total:
+            raise HetmpError(
+                f"{call.title} of {tuple(whole)} to {tuple(shape)} is not what the model was "
+                "sliced for: give slice_model an example_input of the sizes that it will meet"
+            )
+        local = list(shape)
+        local[target.axis] = target.layout.counts[self._rank]
+        return x.reshape(local)
+
+    def extra_repr(self) -> str:
+        return self._run.call.title

@@ -1,37 +1,40 @@
-"""What every family of operators tells hetmp about itself, and the layer of a rank with nothing."""
+"""What every family of operators tells hetmp about itself."""
 
 import copy
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from hetmp.exchange import save_token
+from hetmp.comm import Group
+from hetmp.ops.call import Call, Flow, Run
+from hetmp.ops.idle import Idle, idle_function
 from hetmp.state import Sliced, State
-
-Scheme = Literal["filters", "inputs", "whole"]
-"""What a channel-mixing layer does with the states (see ``docs/idea.md``)."""
-
-SCHEMES: tuple[Scheme, ...] = ("filters", "inputs", "whole")
-
-Shape = tuple[int | None, ...]
-"""The sizes of an activation, batch first; None where they are not known before it runs."""
 
 Cuts = Mapping[str, Sliced]
 """Which axis of which parameter or buffer of a layer is cut, and how; the others are whole."""
+
+States = Mapping[str, Any]
+"""The states of a call's operands by name; of a tuple, a tuple of states."""
 
 
 class Rule:
     """One family of operators: its axis rule, the states it takes and gives, its local maths.
 
-    A layer either mixes channels, and then follows a scheme, or works channel by channel, and
-    then runs on slices as it stands where ``gives`` says so. A new operator is a new rule.
+    A layer that mixes channels follows a scheme. Every other operation runs on slices as it
+    stands where ``flow`` says so, and otherwise on all channels. A new operator is a new rule.
+    Asked with an ``Axis`` in the place of a layout, ``flow`` tells what must be cut alike.
     """
 
-    layers: ClassVar[tuple[type[nn.Module], ...]]
+    layers: ClassVar[tuple[type[nn.Module], ...]] = ()
     """The exact classes that the rule speaks for."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
+    """The functions that the rule speaks for."""
+
+    methods: ClassVar[tuple[str, ...]] = ()
+    """The tensor methods that the rule speaks for, by name."""
 
     mixes: ClassVar[bool] = False
     """Whether every output channel depends on every input channel."""
@@ -39,8 +42,10 @@ class Rule:
     runs_empty: ClassVar[bool] = True
     """Whether torch runs the operator on an activation of zero channels."""
 
-    def refusal(self, layer: nn.Module) -> str | None:
-        """Why this layer cannot be sliced for the way it is set up, or None."""
+    # --- what an operator asks of its input, before it runs
+
+    def unfit(self, call: Call) -> str | None:
+        """Why a call is set up in a way that the rule does not speak for, or None."""
         return None
 
     def channel_axis(self, layer: nn.Module, dims: int) -> int:
@@ -59,67 +64,72 @@ class Rule:
         """How many channels a mixing layer gives: the axis that its plan cuts."""
         raise NotImplementedError
 
-    def shape(self, layer: nn.Module, shape: Shape) -> Shape:
-        """The output's shape, as far as it follows from the input's."""
-        return shape
+    # --- how states pass through it
 
-    def gives(self, layer: nn.Module, source: Sliced, taken: Shape, given: Shape) -> State | None:
-        """The state that a channel-wise layer makes of slices; None if it needs all channels."""
+    def flow(self, call: Call, states: States) -> Flow | None:
+        """The states that it takes and gives, where an operand is sliced; None to take all full."""
+        (name,) = states
+        source = states[name]
+        given = self.gives(call, source) if isinstance(source, Sliced) else None
+        return None if given is None else Flow({name: source}, given)
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        """What becomes of slices, for an operator of one operand; None if it needs all channels."""
         return source
 
-    def cuts(self, layer: nn.Module, scheme: Scheme | None, source: State, target: State) -> Cuts:
-        """Where the layer's parameters and buffers are cut, given its states.
+    # --- what a rank holds and runs of it
 
-        *target* is the state after the reduction where the scheme is ``inputs``.
-        """
+    def cuts(self, run: Run) -> Cuts:
+        """Where the layer's parameters and buffers are cut."""
         return {}
 
-    def resize(self, layer: Any, scheme: Scheme | None, count: int) -> None:
+    def resize(self, layer: Any, run: Run, count: int) -> None:
         """Set the layer's own size attributes to *count* channels on this rank."""
 
-    def local(
-        self,
-        layer: nn.Module,
-        scheme: Scheme | None,
-        source: State,
-        target: State,
-        rank: int,
-        device: torch.device,
-    ) -> nn.Module:
-        """This rank's share of *layer*: uninitialised parameters of its share's sizes.
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        """This rank's share of a layer: uninitialised parameters of its share's sizes.
 
-        *layer* is on the meta device. A rank whose share has no channels gets an ``Idle``.
+        The call's layer is on the meta device. A rank without channels gets an ``Idle``.
         """
-        cuts = self.cuts(layer, scheme, source, target)
-        share = source if scheme == "inputs" or not self.mixes else target
-        counts = {name: cut.layout.counts[rank] for name, cut in cuts.items()}
+        cuts = self.cuts(run)
+        counts = {name: cut.layout.counts[group.rank] for name, cut in cuts.items()}
+        share = run.source if run.scheme == "inputs" or not self.mixes else run.target
+        local = sized(run.layer, cuts, counts, device)
         if not isinstance(share, Sliced):
-            return sized(layer, cuts, counts, device)
-        count = share.layout.counts[rank]
-        if count == 0 and not (self.runs_empty and not self.mixes):
-            stand_in = sized(layer, cuts, dict.fromkeys(cuts, 1), torch.device("meta"))
-            self.resize(stand_in, scheme, 1)
-            return self.idle(sized(layer, cuts, counts, device), stand_in, scheme, source, target)
-        local = sized(layer, cuts, counts, device)
-        self.resize(local, scheme, count)
+            return local
+        count = share.layout.counts[group.rank]
+        if count == 0 and (self.mixes or not self.runs_empty):
+            return self.idle(local, run)
+        self.resize(local, run, count)
         return local
 
-    def idle(
-        self,
-        empty: nn.Module,
-        stand_in: nn.Module,
-        scheme: Scheme | None,
-        source: State,
-        target: State,
-    ) -> "Idle":
-        """The layer of a rank with no channels: *empty* parameters, *stand_in* of one channel."""
-        return Idle(
-            empty,
-            stand_in,
-            narrows=source.axis if isinstance(source, Sliced) else None,
-            empties=target.axis if isinstance(target, Sliced) and scheme != "inputs" else None,
-            autocasts=self.mixes,
-        )
+    def idle(self, empty: nn.Module, run: Run) -> Idle:
+        """The layer of a rank with no channels, which owns the *empty* layer's parameters."""
+        return Idle(empty, self.stand_in(run), **self.idle_axes(run))
+
+    def stand_in(self, run: Run) -> Any:
+        """The layer with one channel, on the meta device: it knows what shapes it gives."""
+        cuts = self.cuts(run)
+        stand_in = sized(run.layer, cuts, dict.fromkeys(cuts, 1), torch.device("meta"))
+        self.resize(stand_in, run, 1)
+        return stand_in
+
+    def idle_axes(self, run: Run) -> dict[str, Any]:
+        """How input and output of a rank with no channels look: see ``Idle``."""
+        source, target = run.source, run.target
+        return {
+            "narrows": source.axis if isinstance(source, Sliced) else None,
+            "empties": target.axis if isinstance(target, Sliced) else None,
+            "autocasts": self.mixes,
+        }
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        """What this rank calls for a function or method, with its shares in place of operands."""
+        source = run.source
+        sliced = isinstance(source, Sliced) and not self.runs_empty
+        if sliced and source.layout.counts[group.rank] == 0:
+            return idle_function(run, self.idle_axes(run).get("width", 1))
+        return lambda *args, **kwargs: run.call.invoke(args, kwargs)
 
 
 def sized(
@@ -155,90 +165,6 @@ def fresh_tensors(
         for name, buffer in layer._buffers.items()
     }
     return parameters, buffers
-
-
-class Idle(nn.Module):
-    """A layer on a rank that holds none of its channels.
-
-    torch refuses zero-filter convolutions and zero-channel pooling, so nothing is computed:
-    the output is zeros of the right shape (mostly without elements). It still takes part in
-    autograd exactly as on the other ranks, or the collectives behind it would hang there.
-    """
-
-    def __init__(
-        self,
-        empty: nn.Module,
-        stand_in: nn.Module,
-        *,
-        narrows: int | None,
-        empties: int | None,
-        autocasts: bool,
-    ) -> None:
-        """
-        Args:
-            empty: the layer whose (empty) parameters and buffers this one owns.
-            stand_in: the layer with one channel on the meta device; it knows output shapes.
-            narrows: the input's axis that has no channels here, None where the input is full.
-            empties: the output's axis that has no channels here, None for a summand of zeros.
-            autocasts: whether autocast runs the layer in its lower precision.
-        """
-        super().__init__()
-        for name, parameter in empty._parameters.items():
-            self.register_parameter(name, parameter)
-        for name, buffer in empty._buffers.items():
-            self.register_buffer(name, buffer, name not in empty._non_persistent_buffers_set)
-        self._stand_in = (stand_in,)  # in a tuple: not a submodule, so not in the state_dict
-        self._kind = type(stand_in).__name__
-        self._narrows, self._empties, self._autocasts = narrows, empties, autocasts
-        self.train(empty.training)
-
-    def train(self, mode: bool = True) -> "Idle":
-        super().train(mode)
-        self._stand_in[0].train(mode)
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Zeros of the output's shape."""
-        shape = list(x.shape)
-        if self._narrows is not None:
-            shape[self._narrows] = 1
-        layer = self._stand_in[0].to(x.dtype)
-        given = list(layer(torch.empty(shape, dtype=x.dtype, device="meta")).shape)
-        if self._empties is not None:
-            given[self._empties] = 0
-        dtype = x.dtype
-        if self._autocasts and torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-        zeros: Tensor = _Zeros.apply(x, given, dtype, *self.parameters())
-        return zeros
-
-    def extra_repr(self) -> str:
-        return f"{self._kind} of no channels"
-
-
-class _Zeros(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, shape: list[int], dtype: torch.dtype, *parameters: Tensor
-    ) -> Tensor:
-        ctx.x = x.shape, x.dtype
-        ctx.parameters = [(parameter.shape, parameter.dtype) for parameter in parameters]
-        save_token(ctx, x)
-        return x.new_zeros(shape, dtype=dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors
-        zeros = [
-            gradient.new_zeros(shape, dtype=dtype) if needed else None
-            for (shape, dtype), needed in zip(
-                [ctx.x, *ctx.parameters],
-                [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]],
-                strict=True,
-            )
-        ]
-        return zeros[0], None, None, *zeros[1:]
 
 
 def cut_along(layer: nn.Module, names: Mapping[str, int], state: State) -> Cuts:

@@ -12,12 +12,14 @@ from hetmp.comm import Group
 from hetmp.errors import HetmpError
 from hetmp.exchange import distribute, share_of
 from hetmp.graph import ModelGraph, read_graph
+from hetmp.groups import plan_from_weights
 from hetmp.ops import fresh_tensors
 from hetmp.partition import checked_weights
-from hetmp.plan import Plan, plan_from_weights
-from hetmp.schedule import LayerStep, Schedule, make_schedule
+from hetmp.plan import Plan
+from hetmp.schedule import CallStep, Schedule, Step, make_schedule
 from hetmp.slicing.model import RESERVED, SlicedModel
-from hetmp.slicing.table import Entry, Table, make_table
+from hetmp.slicing.runtime import step_key
+from hetmp.slicing.table import Entry, Table, make_table, tensors_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -34,9 +36,10 @@ def slice_model(
     weights: Sequence[float] | Plan,
     comm: "MPI.Intracomm | None" = None,
     *,
-    example_input: Tensor | None = None,
+    example_input: Any = None,
     init: Init | None = None,
     device: torch.device | str | None = None,
+    strict: bool = False,
 ) -> SlicedModel:
     """Slice *module* over the ranks of *comm*: the same network, of which each rank holds a share.
 
@@ -44,16 +47,19 @@ def slice_model(
     parameters and buffers are taken from rank 0, and the module is left as it was.
 
     Args:
-        module: a chain of layers (``nn.Sequential``, nested) that torch.fx can trace.
+        module: any module that torch.fx can trace.
         weights: the ranks' relative speeds, one per rank, or a ``Plan``.
         comm: the ranks that share the model; ``MPI.COMM_WORLD`` if None.
-        example_input: a tensor of a batch's shape; needed only where layers do not tell the
-            sizes that slicing depends on. Its values are not looked at.
+        example_input: a tensor of a batch's shape, or a tuple or dict of arguments; needed only
+            where the module has several inputs, or its layers do not tell the sizes that
+            slicing depends on. Values are not looked at.
         init: for a module on the meta device: ``init(name, shape, generator)`` gives each
             parameter's whole value. It is called on every rank, for one parameter at a time,
             with a generator that depends on torch's seed on rank 0 and on the name, never on
             the number of ranks; each rank keeps its slice.
         device: where this rank computes; the module's own device if None.
+        strict: refuse operations that hetmp has no rule for; else every rank computes them
+            whole, from all channels.
 
     Raises:
         HetmpError: on every rank at once, with one message: weights that cannot be used, a
@@ -63,6 +69,8 @@ def slice_model(
     group = Group(comm)
     with group.together():
         graph = read_graph(module, example_input)
+        if strict:
+            check_strict(graph)
         plan = _plan(graph, weights, group.size)
         schedule = make_schedule(graph, plan)
         table = make_table(graph, schedule)
@@ -71,10 +79,23 @@ def slice_model(
             raise HetmpError(f"a child module named {RESERVED!r} hides hetmp's own: rename it")
     _agree_on_model(group, graph, plan, schedule)
     model = SlicedModel(graph, plan, schedule, table, group)
-    _add_layers(model, graph, schedule, group.rank, target)
+    _add_layers(model, graph, schedule, target)
     _fill(model, module, table, init, group)
     model.training = module.training
     return model
+
+
+def check_strict(graph: ModelGraph) -> None:
+    """Refuse a model with an operation that hetmp has no rule for.
+
+    Raises:
+        HetmpError: naming the first one.
+    """
+    for node in graph.fallbacks():
+        raise HetmpError(
+            f"{'layer' if node.call.layer is not None else 'operation'} {node.place} cannot be "
+            f"sliced: {node.reason} (strict: it may not be computed whole)"
+        )
 
 
 def _plan(graph: ModelGraph, weights: Sequence[float] | Plan, ranks: int) -> Plan:
@@ -114,7 +135,7 @@ def _agree_on_model(group: Group, graph: ModelGraph, plan: Plan, schedule: Sched
             *(f"{name} {layer.training}" for name, layer in skeleton.named_modules()),
         ],
         "plan or other weights": [plan.model_dump_json()],
-        "example_input": [f"{step.name} {step.before!r} {step.after!r}" for step in schedule.steps],
+        "example_input": [f"{step.name} {_told(step)}" for step in schedule.steps],
     }
     marks = np.array([zlib.crc32("\n".join(lines).encode()) for lines in told.values()])
     gathered = group.allgather(marks)
@@ -126,37 +147,76 @@ def _agree_on_model(group: Group, graph: ModelGraph, plan: Plan, schedule: Sched
                 )
 
 
+def _told(step: Step) -> str:
+    if isinstance(step, CallStep):
+        return f"{step.inputs} {step.run.flow}"
+    return str(step)
+
+
 def _add_layers(
-    model: SlicedModel, graph: ModelGraph, schedule: Schedule, rank: int, device: torch.device
+    model: SlicedModel, graph: ModelGraph, schedule: Schedule, device: torch.device
 ) -> None:
     """Put this rank's share of every layer where the user has it."""
-    steps: dict[str, LayerStep] = {}
-    for step in schedule.steps:
-        if isinstance(step, LayerStep) and step.node.path in steps:
-            # It has no parameters, but every run of it may meet another layout.
-            again = _local(step, rank, device)
-            model.hetmp.repeated[step.name] = again
-        elif isinstance(step, LayerStep):
-            steps[step.node.path] = step
-    for path, layer in graph.skeleton.named_modules():
+    runtime = model.hetmp
+    steps: dict[str, CallStep] = {}
+    for mode, program in enumerate(schedule.programs):
+        for step in program.steps:
+            if not isinstance(step, CallStep):
+                continue
+            layer, name = step.run.layer, step_key(mode, step)
+            if layer is None:
+                function = step.node.rule.function(step.run, runtime.group)
+                if isinstance(function, nn.Module):
+                    runtime.repeated[name] = function
+                else:
+                    runtime.functions[name] = function
+            elif step.node.path not in steps:
+                steps[step.node.path] = step
+            elif not step.run.call.has_tensors:
+                # Every run of it may meet another layout.
+                runtime.repeated[name] = _local(step, runtime.group, device)
+    inside: set[str] = set()
+    for path, layer in graph.skeleton.named_modules(remove_duplicate=False):
         if path == "":
             _adopt(model, layer, device)
             continue
         above, _, name = path.rpartition(".")
-        if path in steps:
-            local = _local(steps[path], rank, device)
+        if above in inside:
+            inside.add(path)
+            continue
+        if path in graph.aliases:
+            local = model.get_submodule(graph.aliases[path])
+            inside.add(path)
+        elif path in steps:
+            local = _local(steps[path], runtime.group, device)
+            inside.add(path)
         else:
             kept = type(layer) in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
             local = type(layer)() if kept else nn.Module()
             _adopt(local, layer, device)
         model.get_submodule(above).add_module(name, local)
+    _tie(model, graph)
 
 
-def _local(step: LayerStep, rank: int, device: torch.device) -> nn.Module:
+def _tie(model: nn.Module, graph: ModelGraph) -> None:
+    """Make tensors one that are one in the user's module."""
+    for name, first in graph.aliases.items():
+        (above, _, last), (of, _, own) = name.rpartition("."), first.rpartition(".")
+        try:
+            home, source = model.get_submodule(above), model.get_submodule(of)
+        except AttributeError:
+            continue  # below a layer that has another form here
+        for kind in ("_parameters", "_buffers"):
+            if last in getattr(home, kind) and own in getattr(source, kind):
+                getattr(home, kind)[last] = getattr(source, kind)[own]
+
+
+def _local(step: CallStep, group: Group, device: torch.device) -> nn.Module:
     """This rank's share of the layer that a step runs."""
-    layer = step.node.layer
-    local = step.node.rule.local(layer, step.scheme, step.before, step.owned, rank, device)
-    return local.train(layer.training)
+    local = step.node.rule.local(step.run, group, device)
+    if step.node.reason is None:
+        local.train(step.run.layer.training)
+    return local
 
 
 def _adopt(local: nn.Module, layer: nn.Module, device: torch.device) -> None:
@@ -173,8 +233,7 @@ def _fill(
     model: SlicedModel, module: nn.Module, table: Table, init: Init | None, group: Group
 ) -> None:
     """Give every parameter and buffer rank 0's value, one at a time."""
-    whole = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    local = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    whole, local = tensors_of(module), tensors_of(model)
     meta = group.broadcast(np.array([whole[name].is_meta for name in table], dtype=np.int8))
     with group.together():
         if meta.any() and init is None:
@@ -188,6 +247,8 @@ def _fill(
     seed = int(group.broadcast(torch.randint(2**31, (1,)).numpy() if init else np.zeros(1, int))[0])
     with torch.no_grad():
         for entry, is_meta in zip(table.values(), meta, strict=True):
+            if entry.alias_of is not None:
+                continue
             if is_meta:
                 _init_slice(local[entry.name], entry, init, seed, group)
             else:

@@ -7,6 +7,7 @@ from torch import Tensor
 from hetmp.comm import AgreedError
 from hetmp.exchange import collect
 from hetmp.slicing.model import SlicedModel
+from hetmp.slicing.table import tensors_of
 
 
 def merge_model(model: SlicedModel, *, root: int | None = None) -> dict[str, Tensor]:
@@ -35,7 +36,7 @@ def merged_tensors(
     group = model.hetmp.group
     if root is not None and not 0 <= root < group.size:
         raise AgreedError(f"root {root} is not a rank: there are {group.size}, from 0")
-    local = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    local = tensors_of(model)
     for entry in model.hetmp.table.values():
         if entry.persistent:
             yield entry.name, collect(group, local[entry.name], entry.shape, entry.state, root)

@@ -19,8 +19,8 @@ class SameBatch:
         self.group = group
         self.left = STEPS
 
-    def check(self, x: Tensor) -> None:
-        """Compare *x* over the ranks; collective while batches are compared.
+    def check(self, *tensors: Tensor) -> None:
+        """Compare a batch's tensors over the ranks; collective while batches are compared.
 
         Raises:
             AgreedError: a rank has another shape or other values than rank 0.
@@ -28,6 +28,10 @@ class SameBatch:
         if self.left == 0 or self.group.size == 1:
             return
         self.left -= 1
+        for x in tensors:
+            self._compare(x)
+
+    def _compare(self, x: Tensor) -> None:
         marks = self.group.allgather(_mark(x))
         shapes = [tuple(int(size) for size in mark[1 : 1 + int(mark[0])]) for mark in marks]
         for rank, (mark, shape) in enumerate(zip(marks, shapes, strict=True)):

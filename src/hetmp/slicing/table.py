@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from hetmp.graph import ModelGraph
-from hetmp.schedule import LayerStep, Schedule
+from hetmp.schedule import CallStep, Schedule
 from hetmp.state import FULL, State
 
 
@@ -19,6 +20,7 @@ class Entry:
         state: ``FULL`` (every rank holds it alike) or ``Sliced`` along one of its axes.
         parameter: whether it is a parameter, not a buffer.
         persistent: whether it is in the ``state_dict``.
+        alias_of: the first name of the tensor, where this is not it.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Entry:
     state: State
     parameter: bool
     persistent: bool
+    alias_of: str | None
 
 
 Table = dict[str, Entry]
@@ -36,11 +39,12 @@ def make_table(graph: ModelGraph, schedule: Schedule) -> Table:
     """An entry per parameter and buffer, in the order of the user's ``state_dict``."""
     cuts: dict[str, State] = {}
     for step in schedule.steps:
-        if isinstance(step, LayerStep):
-            cuts.update({f"{step.node.path}.{name}": cut for name, cut in step.cuts.items()})
+        if isinstance(step, CallStep):
+            for name, cut in step.cuts.items():
+                cuts.setdefault(f"{step.node.path}.{name}", cut)
     skeleton = graph.skeleton
-    parameters = dict(skeleton.named_parameters())
-    tensors = {**parameters, **dict(skeleton.named_buffers())}
+    parameters = dict(skeleton.named_parameters(remove_duplicate=False))
+    tensors = tensors_of(skeleton)
     saved = skeleton.state_dict(keep_vars=True)
     order = [*(name for name in saved if name in tensors), *(n for n in tensors if n not in saved)]
     return {
@@ -48,9 +52,16 @@ def make_table(graph: ModelGraph, schedule: Schedule) -> Table:
             name,
             tensors[name].shape,
             tensors[name].dtype,
-            cuts.get(name, FULL),
+            cuts.get(graph.aliases.get(name, name), FULL),
             name in parameters,
             name in saved,
+            graph.aliases.get(name),
         )
         for name in order
     }
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by all their names."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(module.named_buffers(remove_duplicate=False))}

@@ -1,0 +1,39 @@
+"""What an exchange must move: arithmetic on states, no MPI.
+
+| exchange | bytes that rank r receives, of a whole value of B bytes |
+| --- | --- |
+| sliced -> full | B - share of r |
+| partial -> sliced | (P - 1) * share of r |
+| partial -> full | 2 (P - 1) / P * B (Patarasuk and Yuan, 2009) |
+| full -> sliced, sliced -> partial | 0 |
+| sliced(p) -> sliced(q) | what r holds in q and not in p |
+"""
+
+from hetmp.exchange.exchange import dual
+from hetmp.exchange.moves import overlaps
+from hetmp.state import Full, Partial, Sliced, State
+
+
+def received(
+    source: State, target: State, rank: int, size: float, ranks: int
+) -> tuple[float, float]:
+    """Bytes that *rank* of *ranks* receives of a value of *size* bytes: (forward, backward)."""
+    forward = size * _fraction(source, target, rank, ranks)
+    return forward, size * _fraction(dual(target), dual(source), rank, ranks)
+
+
+def _fraction(source: State, target: State, rank: int, ranks: int) -> float:
+    if isinstance(source, Partial) and isinstance(target, Full):
+        return 2 * (ranks - 1) / ranks
+    if isinstance(source, Sliced) and isinstance(target, Full):
+        return 1 - _share(source, rank)
+    if isinstance(source, Partial) and isinstance(target, Sliced):
+        return (ranks - 1) * _share(target, rank)
+    if isinstance(source, Sliced) and isinstance(target, Sliced):
+        kept = sum(o.size for o in overlaps(source.layout, rank, target.layout, rank))
+        return _share(target, rank) - kept / max(1, target.layout.total)
+    return 0.0
+
+
+def _share(state: Sliced, rank: int) -> float:
+    return state.layout.counts[rank] / max(1, state.layout.total)

@@ -1,0 +1,125 @@
+"""What is known of a module: its operations in the order in which they run."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hetmp.graph.inputs import Inputs
+from hetmp.ops import Call, Rule, Value
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation: a call of a layer, a function or a method.
+
+    Attributes:
+        name: unique in the trace.
+        path: the layer's place in the module, as in the user's ``state_dict``; of a function
+            or method, that of the module that calls it.
+        reason: why it is computed whole on every rank: it has no rule, or is set up in a way
+            that its rule does not speak for; None where it has one.
+        line: the user's line, ``file:number``, as far as it is known.
+    """
+
+    name: str
+    path: str
+    call: Call
+    rule: Rule
+    reason: str | None
+    line: str
+
+    @property
+    def place(self) -> str:
+        """The operation as a user would point at it."""
+        if self.call.layer is not None:
+            return place(self.path, self.call.layer)
+        within = f" of {self.path!r}" if self.path else ""
+        return f"{self.call.title!r}{within}" + (f" at {self.line}" if self.line else "")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The operations of a module in one of its modes.
+
+    Attributes:
+        entries: the values that the user gives: name -> name of the input.
+        attributes: parameters, buffers and constants that are values: name -> place in the module.
+        nodes: the operations, in order.
+        result: what the module returns, with a ``Ref`` for every value.
+        values: what is known of every value.
+    """
+
+    entries: Mapping[str, str]
+    attributes: Mapping[str, str]
+    nodes: tuple[Node, ...]
+    result: Any
+    values: Mapping[str, Value]
+
+    def consumers(self, name: str) -> list[Node]:
+        """The nodes that take a value."""
+        return [node for node in self.nodes if name in node.call.values]
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """A module as hetmp reads it.
+
+    Attributes:
+        skeleton: a copy of the module whose parameters and buffers are on the meta device.
+        training, evaluation: its operations in either mode; often one and the same object.
+        inputs: how the arguments of a call become entries.
+        constants: tensors that the module made while it was read.
+        aliases: names of parameters, buffers and modules that are another one's -> that one.
+        dims: how many dimensions a batch of input has, None where any will do.
+    """
+
+    skeleton: nn.Module
+    training: Trace
+    evaluation: Trace
+    inputs: Inputs
+    constants: Mapping[str, Tensor]
+    aliases: Mapping[str, str]
+    dims: int | None
+
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        """The traces that differ."""
+        if self.training is self.evaluation:
+            return (self.training,)
+        return (self.training, self.evaluation)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The operations of all traces, those of training first."""
+        return tuple(node for trace in self.traces for node in trace.nodes)
+
+    def mixing(self) -> Iterator[Node]:
+        """The layers that mix channels, each once: the ones that a plan speaks of."""
+        seen = set()
+        for node in self.nodes:
+            if node.rule.mixes and node.path not in seen:
+                seen.add(node.path)
+                yield node
+
+    def is_tied(self, node: Node) -> bool:
+        """Whether a layer shares a parameter with another layer."""
+        prefix = f"{node.path}."
+        names = [prefix + name for name in node.call.layer._parameters]
+        others = {**self.aliases, **{one: other for other, one in self.aliases.items()}}
+        return any(
+            name in others and self._owner(others[name]) is not node.call.layer for name in names
+        )
+
+    def _owner(self, name: str) -> nn.Module:
+        return self.skeleton.get_submodule(name.rpartition(".")[0])
+
+    def fallbacks(self) -> Iterator[Node]:
+        """The operations that every rank computes whole for want of a rule."""
+        return (node for node in self.nodes if node.reason is not None)
+
+
+def place(path: str, layer: nn.Module) -> str:
+    """A layer as a user would point at it: ``'features.0' (Conv2d)``."""
+    return f"{path!r} ({type(layer).__name__})"

@@ -1,0 +1,184 @@
+"""Shapes of all values, by running a graph on the meta device with inputs of unlike sizes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from hetmp.errors import HetmpError
+from hetmp.ops import LAYERS, Value, rule_for
+
+SIDES = (224, 256, 32, 28, 64, 96, 128, 299, 48, 40, 16, 8, 9, 12, 10, 7, 6, 5, 4, 20, 24)
+"""The image sides that are tried where no example is given; the first two that fit are used."""
+
+
+def probe(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) -> dict[str, Value]:
+    """What is known of every value, from an example: the batch size is not taken for known.
+
+    Raises:
+        HetmpError: the example does not fit the model.
+    """
+    shapes = {name: tuple(example.shape) for name, example in examples.items()}
+    try:
+        first = _run(skeleton, graph, _empty(examples, shapes), tolerant=False)
+    except Exception as error:
+        shown = ", ".join(str(shape) for shape in shapes.values())
+        raise HetmpError(
+            f"an input of shape {shown} does not fit the model: {_short(error)}"
+        ) from error
+    runs = [first]
+    if all(shapes.values()):
+        larger = {name: (shape[0] + 1, *shape[1:]) for name, shape in shapes.items()}
+        runs += _attempt(skeleton, graph, _empty(examples, larger), like=first)
+    batch = next(iter(shapes.values()))[0] if all(shapes.values()) else 1
+    return {name: _value([run[name] for run in runs], max(1, batch)) for name in first}
+
+
+def probe_unseen(
+    skeleton: nn.Module,
+    graph: fx.Graph,
+    name: str,
+    dims: int,
+    channels: int | None,
+    dtype: torch.dtype,
+) -> dict[str, Value]:
+    """What is known of every value of a model with one input, without an example.
+
+    Args:
+        name: of the input.
+        dims: how many dimensions it is taken to have.
+        channels: how many channels, None if it is not known.
+
+    Raises:
+        HetmpError: no size of image that is tried fits the model.
+    """
+    runs: list[dict[str, Any]] = []
+    errors: list[Exception] = []
+    for side in SIDES:
+        batch = 2 + len(runs)
+        shape = (batch, channels or 3 + len(runs), *[side] * (dims - 2))[:dims]
+        given = {name: torch.empty(shape, dtype=dtype, device="meta")}
+        try:
+            run = _run(skeleton, graph, given, tolerant=True)
+        except Exception as error:
+            errors.append(error)
+            continue
+        if not runs or _alike(run, runs[0]):
+            runs.append(run)
+        if len(runs) == 2:
+            break
+    if not runs:
+        raise HetmpError(
+            f"the size of {type(skeleton).__name__}'s input cannot be guessed ({_short(errors[0])}"
+            "): give slice_model an example_input"
+        )
+    return {key: _value([run[key] for run in runs], 2) for key in runs[0]}
+
+
+def _empty(
+    examples: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    return {
+        name: torch.empty(shapes[name], dtype=example.dtype, device="meta")
+        for name, example in examples.items()
+    }
+
+
+def _attempt(
+    skeleton: nn.Module, graph: fx.Graph, given: Mapping[str, Tensor], like: dict[str, Any]
+) -> list[dict[str, Any]]:
+    try:
+        run = _run(skeleton, graph, given, tolerant=False)
+    except Exception:
+        return []  # the module fixes its batch size
+    return [run] if _alike(run, like) else []
+
+
+def _run(
+    skeleton: nn.Module, graph: fx.Graph, given: Mapping[str, Tensor], *, tolerant: bool
+) -> dict[str, Any]:
+    """Every value of a run, by the name of its node."""
+    modes = {path: module.training for path, module in skeleton.named_modules()}
+    skeleton.eval()  # batch norm would refuse one value per channel
+    try:
+        with torch.device("meta"), torch.no_grad():
+            interpreter = _Shapes(fx.GraphModule(skeleton, graph), tolerant)
+            entries = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+            interpreter.run(*(given[entry] for entry in entries))
+    finally:
+        for path, module in skeleton.named_modules():
+            module.training = modes[path]
+    return interpreter.values
+
+
+class _Shapes(fx.Interpreter):
+    """Remembers every value; *tolerant* of layers behind an image size that is only guessed."""
+
+    def __init__(self, module: fx.GraphModule, tolerant: bool) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.tolerant = tolerant
+        self.values: dict[str, Any] = {}
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.values[n.name] = _shapes_of(value)
+        return value
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return value.to("meta") if isinstance(value, Tensor) else value
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        layer = self.fetch_attr(target)
+        if self.tolerant and type(layer) in LAYERS and args and isinstance(args[0], Tensor):
+            args = (_demanded(layer, args[0]), *args[1:])
+        return layer(*args, **kwargs)
+
+
+def _demanded(layer: nn.Module, x: Tensor) -> Tensor:
+    """*x* with as many channels as the layer wants: a flattened image's size is only guessed."""
+    rule = rule_for(layer)
+    wanted = rule.input_channels(layer) if rule is not None else None
+    axis = rule.channel_axis(layer, x.dim()) if rule is not None else 0
+    if wanted is None or axis >= x.dim() or x.shape[axis] == wanted:
+        return x
+    shape = list(x.shape)
+    shape[axis] = wanted
+    return x.new_empty(shape)
+
+
+def _shapes_of(value: Any) -> Any:
+    """A tensor as (shape, bytes), a tuple item by item, None for anything else."""
+    if isinstance(value, Tensor):
+        return (tuple(value.shape), value.numel() * value.element_size())
+    if isinstance(value, tuple | list) and any(isinstance(item, Tensor) for item in value):
+        return [_shapes_of(item) for item in value]
+    return None
+
+
+def _alike(run: dict[str, Any], other: dict[str, Any]) -> bool:
+    return run.keys() == other.keys() and all(_same_kind(run[key], other[key]) for key in run)
+
+
+def _same_kind(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a[0]) == len(b[0])
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same_kind, a, b))
+    return a is None and b is None
+
+
+def _value(seen: Sequence[Any], batch: int) -> Value:
+    first = seen[0]
+    if isinstance(first, tuple):
+        return Value(sizes=tuple(shape for shape, _ in seen), image_bytes=first[1] // batch)
+    if isinstance(first, list):
+        return Value(items=tuple(_value(items, batch) for items in zip(*seen, strict=True)))
+    return Value()
+
+
+def _short(error: Exception) -> str:
+    """The error itself, without what torch.fx says of where it ran."""
+    return str(error).split("\n\nWhile executing")[0].strip()

@@ -1,0 +1,139 @@
+"""Channel groups: axes that elementwise work ties must share one partition.
+
+A module is scheduled once with axes whose partitions are not chosen yet (see ``axis.py``).
+Where two of them meet, they are tied instead of exchanged; what remains are the groups.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from hetmp.axis import Atom, Axis
+from hetmp.graph import ModelGraph, Node
+from hetmp.ops import Scheme
+from hetmp.partition import Layout, Partition, Piece, apportion, checked_weights
+from hetmp.plan import LayerPlan, Plan
+from hetmp.schedule import Scheduler
+from hetmp.state import Sliced
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that must be cut alike.
+
+    Attributes:
+        number: from 1, in the order in which the groups first run.
+        units: how many there are to share out.
+        layers: the layers that have them among their output channels.
+    """
+
+    number: int
+    units: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChannelPiece:
+    """Part of a layer's output channels: *block* neighbouring ones for each unit of a group."""
+
+    group: ChannelGroup
+    block: int
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The channel groups of a module.
+
+    Attributes:
+        groups: all of them.
+        pieces: what the output channels of each mixing layer consist of, by the layer's path.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    pieces: dict[str, tuple[ChannelPiece, ...]]
+
+
+def channel_groups(graph: ModelGraph) -> Groups:
+    """Which channels of *graph* must be cut alike."""
+    axes = _Axes()
+    reader = _Reader(axes)
+    for trace in graph.traces:
+        reader.program(trace)
+    numbers: dict[Atom, int] = {}
+    layers: dict[Atom, list[str]] = {}
+    for path, axis in axes.of.items():
+        for atom, _ in axis.leaves:
+            numbers.setdefault(atom, len(numbers) + 1)
+            if path not in layers.setdefault(atom, []):
+                layers[atom].append(path)
+    groups = {
+        atom: ChannelGroup(number, atom.length, tuple(layers[atom]))
+        for atom, number in numbers.items()
+    }
+    pieces = {
+        path: tuple(ChannelPiece(groups[atom], block) for atom, block in axis.leaves)
+        for path, axis in axes.of.items()
+    }
+    return Groups(tuple(groups.values()), pieces)
+
+
+def plan_from_weights(graph: ModelGraph, weights: Sequence[Any]) -> Plan:
+    """The default plan: scheme ``filters``, each channel group in proportion to *weights*.
+
+    Layers that share a parameter with another layer follow ``whole``.
+
+    Raises:
+        HetmpError: weights that cannot be used (see ``apportion``).
+    """
+    exact = checked_weights(weights)
+    found = channel_groups(graph)
+    shares = {group: apportion(group.units, exact) for group in found.groups}
+    layers = []
+    for node in graph.mixing():
+        layout = Layout(
+            tuple(Piece(shares[piece.group], piece.block) for piece in found.pieces[node.path])
+        )
+        pieces = tuple(
+            Partition(tuple(count * piece.block for count in piece.partition.counts)).counts
+            for piece in layout.pieces
+        )
+        layers.append(
+            LayerPlan(
+                name=node.path,
+                kind=type(node.call.layer).__name__,
+                channels=node.rule.output_channels(node.call.layer),
+                scheme="whole" if graph.is_tied(node) else "filters",
+                counts=layout.counts,
+                pieces=pieces if len(pieces) > 1 else (),
+            )
+        )
+    return Plan(ranks=len(exact), layers=tuple(layers))
+
+
+class _Axes:
+    """An axis of its own for every mixing layer, under scheme ``filters``."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, Axis] = {}
+
+    def scheme(self, node: Node) -> Scheme:
+        return "filters"
+
+    def layout(self, node: Node) -> Layout:
+        channels = node.rule.output_channels(node.call.layer)
+        return cast(Layout, self.of.setdefault(node.path, Axis.fresh(channels)))
+
+
+class _Reader(Scheduler):
+    """Where two axes meet, they are tied."""
+
+    def in_state(self, value: str, target: Any) -> str:
+        source = self.states[value]
+        if (
+            isinstance(source, Sliced)
+            and isinstance(target, Sliced)
+            and source.axis == target.axis
+            and cast(Axis, source.layout).tie(cast(Axis, target.layout))
+        ):
+            return value
+        return super().in_state(value, target)

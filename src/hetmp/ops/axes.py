@@ -1,0 +1,105 @@
+"""Operations that move, add, drop or stretch axes: the cut axis goes where it is sent."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hetmp.comm import Group
+from hetmp.ops.call import Call, Run
+from hetmp.ops.rule import Rule
+from hetmp.state import Sliced, State
+
+
+class Axes(Rule):
+    """Permutations, ``squeeze`` and ``unsqueeze``.
+
+    Where the cut axis ends up is read from an example whose axes all have another length.
+    """
+
+    functions = (
+        torch.permute,
+        torch.transpose,
+        torch.swapaxes,
+        torch.movedim,
+        torch.squeeze,
+        torch.unsqueeze,
+        torch.t,
+    )
+    methods = (
+        "permute",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "movedim",
+        "squeeze",
+        "unsqueeze",
+        "t",
+    )
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        if call.title == "squeeze" and call.argument(1, "dim") is None:
+            return None  # it would drop the cut axis where a rank holds one index of it
+        marked = [1 if size == 1 else 2 for size in call.taken.sizes[0]]
+        marked[source.axis] = 3
+        try:
+            moved = call.invoke((torch.empty(marked, device="meta"), *call.args[1:]), call.kwargs)
+        except (TypeError, RuntimeError):
+            return None  # the axes are not known before it runs
+        return Sliced(source.layout, list(moved.shape).index(3)) if 3 in moved.shape else None
+
+
+class Expand(Rule):
+    """Axes of one element are stretched; the cut axis keeps its length."""
+
+    methods = ("expand",)
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        axis = source.axis + call.given.dims - call.taken.dims
+        kept = call.given.shape[axis] == source.layout.total > 1
+        return Sliced(source.layout, axis) if kept else None
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        target = run.target
+        if not isinstance(target, Sliced):
+            return super().function(run, group)
+
+        def expand(x: Tensor, *sizes: Any, size: Any = None) -> Tensor:
+            asked = list(size or (sizes[0] if isinstance(sizes[0], tuple | list) else sizes))
+            asked[target.axis] = -1
+            return x.expand(asked)
+
+        return expand
+
+
+class Questions(Rule):
+    """What a module asks of a tensor: the answer is that of the whole one."""
+
+    functions = (getattr,)
+    methods = ("size", "dim", "numel", "is_floating_point", "get_device", "stride", "ndimension")
+
+    ANSWERED = ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda")
+
+    def unfit(self, call: Call) -> str | None:
+        if call.target is getattr and call.argument(1, "name") not in self.ANSWERED:
+            return f"it asks for .{call.argument(1, 'name')}"
+        return None
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        return source
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        source = run.source
+        if not isinstance(source, Sliced):
+            return super().function(run, group)
+
+        def ask(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            whole = list(x.shape)
+            whole[source.axis] = source.layout.total
+            if (args or kwargs) and run.call.argument(1, "name") in ("device", "requires_grad"):
+                return getattr(x, args[0])
+            stand_in = torch.empty(whole, dtype=x.dtype, device="meta")
+            return run.call.invoke((stand_in, *args), kwargs)
+
+        return ask

@@ -1,0 +1,196 @@
+"""One operation as a module calls it, what is known of the values it meets, and how it runs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from hetmp.state import FULL, State
+
+Scheme = Literal["filters", "inputs", "whole"]
+"""What a channel-mixing layer does with the states (see ``docs/idea.md``)."""
+
+SCHEMES: tuple[Scheme, ...] = ("filters", "inputs", "whole")
+
+Shape = tuple[int | None, ...]
+"""The sizes of an activation, batch first; None where they are not known before it runs."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A value by its name, where it stands among arguments."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known of a value before it runs.
+
+    A graph is probed with inputs of unlike sizes, so that sizes which every input has are told
+    from those which happen to be.
+
+    Attributes:
+        sizes: of a tensor, its shape in every probe; else empty.
+        items: of a tuple or list of tensors, its items; else empty.
+        image_bytes: of a tensor, bytes per image of the batch, as far as the first probe tells.
+    """
+
+    sizes: tuple[tuple[int, ...], ...] = ()
+    items: "tuple[Value, ...]" = ()
+    image_bytes: int = 0
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it is one tensor."""
+        return bool(self.sizes)
+
+    @property
+    def holds_tensors(self) -> bool:
+        """Whether it is a tensor, or a tuple with one in it."""
+        return self.is_tensor or any(item.holds_tensors for item in self.items)
+
+    @property
+    def shape(self) -> Shape:
+        """A tensor's sizes, None where the probes differ."""
+        return tuple(
+            sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*self.sizes, strict=True)
+        )
+
+    @property
+    def dims(self) -> int:
+        """How many dimensions a tensor has."""
+        return len(self.sizes[0])
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation.
+
+    Attributes:
+        target: a layer (on the meta device), a function, or the name of a tensor's method.
+        args, kwargs: as the module gives them, with a ``Ref`` for every value.
+        values: what is known of the values referred to, by name, in order of appearance.
+        given: what is known of the result.
+    """
+
+    target: nn.Module | Callable[..., Any] | str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    values: Mapping[str, Value]
+    given: Value
+
+    @property
+    def layer(self) -> Any:
+        """The layer that is called; None for a function or method."""
+        return self.target if isinstance(self.target, nn.Module) else None
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether the layer that is called has parameters or buffers."""
+        tensors = (*self.layer.parameters(), *self.layer.buffers()) if self.layer is not None else ()
+        return len(tensors) > 0
+
+    @property
+    def operands(self) -> list[str]:
+        """The names of the values that are or hold tensors, in order of appearance."""
+        return [name for name, value in self.values.items() if value.holds_tensors]
+
+    @property
+    def taken(self) -> Value:
+        """What is known of the first tensor it takes."""
+        return next(value for value in self.values.values() if value.holds_tensors)
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by its place or its name."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    @property
+    def title(self) -> str:
+        """What is called, in a word."""
+        if isinstance(self.target, str):
+            return self.target
+        return getattr(self.target, "__name__", type(self.target).__name__)
+
+    def invoke(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call a function or method with values in the place of references."""
+        if isinstance(self.target, str):
+            return getattr(args[0], self.target)(*args[1:], **kwargs)
+        return self.target(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How an operation takes its operands, and the state of what it gives.
+
+    Attributes:
+        wants: the state of every operand, by name.
+        gives: a state, or one for each item of a tuple.
+    """
+
+    wants: "Mapping[str, State | tuple[State, ...]]"
+    gives: "State | tuple[State, ...]"
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one call runs on slices.
+
+    Attributes:
+        scheme: of a layer that mixes channels, what it does with the states; else None.
+        owned: the state that decides where the bias of an ``inputs`` layer lies.
+    """
+
+    call: Call
+    flow: Flow
+    scheme: Scheme | None
+    owned: State
+
+    @property
+    def layer(self) -> Any:
+        """The layer that is called; None for a function or method."""
+        return self.call.layer
+
+    @property
+    def source(self) -> Any:
+        """The state of the first operand."""
+        return next(iter(self.flow.wants.values()), FULL)
+
+    @property
+    def target(self) -> Any:
+        """The state of what it gives."""
+        return self.flow.gives
+
+
+def references(structure: Any) -> Iterator[str]:
+    """The names of all values that *structure* refers to, in order, possibly more than once."""
+    if isinstance(structure, Ref):
+        yield structure.name
+    elif isinstance(structure, Mapping):
+        for item in structure.values():
+            yield from references(item)
+    elif isinstance(structure, tuple | list):
+        for item in structure:
+            yield from references(item)
+    elif isinstance(structure, slice):
+        yield from references((structure.start, structure.stop, structure.step))
+
+
+def filled(structure: Any, fill: Callable[[str], Any]) -> Any:
+    """*structure* with ``fill(name)`` in the place of every reference; its containers are new."""
+    if isinstance(structure, Ref):
+        return fill(structure.name)
+    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        return type(structure)(*(filled(item, fill) for item in structure))
+    if isinstance(structure, tuple | list):
+        kind = tuple if isinstance(structure, tuple) else list
+        return kind(filled(item, fill) for item in structure)
+    if isinstance(structure, Mapping):
+        return {name: filled(item, fill) for name, item in structure.items()}
+    if isinstance(structure, slice):
+        bounds = (structure.start, structure.stop, structure.step)
+        return slice(*(filled(bound, fill) for bound in bounds))
+    return structure

@@ -1,0 +1,124 @@
+"""What runs on a rank that holds none of an operation's channels.
+
+torch refuses zero-filter convolutions and zero-channel pooling, so nothing is computed: the
+output is zeros of the right shape (mostly without elements). It still takes part in autograd
+exactly as on the other ranks, or the collectives behind it would hang there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hetmp.exchange import save_token
+from hetmp.ops.call import Run
+from hetmp.state import Sliced
+
+
+class Idle(nn.Module):
+    """A layer on a rank that holds none of its channels."""
+
+    def __init__(
+        self,
+        empty: nn.Module,
+        stand_in: nn.Module,
+        *,
+        narrows: int | None,
+        width: int = 1,
+        empties: int | None,
+        autocasts: bool,
+    ) -> None:
+        """
+        Args:
+            empty: the layer whose (empty) parameters and buffers this one owns.
+            stand_in: the layer with as few channels as can be, on the meta device; it knows
+                output shapes.
+            narrows: the input's axis that has no channels here, None where the input is full.
+            width: how many channels the stand-in takes there.
+            empties: the output's axis that has no channels here, None for a summand of zeros.
+            autocasts: whether autocast runs the layer in its lower precision.
+        """
+        super().__init__()
+        for name, parameter in empty._parameters.items():
+            self.register_parameter(name, parameter)
+        for name, buffer in empty._buffers.items():
+            self.register_buffer(name, buffer, name not in empty._non_persistent_buffers_set)
+        self._stand_in = (stand_in,)  # in a tuple: not a submodule, so not in the state_dict
+        self._kind = type(stand_in).__name__
+        self._narrows, self._width = narrows, width
+        self._empties, self._autocasts = empties, autocasts
+        self.train(empty.training)
+
+    def train(self, mode: bool = True) -> "Idle":
+        super().train(mode)
+        self._stand_in[0].train(mode)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros of the output's shape."""
+        shape = list(x.shape)
+        if self._narrows is not None:
+            shape[self._narrows] = self._width
+        layer = self._stand_in[0].to(x.dtype)
+        given = list(layer(torch.empty(shape, dtype=x.dtype, device="meta")).shape)
+        if self._empties is not None:
+            given[self._empties] = 0
+        dtype = x.dtype
+        if self._autocasts and torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        zeros: Tensor = _Zeros.apply(x, given, dtype, *self.parameters())
+        return zeros
+
+    def extra_repr(self) -> str:
+        return f"{self._kind} of no channels"
+
+
+class _Zeros(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shape: list[int], dtype: torch.dtype, *parameters: Tensor
+    ) -> Tensor:
+        ctx.x = x.shape, x.dtype
+        ctx.parameters = [(parameter.shape, parameter.dtype) for parameter in parameters]
+        save_token(ctx, x)
+        return x.new_zeros(shape, dtype=dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors
+        zeros = [
+            gradient.new_zeros(shape, dtype=dtype) if needed else None
+            for (shape, dtype), needed in zip(
+                [ctx.x, *ctx.parameters],
+                [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]],
+                strict=True,
+            )
+        ]
+        return zeros[0], None, None, *zeros[1:]
+
+
+def idle_function(run: Run, width: int) -> Callable[..., Tensor]:
+    """A function of one tensor, on a rank without channels; it would take *width* at least."""
+    narrows, empties = run.source, run.target
+    assert isinstance(narrows, Sliced)
+    assert isinstance(empties, Sliced)
+
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        x = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor))
+        shape = list(x.shape)
+        shape[narrows.axis] = width
+        stand_in = torch.empty(shape, dtype=x.dtype, device="meta")
+
+        def swap(arg: Any) -> Any:
+            return stand_in if arg is x else arg
+
+        swapped = {name: swap(arg) for name, arg in kwargs.items()}
+        given = list(run.call.invoke(tuple(swap(arg) for arg in args), swapped).shape)
+        given[empties.axis] = 0
+        zeros: Tensor = _Zeros.apply(x, given, x.dtype)
+        return zeros
+
+    return call

@@ -1,0 +1,197 @@
+"""What a sliced model needs besides the user's layers: programs, exchanges, keys."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hetmp.comm import Group
+from hetmp.errors import HetmpError
+from hetmp.exchange import Entry as EntryExchange
+from hetmp.exchange import Exchange
+from hetmp.graph import ModelGraph
+from hetmp.ops import KeyedDropout, draws, references
+from hetmp.plan import Plan
+from hetmp.schedule import CallStep, ExchangeStep, Program, Schedule, Step
+from hetmp.slicing.same_batch import SameBatch
+from hetmp.slicing.table import Table
+from hetmp.state import FULL
+
+
+@dataclass(frozen=True)
+class Order:
+    """One thing to do, made ready to be done.
+
+    Attributes:
+        step: what is done.
+        freed: the values that nothing after it takes.
+        entered: of a layer, its own names of replicated parameters -> their names in the model.
+        seeded: whether it may draw random numbers, which must be the same on all ranks.
+    """
+
+    step: Step
+    freed: tuple[str, ...]
+    entered: Mapping[str, str]
+    seeded: bool
+
+
+class Runtime(nn.Module):
+    """What a sliced model needs besides the user's layers.
+
+    Attributes:
+        group, graph, plan, schedule, table: see their classes.
+        exchanges: the exchanges between layers, in order; each has its counters.
+        repeated: layers that run again in another way, and functions with a state of their own,
+            by the name of the step.
+        input_entry, parameter_entry: the exchanges at the entry, which sum gradients.
+    """
+
+    def __init__(
+        self, graph: ModelGraph, plan: Plan, schedule: Schedule, table: Table, group: Group
+    ) -> None:
+        super().__init__()
+        self.group, self.graph, self.plan = group, graph, plan
+        self.schedule, self.table = schedule, table
+        self.dims, self.inputs = graph.dims, graph.inputs
+        steps = [
+            (mode, step)
+            for mode, program in enumerate(schedule.programs)
+            for step in program.steps
+            if isinstance(step, ExchangeStep)
+        ]
+        self.exchanges = nn.ModuleList(Exchange(group, s.before, s.after) for _, s in steps)
+        self._number = {(mode, step.name): number for number, (mode, step) in enumerate(steps)}
+        self.repeated = nn.ModuleDict()
+        self.functions: dict[str, Callable[..., Any]] = {}
+        self.input_entry, self.parameter_entry = EntryExchange(group), EntryExchange(group)
+        self._orders = [_orders(program, graph, table) for program in schedule.programs]
+        self._replicated = [_replicated(program, graph, table) for program in schedule.programs]
+        self.same_batch = SameBatch(group)
+
+    def mode(self, training: bool) -> int:
+        """Which of the programs runs."""
+        return 0 if training else len(self.schedule.programs) - 1
+
+    def orders(self, mode: int) -> tuple[Order, ...]:
+        """What a program does, in order."""
+        return self._orders[mode]
+
+    def replicated(self, mode: int) -> tuple[str, ...]:
+        """The parameters that every rank holds alike and that a program uses."""
+        return self._replicated[mode]
+
+    def callee(self, model: nn.Module, mode: int, step: CallStep) -> Callable[..., Any]:
+        """What a step calls: a layer of *model*, or a function."""
+        name = step_key(mode, step)
+        if name in self.repeated:
+            return self.repeated[name]
+        if name in self.functions:
+            return self.functions[name]
+        return model.get_submodule(step.node.path)
+
+    def exchange(self, mode: int, step: ExchangeStep) -> Exchange:
+        """The exchange that a step runs."""
+        exchange = self.exchanges[self._number[mode, step.name]]
+        assert isinstance(exchange, Exchange)
+        return exchange
+
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse inputs that cannot be right, on every rank at once."""
+        self.same_batch.check(*tensors.values())
+        for x in list(tensors.values())[:1]:
+            if self.dims is not None and x.dim() != self.dims:
+                raise HetmpError(
+                    f"the model takes batches of {self.dims} dimensions, got shape "
+                    f"{tuple(x.shape)}: give the batch axis also for one sample, or an "
+                    "example_input to slice_model"
+                )
+
+    def check_modes(self, model: nn.Module) -> None:
+        """Refuse a part in another mode than the model, where the two run other operations."""
+        if len(self.schedule.programs) == 1:
+            return
+        for path, module in model.named_modules():
+            own = path == "hetmp" or path.startswith("hetmp.")
+            if (
+                not own
+                and module.training != model.training
+                and any(True for _ in module.children())
+            ):
+                raise HetmpError(
+                    f"{path!r} is in {_word(module.training)} mode and the model in "
+                    f"{_word(model.training)} mode, and it does other things in either: set the "
+                    "same mode for both"
+                )
+
+    def exchange_seconds(self, model: nn.Module) -> list[float]:
+        """Seconds of every exchange so far on this rank, forward and backward apart."""
+        seconds = []
+        for module in model.modules():
+            if isinstance(module, Exchange):
+                seconds += [module.forward_counter.seconds, module.backward_counter.seconds]
+            elif isinstance(module, EntryExchange):
+                seconds.append(module.backward_counter.seconds)
+        return seconds
+
+    def draw_key(self, model: nn.Module, mode: int) -> int:
+        """Rank 0's key for the random numbers of this pass; 0 where none are drawn. Collective."""
+        layers = [layer for layer in model.modules() if isinstance(layer, KeyedDropout)]
+        seeded = model.training and any(order.seeded for order in self._orders[mode])
+        if not seeded and not any(layer.active for layer in layers):
+            return 0
+        drawn = torch.randint(0, 2**63 - 1, (1,)).numpy().astype(np.int64)
+        key = int(self.group.broadcast(drawn)[0])
+        for number, layer in enumerate(layers):
+            layer.key, layer.number = key, number
+        return key
+
+
+def step_key(mode: int, step: Step) -> str:
+    """A name for a step that no other program's step has, and that a module may have."""
+    return f"{mode}:{step.name}".replace(".", ":")
+
+
+def _word(training: bool) -> str:
+    return "training" if training else "evaluation"
+
+
+def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, ...]:
+    last = {source: i for i, step in enumerate(program.steps) for source in step.sources}
+    kept = set(references(program.result))
+    freed: dict[int, list[str]] = {}
+    for name, i in last.items():
+        if name not in kept:
+            freed.setdefault(i, []).append(name)
+    return tuple(
+        Order(
+            step,
+            tuple(freed.get(i, ())),
+            _entered(step, graph, table),
+            isinstance(step, CallStep) and step.node.reason is not None and draws(step.node.call),
+        )
+        for i, step in enumerate(program.steps)
+    )
+
+
+def _entered(step: Step, graph: ModelGraph, table: Table) -> dict[str, str]:
+    if not isinstance(step, CallStep) or step.run.layer is None:
+        return {}
+    path = step.node.path
+    return {
+        own: graph.aliases.get(f"{path}.{own}", f"{path}.{own}")
+        for own, _ in step.run.layer.named_parameters(remove_duplicate=False)
+        if table[f"{path}.{own}"].state == FULL
+    }
+
+
+def _replicated(program: Program, graph: ModelGraph, table: Table) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for step in program.steps:
+        names.update(dict.fromkeys(_entered(step, graph, table).values()))
+    for path in program.attributes.values():
+        if path in table and table[path].parameter:
+            names[graph.aliases.get(path, path)] = None
+    return tuple(names)
