@@ -292,6 +292,8 @@ class Scheduler:
         source = self.states[value]
         if source == target:
             return value
+        if isinstance(source, Sliced) and isinstance(target, Sliced) and source.axis != target.axis:
+            return self.in_state(self.in_state(value, FULL), target)
         if (value, target) not in self.exchanged:
             name = f"{value} exchanged {len(self.exchanged)}"
             self.steps.append(ExchangeStep(name, (value,), source, target, self.known[value]))
