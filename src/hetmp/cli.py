@@ -96,6 +96,67 @@ def models() -> None:
     click.echo("Your own: --model package.module:function, called with (input_shape, classes).")
 
 
+@commands.command()
+@click.argument("model")
+@click.option("--weights", type=_Numbers(float, "numbers"), help="Relative speeds, one per rank.")
+@click.option("--plan", type=click.Path(), help="A plan file (JSON) instead of weights.")
+@click.option(
+    "--shape",
+    type=_Numbers(int, "integers"),
+    help="Of one image: channels, then sides, for example 3,32,32 (default: as published).",
+)
+@click.option("--classes", type=click.INT, help="How many classes (default: as published).")
+@click.option("--all", "everything", is_flag=True, help="Show operations that move nothing, too.")
+@click.option("--strict", is_flag=True, help="Refuse operations that hetmp has no rule for.")
+def explain(
+    model: str,
+    weights: tuple[float, ...] | None,
+    plan: str | None,
+    shape: tuple[int, ...] | None,
+    classes: int | None,
+    everything: bool,
+    strict: bool,
+) -> None:
+    """Show how a network is cut: each layer's partition, and what moves between the ranks.
+
+    MODEL is a name (see 'hetmp models') or package.module:function for your own. Runs without
+    MPI, and takes no memory for parameters.
+
+    \b
+    Examples:
+      hetmp explain resnet50 --weights 70,25,5
+      hetmp explain mymodels:build --shape 3,64,64 --classes 10 --weights 2,1
+    """
+    import torch
+    from rich.console import Console
+
+    from hetmp import models
+    from hetmp.explain import explain as explained
+    from hetmp.explain import render
+    from hetmp.graph import read_graph
+    from hetmp.groups import plan_from_weights
+    from hetmp.plan import Plan
+    from hetmp.slicing import check_strict
+
+    if (weights is None) == (plan is None):
+        raise HetmpError("say how the work is shared: either --weights 70,25,5 or --plan FILE")
+    input_shape, count = models.published(model)
+    input_shape, count = shape or input_shape, classes or count
+    if input_shape is None or count is None:
+        raise HetmpError(f"{model} has no published sizes: give --shape and --classes")
+    with torch.device("meta"):
+        module = models.build(model, input_shape, count)
+    graph = read_graph(module, torch.empty((2, *input_shape), device="meta"))
+    if strict:
+        check_strict(graph)
+    chosen = Plan.load(plan) if plan else plan_from_weights(graph, weights or ())
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    console.print(f"{model}, {count} classes, images of {'×'.join(map(str, input_shape))}")
+    console.print(render(explained(graph, chosen), everything=everything))
+
+
 def _train(**values: Any) -> None:
     from hetmp.config import train_config
 

@@ -1,7 +1,7 @@
 """Exchanges: the only place that moves activations and parameters between ranks."""
 
 from hetmp.exchange.exchange import Entry, Exchange, Pending, dual, leave, save_token
-from hetmp.exchange.moves import Counter, Move
+from hetmp.exchange.moves import Counter, Move, collective
 from hetmp.exchange.tensors import collect, distribute, share_of, share_shape
 from hetmp.exchange.volume import received
 
@@ -12,6 +12,7 @@ __all__ = [
     "Move",
     "Pending",
     "collect",
+    "collective",
     "distribute",
     "dual",
     "leave",

@@ -5,6 +5,6 @@ shipped networks the chains of layers are (nested) ``nn.Sequential``, and those 
 modules with a ``forward`` of their own.
 """
 
-from hetmp.models.registry import CatalogRow, build, catalog, names
+from hetmp.models.registry import CatalogRow, build, catalog, names, published
 
-__all__ = ["CatalogRow", "build", "catalog", "names"]
+__all__ = ["CatalogRow", "build", "catalog", "names", "published"]

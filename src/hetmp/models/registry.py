@@ -77,6 +77,19 @@ def catalog() -> list[CatalogRow]:
     return rows
 
 
+def published(name: str) -> tuple[tuple[int, ...] | None, int | None]:
+    """(input shape, classes) that a shipped network was published for; None for a user's own.
+
+    Raises:
+        HetmpError: an unknown name.
+    """
+    if ":" in name:
+        return None, None
+    if name not in _NETWORKS:
+        raise unknown_name("model", name, names())
+    return _NETWORKS[name].input_shape, _NETWORKS[name].classes
+
+
 def build(name: str, input_shape: Sequence[int], classes: int, *, width: float = 1.0) -> nn.Module:
     """The network *name* for images of *input_shape* and *classes* classes.
 

@@ -89,7 +89,9 @@ class Call:
     @property
     def has_tensors(self) -> bool:
         """Whether the layer that is called has parameters or buffers."""
-        tensors = (*self.layer.parameters(), *self.layer.buffers()) if self.layer is not None else ()
+        tensors = (
+            (*self.layer.parameters(), *self.layer.buffers()) if self.layer is not None else ()
+        )
         return len(tensors) > 0
 
     @property
