@@ -7,7 +7,7 @@ with a difference does not leave the others waiting in a collective.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -182,6 +182,14 @@ def adam(parameters) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=0.01, weight_decay=1e-2)
 
 
+def leaves(output) -> list[Tensor]:
+    """The tensors of an output, whatever it is made of."""
+    if isinstance(output, Tensor):
+        return [output]
+    items = output.values() if isinstance(output, Mapping) else output
+    return [tensor for item in items for tensor in leaves(item)]
+
+
 def compare_training(
     module: nn.Module,
     weights: "Sequence[float] | hetmp.Plan",
@@ -212,17 +220,21 @@ def compare_training(
         x, mine = (batch(shape, step).requires_grad_(input_gradient) for _ in range(2))
         for one in optimizers:
             one.zero_grad()
-        expected = reference(x)
-        mean_loss(expected, ranks, step).backward()
-        output = model(mine)
-        rank_loss(output, rank, step).backward()
+        expected = leaves(reference(x))
+        sum(mean_loss(tensor, ranks, step) for tensor in expected).backward()
+        outputs = leaves(model(mine))
+        sum(rank_loss(tensor, rank, step) for tensor in outputs).backward()
 
         differences.note_gradients()
         when = f"step {step}"
-        differences.compare(f"{when}, output", output, expected)
-        differences.compare(
-            f"{when}, loss", rank_loss(output, rank, step), rank_loss(expected, rank, step)
-        )
+        assert len(outputs) == len(expected)
+        for number, (output, wanted) in enumerate(zip(outputs, expected, strict=True)):
+            differences.compare(f"{when}, output {number}", output, wanted)
+            differences.compare(
+                f"{when}, loss {number}",
+                rank_loss(output, rank, step),
+                rank_loss(wanted, rank, step),
+            )
         differences.compare(f"{when}, gradient of the input", mine.grad, x.grad)
         differences.compare_gradients(when)
         for one in optimizers:

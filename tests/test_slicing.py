@@ -190,6 +190,12 @@ NETWORKS = {
     # Dropout has a generator of its own: with it on, there is nothing to compare with.
     "vgg11": ((3, 32, 32), 0.04, "eval"),
     "vgg16": ((3, 32, 32), 0.04, "eval"),
+    "resnet18": ((3, 16, 16), 0.1, "train"),
+    "resnet50": ((3, 16, 16), 0.06, "train"),
+    "mobilenet_v2": ((3, 16, 16), 0.1, "no dropout"),
+    "densenet121": ((3, 16, 16), 0.1, "train"),
+    "unet": ((1, 16, 16), 0.06, "train"),
+    "hyperspectral": ((1, 30, 5, 5), 0.4, "train"),
 }
 
 
@@ -202,10 +208,15 @@ def test_every_network_is_compared():
 def test_networks(name, mixed):
     image, width, mode = NETWORKS[name]
     number = list(NETWORKS).index(name)
-    module = seeded(lambda: models.build(name, image, 5, width=width)).train(mode == "train")
+    module = seeded(lambda: models.build(name, image, 5, width=width)).train(mode != "eval")
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout) and mode == "no dropout":
+            layer.p = 0.0
     weights = pick_weights(number + 3 * mixed)
+    deep = len(list(module.modules())) > 60
     if not mixed:
-        compare_training(module, weights, (3, *image))
+        compare_training(module, weights, (3, *image), steps=2 if deep else 5)
         return
-    schemes = SCHEMES[(2, 4, 7, 6, 8)[number]]
-    compare_training(module, make_plan(module, weights, schemes), (3, *image), optimizer=adam)
+    schemes = SCHEMES[(2, 4, 7, 6, 8)[number % 5]]
+    plan = make_plan(module, weights, schemes)
+    compare_training(module, plan, (3, *image), optimizer=adam, steps=2 if deep else 5)

@@ -28,6 +28,9 @@ class Step:
     name: str
     sources: tuple[str, ...]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Step":
+        return self  # models that are copied share what never changes
+
 
 @dataclass(frozen=True)
 class CallStep(Step):
@@ -114,6 +117,9 @@ class Schedule:
     ranks: int
     training: Program
     evaluation: Program
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Schedule":
+        return self
 
     @property
     def programs(self) -> tuple[Program, ...]:

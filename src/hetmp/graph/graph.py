@@ -83,6 +83,9 @@ class ModelGraph:
     aliases: Mapping[str, str]
     dims: int | None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ModelGraph":
+        return self  # models that are copied share what never changes
+
     @property
     def traces(self) -> tuple[Trace, ...]:
         """The traces that differ."""

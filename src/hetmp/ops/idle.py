@@ -5,6 +5,7 @@ output is zeros of the right shape (mostly without elements). It still takes par
 exactly as on the other ranks, or the collectives behind it would hang there.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,6 @@ class Idle(nn.Module):
         narrows: int | None,
         width: int = 1,
         empties: int | None,
-        autocasts: bool,
     ) -> None:
         """
         Args:
@@ -38,7 +38,6 @@ class Idle(nn.Module):
             narrows: the input's axis that has no channels here, None where the input is full.
             width: how many channels the stand-in takes there.
             empties: the output's axis that has no channels here, None for a summand of zeros.
-            autocasts: whether autocast runs the layer in its lower precision.
         """
         super().__init__()
         for name, parameter in empty._parameters.items():
@@ -48,7 +47,8 @@ class Idle(nn.Module):
         self._stand_in = (stand_in,)  # in a tuple: not a submodule, so not in the state_dict
         self._kind = type(stand_in).__name__
         self._narrows, self._width = narrows, width
-        self._empties, self._autocasts = empties, autocasts
+        self._empties = empties
+        self._dtypes: dict[tuple[torch.dtype, torch.dtype], torch.dtype] = {}
         self.train(empty.training)
 
     def train(self, mode: bool = True) -> "Idle":
@@ -65,11 +65,20 @@ class Idle(nn.Module):
         given = list(layer(torch.empty(shape, dtype=x.dtype, device="meta")).shape)
         if self._empties is not None:
             given[self._empties] = 0
-        dtype = x.dtype
-        if self._autocasts and torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-        zeros: Tensor = _Zeros.apply(x, given, dtype, *self.parameters())
+        zeros: Tensor = _Zeros.apply(x, given, self._dtype(x, shape), *self.parameters())
         return zeros
+
+    def _dtype(self, x: Tensor, shape: list[int]) -> torch.dtype:
+        """What the other ranks' outputs are made of; autocast decides operator by operator."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return x.dtype
+        key = x.dtype, torch.get_autocast_dtype(x.device.type)
+        if key not in self._dtypes:
+            # A channel of one sample is computed, once, to see what comes of it.
+            real = copy.deepcopy(self._stand_in[0]).to_empty(device=x.device).eval()
+            with torch.no_grad():
+                self._dtypes[key] = real(x.new_zeros([1, *shape[1:]])).dtype
+        return self._dtypes[key]
 
     def extra_repr(self) -> str:
         return f"{self._kind} of no channels"
@@ -118,7 +127,24 @@ def idle_function(run: Run, width: int) -> Callable[..., Tensor]:
         swapped = {name: swap(arg) for name, arg in kwargs.items()}
         given = list(run.call.invoke(tuple(swap(arg) for arg in args), swapped).shape)
         given[empties.axis] = 0
-        zeros: Tensor = _Zeros.apply(x, given, x.dtype)
+        zeros: Tensor = _Zeros.apply(x, given, dtype_of(x, shape, args, kwargs))
         return zeros
+
+    dtypes: dict[tuple[torch.dtype, torch.dtype], torch.dtype] = {}
+
+    def dtype_of(
+        x: Tensor, shape: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> torch.dtype:
+        if not torch.is_autocast_enabled(x.device.type):
+            return x.dtype
+        key = x.dtype, torch.get_autocast_dtype(x.device.type)
+        if key not in dtypes:
+            real = x.new_zeros([1, *shape[1:]])
+            given = run.call.invoke(
+                tuple(real if arg is x else arg for arg in args),
+                {name: real if arg is x else arg for name, arg in kwargs.items()},
+            )
+            dtypes[key] = given.dtype
+        return dtypes[key]
 
     return call

@@ -32,6 +32,11 @@ class Reshape(Rule):
         return None
 
     def gives(self, call: Call, source: Sliced) -> State | None:
+        if not _is_consistent(call):
+            # The size of the image is not known, but how long it is when flattened.
+            size, rest = divmod(call.given.shape[-1] or 0, source.layout.total)
+            plain = source.axis == 1 and call.given.dims == 2 and size > 0 == rest
+            return Sliced(source.layout.scaled(size), 1) if plain else None
         runs = {
             _run_of(taken, given, source.axis)
             for taken, given in zip(call.taken.sizes, call.given.sizes, strict=True)
@@ -46,6 +51,11 @@ class Reshape(Rule):
     def function(self, run: Run, group: Group) -> Callable[..., Any]:
         reshape = _LocalReshape(run, group.rank, None)
         return lambda *args, **kwargs: reshape(*args, **kwargs)
+
+
+def _is_consistent(call: Call) -> bool:
+    """Whether the sizes that are known before and after hold as many elements."""
+    return math.prod(call.taken.sizes[0]) == math.prod(call.given.sizes[0])
 
 
 def _run_of(taken: Sequence[int], given: Sequence[int], axis: int) -> tuple[range, range] | None:
@@ -119,8 +129,9 @@ class _LocalReshape(nn.Module):
         if not isinstance(source, Sliced):
             return x.reshape(shape)
         assert isinstance(target, Sliced)
-        run = _run_of(whole, shape, source.axis)
-        planned = _run_of(call.taken.sizes[0], call.given.sizes[0], source.axis)
+        run = planned = _run_of(whole, shape, source.axis)
+        if _is_consistent(call):
+            planned = _run_of(call.taken.sizes[0], call.given.sizes[0], source.axis)
         if run != planned or shape[target.axis] != target.layout.total:
             raise HetmpError(
                 f"{call.title} of {tuple(whole)} to {tuple(shape)} is not what the model was "

@@ -120,7 +120,6 @@ class Rule:
         return {
             "narrows": source.axis if isinstance(source, Sliced) else None,
             "empties": target.axis if isinstance(target, Sliced) else None,
-            "autocasts": self.mixes,
         }
 
     def function(self, run: Run, group: Group) -> Callable[..., Any]:
