@@ -254,7 +254,8 @@ def _with_demanded_sizes(
         layer = node.call.layer
         axis = 1 if layer is None else node.rule.channel_axis(layer, value.dims)
         wanted = None if layer is None else node.rule.input_channels(layer)
-        if wanted is None and not node.rule.mixes and value.sizes == given.sizes:
+        same = values[name].sizes == values[node.name].sizes
+        if wanted is None and not node.rule.mixes and same:
             wanted = given.shape[axis] if axis < given.dims else None
         if wanted is not None and axis < value.dims and value.shape[axis] is None:
             sizes = tuple((*s[:axis], wanted, *s[axis + 1 :]) for s in value.sizes)
