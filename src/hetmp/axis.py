@@ -9,9 +9,14 @@ The idea of finding what must be cut together by following the operators is that
 graphs in structural pruning (Fang et al., *DepGraph*, CVPR 2023).
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Concatenate, ParamSpec, TypeVar
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 @dataclass(eq=False)
@@ -32,6 +37,24 @@ class Atom:
         if self.parts is None:
             return [(self, block)]
         return [leaf for atom, units in self.parts for leaf in atom.leaves(units * block)]
+
+
+def _undone_if_it_fails(
+    change: "Callable[Concatenate[Axis, _Arguments], _Result]",
+) -> "Callable[Concatenate[Axis, _Arguments], _Result]":
+    """*change* leaves all atoms as they were where it gives None or False."""
+
+    @functools.wraps(change)
+    def tried(axis: "Axis", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        axes = [axis, *(arg for arg in args if isinstance(arg, Axis))]
+        atoms = [atom for one in axes for atom, _ in one.leaves]
+        done = change(axis, *args, **kwargs)
+        if done is None or done is False:
+            for atom in atoms:
+                atom.parts = None
+        return done
+
+    return tried
 
 
 class Axis:
@@ -64,6 +87,7 @@ class Axis:
         """The axis after each index became *block* neighbouring ones."""
         return Axis([(atom, units * block) for atom, units in self._pieces])
 
+    @_undone_if_it_fails
     def cut(self, start: int, stop: int) -> "Axis | None":
         """The indices from *start* to *stop*; None if that cuts a block."""
         if not (self._cut_at(start) and self._cut_at(stop)):
@@ -75,10 +99,13 @@ class Axis:
             begin += atom.length * block
         return Axis(inside)
 
+    @_undone_if_it_fails
     def grouped(self, size: int) -> "Axis | None":
         """The axis in units of *size* neighbouring indices, which no rank's share may cut."""
         units = []
-        for atom, block in self.leaves:
+        # An atom that stands here twice may have changed by the second time.
+        now = (leaf for atom, block in self.leaves for leaf in atom.leaves(block))
+        for atom, block in now:
             together = math.lcm(block, size)
             if atom.length * block % together:
                 return None
@@ -89,6 +116,7 @@ class Axis:
             units.append((atom, together // size))
         return Axis(units)
 
+    @_undone_if_it_fails
     def folded(self, parts: int) -> "Axis | None":
         """One of *parts* equal parts of the axis, which are all cut alike."""
         size, rest = divmod(self.total, parts)
@@ -104,6 +132,7 @@ class Axis:
         """Another axis: it may be cut in its own way."""
         return Axis.fresh(total)
 
+    @_undone_if_it_fails
     def tie(self, other: "Axis") -> bool:
         """Make both axes one, so that they are cut alike; False if that cannot be."""
         if self.total != other.total:

@@ -56,7 +56,7 @@ class Groups:
 def channel_groups(graph: ModelGraph) -> Groups:
     """Which channels of *graph* must be cut alike."""
     axes = _Axes()
-    reader = _Reader(axes)
+    reader = _Reader(graph, axes)
     for trace in graph.traces:
         reader.program(trace)
     numbers: dict[Atom, int] = {}

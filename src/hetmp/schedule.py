@@ -151,7 +151,7 @@ def make_schedule(graph: ModelGraph, plan: Plan) -> Schedule:
         HetmpError: the plan is for another model, or asks for what cannot be done.
     """
     _check_plan(graph, plan)
-    scheduler = Scheduler(_Planned(plan))
+    scheduler = Scheduler(graph, _Planned(plan))
     programs = [scheduler.program(trace) for trace in graph.traces]
     return Schedule(plan.ranks, programs[0], programs[-1])
 
@@ -170,10 +170,10 @@ class _Planned:
 class Scheduler:
     """Passes states through the traces of one model, operation by operation."""
 
-    def __init__(self, choice: Choice) -> None:
-        self.choice = choice
+    def __init__(self, graph: ModelGraph, choice: Choice) -> None:
+        self.graph, self.choice = graph, choice
         # A layer's first run says how its parameters are cut; later runs take what fits them.
-        self.first: dict[str, tuple[Any, State]] = {}
+        self.first: dict[str, Run] = {}
 
     def program(self, trace: Trace) -> Program:
         """What runs in one mode."""
@@ -210,10 +210,13 @@ class Scheduler:
         elif scheme == "whole":
             self.run(node, {operand: FULL}, FULL, scheme)
         else:
-            taken, target = self.first.get(node.path) or (self.states[source], None)
+            first = self.first.get(node.path)
+            taken = self.states[source] if first is None else _at_axis(first.source, axis)
             if not isinstance(taken, Sliced) or taken.axis != axis:
                 taken = Sliced(self.input_layout(node), axis)
-            if target is None:
+            if first is not None:
+                target = _at_axis(first.owned, axis)
+            else:
                 target = FULL if self.wanted_full(node) else sliced
             self.run(node, {operand: taken}, PARTIAL, scheme, owned=target)
             reduced = self.in_state(node.name, target)
@@ -242,17 +245,33 @@ class Scheduler:
         """Any other operation runs on slices where it can."""
         call = node.call
         states = {name: self.states[self.current[name]] for name in call.operands}
-        if node.path in self.first and call.layer is not None:
-            states = dict.fromkeys(states, self.first[node.path][0])
         sliced = any(
             isinstance(part, Sliced) for state in states.values() for part in _parts(state)
         )
-        flow = node.rule.flow(call, states) if sliced else None
+        tied = call.has_tensors and node.reason is None and self.graph.is_tied(node)
+        flow = node.rule.flow(call, states) if sliced and not tied else None
         if flow is not None and isinstance(flow.gives, tuple) and not self.taken_apart(node):
             flow = None
         if flow is None:
             flow = Flow(dict.fromkeys(states, FULL), FULL)
+        if call.layer is not None and node.path in self.first:
+            flow = self.again(node, flow)
         self.run(node, flow.wants, flow.gives, None)
+
+    def again(self, node: Node, flow: Flow) -> Flow:
+        """How a layer runs once more: *flow*, if its parameters are cut for that."""
+        first, call = self.first[node.path], node.call
+        cuts = node.rule.cuts(first)
+        flows = [flow]
+        if isinstance(first.source, Sliced):
+            (name,) = call.operands
+            # Layers count their axes from the left or from the right.
+            shift = call.taken.dims - first.call.taken.dims
+            axes = (first.source.axis, first.source.axis + shift)
+            states = [Sliced(first.source.layout, axis) for axis in axes]
+            flows += [found for s in states if (found := node.rule.flow(call, {name: s}))]
+        fits = (f for f in flows if node.rule.cuts(Run(call, f, None, FULL)) == cuts)
+        return next(fits, Flow(dict.fromkeys(flow.wants, FULL), FULL))
 
     def taken_apart(self, node: Node) -> bool:
         """Whether a tuple is used only item by item."""
@@ -281,7 +300,7 @@ class Scheduler:
         self.states[node.name] = gives
         self.current[node.name] = node.name
         if node.call.has_tensors:
-            self.first.setdefault(node.path, (run.source, run.owned))
+            self.first.setdefault(node.path, run)
 
     def biased(self, node: Node, value: str, state: State, axis: int) -> str:
         """The value with the bias of an ``inputs`` layer."""
@@ -308,6 +327,11 @@ class Scheduler:
         return self.exchanged[value, target]
 
 
+def _at_axis(state: Any, axis: int) -> Any:
+    """The state with another axis in the place of the one that it cuts."""
+    return Sliced(state.layout, axis) if isinstance(state, Sliced) else state
+
+
 def _parts(state: Any) -> tuple[Any, ...]:
     return state if isinstance(state, tuple) else (state,)
 
@@ -329,7 +353,7 @@ def _check_plan(graph: ModelGraph, plan: Plan) -> None:
         assert isinstance(node.rule, Mixing)
         allowed = ("whole",) if graph.is_tied(node) else node.rule.schemes(node.call.layer)
         if layer.scheme not in allowed:
-            why = "shares a parameter with another layer" if graph.is_tied(node) else "has groups"
+            why = "shares a parameter with other work" if graph.is_tied(node) else "has groups"
             raise HetmpError(
                 f"layer {node.place} {why}: it cannot follow scheme {layer.scheme!r}, only "
                 f"{' or '.join(allowed)}"

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hetmp.graph.inputs import Inputs
-from hetmp.ops import Call, Rule, Value
+from hetmp.ops import Call, Rule, Value, references
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,16 @@ class Trace:
         """The nodes that take a value."""
         return [node for node in self.nodes if name in node.call.values]
 
+    @property
+    def read(self) -> set[str]:
+        """The places of the attributes whose values or sizes are looked at."""
+        result = set(references(self.result))
+        return {
+            place
+            for name, place in self.attributes.items()
+            if name in result or not all(map(_asks_for_kind, self.consumers(name)))
+        }
+
 
 @dataclass(frozen=True)
 class ModelGraph:
@@ -107,13 +117,15 @@ class ModelGraph:
                 yield node
 
     def is_tied(self, node: Node) -> bool:
-        """Whether a layer shares a parameter with another layer."""
-        prefix = f"{node.path}."
-        names = [prefix + name for name in node.call.layer._parameters]
-        others = {**self.aliases, **{one: other for other, one in self.aliases.items()}}
-        return any(
-            name in others and self._owner(others[name]) is not node.call.layer for name in names
-        )
+        """Whether a layer shares a tensor with another layer or with a function or method."""
+        layer, path = node.call.layer, node.path
+        names = {self._first(f"{path}.{name}") for name in (*layer._parameters, *layer._buffers)}
+        read = {self._first(place) for trace in self.traces for place in trace.read}
+        others = [*names, *(other for other, first in self.aliases.items() if first in names)]
+        return bool(names & read) or any(self._owner(name) is not layer for name in others)
+
+    def _first(self, name: str) -> str:
+        return self.aliases.get(name, name)
 
     def _owner(self, name: str) -> nn.Module:
         return self.skeleton.get_submodule(name.rpartition(".")[0])
@@ -121,6 +133,10 @@ class ModelGraph:
     def fallbacks(self) -> Iterator[Node]:
         """The operations that every rank computes whole for want of a rule."""
         return (node for node in self.nodes if node.reason is not None)
+
+
+def _asks_for_kind(node: Node) -> bool:
+    return node.call.target is getattr and node.call.argument(1, "name") in ("dtype", "device")
 
 
 def place(path: str, layer: nn.Module) -> str:

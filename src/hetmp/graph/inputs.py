@@ -59,7 +59,7 @@ class Inputs:
                 self._match(f"{name}[{i}]", one, other, found)
         elif isinstance(wanted, Mapping):
             if not isinstance(given, Mapping) or set(given) != set(wanted):
-                raise HetmpError(f"{self.title} takes {', '.join(wanted)} in {name}")
+                raise HetmpError(f"{self.title} takes {', '.join(wanted) or 'nothing'} in {name}")
             for key, one in wanted.items():
                 self._match(f"{name}[{key!r}]", one, given[key], found)
         elif isinstance(given, Tensor) or not (given is wanted or given == wanted):

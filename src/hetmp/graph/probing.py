@@ -1,5 +1,6 @@
 """Shapes of all values, by running a graph on the meta device with inputs of unlike sizes."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,10 +29,15 @@ def probe(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
             f"an input of shape {shown} does not fit the model: {_short(error)}"
         ) from error
     runs = [first]
-    if all(shapes.values()):
-        larger = {name: (shape[0] + 1, *shape[1:]) for name, shape in shapes.items()}
-        runs += _attempt(skeleton, graph, _empty(examples, larger), like=first)
-    batch = next(iter(shapes.values()))[0] if all(shapes.values()) else 1
+    batch = next((shape[0] for shape in shapes.values() if shape), 1)
+    # All inputs may have a batch axis, or only those that are as long as the first one.
+    for lengths in ({shape[0] for shape in shapes.values() if shape}, {batch}):
+        larger = {
+            name: (shape[0] + 1, *shape[1:]) if shape and shape[0] in lengths else shape
+            for name, shape in shapes.items()
+        }
+        if len(runs) == 1:
+            runs += _attempt(skeleton, graph, _empty(examples, larger), like=first)
     return {name: _value([run[name] for run in runs], max(1, batch)) for name in first}
 
 
@@ -55,19 +61,29 @@ def probe_unseen(
     """
     runs: list[dict[str, Any]] = []
     errors: list[Exception] = []
-    for side in SIDES:
-        batch = 2 + len(runs)
-        shape = (batch, channels or 3 + len(runs), *[side] * (dims - 2))[:dims]
+
+    def fits(side: int, channels: int) -> bool:
+        shape = (2 + len(runs), channels, *[side] * (dims - 2))[:dims]
         given = {name: torch.empty(shape, dtype=dtype, device="meta")}
         try:
             run = _run(skeleton, graph, given, tolerant=True)
         except Exception as error:
             errors.append(error)
-            continue
-        if not runs or _alike(run, runs[0]):
-            runs.append(run)
+            return False
+        if runs and not _alike(run, runs[0]):
+            return False
+        runs.append(run)
+        return True
+
+    first = 0
+    for side in SIDES:
+        # Where the layers do not tell the channels, the probes have unlike ones if they can.
+        if any(fits(side, count) for count in ([channels] if channels else [3 + len(runs), 3])):
+            first = first or side
         if len(runs) == 2:
             break
+    if len(runs) == 1:  # the module fixes its image's size, but not the batch's
+        fits(first, channels or 3)
     if not runs:
         raise HetmpError(
             f"the size of {type(skeleton).__name__}'s input cannot be guessed ({_short(errors[0])}"
@@ -134,7 +150,29 @@ class _Shapes(fx.Interpreter):
         layer = self.fetch_attr(target)
         if self.tolerant and type(layer) in LAYERS and args and isinstance(args[0], Tensor):
             args = (_demanded(layer, args[0]), *args[1:])
-        return layer(*args, **kwargs)
+        try:
+            return layer(*args, **kwargs)
+        except Exception:
+            if rule_for(layer) is not None:
+                raise
+            return _run_on_numbers(layer, args, kwargs)
+
+
+def _run_on_numbers(layer: nn.Module, args: Any, kwargs: Any) -> Any:
+    """What a layer gives that looks at values: those of its tensors and operands are made up."""
+
+    def numbers(item: Any) -> Any:
+        return torch.rand(item.shape).to(item.dtype) if isinstance(item, Tensor) else item
+
+    def shapes(item: Any) -> Any:
+        return item.to("meta") if isinstance(item, Tensor) else item
+
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        memo: dict[int, Any] = {id(p): nn.Parameter(numbers(p), False) for p in layer.parameters()}
+        memo |= {id(buffer): numbers(buffer) for buffer in layer.buffers()}
+        args, kwargs = (fx.node.map_aggregate(given, numbers) for given in (args, kwargs))
+        given = copy.deepcopy(layer, memo)(*args, **kwargs)
+    return fx.node.map_aggregate(given, shapes)
 
 
 def _demanded(layer: nn.Module, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from hetmp.errors import HetmpError
 from hetmp.graph.graph import ModelGraph, Node, Trace, place
-from hetmp.graph.inplace import changed, check_views
+from hetmp.graph.inplace import changed, check_memory
 from hetmp.graph.inputs import read_inputs
 from hetmp.graph.probing import probe, probe_unseen
 from hetmp.graph.tracing import attribute, trace_modes, users_line
@@ -103,10 +103,10 @@ def _aliases(skeleton: nn.Module) -> dict[str, str]:
 
 
 def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) -> Trace:
-    check_views(graph, skeleton)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         values = _probe(skeleton, graph, examples)
+    check_memory(graph, skeleton, values)
     entries: dict[str, str] = {}
     attributes: dict[str, str] = {}
     nodes: list[Node] = []
@@ -114,9 +114,12 @@ def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
     result: Any = None
 
     def named(item: Any) -> Any:
-        if isinstance(item, fx.Node):
-            return Ref(current.get(item.name, item.name))
-        return item
+        if not isinstance(item, fx.Node):
+            return item
+        if _is_named_tuple(item):
+            kind: Any = item.target
+            return kind(*_plain(item.args, named), **_plain(item.kwargs, named))
+        return Ref(current.get(item.name, item.name))
 
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -125,19 +128,23 @@ def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
             attributes[node.name] = str(node.target)
         elif node.op == "output":
             result = _plain(node.args[0], named)
-        else:
+        elif not _is_named_tuple(node):
             nodes.append(_node(skeleton, node, named, values))
-            source = changed(node, skeleton)
+            source = changed(node, skeleton, values)
             if source is not None:
-                current.update(
-                    {old: node.name for old, new in current.items() if new == source.name}
-                )
-                current[source.name] = node.name
+                same = current.get(source.name, source.name)
+                current.update({old: node.name for old, new in current.items() if new == same})
+                current[same] = node.name
     nodes = _live(nodes, result)
     nodes, values = _with_demanded_sizes(nodes, values)
     for one in nodes:
         _check_channels(one)
     return Trace(entries, attributes, tuple(nodes), result, values)
+
+
+def _is_named_tuple(node: fx.Node) -> bool:
+    """Whether a node only puts values together, as a tuple does."""
+    return isinstance(node.target, type) and hasattr(node.target, "_fields")
 
 
 def _node(skeleton: nn.Module, node: fx.Node, named: Any, values: Mapping[str, Value]) -> Node:

@@ -39,7 +39,7 @@ class Axes(Rule):
     )
 
     def gives(self, call: Call, source: Sliced) -> State | None:
-        if call.title == "squeeze" and call.argument(1, "dim") is None:
+        if call.title == "squeeze" and source.axis in _squeezed(call):
             return None  # it would drop the cut axis where a rank holds one index of it
         marked = [1 if size == 1 else 2 for size in call.taken.sizes[0]]
         marked[source.axis] = 3
@@ -48,6 +48,14 @@ class Axes(Rule):
         except (TypeError, RuntimeError):
             return None  # the axes are not known before it runs
         return Sliced(source.layout, list(moved.shape).index(3)) if 3 in moved.shape else None
+
+
+def _squeezed(call: Call) -> list[int]:
+    """The axes that ``squeeze`` drops if they are of one element; all if it is told none."""
+    asked = call.argument(1, "dim")
+    axes = list(asked) if isinstance(asked, tuple | list) else [asked]
+    known = all(isinstance(axis, int) for axis in axes)
+    return [axis % call.taken.dims for axis in axes] if known else list(range(call.taken.dims))
 
 
 class Expand(Rule):

@@ -39,7 +39,7 @@ class Idle(nn.Module):
             width: how many channels the stand-in takes there.
             empties: the output's axis that has no channels here, None for a summand of zeros.
         """
-        super().__init__()
+        nn.Module.__init__(self)  # a subclass may stand in for another kind of layer, too
         for name, parameter in empty._parameters.items():
             self.register_parameter(name, parameter)
         for name, buffer in empty._buffers.items():

@@ -114,7 +114,10 @@ class Concatenation(Rule):
             return None
         dim %= dims
         if sliced[0].axis != dim:
-            return _alike(call, states, dims, shift=0)
+            flow = _alike(call, states, dims, shift=0)
+            if flow is None or not isinstance(flow.gives, Sliced) or flow.gives.axis == dim:
+                return None  # the largest operand is cut along the axis that is joined
+            return flow
         wants: dict[str, State] = {}
         for name, state in states.items():
             if isinstance(state, Sliced) and state.axis == dim:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hetmp.ops.call import Call, Run
 from hetmp.ops.idle import Idle
@@ -47,14 +48,25 @@ class ChannelNorm(Rule):
         layer.num_features = count
 
     def idle(self, empty: nn.Module, run: Run) -> Idle:
+        if not isinstance(run.layer, _BatchNorm):
+            return super().idle(empty, run)
         stand_in = self.stand_in(run)
         if stand_in.momentum is None:  # it would look at how many batches there were: on meta
             stand_in.momentum = 0.1
-        return _IdleNorm(empty, stand_in, **self.idle_axes(run))
+        return IdleBatchNorm(empty, stand_in, **self.idle_axes(run))
 
 
-class _IdleNorm(Idle):
-    """Counts its batches all the same: the count belongs to the layer, not to a channel."""
+class IdleBatchNorm(Idle, _BatchNorm):
+    """Counts its batches all the same: the count belongs to the layer, not to a channel.
+
+    It is a batch norm to those who look for one, such as ``torch.optim.swa_utils.update_bn``: a
+    rank that finds none would not join the passes of the others.
+    """
+
+    def __init__(self, empty: Any, stand_in: nn.Module, **axes: Any) -> None:
+        super().__init__(empty, stand_in, **axes)
+        for name in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
+            setattr(self, name, getattr(empty, name))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and isinstance(self.num_batches_tracked, Tensor):

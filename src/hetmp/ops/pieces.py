@@ -99,26 +99,30 @@ class Narrow(Rule):
     methods = ("narrow",)
 
     def gives(self, call: Call, source: Sliced) -> State | None:
-        dim, *bounds = (call.argument(i, name) for i, name in enumerate(_NARROW, start=1))
+        dim, *bounds = _narrowed(call)
         if not isinstance(dim, int):
             return None
         if dim % call.taken.dims != source.axis:
             return source
         if not all(isinstance(bound, int) for bound in bounds):
             return None
-        layout = source.layout.cut(bounds[0], sum(bounds))
+        start = bounds[0] % source.layout.total
+        layout = source.layout.cut(start, start + bounds[1])
         return None if layout is None else Sliced(layout, source.axis)
 
     def function(self, run: Run, group: Group) -> Callable[..., Any]:
         source, call = run.source, run.call
-        dim, start, length = (call.argument(i, name) for i, name in enumerate(_NARROW, start=1))
+        dim, start, length = _narrowed(call)
         if not isinstance(source, Sliced) or dim % call.taken.dims != source.axis:
             return super().function(run, group)
+        start %= source.layout.total
         mine = source.layout.within(group.rank, start, start + length)
         return lambda x, *args, **kwargs: x.narrow(dim, mine.start, mine.stop - mine.start)
 
 
-_NARROW = ("dim", "start", "length")
+def _narrowed(call: Call) -> tuple[Any, Any, Any]:
+    """(axis, start, length); a start below 0 counts from behind."""
+    return call.argument(1, "dim"), call.argument(2, "start"), call.argument(3, "length")
 
 
 class Splitting(Rule):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hetmp.comm import Group
 from hetmp.ops.call import Call, Run
@@ -36,15 +35,9 @@ class Reduction(Rule):
         if run.target != PARTIAL or run.call.title == "sum" or not isinstance(source, Sliced):
             return super().function(run, group)
         part = source.layout.counts[group.rank] / source.layout.total
-        if part:
-            return lambda *args, **kwargs: run.call.invoke(args, kwargs) * part
-
-        def nothing(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            # The mean of no elements is not a number; their sum has the same shape.
-            kept = {name: value for name, value in kwargs.items() if name != "dtype"}
-            return x.sum(*args, **kept)
-
-        return nothing
+        if not part:
+            return torch.sum  # the mean of no elements is not a number; their sum has its shape
+        return lambda *args, **kwargs: run.call.invoke(args, kwargs) * part
 
 
 def _axes(call: Call) -> list[int] | None:

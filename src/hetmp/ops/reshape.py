@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hetmp.comm import Group
 from hetmp.errors import HetmpError
-from hetmp.ops.call import Call, Run
+from hetmp.ops.call import Call, Run, Shape
 from hetmp.ops.rule import Rule
 from hetmp.state import Sliced, State
 
@@ -43,7 +43,7 @@ class Reshape(Rule):
         }
         if len(runs) != 1 or (run := runs.pop()) is None:
             return None
-        return _through(call, source, *run)
+        return _through(source, call.taken.shape, call.given.shape, *run)
 
     def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
         return _LocalReshape(run, group.rank, run.layer)
@@ -80,9 +80,8 @@ def _run_of(taken: Sequence[int], given: Sequence[int], axis: int) -> tuple[rang
     return None
 
 
-def _through(call: Call, source: Sliced, old: range, new: range) -> State | None:
+def _through(source: Sliced, taken: Shape, given: Shape, old: range, new: range) -> State | None:
     layout: Any = source.layout
-    taken, given = call.taken.shape, call.given.shape
     before = [taken[axis] for axis in old if axis < source.axis]
     behind = [taken[axis] for axis in old if axis > source.axis]
     if any(size != 1 for size in before) or None in behind:
@@ -129,10 +128,8 @@ class _LocalReshape(nn.Module):
         if not isinstance(source, Sliced):
             return x.reshape(shape)
         assert isinstance(target, Sliced)
-        run = planned = _run_of(whole, shape, source.axis)
-        if _is_consistent(call):
-            planned = _run_of(call.taken.sizes[0], call.given.sizes[0], source.axis)
-        if run != planned or shape[target.axis] != target.layout.total:
+        run = _run_of(whole, shape, source.axis)
+        if run is None or _through(source, tuple(whole), tuple(shape), *run) != target:
             raise HetmpError(
                 f"{call.title} of {tuple(whole)} to {tuple(shape)} is not what the model was "
                 "sliced for: give slice_model an example_input of the sizes that it will meet"
