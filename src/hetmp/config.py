@@ -32,7 +32,7 @@ class TrainConfig(BaseModel):
     model: str
     """Network by name (see `hetmp models`), or package.module:function for your own."""
     data: str
-    """Data set by name: digits (real images, in the box) or synthetic."""
+    """Data set by name: digits, digits-segmentation (real images, in the box) or synthetic."""
     weights: tuple[float, ...] | None = None
     """Relative speeds, one per rank, for example 70,25,5; equal if not given."""
     plan: Path | None = None
@@ -61,10 +61,12 @@ class TrainConfig(BaseModel):
     """auto (a GPU per rank of a host, ranks without one on the CPU), cpu or cuda."""
     dtype: str = "float32"
     """Precision of the computation: float32 or float64."""
+    strict: bool = False
+    """Refuse operations that hetmp has no rule for, instead of computing them on every rank."""
     drop_last: bool = False
     """Leave out the short last batch of an epoch."""
     shape: tuple[int, ...] | None = None
-    """Of a synthetic image: channels, height, width, for example 3,32,32."""
+    """Of a synthetic image: channels, then sides, for example 3,32,32."""
     classes: int | None = None
     """Of synthetic data: how many classes."""
     samples: int | None = None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import hetmp
 from hetmp import data, models
 from hetmp.checkpoint import write_weights
-from hetmp.comm import Group, check_world, mpi_library
+from hetmp.comm import AgreedError, Group, check_world, mpi_library
 from hetmp.config import TrainConfig
 from hetmp.data import Dataset, Split
 from hetmp.device import choose_device, share_cores
@@ -61,8 +61,11 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
     threads = share_cores(group)
     device = choose_device(group, config.device)
     example = torch.empty((2, *dataset.input_shape), dtype=dtype, device="meta")
-    model = slice_model(module, weights, comm, example_input=example, device=device)
+    model = slice_model(
+        module, weights, comm, example_input=example, device=device, strict=config.strict
+    )
     del module
+    _check_output(config, model, dataset)
     optimizer = _optimizer(config, model)
     steps = config.total_steps(per_epoch)
     schedule = _schedule(config, optimizer, steps)
@@ -138,6 +141,28 @@ def _build(config: TrainConfig, dataset: Dataset, group: Group) -> nn.Module:
     shipped = config.model in models.names()
     with nullcontext() if group.is_root or not shipped else torch.device("meta"):
         return models.build(config.model, dataset.input_shape, dataset.classes)
+
+
+def _check_output(config: TrainConfig, model: SlicedModel, dataset: Dataset) -> None:
+    """Refuse a network whose output does not fit the labels. It is the same on every rank."""
+    trace = model.hetmp.graph.training
+    value = trace.values.get(getattr(trace.result, "name", ""), None)
+    if value is None or not value.is_tensor:
+        raise AgreedError(
+            f"{config.model} does not return one tensor: hetmp train wants class scores; train it "
+            "in a loop of your own with hetmp.slice_model"
+        )
+    wanted = (dataset.classes, *dataset.train.labels.shape[1:])
+    given = value.shape[1:]
+    if len(given) != len(wanted) or given[1:] != wanted[1:] or (given[0] or 0) < wanted[0]:
+        raise AgreedError(
+            f"{config.model} gives {_sizes(given)} scores per image, the labels of {config.data} "
+            f"want {_sizes(wanted)}: choose a network and data for the same task"
+        )
+
+
+def _sizes(shape: tuple[int | None, ...]) -> str:
+    return "×".join(str(size) for size in shape)
 
 
 def _optimizer(config: TrainConfig, model: SlicedModel) -> torch.optim.Optimizer:

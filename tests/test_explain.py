@@ -1,0 +1,137 @@
+"""What ``hetmp explain`` says: of layers, exchanges, groups, shares; for a reader, without MPI."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import hetmp
+from comparison import batch, pick_weights, rank_loss, seeded
+from hetmp import models
+from hetmp.errors import HetmpError
+from hetmp.explain import explain, render
+from hetmp.graph import read_graph
+from hetmp.groups import plan_from_weights
+from test_cli import hetmp_run, refused
+
+
+class Odd(nn.Module):
+    """A residual, a depthwise convolution, a chunk, a layer twice, and a sum of unlike layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 10, 3, padding=1), nn.Conv2d(10, 10, 1)
+        self.depthwise, self.last = nn.Conv2d(10, 10, 3, groups=10), nn.Conv2d(5, 4, 1)
+        self.norm = nn.GroupNorm(2, 10)
+
+    def forward(self, x):
+        y = self.a(x)
+        y = y + self.b(self.b(y))
+        left, right = self.norm(self.depthwise(y)).chunk(2, 1)
+        return self.last(left * right), torch.cumsum(right, 1)
+
+
+def explained(module: nn.Module, shape, weights):
+    graph = read_graph(module, torch.empty(2, *shape, device="meta"))
+    return explain(graph, plan_from_weights(graph, weights))
+
+
+def test_a_row_per_layer_that_mixes_or_exchanges():
+    rows = [row for row in explained(Odd(), (3, 8, 8), (3, 1)).rows if row.matters]
+    told = [(row.name, row.kind, row.counts, row.scheme, row.exchanges) for row in rows]
+    assert told == [
+        ("a", "Conv2d 3×3", (8, 2), "filters", []),
+        ("b", "Conv2d 1×1", (8, 2), "filters", ["Allgatherv"]),
+        ("b", "Conv2d 1×1", (8, 2), "filters", ["Allgatherv"]),
+        ("depthwise", "Conv2d 3×3, 10 groups", (8, 2), "filters", []),
+        ("last", "Conv2d 1×1", (3, 1), "filters", ["Allgatherv"]),
+        ("", "cumsum()", (), "whole", ["Allgatherv"]),
+        ("", "output", (), "", ["Allgatherv"]),
+    ]
+    assert rows[5].reason == "hetmp has no rule for it"
+    assert {rows[i].groups for i in (0, 1, 3)} == {"1 1"}  # two halves, cut alike
+
+
+def test_bytes_are_those_of_the_formula():
+    """A gather: what a rank has not; the way back: its own share from each other rank."""
+    rows = explained(
+        nn.Sequential(nn.Conv2d(3, 10, 1), nn.Conv2d(10, 4, 1)), (3, 6, 7), (3, 1)
+    ).rows
+    plane = 6 * 7 * 4
+    assert rows[1].received == [2 * plane + 8 * plane, 8 * plane + 2 * plane]
+
+
+def test_what_ranks_hold_sums_to_the_model():
+    explanation = explained(models.build("resnet18", (3, 32, 32), 10), (3, 32, 32), (70, 25, 5))
+    assert sum(explanation.held) == explanation.parameters == 11_173_962
+    shares = [held / explanation.parameters for held in explanation.held]
+    assert shares == pytest.approx([0.7, 0.25, 0.05], abs=0.01)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "unet"])
+def test_bytes_are_those_on_the_wire(name):
+    """Predicted and counted, for every exchange between layers, forward and backward."""
+    module = seeded(lambda: models.build(name, (3, 16, 16), 5, width=0.1))
+    model = hetmp.slice_model(module, pick_weights(1), example_input=batch((2, 3, 16, 16)))
+    group, images = model.hetmp.group, 3
+    rank_loss(model(batch((images, 3, 16, 16))), group.rank).backward()
+    wrong = []
+    steps = [s for s in model.hetmp.schedule.training.steps if "exchanged" in s.name]
+    for step in steps:
+        exchange = model.hetmp.exchange(0, step)
+        told = step.received(group.rank, group.size)
+        counted = exchange.forward_counter.bytes, exchange.backward_counter.bytes
+        if [round(images * each) for each in told] != list(counted):
+            wrong.append((step.name, told, counted))
+    assert len(steps) > 5
+    assert not wrong
+
+
+def test_a_plan_for_another_model():
+    graph = read_graph(models.build("digits", (1, 8, 8), 10))
+    other = read_graph(models.build("paper-mnist", (1, 28, 28), 10))
+    with pytest.raises(HetmpError, match="the plan is for another model"):
+        explain(graph, plan_from_weights(other, (1, 2)))
+
+
+def test_the_tables_fit_what_they_show():
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render(explained(Odd(), (3, 8, 8), (3, 1)), everything=True))
+    text = console.export_text()
+    assert "chunk()" in text
+    assert "…" not in text
+    assert re.search(r"1 operation computed whole on every rank:\n.*cumsum\(\): hetmp has no", text)
+    assert "a, b, depthwise" in text
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def test_the_command_explains_without_mpi():
+    done = hetmp_run("explain", "resnet50", "--weights", "70,25,5", COLUMNS="140")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"layer1\.0\.conv3 .*256 .*179/64/13 .*filters .*Allgatherv", done.stdout)
+    assert "25,557,032 parameters" in done.stdout
+    assert "rank 2: holds 1,285,195 parameters (5.0 %)" in done.stdout
+    shown = "import sys; sys.argv = ['hetmp', 'explain', 'digits', '--weights', '2,1']\n"
+    check = (
+        "import hetmp.cli\ntry: hetmp.cli.main()\nfinally: assert 'mpi4py.MPI' not in sys.modules"
+    )
+    assert hetmp_run(module=("-c", shown + check)).returncode == 0
+
+
+def test_the_commands_errors():
+    refused(hetmp_run("explain", "resnet50"), "--weights", "--plan")
+    refused(hetmp_run("explain", "resnet5", "--weights", "1"), "unknown model", "resnet50")
+    mine = ("explain", "own_network:with_a_layer_of_my_own", "--weights", "1,2")
+    refused(hetmp_run(*mine), "--shape", "--classes")
+    mine += ("--shape", "3,8,8", "--classes", "4")
+    done = hetmp_run(*mine)
+    assert done.returncode == 0
+    assert "Doubled" in done.stdout
+    assert "no rule" in done.stdout
+    refused(hetmp_run(*mine, "--strict"), "layer '0' (Doubled) cannot be sliced", "no rule")
