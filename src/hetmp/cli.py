@@ -154,7 +154,8 @@ def explain(
     if not console.is_terminal:
         console.width = 140
     console.print(f"{model}, {count} classes, images of {'×'.join(map(str, input_shape))}")
-    console.print(render(explained(graph, chosen), everything=everything))
+    narrow = console.width < 100
+    console.print(render(explained(graph, chosen), everything=everything, narrow=narrow))
 
 
 def _train(**values: Any) -> None:

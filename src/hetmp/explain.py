@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rich import box
 from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.table import Table as RichTable
@@ -31,7 +30,7 @@ class Row:
         groups: the channel groups of its output.
         scheme: what a layer that mixes channels does with the states.
         exchanges: the collectives in front of it; behind it for scheme ``inputs``.
-        shared: the row in front of which the same value was already exchanged.
+        shared: the layer for which the same value was already exchanged.
         received: bytes per image that each rank receives, forward and backward together.
         reason: why every rank computes it whole, where it has no rule.
         mixes: whether a plan speaks of it.
@@ -196,14 +195,17 @@ def _held(table: Table, rank: int) -> int:
 # --- for a terminal -----------------------------------------------------------------------------
 
 
-def render(explanation: Explanation, *, everything: bool = False) -> RenderableType:
+def render(
+    explanation: Explanation, *, everything: bool = False, narrow: bool = False
+) -> RenderableType:
     """Tables of the layers and of the groups, and what they come to.
 
     Args:
         everything: show operations too that only pass slices on.
+        narrow: leave out what can be told from the rest.
     """
     rows = [row for row in explanation.rows if everything or row.matters]
-    parts: list[RenderableType] = [_layer_table(rows, explanation.plan.ranks)]
+    parts: list[RenderableType] = [_layer_table(rows, explanation.plan.ranks, narrow)]
     parts += [_group_table(explanation), _totals(explanation)]
     fallbacks = [row for row in explanation.rows if row.reason]
     if fallbacks:
@@ -211,28 +213,37 @@ def render(explanation: Explanation, *, everything: bool = False) -> RenderableT
     return Lines(*parts)
 
 
-def _layer_table(rows: Sequence[Row], ranks: int) -> RichTable:
-    table = RichTable(box=box.SIMPLE, title="Layers", title_justify="left", pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    table.add_column("kind", overflow="fold")
-    table.add_column("channels", justify="right")
-    table.add_column(f"on ranks 0 to {ranks - 1}" if ranks > 1 else "on rank 0", overflow="fold")
-    table.add_column("group")
-    table.add_column("scheme")
-    table.add_column("exchange", overflow="fold")
-    table.add_column("bytes/image", justify="right")
-    for row in rows:
-        table.add_row(
-            row.name or Text(row.kind if row.kind == "output" else "", style="italic"),
-            "" if row.kind == "output" else row.kind,
-            "" if row.channels is None else str(row.channels),
-            "/".join(map(str, row.counts)) if row.counts else ("all" if row.mixes else ""),
-            row.groups,
-            Text("whole: no rule", style="yellow") if row.reason else row.scheme,
-            _exchange_text(row),
-            _bytes(sum(row.received)) if row.received else "",
-        )
+def _layer_table(rows: Sequence[Row], ranks: int, narrow: bool) -> RichTable:
+    table = _table(f"Layers, and what each of the {ranks} ranks has of their channels")
+    columns = {
+        "layer": [row.name or row.kind for row in rows],
+        "kind": ["" if row.kind == "output" else row.kind for row in rows],
+        "channels": ["" if row.channels is None else str(row.channels) for row in rows],
+        "partition": [
+            "/".join(map(str, row.counts)) if row.counts else ("all" if row.mixes else "")
+            for row in rows
+        ],
+        "group": [row.groups for row in rows],
+        "scheme": [row.scheme for row in rows],
+        "exchange": [_exchange_text(row) for row in rows],
+        "per image": [_bytes(sum(row.received)) if row.received else "" for row in rows],
+    }
+    if {row.scheme for row in rows if row.mixes} == {"filters"}:
+        del columns["scheme"]
+    if narrow:
+        del columns["channels"]  # the partition sums to them
+    for heading in columns:
+        right = heading in ("channels", "per image")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for row, cells in zip(rows, zip(*columns.values(), strict=True), strict=True):
+        table.add_row(*cells, style="yellow" if row.reason else "")
     return table
+
+
+def _table(title: str) -> RichTable:
+    return RichTable(
+        box=None, title=title, title_justify="left", padding=(0, 2, 0, 0), header_style="bold"
+    )
 
 
 def _exchange_text(row: Row) -> str:
@@ -241,21 +252,16 @@ def _exchange_text(row: Row) -> str:
         times = {name: moved.count(name) for name in moved}
         return ", ".join(name if n == 1 else f"{n} × {name}" for name, n in times.items())
     if row.exchanges:
-        return "keep my channels"
-    return f"as for {row.shared}" if row.shared and row.mixes else ""
+        return "keep mine"
+    return "as above" if row.shared and row.mixes else ""
 
 
 def _group_table(explanation: Explanation) -> RenderableType:
     shared = [group for group in explanation.groups.groups if len(group.layers) > 1]
     alone = len(explanation.groups.groups) - len(shared)
     if not shared:
-        return Text(f"Channel groups: {alone}, each of one layer alone\n")
-    table = RichTable(
-        box=box.SIMPLE,
-        title="Channel groups: channels of several layers that are cut alike",
-        title_justify="left",
-        pad_edge=False,
-    )
+        return Text("\nChannel groups: no layer's channels must be cut like another's")
+    table = _table("\nChannel groups: channels of several layers that are cut alike")
     table.add_column("group", justify="right")
     table.add_column("channels", justify="right")
     table.add_column("layers", overflow="fold")
@@ -273,14 +279,19 @@ def _totals(explanation: Explanation) -> Text:
     ranks = range(explanation.plan.ranks)
     held = explanation.held
     received = explanation.received
-    lines = [f"{explanation.parameters:,} parameters; each image moves {_bytes(sum(received))}"]
+    lines = [f"\n{explanation.parameters:,} parameters; each image moves {_bytes(sum(received))}"]
     lines += [
         f"  rank {rank}: holds {held[rank]:,} parameters "
         f"({100 * held[rank] / max(1, explanation.parameters):.1f} %), receives "
         f"{_bytes(received[rank])} per image"
         for rank in ranks
     ]
-    lines.append("bytes: received by all ranks, forward and backward, at the model's precision")
+    lines.append("exchange: in front of the layer; per image: bytes that all ranks receive for it,")
+    lines.append("forward and backward, in the model's precision")
+    if {row.scheme for row in explanation.rows if row.mixes} == {"filters"}:
+        lines.append("scheme: filters everywhere (every rank owns its output channels' filters)")
+    if any(_exchange_text(row) == "as above" for row in explanation.rows):
+        lines.append("as above: the value was gathered for an earlier layer and is used again")
     if explanation.modes:
         lines.append("training and evaluation run other operations: shown is training")
     return Text("\n".join(lines))
