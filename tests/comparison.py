@@ -64,20 +64,39 @@ MIXING = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def make_plan(
-    module: nn.Module, weights: Sequence[float], schemes: Sequence[str] = ("filters",)
+    module: nn.Module,
+    weights: Sequence[float],
+    schemes: Sequence[str] = ("filters",),
+    *,
+    turned: bool = False,
 ) -> hetmp.Plan:
-    """The default plan for *weights* with *schemes* repeated over the layers."""
+    """A plan for *weights*, layer by layer, with *schemes* repeated over the layers.
+
+    A convolution with groups has no scheme ``inputs``: it follows ``filters`` instead.
+
+    Args:
+        turned: whether every layer's weights are those of the one before, one rank further, so
+            that layers which meet are cut in unlike ways.
+    """
     layers = [(name, x) for name, x in module.named_modules() if isinstance(x, MIXING)]
     planned = []
     for number, (name, layer) in enumerate(layers):
         channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        groups = getattr(layer, "groups", 1)
+        scheme = schemes[number % len(schemes)]
+        start = number % len(weights) if turned else 0
+        shares = hetmp.apportion(
+            channels,
+            [*weights[start:], *weights[:start]],
+            multiple_of=channels // groups if groups > 1 else 1,
+        )
         planned.append(
             LayerPlan(
                 name=name,
                 kind=type(layer).__name__,
                 channels=channels,
-                scheme=schemes[number % len(schemes)],
-                counts=hetmp.apportion(channels, weights).counts,
+                scheme="filters" if groups > 1 and scheme == "inputs" else scheme,
+                counts=shares.counts,
             )
         )
     return hetmp.Plan(ranks=len(weights), layers=tuple(planned))

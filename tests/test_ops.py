@@ -1,10 +1,12 @@
-"""Every operator that has a rule, sliced and trained: equal to the unsliced module."""
+"""Every layer that has a rule, sliced and trained: equal to the unsliced module."""
 
 import pytest
 from torch import nn
 
 from comparison import compare_training, make_plan, pick_weights, seeded
-from hetmp.ops import rule_for
+from hetmp.ops import LAYERS, rule_for
+from test_ops_groups import GROUPED
+from test_ops_norms import NORMS
 
 CONV = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 SIZES = {3: (3, 3, 10), 4: (3, 3, 7, 9), 5: (2, 3, 4, 6, 5)}
@@ -82,6 +84,7 @@ POOLING = {
     "adaptive2d": (4, lambda: (nn.AdaptiveMaxPool2d((2, None)), nn.AdaptiveAvgPool2d((3, 2)))),
     "max3d, avg3d": (5, lambda: (nn.MaxPool3d(2, stride=1), nn.AvgPool3d((2, 1, 2)))),
     "adaptive3d": (5, lambda: (nn.AdaptiveMaxPool3d((3, 2, 2)), nn.AdaptiveAvgPool3d(1))),
+    "lp3d": (5, lambda: (nn.LPPool3d(2, (1, 2, 2)),) if hasattr(nn, "LPPool3d") else ()),
 }
 
 ELEMENTWISE = (
@@ -108,6 +111,51 @@ ELEMENTWISE = (
     nn.Softsign(),
     nn.Threshold(0.1, -0.2),
     nn.Identity(),
+)
+
+# Each takes 8 channels; with what it gives.
+RESAMPLING = {
+    "nearest-size": (4, 8, lambda: nn.Upsample(size=(5, 11))),
+    "bilinear-scale": (4, 8, lambda: nn.Upsample(scale_factor=2, mode="bilinear")),
+    "bicubic-corners": (
+        4,
+        8,
+        lambda: nn.Upsample(scale_factor=(1.5, 2), mode="bicubic", align_corners=True),
+    ),
+    "linear-1d": (3, 8, lambda: nn.Upsample(size=17, mode="linear")),
+    "trilinear": (5, 8, lambda: nn.Upsample(scale_factor=(2, 1, 1), mode="trilinear")),
+    "upsampling-nearest": (4, 8, lambda: nn.UpsamplingNearest2d(scale_factor=2)),
+    "upsampling-bilinear": (4, 8, lambda: nn.UpsamplingBilinear2d(size=(6, 4))),
+    "shuffle": (4, 2, lambda: nn.PixelShuffle(2)),
+    "shuffle-one-channel": (4, 1, lambda: nn.Sequential(nn.Conv2d(8, 9, 1), nn.PixelShuffle(3))),
+    "unshuffle": (4, 72, lambda: nn.Sequential(nn.ZeroPad2d((0, 0, 1, 1)), nn.PixelUnshuffle(3))),
+    "channel-shuffle": (4, 8, lambda: nn.ChannelShuffle(2)),
+    "channel-shuffle-4": (3, 8, lambda: nn.ChannelShuffle(4)),
+    "glu": (4, 4, lambda: nn.GLU(dim=1)),
+    "softmax-2d": (4, 8, lambda: nn.Softmax2d()),
+    "local-response": (4, 8, lambda: nn.LocalResponseNorm(3, alpha=0.1)),
+    "cross-map-response": (4, 8, lambda: nn.CrossMapLRN2d(3, alpha=0.1)),
+    "unflatten-groups": (4, 8, lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), nn.Flatten(1, 2))),
+    "unflatten-blocks": (4, 8, lambda: nn.Sequential(nn.Unflatten(1, (4, 2)), nn.Flatten(1, 2))),
+    "unflatten-space": (4, 8, lambda: nn.Sequential(nn.Unflatten(3, (-1, 3)), nn.Flatten(2, 3))),
+}
+
+PADDING = (
+    nn.ZeroPad1d((2, 1)),
+    nn.ConstantPad1d(1, 0.5),
+    nn.ReflectionPad1d((1, 3)),
+    nn.ReplicationPad1d((0, 2)),
+    nn.CircularPad1d((2, 0)),
+    nn.ZeroPad2d((1, 0, 0, 2)),
+    nn.ConstantPad2d((0, 1, 1, 0), -0.5),
+    nn.ReflectionPad2d(1),
+    nn.ReplicationPad2d((2, 0, 1, 0)),
+    nn.CircularPad2d((0, 1, 0, 2)),
+    nn.ZeroPad3d((0, 1, 0, 1, 1, 0)),
+    nn.ConstantPad3d((0, 0, 1, 0, 0, 1), 0.5),
+    nn.ReflectionPad3d((1, 0, 0, 1, 1, 0)),
+    nn.ReplicationPad3d((0, 0, 1, 1, 0, 0)),
+    nn.CircularPad3d((1, 0, 0, 0, 0, 1)),
 )
 
 # The state of what the operator takes: sliced, reduced from summands, full.
@@ -189,6 +237,33 @@ def test_elementwise(number):
     check(module, 3, number // 4, THROUGH[list(THROUGH)[number // 4 % len(THROUGH)]])
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("cut", ["by-weights", "by-layer"])
+@pytest.mark.parametrize("name", RESAMPLING)
+def test_resampling_shuffling_and_work_across_channels(name, cut):
+    dims, channels, make = RESAMPLING[name]
+    conv, number = CONV[dims], list(RESAMPLING).index(name)
+    module = seeded(lambda: nn.Sequential(conv(3, 8, 1), nn.Tanh(), make(), conv(channels, 5, 1)))
+    weights = pick_weights(number)
+    if cut == "by-layer":
+        weights = make_plan(module, weights, list(THROUGH.values())[number % 6], turned=True)
+    compare_training(module, weights, SIZES[dims], steps=3, example=True)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("dims", [3, 4, 5])
+@pytest.mark.parametrize("schemes", ["filters", "from-whole"])
+def test_padding(dims, schemes):
+    """Those of one dimension in a row, each on channels that are cut in its own way."""
+    layers = [pad for pad in PADDING if len(pad.padding) == 2 * (dims - 2)]
+    conv = CONV[dims]
+    module = seeded(
+        lambda: between(dims, *[part for pad in layers for part in (pad, conv(7, 7, 2))])
+    )
+    plan = make_plan(module, pick_weights(dims), THROUGH[schemes], turned=True)
+    compare_training(module, plan, SIZES[dims], steps=3)
+
+
 # --- flattening and fully connected layers ------------------------------------------------------
 
 FEATURES = {
@@ -263,19 +338,13 @@ def test_flatten(name, example, schemes):
 # --- completeness -------------------------------------------------------------------------------
 
 
-def test_every_operator_that_has_a_rule_is_compared():
-    """A new operator must be added to the tables above (dropout has its own tests)."""
-    from hetmp import ops
-
-    compared = {type(layer) for layer in ELEMENTWISE} | {nn.Linear, nn.Flatten}
-    for table in (MIXING, CHANNELWISE):
-        compared |= {type(make()) for _, make in table.values()}
+def test_every_layer_that_has_a_rule_is_compared():
+    """A new layer must be added to the tables (dropout has its own tests)."""
+    compared = {type(layer) for layer in (*ELEMENTWISE, *PADDING)} | {nn.Linear, nn.Flatten}
+    for table in (MIXING, CHANNELWISE, GROUPED, RESAMPLING, NORMS):
+        for *_, make in table.values():
+            compared |= {type(layer) for layer in make().modules()}
     compared |= {type(layer) for _, make in POOLING.values() for layer in make()}
-    known = {
-        layer
-        for layer in vars(nn).values()
-        if isinstance(layer, type) and layer in ops._RULES and "Dropout" not in layer.__name__
-    }
-    pools_in_three = {getattr(nn, "LPPool3d", None)}
-    assert known - compared <= pools_in_three
+    known = {layer for layer in LAYERS if "Dropout" not in layer.__name__}
+    assert known - compared == set()
     assert all(rule_for(make()) is not None for _, make in MIXING.values())

@@ -262,6 +262,85 @@ def test_a_scaled_layout_holds_the_neighbours_of_each_index(layout, block):
         assert indices(scaled, rank) == expected
 
 
+# --- what becomes of a layout, against lists of who holds each index ------------------------------
+
+
+def owners(layout):
+    """The rank that holds each index."""
+    held = {i: rank for rank in range(layout.ranks) for i in indices(layout, rank)}
+    return [held[i] for i in range(layout.total)]
+
+
+def of_owners(ranks, held):
+    """A layout whose every index is a piece of its own."""
+    each = (tuple(int(rank == owner) for rank in range(ranks)) for owner in held)
+    return Layout(tuple(Piece(Partition(counts)) for counts in each))
+
+
+@given(layouts(), layouts())
+def test_layouts_that_give_every_index_to_the_same_rank_are_equal(a, b):
+    assert (a == b) == (a.ranks == b.ranks and owners(a) == owners(b))
+    if a.total:
+        same = of_owners(a.ranks, owners(a))
+        assert a == same
+        assert hash(a) == hash(same)
+    assert a != owners(a)
+
+
+@given(st.data())
+def test_a_joined_layout_is_one_after_the_other(data):
+    a, b = data.draw(layouts()), data.draw(layouts())
+    if a.ranks == b.ranks:
+        assert owners(Layout.joined([a, b, a])) == owners(a) + owners(b) + owners(a)
+    assert Layout.joined([a]) == a
+
+
+@given(layouts(), st.data())
+def test_a_part_of_a_layout_is_held_by_the_same_ranks(layout, data):
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, layout.total)] * 2)))
+    cut = layout.cut(start, stop)
+    assert owners(cut) == owners(layout)[start:stop]
+    assert cut.ranks == layout.ranks
+    for rank in range(layout.ranks):
+        mine = indices(layout, rank)
+        assert mine[layout.within(rank, start, stop)] == [i for i in mine if start <= i < stop]
+
+
+@given(layouts(), st.integers(1, 6))
+def test_a_grouped_layout_holds_whole_groups(layout, size):
+    grouped = layout.grouped(size)
+    held = [owners(layout)[i : i + size] for i in range(0, layout.total, size)]
+    if grouped is not None:
+        assert all(len(set(group)) == 1 for group in held)
+        assert owners(grouped) == [group[0] for group in held]
+        assert grouped.scaled(size) == layout
+    else:
+        lengths = [
+            piece.stop - piece.start for r in range(layout.ranks) for piece in layout.slices(r)
+        ]
+        assert any(length % size for length in lengths)
+    assert layout.scaled(size).grouped(size) == layout
+
+
+@given(layouts(), st.integers(1, 5))
+def test_a_folded_layout_is_that_of_every_part(layout, parts):
+    size = layout.total // parts
+    held = [owners(layout)[i * size : (i + 1) * size] for i in range(parts)]
+    folded = layout.folded(parts)
+    if layout.total % parts or any(part != held[0] for part in held):
+        assert folded is None
+    else:
+        assert owners(folded) == held[0]
+    if layout.total:
+        assert Layout.joined([layout] * parts).folded(parts) == layout
+
+
+@given(layouts(), st.integers(0, 60))
+def test_a_layout_like_another_is_shared_in_the_same_proportion(layout, total):
+    if layout.total:
+        assert layout.like(total) == Layout.of(apportion(total, layout.counts))
+
+
 def test_known_layouts():
     assert Partition((4, 7)).slice(1) == slice(4, 11)
     assert Layout.of(Partition((1, 0, 2)), block=4).slices(2) == (slice(4, 12),)

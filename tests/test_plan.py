@@ -57,7 +57,20 @@ def test_json_there_and_back(plan, tmp_path):
         "channels": 7,
         "scheme": "inputs",
         "counts": [5, 2, 0],
+        "pieces": [],
     }
+
+
+def test_the_counts_of_pieces():
+    """A layer whose channels come in pieces; other counts of it come in one."""
+    layer = LayerPlan(name="0", kind="Conv2d", channels=7, counts=(4, 3), pieces=((3, 1), (1, 2)))
+    assert layer.layout.slices(0) == (slice(0, 3), slice(4, 5))
+    plan = Plan(ranks=2, layers=(layer,))
+    assert plan.with_layer("0", scheme="whole").layer("0").pieces == layer.pieces
+    assert plan.with_layer("0", counts=(5, 2)).layer("0").pieces == ()
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    with pytest.raises(ValueError, match=r"sum to \(3, 4\), counts are \(4, 3\)"):
+        LayerPlan(name="0", kind="Conv2d", channels=7, counts=(4, 3), pieces=((3, 1), (0, 3)))
 
 
 def test_a_layer_is_changed_in_a_copy(plan):

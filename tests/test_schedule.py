@@ -9,8 +9,9 @@ from torch import nn
 from comparison import SCHEMES, make_plan
 from hetmp.errors import HetmpError
 from hetmp.graph import read_graph
-from hetmp.schedule import BiasStep, ExchangeStep, LayerStep, Schedule, make_schedule
-from hetmp.state import FULL, PARTIAL, Sliced
+from hetmp.schedule import CallStep, Schedule, make_schedule
+from hetmp.state import FULL, Sliced
+from scheduling import GATHER, check_states, told
 
 EXAMPLE = torch.empty(2, 3, 12, 12)
 
@@ -25,24 +26,6 @@ def schedule(
 ) -> Schedule:
     module = nn.Sequential(*layers)
     return make_schedule(read_graph(module, example), make_plan(module, weights, schemes))
-
-
-def told(made: Schedule) -> list[str]:
-    """The steps in words: a layer's class, ``+ bias``, or the states of an exchange."""
-    words = []
-    for step in made.steps:
-        if isinstance(step, LayerStep):
-            words.append(type(step.node.layer).__name__)
-        elif isinstance(step, BiasStep):
-            words.append("+ bias")
-        else:
-            words.append(
-                " -> ".join(type(state).__name__.lower() for state in (step.before, step.after))
-            )
-    return words
-
-
-GATHER = "sliced -> full"
 
 
 def test_a_gather_waits_until_channelwise_work_is_done():
@@ -110,6 +93,7 @@ def test_whole_layers_exchange_nothing():
     assert told(made) == ["Conv2d", "BatchNorm2d", "Conv2d"]
     assert all(step.before == step.after == FULL for step in made.steps)
     assert all(not step.cuts for step in made.steps)
+    assert [step.run.scheme for step in made.steps] == ["whole", None, "whole"]
 
 
 def test_softmax_over_channels_needs_all_of_them():
@@ -159,7 +143,7 @@ CUTS = {
 def test_which_axis_of_which_parameter_is_cut(kind, scheme):
     layer = getattr(nn, kind)(3, 7, 1)
     made = schedule(layer, nn.BatchNorm2d(7), schemes=(scheme,))
-    steps = [step for step in made.steps if isinstance(step, LayerStep)]
+    steps = [step for step in made.steps if isinstance(step, CallStep)]
     cuts = {name: (cut.axis, cut.layout.counts) for name, cut in steps[0].cuts.items()}
     assert cuts == CUTS[kind, scheme]
     names = ("weight", "bias", "running_mean", "running_var")
@@ -169,7 +153,7 @@ def test_which_axis_of_which_parameter_is_cut(kind, scheme):
 
 def test_the_bias_of_a_sum_that_goes_to_all_is_whole():
     made = schedule(nn.Conv2d(3, 7, 1), schemes=("inputs",))
-    (step,) = [step for step in made.steps if isinstance(step, LayerStep)]
+    (step,) = [step for step in made.steps if isinstance(step, CallStep)]
     assert set(step.cuts) == {"weight"}
 
 
@@ -191,24 +175,7 @@ def test_states_pass_from_step_to_step(schemes, example):
         schemes=schemes,
         example=example,
     )
-    states = {made.entry: FULL}
-    for step in made.steps:
-        assert step.source in states
-        assert step.name not in states
-        assert step.before == states[step.source]
-        states[step.name] = step.after
-        if isinstance(step, ExchangeStep):
-            assert step.before != step.after
-        elif isinstance(step, BiasStep):
-            assert step.before == step.after != PARTIAL
-        else:
-            wanted = {"filters": (FULL, Sliced), "inputs": (Sliced, PARTIAL), "whole": (FULL, FULL)}
-            if step.scheme is not None:
-                for state, kind in zip((step.before, step.after), wanted[step.scheme], strict=True):
-                    assert state == kind or isinstance(state, type) or type(state) is kind
-            else:
-                assert PARTIAL not in (step.before, step.after)
-    assert states[made.result] == FULL
+    check_states(made)
 
 
 # --- plans that do not fit ----------------------------------------------------------------------

@@ -1,11 +1,25 @@
 """What hetmp has no rule for is computed whole on every rank: exact, random or not, or refused."""
 
+import copy
+from collections import OrderedDict
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
 
 import hetmp
-from comparison import WEIGHTS, batch, compare_training, pick_weights, seeded, world_size
+from comparison import (
+    WEIGHTS,
+    Differences,
+    batch,
+    compare_training,
+    mean_loss,
+    pick_weights,
+    rank_loss,
+    seeded,
+    world_size,
+)
 
 pytestmark = pytest.mark.mpi
 
@@ -106,6 +120,53 @@ def test_a_leaf_with_layers_inside():
     model, _ = compare_training(module, pick_weights(1), IMAGES)
     assert [node.path for node in model.hetmp.graph.fallbacks()] == ["1"]
     assert [layer.name for layer in model.hetmp.plan.layers] == ["0", "2"]
+
+
+@dataclass
+class Scores:
+    main: torch.Tensor
+    several: list
+    count: int = 2
+
+
+@hetmp.leaf
+class Packing(nn.Module):
+    """A part that packs what it gives in a way of its own."""
+
+    def forward(self, x):
+        return OrderedDict(out=x * 2, more=Scores(x.mean((2, 3)), [x.square(), {"x": x}]))
+
+
+def test_tensors_are_found_in_whatever_a_leaf_packs_them():
+    """Else their gradients would be the sum over the ranks, not the mean."""
+    module = seeded(lambda: nn.Sequential(nn.Conv2d(3, 7, 3), Packing()))
+    reference = copy.deepcopy(module)
+    model = hetmp.slice_model(module, pick_weights(4))
+    ranks, rank = world_size(), model.hetmp.group.rank
+    output, wanted = model(batch(IMAGES)), reference(batch(IMAGES))
+    assert type(output) is OrderedDict
+    assert output["more"].count == 2
+    tensors = [
+        [o["out"], o["more"].main, o["more"].several[0], o["more"].several[1]["x"]]
+        for o in (output, wanted)
+    ]
+    sum(rank_loss(tensor, rank) for tensor in tensors[0]).backward()
+    sum(mean_loss(tensor, ranks) for tensor in tensors[1]).backward()
+    differences = Differences(model, reference)
+    differences.note_gradients()
+    differences.compare_gradients("once")
+    differences.assert_none()
+
+
+def test_an_output_that_tensors_cannot_be_found_in():
+    class Hidden(nn.Module):
+        def forward(self, x):
+            return iter([x])
+
+    module = nn.Sequential(nn.Conv2d(3, 7, 3), hetmp.leaf(Hidden()))
+    model = hetmp.slice_model(module, pick_weights(4))
+    with pytest.raises(hetmp.HetmpError, match="returns a list_iterator, whose tensors"):
+        model(batch(IMAGES, dtype=torch.float32))
 
 
 class Noisy(nn.Module):

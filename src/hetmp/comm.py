@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetmp.errors import HetmpError
+from hetmp.pace import Pace
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -76,6 +77,7 @@ class Group:
         comm: carries the exchanges between layers.
         control: carries agreement and other small messages.
         rank, size: this rank's number, and how many there are.
+        pace: a test aid that makes this rank slower.
     """
 
     def __init__(self, comm: "MPI.Intracomm | None" = None) -> None:
@@ -89,6 +91,7 @@ class Group:
         self.control: MPI.Intracomm = _duplicate(user, "control")
         self.rank: int = user.Get_rank()
         self.size: int = user.Get_size()
+        self.pace = Pace()
 
     def __copy__(self) -> "Group":
         return self

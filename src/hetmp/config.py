@@ -71,6 +71,8 @@ class TrainConfig(BaseModel):
     """Of synthetic data: how many classes."""
     samples: int | None = None
     """Of synthetic data: how many images."""
+    slowdown: tuple[float, ...] | None = None
+    """Test aid: how many times slower each rank behaves than it is, for example 1,2,4."""
     out: Path | None = None
     """Folder for metrics.jsonl, plan.json and model.h5, replacing older ones; none without."""
 
@@ -80,6 +82,16 @@ class TrainConfig(BaseModel):
         if weights is not None:
             checked_weights(weights)
         return weights
+
+    @field_validator("slowdown")
+    @classmethod
+    def _slowdown_can_be_used(cls, slowdown: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        for rank, factor in enumerate(slowdown or ()):
+            if not (math.isfinite(factor) and factor >= 1):
+                raise HetmpError(
+                    f"slowdown {factor} of rank {rank}: it is 1 (as fast as the rank is) or more"
+                )
+        return slowdown
 
     @field_validator(*CHOICES)
     @classmethod

@@ -16,6 +16,9 @@ from hetmp.plan import LayerPlan, Plan
 from hetmp.schedule import Scheduler
 from hetmp.state import Sliced
 
+CRUMBS = 4
+"""From so many pieces on, a layer whose groups have hardly more than a unit is cut as it likes."""
+
 
 @dataclass(frozen=True)
 class ChannelGroup:
@@ -93,6 +96,8 @@ def plan_from_weights(graph: ModelGraph, weights: Sequence[Any]) -> Plan:
         layout = Layout(
             tuple(Piece(shares[piece.group], piece.block) for piece in found.pieces[node.path])
         )
+        if _is_crumbled(layout) and getattr(node.call.layer, "groups", 1) == 1:
+            layout = Layout.of(apportion(layout.total, exact))
         pieces = tuple(
             Partition(tuple(count * piece.block for count in piece.partition.counts)).counts
             for piece in layout.pieces
@@ -108,6 +113,15 @@ def plan_from_weights(graph: ModelGraph, weights: Sequence[Any]) -> Plan:
             )
         )
     return Plan(ranks=len(exact), layers=tuple(layers))
+
+
+def _is_crumbled(layout: Layout) -> bool:
+    """Whether ties left almost every unit on its own, as ``y[:, 1:] - y[:, :-1]`` does.
+
+    Units that are apportioned one by one would all go to the same rank: exchanges cost less.
+    """
+    units = sum(piece.partition.total for piece in layout.pieces)
+    return len(layout.pieces) >= CRUMBS and units < 2 * len(layout.pieces)
 
 
 class _Axes:

@@ -194,13 +194,15 @@ class Layout:
 
         The inverse of ``scaled``.
         """
-        pieces = []
-        for piece in self.pieces:
-            lengths = [count * piece.block for count in piece.partition.counts]
-            if any(length % size for length in lengths):
-                return None
-            pieces.append(Piece(Partition(tuple(length // size for length in lengths))))
-        return Layout(tuple(pieces))
+        if any(length % size for _, length in self._runs):
+            return None
+        pieces: list[list[int]] = [[0] * self.ranks]
+        last = 0
+        for rank, length in self._runs:
+            if rank < last:  # within a piece, ranks come in order
+                pieces.append([0] * self.ranks)
+            pieces[-1][rank], last = length // size, rank
+        return Layout(tuple(Piece(Partition(tuple(counts))) for counts in pieces))
 
     def folded(self, parts: int) -> "Layout | None":
         """The layout of one of *parts* equal parts of the axis; None where they are cut unlike."""

@@ -1,9 +1,9 @@
 """The plan: partitions and schemes for one model on one cluster, as a document.
 
 JSON: ``{"format": "hetmp-plan", "version": 1, "ranks": 3, "layers": [{"name": "features.0",
-"kind": "Conv2d", "channels": 60, "scheme": "filters", "counts": [42, 15, 3]}, ...]}``. A layer
-whose channels come in several pieces, each cut on its own, also has ``"pieces": [[21, 8, 1],
-[21, 7, 2]]``.
+"kind": "Conv2d", "channels": 60, "scheme": "filters", "counts": [42, 15, 3], "pieces": []},
+...]}``. A layer whose channels come in several pieces, each cut on its own, has the counts of
+each: ``"pieces": [[21, 8, 1], [21, 7, 2]]``.
 """
 
 from collections.abc import Sequence

@@ -52,6 +52,10 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
     group = Group(comm)
     with group.together():
         check_world(group)
+        if config.slowdown and len(config.slowdown) != group.size:
+            raise HetmpError(
+                f"{len(config.slowdown)} slowdowns for {group.size} ranks: give one per rank"
+            )
         torch.manual_seed(config.seed)
         dtype = getattr(torch, config.dtype)
         dataset = _load(config)
@@ -66,6 +70,8 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
     )
     del module
     _check_output(config, model, dataset)
+    if config.slowdown:
+        model.hetmp.group.pace.factor = config.slowdown[group.rank]
     optimizer = _optimizer(config, model)
     steps = config.total_steps(per_epoch)
     schedule = _schedule(config, optimizer, steps)
@@ -241,10 +247,14 @@ def _headline(config: TrainConfig, model: SlicedModel, dataset: Dataset, steps: 
         for rank in range(runtime.group.size)
     ]
     shares = ", ".join(f"{100 * count / max(1, sum(held)):.0f} %" for count in held)
+    slowed = ""
+    if config.slowdown:
+        factors = ", ".join(f"{factor:g}" for factor in config.slowdown)
+        slowed = f"\nranks slowed on purpose by {factors}: times are not those of this machine"
     return (
         f"{config.model} on {config.data}: {len(dataset.train)} training and {len(dataset.test)} "
         f"test images, {steps} steps of {config.batch_size}\n"
-        f"{count_ranks(runtime.group.size)} with {shares} of the channels"
+        f"{count_ranks(runtime.group.size)} with {shares} of the channels{slowed}"
     )
 
 

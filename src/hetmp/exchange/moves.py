@@ -19,6 +19,7 @@ from hetmp.comm import Group
 from hetmp.errors import HetmpError
 from hetmp.exchange import collectives
 from hetmp.exchange.collectives import Operation
+from hetmp.pace import Pace
 from hetmp.partition import Layout
 from hetmp.state import Full, Partial, Sliced, State
 
@@ -43,16 +44,21 @@ class Counter:
 class Move:
     """A tensor under way between two states: ``wait()`` gives it as it arrived."""
 
-    def __init__(self, counter: Counter, began: float, finish: Callable[[], Tensor]) -> None:
-        self._counter, self._finish = counter, finish
+    def __init__(
+        self, counter: Counter, began: float, finish: Callable[[], Tensor], pace: Pace
+    ) -> None:
+        self._counter, self._finish, self._pace = counter, finish, pace
         counter.calls += 1
         counter.seconds += time.perf_counter() - began
+        pace.resume()
 
     def wait(self) -> Tensor:
         """Wait for the tensor."""
+        self._pace.worked()
         began = time.perf_counter()
         arrived = self._finish()
         self._counter.seconds += time.perf_counter() - began
+        self._pace.resume()
         return arrived
 
 
@@ -74,6 +80,7 @@ def start(
         HetmpError: the states do not join, the dtype is none that is exchanged, or the tensor
             has not the share that *source* says.
     """
+    group.pace.worked()
     began = time.perf_counter()
     if not tensor.is_floating_point():
         raise HetmpError(
@@ -85,7 +92,7 @@ def start(
     elif isinstance(target, Sliced):
         _check_axis(tensor, target.axis, target.layout.total, target, group)
     finish = move(group, tensor.detach(), source, target, counter, blocking)
-    return Move(counter, began, finish)
+    return Move(counter, began, finish, group.pace)
 
 
 def _check_axis(tensor: Tensor, axis: int, size: int, state: Sliced, group: Group) -> None:

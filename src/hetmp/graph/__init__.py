@@ -1,4 +1,4 @@
-"""A user's ``nn.Module`` -> ordered operations: read through torch.fx, nothing computed."""
+"""A user's ``nn.Module`` -> ordered operations: read through torch.fx, on tensors without data."""
 
 from hetmp.graph.graph import ModelGraph, Node, Trace, place
 from hetmp.graph.inputs import Inputs

@@ -21,7 +21,9 @@ _WHOLE = Whole()
 
 
 def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
-    """Read *module*'s operations, without touching it or computing anything.
+    """Read *module*'s operations, without touching it.
+
+    Shapes are found without computing. Only a leaf that looks at values is run, on made-up ones.
 
     Args:
         module: on any device, the meta device included.

@@ -9,7 +9,7 @@ from torch import Tensor
 from hetmp.comm import Group
 from hetmp.ops.call import Call, Run
 from hetmp.ops.rule import Rule
-from hetmp.state import Sliced, State
+from hetmp.state import FULL, Sliced, State
 
 
 class Axes(Rule):
@@ -88,6 +88,7 @@ class Questions(Rule):
     methods = ("size", "dim", "numel", "is_floating_point", "get_device", "stride", "ndimension")
 
     ANSWERED = ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda")
+    OF_EACH = ("device", "requires_grad", "is_cuda", "get_device")  # which a rank's share tells
 
     def unfit(self, call: Call) -> str | None:
         if call.target is getattr and call.argument(1, "name") not in self.ANSWERED:
@@ -95,7 +96,7 @@ class Questions(Rule):
         return None
 
     def gives(self, call: Call, source: Sliced) -> State | None:
-        return source
+        return FULL
 
     def function(self, run: Run, group: Group) -> Callable[..., Any]:
         source = run.source
@@ -105,8 +106,8 @@ class Questions(Rule):
         def ask(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             whole = list(x.shape)
             whole[source.axis] = source.layout.total
-            if (args or kwargs) and run.call.argument(1, "name") in ("device", "requires_grad"):
-                return getattr(x, args[0])
+            if (args[0] if run.call.target is getattr else run.call.title) in self.OF_EACH:
+                return run.call.invoke((x, *args), kwargs)
             stand_in = torch.empty(whole, dtype=x.dtype, device="meta")
             return run.call.invoke((stand_in, *args), kwargs)
 

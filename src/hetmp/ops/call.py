@@ -1,9 +1,11 @@
 """One operation as a module calls it, what is known of the values it meets, and how it runs."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from hetmp.state import FULL, State
@@ -81,6 +83,14 @@ class Call:
     values: Mapping[str, Value]
     given: Value
 
+    def __post_init__(self) -> None:
+        """The first argument stands first, also where the module names it: ``f(input=x)``."""
+        first = None if self.args else _first_name(self.target)
+        if first is not None and first in self.kwargs:
+            rest = {name: value for name, value in self.kwargs.items() if name != first}
+            object.__setattr__(self, "args", (self.kwargs[first],))
+            object.__setattr__(self, "kwargs", rest)
+
     @property
     def layer(self) -> Any:
         """The layer that is called; None for a function or method."""
@@ -122,6 +132,17 @@ class Call:
         if isinstance(self.target, str):
             return getattr(args[0], self.target)(*args[1:], **kwargs)
         return self.target(*args, **kwargs)
+
+
+def _first_name(target: Any) -> str | None:
+    """The name of the first argument of a layer or function."""
+    if target is torch.where:
+        return "condition"
+    called = target.forward if isinstance(target, nn.Module) else target
+    try:
+        return next(iter(inspect.signature(called).parameters), None)
+    except (TypeError, ValueError):
+        return "input"  # what torch's own functions call it, which have no signature
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from hetmp.ops.rule import Rule, States
 from hetmp.partition import Layout
 from hetmp.state import FULL, Sliced, State
 
-_OPERATORS = "add sub mul truediv floordiv mod pow neg pos abs lt le eq ne gt ge and_ or_ xor inv"
-_IN_PLACE = "iadd isub imul itruediv ipow iand ior ixor"
+_OPERATORS = (
+    "add sub mul truediv floordiv mod pow neg pos abs lt le eq ne gt ge and_ or_ xor invert"
+)
+_IN_PLACE = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor"
 _TENSOR = """
 add sub subtract mul multiply div divide true_divide floor_divide remainder fmod pow neg negative
 abs absolute square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh
@@ -60,7 +62,13 @@ class Elementwise(Rule):
     )
 
     def flow(self, call: Call, states: States) -> Flow | None:
-        return _alike(call, states, call.given.dims, shift=0)
+        flow = _alike(call, states, call.given.dims, shift=0)
+        if flow is None or not isinstance(flow.gives, Sliced):
+            return None
+        axis, total = flow.gives.axis, flow.gives.layout.total
+        if axis < 0 or call.given.shape[axis] not in (None, total):
+            return None  # an operand that tells the dtype alone, as in x.type_as(y)
+        return flow
 
 
 def _alike(call: Call, states: States, dims: int, shift: int) -> Flow | None:

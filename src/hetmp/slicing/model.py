@@ -1,7 +1,9 @@
 """The sliced model: the user's layers with this rank's share of them, and exchanges between."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hetmp.comm import Group
+from hetmp.errors import HetmpError
 from hetmp.exchange import leave
 from hetmp.graph import ModelGraph
 from hetmp.ops import add_bias, filled, seeded
@@ -164,7 +167,20 @@ def _states(before: Any, after: Any) -> str:
 
 
 def _left(group: Group, value: Any) -> Any:
+    """A result as it is handed to the user: see ``leave``."""
+    if isinstance(value, Tensor):
+        return leave(group, value)
     if isinstance(value, tuple | list):
         left = [_left(group, item) for item in value]
         return type(value)(*left) if hasattr(value, "_fields") else type(value)(left)
-    return leave(group, value) if isinstance(value, Tensor) else value
+    if type(value) in (dict, OrderedDict):
+        return type(value)((name, _left(group, item)) for name, item in value.items())
+    if is_dataclass(value) and not isinstance(value, type):
+        items = {field.name: getattr(value, field.name) for field in fields(value)}
+        return replace(value, **{name: _left(group, item) for name, item in items.items()})
+    if value is None or isinstance(value, bool | int | float | complex | str | torch.Size):
+        return value
+    raise HetmpError(
+        f"the module returns a {type(value).__name__}, whose tensors hetmp cannot find: return a "
+        "tensor, tuple, list, dict or dataclass"
+    )

@@ -1,0 +1,29 @@
+"""Making a rank slower on purpose: a test aid for clusters of unequal devices on one machine.
+
+A rank of pace 3 sleeps two seconds for every second that it computed. It does so where it is
+about to meet other ranks, so the others see a rank that is three times as slow; time in exchanges
+is not stretched. CPU time is what counts, not wall time: ranks that share cores would else be
+slowed for waiting for each other.
+"""
+
+import time
+
+
+class Pace:
+    """How much slower than it is a rank behaves."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+        self._mark = time.thread_time()
+
+    def worked(self) -> None:
+        """An exchange begins: sleep for what was computed since the last one."""
+        if self.factor > 1:
+            computed = time.thread_time() - self._mark
+            time.sleep((self.factor - 1) * max(0.0, computed))
+            self._mark = time.thread_time()
+
+    def resume(self) -> None:
+        """An exchange ended: its own time does not count."""
+        if self.factor > 1:
+            self._mark = time.thread_time()

@@ -1,0 +1,140 @@
+"""Convolutions with groups, sliced and trained: equal to the unsliced module."""
+
+import pytest
+from torch import nn
+
+import hetmp
+from comparison import compare_training, make_plan, pick_weights, seeded
+
+CONV = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+SIZES = {3: (3, 3, 9), 4: (3, 3, 6, 7), 5: (2, 3, 3, 5, 4)}
+
+# (dims, channels taken, channels given, the layer).
+GROUPED = {
+    "conv1d-2": (3, 10, 14, lambda: nn.Conv1d(10, 14, 3, groups=2, padding=1)),
+    "conv1d-depthwise": (3, 7, 7, lambda: nn.Conv1d(7, 7, 3, groups=7, padding="same")),
+    "conv1d-fewer": (3, 14, 7, lambda: nn.Conv1d(14, 7, 2, groups=7, dilation=2, bias=False)),
+    "conv2d-2": (4, 10, 6, lambda: nn.Conv2d(10, 6, 3, groups=2, stride=2, padding=(2, 1))),
+    "conv2d-3": (
+        4,
+        9,
+        15,
+        lambda: nn.Conv2d(9, 15, (3, 2), groups=3, padding="same", dilation=(1, 2)),
+    ),
+    "conv2d-depthwise": (4, 11, 11, lambda: nn.Conv2d(11, 11, 3, groups=11, padding=1, bias=False)),
+    "conv2d-multiplier": (4, 5, 15, lambda: nn.Conv2d(5, 15, 3, groups=5, padding=1)),
+    "conv2d-one-channel": (4, 1, 3, lambda: nn.Conv2d(1, 3, 3, groups=1, padding=1)),
+    "conv2d-circular": (
+        4,
+        7,
+        14,
+        lambda: nn.Conv2d(7, 14, 3, groups=7, padding=(1, 2), padding_mode="circular"),
+    ),
+    "conv2d-reflect": (
+        4,
+        6,
+        6,
+        lambda: nn.Conv2d(6, 6, 3, groups=2, padding=1, padding_mode="reflect"),
+    ),
+    "conv2d-replicate": (
+        4,
+        6,
+        9,
+        lambda: nn.Conv2d(6, 9, 2, groups=3, padding="same", padding_mode="replicate"),
+    ),
+    "conv3d-3": (5, 6, 9, lambda: nn.Conv3d(6, 9, (1, 3, 2), groups=3, padding=(0, 1, 0))),
+    "conv3d-depthwise": (5, 5, 10, lambda: nn.Conv3d(5, 10, 2, groups=5, stride=(1, 2, 1))),
+    "transposed1d-2": (3, 4, 10, lambda: nn.ConvTranspose1d(4, 10, 3, groups=2, stride=2)),
+    "transposed1d-depthwise": (
+        3,
+        7,
+        7,
+        lambda: nn.ConvTranspose1d(7, 7, 3, groups=7, dilation=2, bias=False),
+    ),
+    "transposed2d-3": (
+        4,
+        9,
+        6,
+        lambda: nn.ConvTranspose2d(9, 6, 3, groups=3, stride=2, output_padding=(1, 0)),
+    ),
+    "transposed2d-multiplier": (
+        4,
+        5,
+        10,
+        lambda: nn.ConvTranspose2d(5, 10, (2, 3), groups=5, stride=(1, 2), padding=(1, 0)),
+    ),
+    "transposed3d-2": (5, 4, 6, lambda: nn.ConvTranspose3d(4, 6, (1, 2, 2), groups=2)),
+}
+
+SCHEMES = (
+    ("filters", "filters", "whole", "filters", "inputs"),
+    ("whole", "filters", "inputs", "filters", "filters"),
+    ("inputs", "whole", "filters", "filters", "whole"),
+)
+
+
+def twice(name: str) -> nn.Module:
+    """The layer between two convolutions, and again behind them."""
+    dims, taken, given, make = GROUPED[name]
+    conv = CONV[dims]
+    return nn.Sequential(
+        conv(3, taken, 1), nn.Tanh(), make(), nn.Tanh(), conv(given, taken, 1), make(), nn.GELU(),
+        conv(given, 5, 1),
+    )  # fmt: skip
+
+
+@pytest.mark.mpi
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("name", GROUPED)
+def test_the_default_plan_moves_nothing_into_groups(name):
+    """The layer before is cut where the groups end: its slices are taken as they are."""
+    number = list(GROUPED).index(name)
+    module = seeded(lambda: twice(name))
+    model, _ = compare_training(module, pick_weights(number), SIZES[GROUPED[name][0]], steps=3)
+    if module[2].groups > 1:
+        assert len(model.hetmp.exchanges) == 3  # before each plain convolution, and at the end
+
+
+@pytest.mark.mpi
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("name", GROUPED)
+def test_plans_that_cut_every_layer_in_its_own_way(name):
+    number = list(GROUPED).index(name)
+    module = seeded(lambda: twice(name))
+    plan = make_plan(module, pick_weights(number + 2), SCHEMES[number % 3], turned=True)
+    compare_training(module, plan, SIZES[GROUPED[name][0]], steps=3)
+
+
+@pytest.mark.mpi
+def test_separable_blocks_in_a_row():
+    """Depthwise and pointwise in turns, with norms and a stride, one layer used twice."""
+
+    class Blocks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 12, 3, stride=2, padding=1)
+            self.depth = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False)
+            self.norm = nn.BatchNorm2d(12)
+            self.point = nn.Conv2d(12, 12, 1, groups=4)
+            self.head = nn.Linear(12, 5)
+
+        def forward(self, x):
+            x = self.stem(x)
+            for _ in range(2):
+                x = x + self.point(self.norm(self.depth(x)).relu())
+            return self.head(x.mean((2, 3)))
+
+    compare_training(seeded(Blocks), pick_weights(1), (3, 3, 8, 9))
+    module = seeded(Blocks)
+    plan = make_plan(module, pick_weights(4), ("filters", "filters", "whole"), turned=True)
+    compare_training(module, plan, (3, 3, 8, 9), steps=3)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_plan_that_cuts_inside_a_group_is_refused():
+    module = seeded(lambda: twice("conv2d-3"))
+    plan = make_plan(module, [1.0] * hetmp.Group().size)
+    ranks = plan.ranks
+    counts = (1, *hetmp.apportion(14, [1.0] * (ranks - 1)).counts)
+    with pytest.raises(hetmp.HetmpError, match="inside one of its 3 groups"):
+        hetmp.slice_model(module, plan.with_layer("2", counts=counts))
