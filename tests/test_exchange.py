@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from exchange_reference import another, arranged, held, layouts, moved, moved_back, numbers
+from exchange_reference import another, arranged, held, layouts, moved, moved_back, numbers, share
 from hetmp.comm import Group
 from hetmp.exchange import Entry, Exchange, leave
 from hetmp.state import FULL, PARTIAL, Sliced
@@ -155,6 +155,26 @@ def test_sixteen_bit_floats_are_summed_in_more(group, dtype):
 # --- at the entry and at the end ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("name", ["uneven", "zeros", "pieces"])
+def test_masks_and_whole_numbers_are_moved(group, name, dtype):
+    layout = layouts(group.size)[name]
+    whole = numbers((2, layout.total, 3), 1).abs().to(dtype)
+    mine = share(whole, Sliced(layout), group.rank)
+    gathered = Exchange(group, Sliced(layout), FULL)(mine)
+    assert torch.equal(gathered, whole)
+    assert gathered.dtype == dtype
+    other = Sliced(another(layout))
+    assert torch.equal(
+        Exchange(group, Sliced(layout), other)(mine), share(whole, other, group.rank)
+    )
+
+
+def test_whole_numbers_are_summed(group):
+    given = [numbers((2, 5), rank).long() for rank in range(group.size)]
+    assert torch.equal(Exchange(group, PARTIAL, FULL)(given[group.rank]), sum(given))
+
+
 def test_entry_sums_the_gradients_of_all_tensors_at_once(group):
     shapes = ((3, 2), (), (4,), (2, 1, 2))
     dtypes = (torch.float64, torch.float64, torch.float32, torch.float64)
@@ -224,3 +244,12 @@ def test_what_left_may_be_changed_in_place(group):
     x = torch.ones(2, requires_grad=True)
     leave(group, x * 1).mul_(3).sum().backward()
     torch.testing.assert_close(x.grad, torch.full((2,), 3.0 / group.size))
+
+
+def test_what_no_rank_used_has_no_gradient(group):
+    """None, not zeros: an optimizer would decay a parameter that the loss does not see."""
+    first, second = torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)
+    one, _ = Entry(group)(first, second)
+    one.sum().backward()
+    assert torch.equal(first.grad, torch.full((3,), float(group.size)))
+    assert second.grad is None

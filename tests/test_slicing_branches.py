@@ -170,6 +170,26 @@ def test_parameters_that_are_values():
     compare_training(seeded(Scaled), pick_weights(3), IMAGES)
 
 
+class Unused(nn.Module):
+    """A layer whose output goes nowhere, and an output that leaves the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.aux = nn.Conv2d(3, 7, 3), nn.Conv2d(3, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        self.norm(self.aux(x))
+        return self.conv(x).cpu()
+
+
+@pytest.mark.parametrize("scheme", ["filters", "inputs", "whole"])
+def test_a_layer_that_the_loss_does_not_see_is_left_alone(scheme):
+    """It has no gradient, not a gradient of zeros, which weight decay would act upon."""
+    module = seeded(Unused)
+    compare_training(module, make_plan(module, pick_weights(11), (scheme,)), IMAGES)
+
+
 # --- inputs -------------------------------------------------------------------------------------
 
 

@@ -221,24 +221,35 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, entry: Entry, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.entry = entry
+        ctx.like = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
+        ctx.set_materialize_grads(False)
         save_token(ctx, tensors[0])
         return tuple(_alias(tensor) for tensor in tensors)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         entry: Entry = ctx.entry
         summed: list[Tensor | None] = [None] * len(gradients)
-        for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
-            same = [i for i, gradient in enumerate(gradients) if gradient.dtype == dtype]
-            flat = torch.cat([gradients[i].reshape(-1) for i in same])
+        for dtype, device in dict.fromkeys((dtype, device) for _, dtype, device in ctx.like):
+            same = [i for i, like in enumerate(ctx.like) if like[1:] == (dtype, device)]
+            given = [gradients[i] for i in same]
+            # Behind the gradients, how many ranks have one: what no rank used has no gradient.
+            used = [torch.tensor([g is not None for g in given], dtype=dtype, device=device)]
+            flat = torch.cat(
+                [
+                    used[0].new_zeros(ctx.like[i][0].numel()) if g is None else g.reshape(-1)
+                    for i, g in zip(same, given, strict=True)
+                ]
+                + used
+            )
             move = moves.start(
                 entry.group, flat, PARTIAL, FULL, entry.backward_counter, blocking=True
             )
-            parts = move.wait().split([gradients[i].numel() for i in same])
-            for i, part in zip(same, parts, strict=True):
-                summed[i] = part.view(gradients[i].shape)
+            *parts, users = move.wait().split([*(ctx.like[i][0].numel() for i in same), len(same)])
+            for i, part, count in zip(same, parts, users.tolist(), strict=True):
+                summed[i] = part.view(ctx.like[i][0]) if count else None
         return None, *summed
 
 

@@ -25,6 +25,8 @@ from hetmp.state import Full, Partial, Sliced, State
 
 _HALF = (torch.float16, torch.bfloat16)
 
+_AS_THEY_ARE = (torch.float32, torch.float64, torch.int32, torch.int64, torch.int16, torch.uint8)
+
 
 @dataclass
 class Counter:
@@ -82,10 +84,6 @@ def start(
     """
     group.pace.worked()
     began = time.perf_counter()
-    if not tensor.is_floating_point():
-        raise HetmpError(
-            f"exchanges move floating-point activations, got {tensor.dtype}: convert it first"
-        )
     _, move = _move(source, target)
     if isinstance(source, Sliced):
         _check_axis(tensor, source.axis, source.layout.counts[group.rank], source, group)
@@ -312,13 +310,15 @@ class _Wire:
 
     def back(self, operation: Operation) -> Tensor:
         arrived = torch.from_numpy(operation.wait())
-        if self.carried is torch.int16:
+        if self.carried in (torch.int16, torch.uint8):
             arrived = arrived.view(self.dtype)
         return arrived.to(device=self.device, dtype=self.dtype)
 
 
 def _to_wire(flat: Tensor, *, summed: bool) -> _Wire:
     """A host array of *flat*: 16-bit floats are summed as float32, and moved as bits.
+
+    Masks and counts travel too, as bytes and as they are.
 
     A GPU's tensor is staged through pinned memory; MPI sees it when the copy has ended.
     """
@@ -327,8 +327,14 @@ def _to_wire(flat: Tensor, *, summed: bool) -> _Wire:
     if flat.dtype in _HALF:
         carried = torch.float32 if summed else torch.int16
         on_wire = flat.float() if summed else flat.contiguous().view(torch.int16)
-    elif flat.dtype not in (torch.float32, torch.float64):
-        raise HetmpError(f"exchanges move float32, float64, float16 and bfloat16, got {flat.dtype}")
+    elif flat.dtype is torch.bool and not summed:
+        carried, on_wire = torch.uint8, flat.contiguous().view(torch.uint8)
+    elif flat.dtype not in _AS_THEY_ARE:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*_AS_THEY_ARE, *_HALF))
+        raise HetmpError(
+            f"exchanges move {names} and, where nothing is summed, bool, got {flat.dtype}: convert "
+            "it first"
+        )
     if flat.is_cuda:
         staged = torch.empty(on_wire.shape, dtype=on_wire.dtype, pin_memory=True)
         staged.copy_(on_wire, non_blocking=True)

@@ -146,6 +146,16 @@ class _Shapes(fx.Interpreter):
         value = super().get_attr(target, args, kwargs)
         return value.to("meta") if isinstance(value, Tensor) else value
 
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_method(target, args, kwargs)
+        except NotImplementedError:
+            if target not in ("cpu", "cuda", "to"):
+                raise
+            # There is no data to copy to another device.
+            dtypes = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.dtype)]
+            return args[0].to(*dtypes[:1]) if dtypes else args[0]
+
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         layer = self.fetch_attr(target)
         if self.tolerant and type(layer) in LAYERS and args and isinstance(args[0], Tensor):
