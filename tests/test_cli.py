@@ -99,8 +99,8 @@ BAD = {
     "a plan that is not there": (["--plan", "nowhere.json"], ["nowhere.json"]),
     "a folder that cannot be": (["--out", "/dev/null/run"], ["rank 0", "/dev/null/run"]),
     "a layer without a rule": (
-        ["--model", "own_network:with_a_layer_of_my_own"],
-        ["cannot be sliced"],
+        ["--model", "own_network:with_a_layer_of_my_own", "--strict"],
+        ["layer '0' (Doubled) cannot be sliced", "no rule"],
     ),
     "a module that is not there": (["--model", "no_such_module:build"], ["no_such_module"]),
     "a loss that is no number": (["--model", "own_network:diverging"], ["the loss is nan at step"]),

@@ -6,7 +6,8 @@ from torch import nn
 
 import hetmp
 from comparison import batch, make_plan, pick_weights, rank_loss, seeded
-from hetmp.ops import KeyedDropout, rule_for
+from hetmp.comm import Group
+from hetmp.ops import Call, Flow, KeyedDropout, Ref, Run, Value, rule_for
 from hetmp.partition import Layout, Partition
 from hetmp.state import FULL, Sliced
 
@@ -160,7 +161,11 @@ def test_slices_drop_what_the_whole_drops(per_channel):
     ],
 )
 def test_whole_channels_of_a_sample_are_dropped(layer, shape):
-    local = rule_for(layer).local(layer, None, FULL, FULL, 0, torch.device("cpu"))
+    from mpi4py import MPI
+
+    call = Call(layer, (Ref("x"),), {}, {"x": Value(sizes=(shape,))}, Value(sizes=(shape,)))
+    run = Run(call, Flow({"x": FULL}, FULL), None, FULL)
+    local = rule_for(layer).local(run, Group(MPI.COMM_SELF), torch.device("cpu"))
     local.key = 7
     y = local(torch.ones(shape)).flatten(2)
     assert ((y == 0).all(dim=2) | (y != 0).all(dim=2)).all()

@@ -162,7 +162,7 @@ def test_numbers_are_never_changed_in_place():
 
 def line_of(text: str) -> str:
     """The source line that a refusal points at."""
-    file, number = re.search(r"at (\S+\.py):(\d+)", text).groups()
+    file, number = re.search(r"at (/.+?\.py):(\d+)", text).groups()
     assert Path(file).name == Path(__file__).name
     return Path(file).read_text().splitlines()[int(number) - 1].strip()
 

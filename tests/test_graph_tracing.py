@@ -197,7 +197,7 @@ def test_a_leaf_may_take_and_give_several():
 
 def line_of(text: str) -> str:
     """The source line that a refusal points at."""
-    file, number = re.search(r"at (\S+\.py):(\d+)", text).groups()
+    file, number = re.search(r"at (/.+?\.py):(\d+)", text).groups()
     assert Path(file).name == Path(__file__).name
     return Path(file).read_text().splitlines()[int(number) - 1].strip()
 

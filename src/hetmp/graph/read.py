@@ -212,7 +212,9 @@ def _probe(
         return probe(skeleton, graph, examples)
     entry = next(str(node.target) for node in graph.nodes if node.op == "placeholder")
     dims, channels = _asked(skeleton, graph)
-    dtype = next((p.dtype for p in skeleton.parameters()), torch.get_default_dtype())
+    called = (str(node.target) for node in graph.nodes if node.op == "call_module")
+    dtypes = (p.dtype for path in called for p in skeleton.get_submodule(path).parameters())
+    dtype = next(dtypes, torch.get_default_dtype())
     return probe_unseen(skeleton, graph, entry, dims or 4, channels, dtype)
 
 

@@ -1,5 +1,7 @@
 """What convolutions and linear layers share: they mix channels and follow a scheme."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -46,6 +48,12 @@ class Mixing(Rule):
             **cut_along(run.layer, {"weight": axis}, weight),
             **cut_along(run.layer, {"bias": 0}, run.owned),
         }
+
+    def stand_in(self, run: Run) -> Any:
+        stand_in = super().stand_in(run)
+        if run.scheme == "inputs":  # its bias is added elsewhere
+            stand_in.register_parameter("bias", None)
+        return stand_in
 
     def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
         local = super().local(run, group, device)
