@@ -15,6 +15,7 @@ from comparison import (
     make_plan,
     pick_weights,
     seeded,
+    sgd,
     world_size,
 )
 from hetmp import models
@@ -219,4 +220,7 @@ def test_networks(name, mixed):
         return
     schemes = SCHEMES[(2, 4, 7, 6, 8)[number % 5]]
     plan = make_plan(module, weights, schemes)
-    compare_training(module, plan, (3, *image), optimizer=adam, steps=2 if deep else 5)
+    # Adam makes steps of rounding errors where a gradient is next to nothing, and a deep
+    # network's statistics show them.
+    optimizer = sgd if deep else adam
+    compare_training(module, plan, (3, *image), optimizer=optimizer, steps=2 if deep else 5)

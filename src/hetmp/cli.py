@@ -158,6 +158,80 @@ def explain(
     console.print(render(explained(graph, chosen), everything=everything, narrow=narrow))
 
 
+@commands.command()
+@click.argument("model")
+@click.option("--weights", type=_Numbers(float, "numbers"), help="Relative speeds, one per rank.")
+@click.option("--shape", type=_Numbers(int, "integers"), help="Of one image, for example 3,32,32.")
+@click.option("--classes", type=click.INT, help="How many classes (default: as published).")
+@click.option("--batch-size", type=click.INT, default=100, show_default=True, help="Images a step.")
+@click.option("--repeats", type=click.INT, default=15, show_default=True, help="Turns that count.")
+@click.option("--channels-last", is_flag=True, help="Keep each pixel's channels together.")
+@click.option(
+    "--slowdown",
+    type=_Numbers(float, "numbers"),
+    help="Test aid: how many times slower each rank behaves than it is.",
+)
+def bench(
+    model: str,
+    weights: tuple[float, ...] | None,
+    shape: tuple[int, ...] | None,
+    classes: int | None,
+    batch_size: int,
+    repeats: int,
+    channels_last: bool,
+    slowdown: tuple[float, ...] | None,
+) -> None:
+    """Measure a training step beside what it could take at best. On the CPU.
+
+    The variants take turns; 'sliced / this' is the ratio of medians. 'sliced again' is the same
+    thing measured twice: closer than that, nothing can be told apart.
+
+    \b
+    Example:
+      mpirun -n 2 hetmp bench paper-cifar --batch-size 100
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from hetmp import models
+    from hetmp.bench import BenchConfig, rows
+    from hetmp.bench import bench as measured
+
+    input_shape, count = models.published(model)
+    input_shape, count = shape or input_shape, classes or count
+    if input_shape is None or count is None:
+        raise HetmpError(f"{model} has no published sizes: give --shape and --classes")
+    group = Group()
+    shares = weights or (1.0,) * group.size
+    config = BenchConfig(
+        model, input_shape, count, shares, batch_size, repeats, channels_last, slowdown
+    )
+    try:
+        result = measured(config)
+    except AgreedError:
+        raise
+    except Exception as error:
+        group.fail(error)
+    if not group.is_root:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("variant", "ms a step", "quartiles", "sliced / this"):
+        table.add_column(heading, justify="left" if heading == "variant" else "right")
+    for row in rows(result):
+        table.add_row(*row)
+    sizes = "×".join(str(size) for size in input_shape)
+    click.echo(
+        f"{model}, batch {batch_size} of {sizes}, {'channels_last' if channels_last else 'NCHW'}, "
+        f"weights {','.join(f'{share:g}' for share in shares)}; threads: "
+        f"{result.threads[0]} a rank, {result.threads[1]} in one process"
+    )
+    if slowdown:
+        click.echo("ranks slowed on purpose by " + ", ".join(f"{s:g}" for s in slowdown))
+    Console().print(table)
+    spent = ", ".join(f"{1000 * seconds:.1f}" for seconds in result.exchange)
+    click.echo(f"exchange, packing and waiting in a sliced step, by rank: {spent} ms")
+
+
 def _train(**values: Any) -> None:
     from hetmp.config import train_config
 

@@ -78,6 +78,7 @@ class Group:
         control: carries agreement and other small messages.
         rank, size: this rank's number, and how many there are.
         pace: a test aid that makes this rank slower.
+        rehearsing: whether exchanges move nothing, to measure what is left of a step.
     """
 
     def __init__(self, comm: "MPI.Intracomm | None" = None) -> None:
@@ -92,6 +93,7 @@ class Group:
         self.rank: int = user.Get_rank()
         self.size: int = user.Get_size()
         self.pace = Pace()
+        self.rehearsing = False
 
     def __copy__(self) -> "Group":
         return self

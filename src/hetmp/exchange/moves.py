@@ -19,6 +19,7 @@ from hetmp.comm import Group
 from hetmp.errors import HetmpError
 from hetmp.exchange import collectives
 from hetmp.exchange.collectives import Operation
+from hetmp.exchange.rehearsal import rehearse
 from hetmp.pace import Pace
 from hetmp.partition import Layout
 from hetmp.state import Full, Partial, Sliced, State
@@ -84,12 +85,15 @@ def start(
     """
     group.pace.worked()
     began = time.perf_counter()
-    _, move = _move(source, target)
+    name, move = _move(source, target)
     if isinstance(source, Sliced):
         _check_axis(tensor, source.axis, source.layout.counts[group.rank], source, group)
     elif isinstance(target, Sliced):
         _check_axis(tensor, target.axis, target.layout.total, target, group)
-    finish = move(group, tensor.detach(), source, target, counter, blocking)
+    if group.rehearsing and name != "-":
+        finish = rehearse(group, tensor, source, target)
+    else:
+        finish = move(group, tensor.detach(), source, target, counter, blocking)
     return Move(counter, began, finish, group.pace)
 
 

@@ -1,0 +1,31 @@
+"""Exchanges that move nothing: a barrier, and numbers of the right shape. For measuring.
+
+What a step takes with rehearsed exchanges is the floor under what it takes with real ones.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hetmp.comm import Group
+from hetmp.state import Sliced, State
+
+_arrived: dict[tuple[tuple[int, ...], torch.dtype, torch.device], Tensor] = {}
+
+
+def rehearse(group: Group, x: Tensor, source: State, target: State) -> Callable[[], Tensor]:
+    """Wait for all ranks, as a blocking collective does, and give what has the result's shape."""
+    group.comm.Barrier()
+    shape = list(x.shape)
+    if isinstance(target, Sliced):
+        shape[target.axis] = target.layout.counts[group.rank]
+    elif isinstance(source, Sliced):
+        shape[source.axis] = source.layout.total
+    key = tuple(shape), x.dtype, x.device
+    if key not in _arrived:
+        _arrived[key] = torch.randn(shape, device=x.device).to(x.dtype)
+    kept = _arrived[key]
+    # The same memory under a tensor of its own: work in place does not reach what autograd saved.
+    alias = kept.new_empty(0).set_(kept.untyped_storage(), 0, kept.shape, kept.stride())
+    return lambda: alias
