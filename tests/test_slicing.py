@@ -204,6 +204,11 @@ def test_every_network_is_compared():
     assert sorted(NETWORKS) == models.names()
 
 
+def gentle(parameters) -> torch.optim.Optimizer:
+    """Small steps: deep networks of a few channels make much of rounding where they step far."""
+    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-3)
+
+
 @pytest.mark.parametrize("mixed", [False, True], ids=["filters", "mixed"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name, mixed):
@@ -215,12 +220,10 @@ def test_networks(name, mixed):
             layer.p = 0.0
     weights = pick_weights(number + 3 * mixed)
     deep = len(list(module.modules())) > 60
+    shape, steps = ((6 if deep else 3), *image), 2 if deep else 5
     if not mixed:
-        compare_training(module, weights, (3, *image), steps=2 if deep else 5)
+        compare_training(module, weights, shape, optimizer=gentle if deep else sgd, steps=steps)
         return
     schemes = SCHEMES[(2, 4, 7, 6, 8)[number % 5]]
     plan = make_plan(module, weights, schemes)
-    # Adam makes steps of rounding errors where a gradient is next to nothing, and a deep
-    # network's statistics show them.
-    optimizer = sgd if deep else adam
-    compare_training(module, plan, (3, *image), optimizer=optimizer, steps=2 if deep else 5)
+    compare_training(module, plan, shape, optimizer=gentle if deep else adam, steps=steps)
