@@ -141,7 +141,11 @@ class _Tracer(fx.Tracer):
             return self.create_proxy("placeholder", name, (), {})
 
         args, kwargs = proxied(self._inputs, proxy)
-        return functools.partial(root_fn, **kwargs), [self.root, *args]
+
+        def forward(*args: Any) -> Any:  # torch.fx looks at a function's own attributes
+            return root_fn(*args, **kwargs)
+
+        return forward, [self.root, *args]
 
 
 _CREATION = "arange empty eye full linspace ones rand randint randn randperm zeros"
