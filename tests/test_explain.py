@@ -9,10 +9,10 @@ from torch import nn
 import hetmp
 from comparison import batch, pick_weights, rank_loss, seeded
 from hetmp import models
+from hetmp.channel_groups import plan_from_weights
 from hetmp.errors import HetmpError
 from hetmp.explain import explain, render
 from hetmp.graph import read_graph
-from hetmp.groups import plan_from_weights
 from test_cli import hetmp_run, refused
 
 

@@ -6,9 +6,9 @@ import re
 import pytest
 from torch import nn
 
+from hetmp.channel_groups import plan_from_weights
 from hetmp.errors import HetmpError
 from hetmp.graph import read_graph
-from hetmp.groups import plan_from_weights
 from hetmp.plan import LayerPlan, Plan
 
 

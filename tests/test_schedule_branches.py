@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hetmp.channel_groups import plan_from_weights
 from hetmp.errors import HetmpError
 from hetmp.graph import read_graph
-from hetmp.groups import plan_from_weights
 from hetmp.partition import Layout, Partition, Piece
 from hetmp.plan import Plan
 from hetmp.schedule import CallStep, ExchangeStep, Schedule, make_schedule

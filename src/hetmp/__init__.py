@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from hetmp.channel_groups import plan_from_weights
     from hetmp.comm import Group
     from hetmp.errors import HetmpError
     from hetmp.exchange import Exchange
     from hetmp.graph import leaf, read_graph
-    from hetmp.groups import plan_from_weights
     from hetmp.optim import clip_grad_norm_
     from hetmp.partition import Layout, Partition, apportion
     from hetmp.plan import Plan
@@ -34,7 +34,7 @@ _HOMES = {
     "clip_grad_norm_": "optim",
     "leaf": "graph",
     "merge_model": "slicing",
-    "plan_from_weights": "groups",
+    "plan_from_weights": "channel_groups",
     "read_graph": "graph",
     "slice_model": "slicing",
 }

@@ -25,6 +25,7 @@ from hetmp import models
 from hetmp.comm import Group
 from hetmp.device import share_cores
 from hetmp.errors import HetmpError
+from hetmp.pace import check_slowdown
 from hetmp.slicing import SlicedModel, slice_model
 
 if TYPE_CHECKING:
@@ -120,11 +121,8 @@ def _check(config: BenchConfig, group: Group) -> None:
     for name in ("batch_size", "repeats"):
         if getattr(config, name) < 1:
             raise HetmpError(f"{name} is 1 or more, got {getattr(config, name)}")
-    slowdown = config.slowdown
-    if slowdown is not None and (len(slowdown) != group.size or not all(s >= 1 for s in slowdown)):
-        raise HetmpError(
-            f"slowdown {slowdown} for {group.size} ranks: give one per rank, 1 or more each"
-        )
+    if config.slowdown is not None:
+        check_slowdown(config.slowdown, group.size)
 
 
 def _batch(config: BenchConfig) -> tuple[Tensor, Tensor]:

@@ -96,6 +96,19 @@ def models() -> None:
     click.echo("Your own: --model package.module:function, called with (input_shape, classes).")
 
 
+def _sizes(
+    model: str, shape: tuple[int, ...] | None, classes: int | None
+) -> tuple[tuple[int, ...], int]:
+    """The image's shape and the classes as they are told, else as published."""
+    from hetmp import models
+
+    published_shape, published_classes = models.published(model)
+    input_shape, count = shape or published_shape, classes or published_classes
+    if input_shape is None or count is None:
+        raise HetmpError(f"{model} has no published sizes: give --shape and --classes")
+    return input_shape, count
+
+
 @commands.command()
 @click.argument("model")
 @click.option("--weights", type=_Numbers(float, "numbers"), help="Relative speeds, one per rank.")
@@ -131,24 +144,20 @@ def explain(
     from rich.console import Console
 
     from hetmp import models
+    from hetmp.channel_groups import plan_from_weights
     from hetmp.explain import explain as explained
     from hetmp.explain import render
     from hetmp.graph import read_graph
-    from hetmp.groups import plan_from_weights
     from hetmp.plan import Plan
-    from hetmp.slicing import check_strict
 
     if (weights is None) == (plan is None):
         raise HetmpError("say how the work is shared: either --weights 70,25,5 or --plan FILE")
-    input_shape, count = models.published(model)
-    input_shape, count = shape or input_shape, classes or count
-    if input_shape is None or count is None:
-        raise HetmpError(f"{model} has no published sizes: give --shape and --classes")
+    input_shape, count = _sizes(model, shape, classes)
     with torch.device("meta"):
         module = models.build(model, input_shape, count)
     graph = read_graph(module, torch.empty((2, *input_shape), device="meta"))
     if strict:
-        check_strict(graph)
+        graph.check_strict()
     chosen = Plan.load(plan) if plan else plan_from_weights(graph, weights or ())
     console = Console()
     if not console.is_terminal:
@@ -193,14 +202,10 @@ def bench(
     from rich.console import Console
     from rich.table import Table
 
-    from hetmp import models
     from hetmp.bench import BenchConfig, rows
     from hetmp.bench import bench as measured
 
-    input_shape, count = models.published(model)
-    input_shape, count = shape or input_shape, classes or count
-    if input_shape is None or count is None:
-        raise HetmpError(f"{model} has no published sizes: give --shape and --classes")
+    input_shape, count = _sizes(model, shape, classes)
     group = Group()
     shares = weights or (1.0,) * group.size
     config = BenchConfig(

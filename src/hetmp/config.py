@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hetmp.errors import HetmpError, unknown_name
+from hetmp.pace import check_slowdown
 from hetmp.partition import checked_weights
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -86,11 +87,7 @@ class TrainConfig(BaseModel):
     @field_validator("slowdown")
     @classmethod
     def _slowdown_can_be_used(cls, slowdown: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        for rank, factor in enumerate(slowdown or ()):
-            if not (math.isfinite(factor) and factor >= 1):
-                raise HetmpError(
-                    f"slowdown {factor} of rank {rank}: it is 1 (as fast as the rank is) or more"
-                )
+        check_slowdown(slowdown or ())
         return slowdown
 
     @field_validator(*CHOICES)

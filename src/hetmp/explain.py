@@ -1,5 +1,6 @@
 """What a plan means for a model, for a person to read: layers, exchanges, groups. No MPI."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -8,12 +9,12 @@ from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from hetmp.exchange import collective
+from hetmp.channel_groups import ChannelGroups, channel_groups
+from hetmp.exchange import collective, share_shape
 from hetmp.graph import ModelGraph, Node
-from hetmp.groups import Groups, channel_groups
 from hetmp.plan import Plan
 from hetmp.schedule import CallStep, ExchangeStep, Schedule, make_schedule
-from hetmp.slicing import Table, make_table
+from hetmp.slicing import Entry, Table, make_table
 from hetmp.state import PARTIAL, Sliced
 
 NAMED = 3
@@ -66,7 +67,7 @@ class Explanation:
     """
 
     rows: tuple[Row, ...]
-    groups: Groups
+    groups: ChannelGroups
     plan: Plan
     held: tuple[int, ...]
     parameters: int
@@ -95,12 +96,12 @@ def explain(graph: ModelGraph, plan: Plan) -> Explanation:
         groups,
         plan,
         tuple(_held(table, rank) for rank in range(plan.ranks)),
-        sum(entry.shape.numel() for entry in table.values() if _counts(entry)),
+        sum(entry.shape.numel() for entry in _parameters(table)),
         len(schedule.programs) > 1,
     )
 
 
-def _rows(graph: ModelGraph, plan: Plan, schedule: Schedule, groups: Groups) -> list[Row]:
+def _rows(graph: ModelGraph, plan: Plan, schedule: Schedule, groups: ChannelGroups) -> list[Row]:
     program = schedule.training
     rows: list[Row] = []
     waiting: list[ExchangeStep] = []
@@ -130,7 +131,7 @@ def _rows(graph: ModelGraph, plan: Plan, schedule: Schedule, groups: Groups) -> 
     return rows
 
 
-def _row(step: CallStep, plan: Plan, groups: Groups) -> Row:
+def _row(step: CallStep, plan: Plan, groups: ChannelGroups) -> Row:
     node = step.node
     scheme = step.run.scheme or ("whole" if node.reason else "")
     channels = node.rule.output_channels(node.call.layer) if node.rule.mixes else None
@@ -161,7 +162,7 @@ def _kind(node: Node) -> str:
     return f"{type(layer).__name__}{size}" + (f", {split} groups" if split > 1 else "")
 
 
-def _groups_of(node: Node, groups: Groups) -> str:
+def _groups_of(node: Node, groups: ChannelGroups) -> str:
     pieces = groups.pieces[node.path]
     return " ".join(
         f"{piece.group.number}" + (f"×{piece.block}" if piece.block > 1 else "")
@@ -175,21 +176,15 @@ def _add(row: Row, exchange: ExchangeStep, ranks: int) -> None:
     row.received = [a + b for a, b in zip(row.received or [0.0] * ranks, received, strict=True)]
 
 
-def _counts(entry: object) -> bool:
-    return bool(getattr(entry, "parameter", False) and getattr(entry, "alias_of", None) is None)
+def _parameters(table: Table) -> list[Entry]:
+    """Every parameter once."""
+    return [entry for entry in table.values() if entry.parameter and entry.alias_of is None]
 
 
 def _held(table: Table, rank: int) -> int:
-    total = 0
-    for entry in table.values():
-        if not _counts(entry):
-            continue
-        size = entry.shape.numel()
-        if isinstance(entry.state, Sliced):
-            layout = entry.state.layout
-            size = size * layout.counts[rank] // max(1, layout.total)
-        total += size
-    return total
+    return sum(
+        math.prod(share_shape(entry.shape, entry.state, rank)) for entry in _parameters(table)
+    )
 
 
 # --- for a terminal -----------------------------------------------------------------------------
@@ -308,8 +303,10 @@ def _fallback_text(rows: Sequence[Row]) -> Text:
 
 
 def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB"):
         count /= 1000
-    return ""
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} GB"

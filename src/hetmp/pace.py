@@ -6,7 +6,11 @@ is not stretched. CPU time is what counts, not wall time: ranks that share cores
 slowed for waiting for each other.
 """
 
+import math
 import time
+from collections.abc import Sequence
+
+from hetmp.errors import HetmpError
 
 
 class Pace:
@@ -27,3 +31,19 @@ class Pace:
         """An exchange ended: its own time does not count."""
         if self.factor > 1:
             self._mark = time.thread_time()
+
+
+def check_slowdown(slowdown: Sequence[float], ranks: int | None = None) -> None:
+    """Refuse factors that no rank can be slowed by, or that are not one per rank of *ranks*.
+
+    Raises:
+        HetmpError: naming the first wrong one.
+    """
+    for rank, factor in enumerate(slowdown):
+        if not (math.isfinite(factor) and factor >= 1):
+            raise HetmpError(
+                f"slowdown {factor} of rank {rank}: it is 1 (as fast as the rank is) or more; "
+                "give one per rank, 1 or more each"
+            )
+    if ranks is not None and len(slowdown) != ranks:
+        raise HetmpError(f"{len(slowdown)} slowdowns for {ranks} ranks: give one per rank")

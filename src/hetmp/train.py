@@ -22,6 +22,7 @@ from hetmp.device import choose_device, share_cores
 from hetmp.errors import HetmpError
 from hetmp.metrics import MetricsFile, StepClock
 from hetmp.optim import clip_grad_norm_
+from hetmp.pace import check_slowdown
 from hetmp.plan import Plan
 from hetmp.progress import Progress
 from hetmp.slicing import SlicedModel, slice_model
@@ -52,10 +53,8 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
     group = Group(comm)
     with group.together():
         check_world(group)
-        if config.slowdown and len(config.slowdown) != group.size:
-            raise HetmpError(
-                f"{len(config.slowdown)} slowdowns for {group.size} ranks: give one per rank"
-            )
+        if config.slowdown:
+            check_slowdown(config.slowdown, group.size)
         torch.manual_seed(config.seed)
         dtype = getattr(torch, config.dtype)
         dataset = _load(config)

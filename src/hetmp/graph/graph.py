@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
+from hetmp.errors import HetmpError
 from hetmp.graph.inputs import Inputs
 from hetmp.ops import Call, Rule, Value, references
 
@@ -59,9 +61,17 @@ class Trace:
 
     def consumers(self, name: str) -> list[Node]:
         """The nodes that take a value."""
-        return [node for node in self.nodes if name in node.call.values]
+        return self._consumers.get(name, [])
 
-    @property
+    @cached_property
+    def _consumers(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.call.values:
+                found.setdefault(name, []).append(node)
+        return found
+
+    @cached_property
     def read(self) -> set[str]:
         """The places of the attributes whose values or sizes are looked at."""
         result = set(references(self.result))
@@ -133,6 +143,18 @@ class ModelGraph:
     def fallbacks(self) -> Iterator[Node]:
         """The operations that every rank computes whole for want of a rule."""
         return (node for node in self.nodes if node.reason is not None)
+
+    def check_strict(self) -> None:
+        """Refuse a model with an operation that hetmp has no rule for.
+
+        Raises:
+            HetmpError: naming the first one.
+        """
+        for node in self.fallbacks():
+            raise HetmpError(
+                f"{'layer' if node.call.layer is not None else 'operation'} {node.place} cannot be "
+                f"sliced: {node.reason} (strict: it may not be computed whole)"
+            )
 
 
 def _asks_for_kind(node: Node) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hetmp.errors import HetmpError
+from hetmp.graph.tracing import modes_kept
 from hetmp.ops import LAYERS, Value, rule_for
 
 SIDES = (224, 256, 32, 28, 64, 96, 128, 299, 48, 40, 16, 8, 9, 12, 10, 7, 6, 5, 4, 20, 24)
@@ -115,16 +116,11 @@ def _run(
     skeleton: nn.Module, graph: fx.Graph, given: Mapping[str, Tensor], *, tolerant: bool
 ) -> dict[str, Any]:
     """Every value of a run, by the name of its node."""
-    modes = {path: module.training for path, module in skeleton.named_modules()}
-    skeleton.eval()  # batch norm would refuse one value per channel
-    try:
-        with torch.device("meta"), torch.no_grad():
-            interpreter = _Shapes(fx.GraphModule(skeleton, graph), tolerant)
-            entries = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
-            interpreter.run(*(given[entry] for entry in entries))
-    finally:
-        for path, module in skeleton.named_modules():
-            module.training = modes[path]
+    with modes_kept(skeleton), torch.device("meta"), torch.no_grad():
+        skeleton.eval()  # batch norm would refuse one value per channel
+        interpreter = _Shapes(fx.GraphModule(skeleton, graph), tolerant)
+        entries = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+        interpreter.run(*(given[entry] for entry in entries))
     return interpreter.values
 
 

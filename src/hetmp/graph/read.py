@@ -15,7 +15,7 @@ from hetmp.graph.inplace import changed, check_memory
 from hetmp.graph.inputs import read_inputs
 from hetmp.graph.probing import probe, probe_unseen
 from hetmp.graph.tracing import attribute, trace_modes, users_line
-from hetmp.ops import LAYERS, Call, Ref, Value, Whole, draws, references, rule_for
+from hetmp.ops import LAYERS, Call, Ref, Value, Whole, draws, mapped, references, rule_for
 
 _WHOLE = Whole()
 
@@ -120,7 +120,7 @@ def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
             return item
         if _is_named_tuple(item):
             kind: Any = item.target
-            return kind(*_plain(item.args, named), **_plain(item.kwargs, named))
+            return kind(*mapped(item.args, named), **mapped(item.kwargs, named))
         return Ref(current.get(item.name, item.name))
 
     for node in graph.nodes:
@@ -129,7 +129,7 @@ def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
         elif node.op == "get_attr":
             attributes[node.name] = str(node.target)
         elif node.op == "output":
-            result = _plain(node.args[0], named)
+            result = mapped(node.args[0], named)
         elif not _is_named_tuple(node):
             nodes.append(_node(skeleton, node, named, values))
             source = changed(node, skeleton, values)
@@ -156,7 +156,7 @@ def _node(skeleton: nn.Module, node: fx.Node, named: Any, values: Mapping[str, V
         target = skeleton.get_submodule(path)
     elif stack := node.meta.get("nn_module_stack"):
         path = str(list(stack.values())[-1][0])
-    args, kwargs = _plain(node.args, named), _plain(node.kwargs, named)
+    args, kwargs = mapped(node.args, named), mapped(node.kwargs, named)
     taken = {name: values[name] for name in references((args, kwargs))}
     call = Call(target, args, kwargs, taken, values[node.name])
     rule, reason = rule_for(target), None
@@ -175,20 +175,6 @@ def _unlike(call: Call) -> str | None:
     if call.layer is not None and (len(call.values) != 1 or len(call.args) + len(call.kwargs) != 1):
         return "it is called with more than one tensor"
     return None
-
-
-def _plain(structure: Any, named: Any) -> Any:
-    """torch.fx's own containers as Python's, with a ``Ref`` for every node."""
-    if isinstance(structure, tuple):
-        items = [_plain(item, named) for item in structure]
-        return type(structure)(*items) if hasattr(structure, "_fields") else tuple(items)
-    if isinstance(structure, list):
-        return [_plain(item, named) for item in structure]
-    if isinstance(structure, dict):
-        return {key: _plain(item, named) for key, item in structure.items()}
-    if isinstance(structure, slice):
-        return slice(*(_plain(x, named) for x in (structure.start, structure.stop, structure.step)))
-    return named(structure)
 
 
 def _live(nodes: Sequence[Node], result: Any) -> list[Node]:

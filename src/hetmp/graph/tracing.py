@@ -53,10 +53,9 @@ def trace_modes(skeleton: nn.Module, inputs: Inputs) -> tuple[fx.Graph, fx.Graph
         HetmpError: torch.fx cannot trace the module; the message names the line.
     """
     drawn = _generators()
-    modes = {path: module.training for path, module in skeleton.named_modules()}
     graphs = []
     try:
-        with _recorded_creation():
+        with modes_kept(skeleton), _recorded_creation():
             for mode in (True, False):
                 skeleton.train(mode)
                 graphs.append(_Tracer(inputs).trace(skeleton))
@@ -70,9 +69,6 @@ def trace_modes(skeleton: nn.Module, inputs: Inputs) -> tuple[fx.Graph, fx.Graph
             "depends on an activation's values cannot be sliced: mark the module that does it "
             "with hetmp.leaf(module) to keep it whole"
         ) from error
-    finally:
-        for path, module in skeleton.named_modules():
-            module.training = modes[path]
     if drawn != _generators():
         raise HetmpError(
             f"{inputs.title} draws random numbers that no activation has a part in: they would be "
@@ -82,6 +78,17 @@ def trace_modes(skeleton: nn.Module, inputs: Inputs) -> tuple[fx.Graph, fx.Graph
     training, evaluation = graphs
     same = _written(training, skeleton) == _written(evaluation, skeleton)
     return training, training if same else evaluation
+
+
+@contextmanager
+def modes_kept(module: nn.Module) -> Iterator[None]:
+    """Whatever mode *module* and its parts are put in inside, they come out as they were."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _generators() -> list[Any]:

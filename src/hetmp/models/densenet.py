@@ -17,7 +17,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from hetmp.models.network import Network, he_start, is_small, map_size, scaled
+from hetmp.models.network import Network, is_small, map_size, padded_convolution, scaled
 
 GROWTH = 32
 """Channels that a dense layer adds."""
@@ -27,11 +27,6 @@ BOTTLENECK = 4
 
 DEPTHS = (6, 12, 24, 16)
 """Dense layers of each block."""
-
-
-def _convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Padded, so that only *stride* changes the map. A norm has the bias."""
-    return he_start(nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False))
 
 
 class DenseBlock(nn.ModuleDict):
@@ -60,10 +55,10 @@ def _dense_layer(before: int, growth: int) -> nn.Sequential:
         OrderedDict(
             norm1=nn.BatchNorm2d(before),
             relu1=nn.ReLU(inplace=True),
-            conv1=_convolution(before, hidden, 1),
+            conv1=padded_convolution(before, hidden, 1),
             norm2=nn.BatchNorm2d(hidden),
             relu2=nn.ReLU(inplace=True),
-            conv2=_convolution(hidden, growth, 3),
+            conv2=padded_convolution(hidden, growth, 3),
         )
     )
 
@@ -74,7 +69,7 @@ def _transition(before: int) -> nn.Sequential:
         OrderedDict(
             norm=nn.BatchNorm2d(before),
             relu=nn.ReLU(inplace=True),
-            conv=_convolution(before, before // 2, 1),
+            conv=padded_convolution(before, before // 2, 1),
             pool=nn.AvgPool2d(2),
         )
     )
@@ -90,9 +85,9 @@ def _densenet121(input_shape: tuple[int, int, int], classes: int, width: float) 
     before = 2 * growth
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if is_small(image):
-        layers["conv0"] = _convolution(channels, before, 3)
+        layers["conv0"] = padded_convolution(channels, before, 3)
     else:
-        layers["conv0"] = _convolution(channels, before, 7, stride=2)
+        layers["conv0"] = padded_convolution(channels, before, 7, stride=2)
     layers["norm0"] = nn.BatchNorm2d(before)
     layers["relu0"] = nn.ReLU(inplace=True)
     if not is_small(image):

@@ -60,6 +60,11 @@ def he_start(convolution: nn.Conv2d) -> nn.Conv2d:
     return convolution
 
 
+def padded_convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Padded, so that only *stride* changes the map. A norm has the bias."""
+    return he_start(nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False))
+
+
 def map_size(name: str, features: nn.Sequential, image: Iterable[int]) -> tuple[int, ...]:
     """Height and width that *features* leave of an *image* of that height and width.
 

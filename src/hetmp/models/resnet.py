@@ -16,15 +16,10 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from hetmp.models.network import Network, he_start, is_small, scaled
+from hetmp.models.network import Network, is_small, padded_convolution, scaled
 
 FILTERS = (64, 128, 256, 512)
 """Of the four stages, before a bottleneck's expansion."""
-
-
-def _convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Padded, so that only *stride* changes the map. The norm behind it has the bias."""
-    return he_start(nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False))
 
 
 class _Residual(nn.Module):
@@ -38,7 +33,7 @@ class _Residual(nn.Module):
         self.downsample: nn.Sequential | None = None
         if stride != 1 or before != after:
             self.downsample = nn.Sequential(
-                _convolution(before, after, 1, stride), nn.BatchNorm2d(after)
+                padded_convolution(before, after, 1, stride), nn.BatchNorm2d(after)
             )
 
     def _past(self, x: Tensor) -> Tensor:
@@ -53,10 +48,10 @@ class BasicBlock(_Residual):
 
     def __init__(self, before: int, filters: int, stride: int) -> None:
         super().__init__(before, filters, stride)
-        self.conv1 = _convolution(before, filters, 3, stride)
+        self.conv1 = padded_convolution(before, filters, 3, stride)
         self.bn1 = nn.BatchNorm2d(filters)
         self.relu1 = nn.ReLU(inplace=True)
-        self.conv2 = _convolution(filters, filters, 3)
+        self.conv2 = padded_convolution(filters, filters, 3)
         self.bn2 = nn.BatchNorm2d(filters)
         self.relu2 = nn.ReLU(inplace=True)
 
@@ -75,13 +70,13 @@ class Bottleneck(_Residual):
     def __init__(self, before: int, filters: int, stride: int) -> None:
         after = self.expansion * filters
         super().__init__(before, after, stride)
-        self.conv1 = _convolution(before, filters, 1)
+        self.conv1 = padded_convolution(before, filters, 1)
         self.bn1 = nn.BatchNorm2d(filters)
         self.relu1 = nn.ReLU(inplace=True)
-        self.conv2 = _convolution(filters, filters, 3, stride)
+        self.conv2 = padded_convolution(filters, filters, 3, stride)
         self.bn2 = nn.BatchNorm2d(filters)
         self.relu2 = nn.ReLU(inplace=True)
-        self.conv3 = _convolution(filters, after, 1)
+        self.conv3 = padded_convolution(filters, after, 1)
         self.bn3 = nn.BatchNorm2d(after)
         self.relu3 = nn.ReLU(inplace=True)
 
@@ -104,9 +99,9 @@ def _resnet(
     stem = before = scaled(FILTERS[0], width)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if is_small(image):
-        layers["conv1"] = _convolution(channels, stem, 3)
+        layers["conv1"] = padded_convolution(channels, stem, 3)
     else:
-        layers["conv1"] = _convolution(channels, stem, 7, stride=2)
+        layers["conv1"] = padded_convolution(channels, stem, 7, stride=2)
     layers["bn1"] = nn.BatchNorm2d(stem)
     layers["relu"] = nn.ReLU(inplace=True)
     if not is_small(image):

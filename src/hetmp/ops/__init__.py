@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from hetmp.ops.activation import AcrossAxis, AcrossChannels, Activation, PReLU
-from hetmp.ops.axes import Axes, Expand, Questions
+from hetmp.ops.axes import Axes, Expand
 from hetmp.ops.call import (
     SCHEMES,
     Call,
@@ -17,6 +17,7 @@ from hetmp.ops.call import (
     Shape,
     Value,
     filled,
+    mapped,
     references,
 )
 from hetmp.ops.convolution import Convolution
@@ -25,13 +26,14 @@ from hetmp.ops.joins import Concatenation, Elementwise, Stacking
 from hetmp.ops.linear import Linear
 from hetmp.ops.mixing import Mixing, add_bias
 from hetmp.ops.normalization import ChannelNorm
+from hetmp.ops.normalization_across import GroupNorm, LayerNorm
 from hetmp.ops.pieces import Indexing, Narrow, Splitting
 from hetmp.ops.pooling import Pooling
+from hetmp.ops.questions import Questions
 from hetmp.ops.reduction import Reduction
 from hetmp.ops.resampling import ChannelShuffle, Padding, PixelShuffle, PixelUnshuffle, Resampling
 from hetmp.ops.reshape import Reshape
 from hetmp.ops.rule import Cuts, Rule, fresh_tensors
-from hetmp.ops.statistics import GroupNorm, LayerNorm
 from hetmp.ops.whole import Whole, draws, seeded
 
 _RULES: tuple[Rule, ...] = (
@@ -101,6 +103,7 @@ __all__ = [
     "draws",
     "filled",
     "fresh_tensors",
+    "mapped",
     "references",
     "rule_for",
     "seeded",

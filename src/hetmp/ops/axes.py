@@ -9,7 +9,7 @@ from torch import Tensor
 from hetmp.comm import Group
 from hetmp.ops.call import Call, Run
 from hetmp.ops.rule import Rule
-from hetmp.state import FULL, Sliced, State
+from hetmp.state import Sliced, State
 
 
 class Axes(Rule):
@@ -79,36 +79,3 @@ class Expand(Rule):
             return x.expand(asked)
 
         return expand
-
-
-class Questions(Rule):
-    """What a module asks of a tensor: the answer is that of the whole one."""
-
-    functions = (getattr,)
-    methods = ("size", "dim", "numel", "is_floating_point", "get_device", "stride", "ndimension")
-
-    ANSWERED = ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda")
-    OF_EACH = ("device", "requires_grad", "is_cuda", "get_device")  # which a rank's share tells
-
-    def unfit(self, call: Call) -> str | None:
-        if call.target is getattr and call.argument(1, "name") not in self.ANSWERED:
-            return f"it asks for .{call.argument(1, 'name')}"
-        return None
-
-    def gives(self, call: Call, source: Sliced) -> State | None:
-        return FULL
-
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
-        source = run.source
-        if not isinstance(source, Sliced):
-            return super().function(run, group)
-
-        def ask(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            whole = list(x.shape)
-            whole[source.axis] = source.layout.total
-            if (args[0] if run.call.target is getattr else run.call.title) in self.OF_EACH:
-                return run.call.invoke((x, *args), kwargs)
-            stand_in = torch.empty(whole, dtype=x.dtype, device="meta")
-            return run.call.invoke((stand_in, *args), kwargs)
-
-        return ask

@@ -204,16 +204,19 @@ def references(structure: Any) -> Iterator[str]:
 
 def filled(structure: Any, fill: Callable[[str], Any]) -> Any:
     """*structure* with ``fill(name)`` in the place of every reference; its containers are new."""
-    if isinstance(structure, Ref):
-        return fill(structure.name)
-    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
-        return type(structure)(*(filled(item, fill) for item in structure))
-    if isinstance(structure, tuple | list):
-        kind = tuple if isinstance(structure, tuple) else list
-        return kind(filled(item, fill) for item in structure)
+    return mapped(structure, lambda item: fill(item.name) if isinstance(item, Ref) else item)
+
+
+def mapped(structure: Any, change: Callable[[Any], Any]) -> Any:
+    """*structure* in plain containers of Python's, with ``change(item)`` for every item."""
+    if isinstance(structure, tuple):
+        items = [mapped(item, change) for item in structure]
+        return type(structure)(*items) if hasattr(structure, "_fields") else tuple(items)
+    if isinstance(structure, list):
+        return [mapped(item, change) for item in structure]
     if isinstance(structure, Mapping):
-        return {name: filled(item, fill) for name, item in structure.items()}
+        return {name: mapped(item, change) for name, item in structure.items()}
     if isinstance(structure, slice):
         bounds = (structure.start, structure.stop, structure.step)
-        return slice(*(filled(bound, fill) for bound in bounds))
-    return structure
+        return slice(*(mapped(bound, change) for bound in bounds))
+    return change(structure)

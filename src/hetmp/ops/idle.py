@@ -18,6 +18,24 @@ from hetmp.ops.call import Run
 from hetmp.state import Sliced
 
 
+class _Dtypes:
+    """What the other ranks' outputs are made of; autocast decides operator by operator."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[torch.dtype, torch.dtype], torch.dtype] = {}
+
+    def of(self, x: Tensor, shape: list[int], compute: Callable[[Tensor], Tensor]) -> torch.dtype:
+        """Of what *compute* gives for something like *x*, of *shape*."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return x.dtype
+        key = x.dtype, torch.get_autocast_dtype(x.device.type)
+        if key not in self._known:
+            # A channel of one sample is computed, once, to see what comes of it.
+            with torch.no_grad():
+                self._known[key] = compute(x.new_zeros([1, *shape[1:]])).dtype
+        return self._known[key]
+
+
 class Idle(nn.Module):
     """A layer on a rank that holds none of its channels."""
 
@@ -48,7 +66,7 @@ class Idle(nn.Module):
         self._kind = type(stand_in).__name__
         self._narrows, self._width = narrows, width
         self._empties = empties
-        self._dtypes: dict[tuple[torch.dtype, torch.dtype], torch.dtype] = {}
+        self._dtypes = _Dtypes()
         self.train(empty.training)
 
     def train(self, mode: bool = True) -> "Idle":
@@ -65,20 +83,13 @@ class Idle(nn.Module):
         given = list(layer(torch.empty(shape, dtype=x.dtype, device="meta")).shape)
         if self._empties is not None:
             given[self._empties] = 0
-        zeros: Tensor = _Zeros.apply(x, given, self._dtype(x, shape), *self.parameters())
+        dtype = self._dtypes.of(x, shape, self._compute)
+        zeros: Tensor = _Zeros.apply(x, given, dtype, *self.parameters())
         return zeros
 
-    def _dtype(self, x: Tensor, shape: list[int]) -> torch.dtype:
-        """What the other ranks' outputs are made of; autocast decides operator by operator."""
-        if not torch.is_autocast_enabled(x.device.type):
-            return x.dtype
-        key = x.dtype, torch.get_autocast_dtype(x.device.type)
-        if key not in self._dtypes:
-            # A channel of one sample is computed, once, to see what comes of it.
-            real = copy.deepcopy(self._stand_in[0]).to_empty(device=x.device).eval()
-            with torch.no_grad():
-                self._dtypes[key] = real(x.new_zeros([1, *shape[1:]])).dtype
-        return self._dtypes[key]
+    def _compute(self, x: Tensor) -> Tensor:
+        given: Tensor = copy.deepcopy(self._stand_in[0]).to_empty(device=x.device).eval()(x)
+        return given
 
     def extra_repr(self) -> str:
         return f"{self._kind} of no channels"
@@ -115,36 +126,23 @@ def idle_function(run: Run, width: int) -> Callable[..., Tensor]:
     assert isinstance(narrows, Sliced)
     assert isinstance(empties, Sliced)
 
+    dtypes = _Dtypes()
+
     def call(*args: Any, **kwargs: Any) -> Tensor:
         x = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor))
         shape = list(x.shape)
         shape[narrows.axis] = width
-        stand_in = torch.empty(shape, dtype=x.dtype, device="meta")
 
-        def swap(arg: Any) -> Any:
-            return stand_in if arg is x else arg
-
-        swapped = {name: swap(arg) for name, arg in kwargs.items()}
-        given = list(run.call.invoke(tuple(swap(arg) for arg in args), swapped).shape)
-        given[empties.axis] = 0
-        zeros: Tensor = _Zeros.apply(x, given, dtype_of(x, shape, args, kwargs))
-        return zeros
-
-    dtypes: dict[tuple[torch.dtype, torch.dtype], torch.dtype] = {}
-
-    def dtype_of(
-        x: Tensor, shape: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> torch.dtype:
-        if not torch.is_autocast_enabled(x.device.type):
-            return x.dtype
-        key = x.dtype, torch.get_autocast_dtype(x.device.type)
-        if key not in dtypes:
-            real = x.new_zeros([1, *shape[1:]])
-            given = run.call.invoke(
-                tuple(real if arg is x else arg for arg in args),
-                {name: real if arg is x else arg for name, arg in kwargs.items()},
+        def compute(stand_in: Tensor) -> Tensor:
+            given: Tensor = run.call.invoke(
+                tuple(stand_in if arg is x else arg for arg in args),
+                {name: stand_in if arg is x else arg for name, arg in kwargs.items()},
             )
-            dtypes[key] = given.dtype
-        return dtypes[key]
+            return given
+
+        given = list(compute(torch.empty(shape, dtype=x.dtype, device="meta")).shape)
+        given[empties.axis] = 0
+        zeros: Tensor = _Zeros.apply(x, given, dtypes.of(x, shape, compute))
+        return zeros
 
     return call

@@ -1,6 +1,6 @@
 """A user's module -> its sliced form and back: ``slice_model`` and ``merge_model``."""
 
-from hetmp.slicing.build import check_strict, slice_model
+from hetmp.slicing.build import slice_model
 from hetmp.slicing.merge import merge_model, merged_tensors
 from hetmp.slicing.model import SlicedModel
 from hetmp.slicing.table import Entry, Table, make_table
@@ -9,7 +9,6 @@ __all__ = [
     "Entry",
     "SlicedModel",
     "Table",
-    "check_strict",
     "make_table",
     "merge_model",
     "merged_tensors",

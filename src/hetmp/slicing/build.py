@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hetmp.channel_groups import plan_from_weights
 from hetmp.comm import Group
 from hetmp.errors import HetmpError
 from hetmp.exchange import distribute, share_of
 from hetmp.graph import ModelGraph, read_graph
-from hetmp.groups import plan_from_weights
 from hetmp.ops import fresh_tensors
 from hetmp.partition import checked_weights
 from hetmp.plan import Plan
@@ -70,7 +70,7 @@ def slice_model(
     with group.together():
         graph = read_graph(module, example_input)
         if strict:
-            check_strict(graph)
+            graph.check_strict()
         plan = _plan(graph, weights, group.size)
         schedule = make_schedule(graph, plan)
         table = make_table(graph, schedule)
@@ -83,19 +83,6 @@ def slice_model(
     _fill(model, module, table, init, group)
     model.training = module.training
     return model
-
-
-def check_strict(graph: ModelGraph) -> None:
-    """Refuse a model with an operation that hetmp has no rule for.
-
-    Raises:
-        HetmpError: naming the first one.
-    """
-    for node in graph.fallbacks():
-        raise HetmpError(
-            f"{'layer' if node.call.layer is not None else 'operation'} {node.place} cannot be "
-            f"sliced: {node.reason} (strict: it may not be computed whole)"
-        )
 
 
 def _plan(graph: ModelGraph, weights: Sequence[float] | Plan, ranks: int) -> Plan:

@@ -68,7 +68,10 @@ class Runtime(nn.Module):
         self.functions: dict[str, Callable[..., Any]] = {}
         self.input_entry, self.parameter_entry = EntryExchange(group), EntryExchange(group)
         self._orders = [_orders(program, graph, table) for program in schedule.programs]
-        self._replicated = [_replicated(program, graph, table) for program in schedule.programs]
+        self._replicated = [
+            _replicated(orders, program, graph, table)
+            for orders, program in zip(self._orders, schedule.programs, strict=True)
+        ]
         self.same_batch = SameBatch(group)
 
     def mode(self, training: bool) -> int:
@@ -187,10 +190,10 @@ def _entered(step: Step, graph: ModelGraph, table: Table) -> dict[str, str]:
     }
 
 
-def _replicated(program: Program, graph: ModelGraph, table: Table) -> tuple[str, ...]:
-    names: dict[str, None] = {}
-    for step in program.steps:
-        names.update(dict.fromkeys(_entered(step, graph, table).values()))
+def _replicated(
+    orders: tuple[Order, ...], program: Program, graph: ModelGraph, table: Table
+) -> tuple[str, ...]:
+    names = dict.fromkeys(name for order in orders for name in order.entered.values())
     for path in program.attributes.values():
         if path in table and table[path].parameter:
             names[graph.aliases.get(path, path)] = None

@@ -11,7 +11,7 @@ from typing import Any, cast
 from hetmp.axis import Atom, Axis
 from hetmp.graph import ModelGraph, Node
 from hetmp.ops import Scheme
-from hetmp.partition import Layout, Partition, Piece, apportion, checked_weights
+from hetmp.partition import Layout, Piece, apportion, checked_weights
 from hetmp.plan import LayerPlan, Plan
 from hetmp.schedule import Scheduler
 from hetmp.state import Sliced
@@ -44,7 +44,7 @@ class ChannelPiece:
 
 
 @dataclass(frozen=True)
-class Groups:
+class ChannelGroups:
     """The channel groups of a module.
 
     Attributes:
@@ -56,7 +56,7 @@ class Groups:
     pieces: dict[str, tuple[ChannelPiece, ...]]
 
 
-def channel_groups(graph: ModelGraph) -> Groups:
+def channel_groups(graph: ModelGraph) -> ChannelGroups:
     """Which channels of *graph* must be cut alike."""
     axes = _Axes()
     reader = _Reader(graph, axes)
@@ -77,7 +77,7 @@ def channel_groups(graph: ModelGraph) -> Groups:
         path: tuple(ChannelPiece(groups[atom], block) for atom, block in axis.leaves)
         for path, axis in axes.of.items()
     }
-    return Groups(tuple(groups.values()), pieces)
+    return ChannelGroups(tuple(groups.values()), pieces)
 
 
 def plan_from_weights(graph: ModelGraph, weights: Sequence[Any]) -> Plan:
@@ -99,7 +99,7 @@ def plan_from_weights(graph: ModelGraph, weights: Sequence[Any]) -> Plan:
         if _is_crumbled(layout) and getattr(node.call.layer, "groups", 1) == 1:
             layout = Layout.of(apportion(layout.total, exact))
         pieces = tuple(
-            Partition(tuple(count * piece.block for count in piece.partition.counts)).counts
+            tuple(count * piece.block for count in piece.partition.counts)
             for piece in layout.pieces
         )
         layers.append(

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from hetmp.channel_groups import channel_groups, plan_from_weights
 from hetmp.graph import ModelGraph, read_graph
-from hetmp.groups import channel_groups, plan_from_weights
 from hetmp.models import build
 from hetmp.partition import apportion
 from hetmp.schedule import CallStep, ExchangeStep, make_schedule

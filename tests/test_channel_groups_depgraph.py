@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comparison import MIXING
+from hetmp.channel_groups import channel_groups
 from hetmp.graph import read_graph
-from hetmp.groups import channel_groups
 from hetmp.models import build
 from reading import Running
 
