@@ -218,6 +218,7 @@ def compare_training(
     optimizer: Callable[..., torch.optim.Optimizer] = sgd,
     example: bool = False,
     input_gradient: bool = True,
+    tuning: hetmp.Tuning | None = None,
 ) -> tuple[hetmp.SlicedModel, nn.Module]:
     """Train both for some steps; outputs, losses, gradients, weights and buffers are equal.
 
@@ -225,13 +226,14 @@ def compare_training(
         shape: of a batch.
         example: whether slice_model is given an example_input.
         input_gradient: whether the input requires a gradient, which is compared too.
+        tuning: how the sliced model does its work.
 
     Returns:
         The trained models, for more comparison.
     """
     reference = copy.deepcopy(module)
     example_input = torch.empty(*shape, dtype=torch.float64) if example else None
-    model = hetmp.slice_model(module, weights, example_input=example_input)
+    model = hetmp.slice_model(module, weights, example_input=example_input, tuning=tuning)
     differences = Differences(model, reference)
     rank, ranks = model.hetmp.group.rank, model.hetmp.group.size
     optimizers = [optimizer(model.parameters()), optimizer(reference.parameters())]

@@ -14,11 +14,14 @@ from exchange_reference import (
 )
 from hetmp.comm import Group
 from hetmp.errors import HetmpError
-from hetmp.exchange import Entry, Exchange, collectives, dual
+from hetmp.exchange import Carriage, Entry, Exchange, collectives, dual
 from hetmp.partition import Layout, Partition
 from hetmp.state import FULL, PARTIAL, Sliced
 
 pytestmark = pytest.mark.mpi
+
+COLLECTIVES = Carriage(shared=False)
+BOTH = pytest.mark.parametrize("how", [Carriage(), COLLECTIVES], ids=["shared", "collectives"])
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +53,20 @@ def check(group, y, x, source, target, shape, seed):
 # --- start and wait -----------------------------------------------------------------------------
 
 
+@BOTH
 @pytest.mark.parametrize("name", ["uneven", "zeros", "pieces"])
-def test_start_and_wait_give_what_the_call_gives(group, name):
+def test_start_and_wait_give_what_the_call_gives(group, name, how):
     layout = layouts(group.size)[name]
     shape = (3, layout.total, 2)
     for source, target in every_kind(layout):
         x = held(source, shape, group.rank, 1).requires_grad_()
-        y = Exchange(group, source, target).start(x).wait()
+        y = Exchange(group, source, target).start(x, how).wait()
         check(group, y, x, source, target, shape, 1)
 
 
+@BOTH
 @pytest.mark.parametrize("backwards", [False, True])
-def test_several_in_flight_with_other_work_between(group, backwards):
+def test_several_in_flight_with_other_work_between(group, backwards, how):
     """Every exchange at once, waited for in another order than started, in both directions."""
     layout = layouts(group.size)["pieces"]
     shape = (2, layout.total, 3)
@@ -74,7 +79,7 @@ def test_several_in_flight_with_other_work_between(group, backwards):
     work = numbers((4, 4), 7).requires_grad_()
     pending = []
     for exchange, x in zip(exchanges, inputs, strict=True):
-        pending.append(exchange.start(x))
+        pending.append(exchange.start(x, how))
         work = work @ work.detach().sign()
     order = [0, 1, 2, 3, 4] if not backwards else [4, 3, 2, 1, 0]
     results = {i: pending[i].wait() for i in order}
@@ -89,13 +94,14 @@ def test_several_in_flight_with_other_work_between(group, backwards):
         assert torch.equal(inputs[i].grad, moved_back(back, source, target, shape, group.rank)), i
 
 
-def test_one_exchange_several_times_in_flight(group):
+@BOTH
+def test_one_exchange_several_times_in_flight(group, how):
     layout = layouts(group.size)["uneven"]
     shape, source = (2, layout.total), Sliced(layout)
     exchange = Exchange(group, source, FULL)
-    inputs = [held(source, shape, group.rank, seed).requires_grad_() for seed in (0, 10, 20)]
-    pending = [exchange.start(x) for x in inputs]
-    for seed, x, one in zip((0, 10, 20), inputs, pending, strict=True):
+    inputs = [held(source, shape, group.rank, seed).requires_grad_() for seed in range(0, 50, 10)]
+    pending = [exchange.start(x, how) for x in inputs]
+    for seed, x, one in zip(range(0, 50, 10), inputs, pending, strict=True):
         check(group, one.wait(), x, source, FULL, shape, seed)
 
 
@@ -135,7 +141,7 @@ def test_messages_above_the_limit_go_in_rounds(group, limit, monkeypatch):
             for started in (False, True):
                 x = held(source, shape, group.rank, 1).requires_grad_()
                 exchange = Exchange(group, source, target)
-                y = exchange.start(x).wait() if started else exchange(x)
+                y = exchange.start(x, COLLECTIVES).wait() if started else exchange(x, COLLECTIVES)
                 check(group, y, x, source, target, shape, 1)
 
 
@@ -173,12 +179,13 @@ def test_how_many_rounds_there_are(group, monkeypatch):
 # --- counters -----------------------------------------------------------------------------------
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("dtype", "moved_size", "summed_size"),
     [(torch.float64, 8, 8), (torch.float32, 4, 4), (torch.bfloat16, 2, 4)],
 )
-def test_counters_count_calls_bytes_and_seconds(group, dtype, moved_size, summed_size):
-    """Bytes are those that a rank must receive; 16-bit floats are summed as float32."""
+def test_counters_count_calls_bytes_and_seconds(group, dtype, moved_size, summed_size, how):
+    """Bytes are those that a rank must receive; MPI sums 16-bit floats as float32."""
     ranks, rank = group.size, group.rank
     layout = layouts(ranks)["uneven"]
     other = another(layout)
@@ -194,7 +201,8 @@ def test_counters_count_calls_bytes_and_seconds(group, dtype, moved_size, summed
         ]
         return len(owned[1] - owned[0])
 
-    gathered, scattered = others * moved_size, (ranks - 1) * mine * summed_size
+    scattered_size = moved_size if how.shared and group.on_one_host else summed_size
+    gathered, scattered = others * moved_size, (ranks - 1) * mine * scattered_size
     reduced = 2 * (ranks - 1) * layout.total * inner * summed_size // ranks
     expected = {
         "Allgatherv": (gathered, scattered),
@@ -211,7 +219,7 @@ def test_counters_count_calls_bytes_and_seconds(group, dtype, moved_size, summed
         assert (exchange.forward_counter.calls, exchange.forward_counter.seconds) == (0, 0.0)
         for times in (1, 2):
             x = held(source, shape, rank, 1, dtype).requires_grad_()
-            y = exchange(x) if times == 1 else exchange.start(x).wait()
+            y = exchange(x, how) if times == 1 else exchange.start(x, how).wait()
             y.backward(held(target, shape, rank, 2, dtype))
             for counter, bytes_once in zip(
                 (exchange.forward_counter, exchange.backward_counter),

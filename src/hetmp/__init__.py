@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hetmp.optim import clip_grad_norm_
     from hetmp.partition import Layout, Partition, apportion
     from hetmp.plan import Plan
-    from hetmp.slicing import SlicedModel, merge_model, slice_model
+    from hetmp.slicing import SlicedModel, Tuning, merge_model, slice_model
 
 _HOMES = {
     "Exchange": "exchange",
@@ -30,6 +30,7 @@ _HOMES = {
     "Partition": "partition",
     "Plan": "plan",
     "SlicedModel": "slicing",
+    "Tuning": "slicing",
     "apportion": "partition",
     "clip_grad_norm_": "optim",
     "leaf": "graph",
@@ -47,6 +48,7 @@ __all__ = [
     "Partition",
     "Plan",
     "SlicedModel",
+    "Tuning",
     "__version__",
     "apportion",
     "clip_grad_norm_",

@@ -40,6 +40,8 @@ def _mpi() -> Any:
         import mpi4py
 
         mpi4py.rc.initialize = False
+        # Open MPI's UCX component cannot share memory on a host, and says so at every window.
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     from mpi4py import MPI
 
     if not started_by_user:
@@ -77,6 +79,8 @@ class Group:
         comm: carries the exchanges between layers.
         control: carries agreement and other small messages.
         rank, size: this rank's number, and how many there are.
+        on_one_host: whether all ranks can share memory.
+        kept: what lives as long as the user's communicator, by purpose.
         pace: a test aid that makes this rank slower.
         rehearsing: whether exchanges move nothing, to measure what is left of a step.
     """
@@ -88,10 +92,12 @@ class Group:
             raise HetmpError(
                 "hetmp needs an intracommunicator that this rank is in, such as MPI.COMM_WORLD"
             )
-        self.comm: MPI.Intracomm = _duplicate(user, "exchange")
-        self.control: MPI.Intracomm = _duplicate(user, "control")
+        self.kept: dict[str, Any] = _kept(user)
+        self.comm: MPI.Intracomm = _duplicate(user, self.kept, "exchange")
+        self.control: MPI.Intracomm = _duplicate(user, self.kept, "control")
         self.rank: int = user.Get_rank()
         self.size: int = user.Get_size()
+        self.on_one_host = _on_one_host(self.control, self.kept)
         self.pace = Pace()
         self.rehearsing = False
 
@@ -152,6 +158,10 @@ class Group:
         buffer = encoded.copy() if self.rank == root else np.empty(size, dtype=np.uint8)
         return self.broadcast(buffer, root).tobytes().decode()
 
+    def shared_memory(self, size: int) -> "SharedMemory":
+        """*size* bytes that all ranks see, zeros at first. Collective; needs ``on_one_host``."""
+        return SharedMemory(self.comm, size)
+
     def fail(self, error: BaseException) -> NoReturn:
         """End the job after an error that was not agreed on: nonzero exit on all, no hang.
 
@@ -171,6 +181,30 @@ class Group:
         raise SystemExit(1)
 
 
+class SharedMemory:
+    """Memory that the ranks of one host share, an MPI-3 shared window held by its first rank.
+
+    What a rank wrote is seen by the others after ``publish()``, a barrier, and ``publish()`` there.
+
+    Attributes:
+        bytes: the memory, the same on every rank.
+    """
+
+    def __init__(self, comm: "MPI.Intracomm", size: int) -> None:
+        mpi = _mpi()
+        self._window = mpi.Win.Allocate_shared(size if comm.rank == 0 else 0, 1, comm=comm)
+        self._window.Lock_all()  # an epoch for Sync, never left
+        memory, _ = self._window.Shared_query(0)
+        self.bytes: npt.NDArray[np.uint8] = np.frombuffer(memory, dtype=np.uint8)[:size]
+        if comm.rank == 0:
+            self.bytes[:] = 0  # taken from the system now, not when it is first written to
+        comm.Barrier()
+
+    def publish(self) -> None:
+        """Order this rank's reads and writes before and after this call."""
+        self._window.Sync()
+
+
 def describe(error: BaseException) -> str:
     """An error in words; its type too where it is not one that hetmp worded."""
     if isinstance(error, HetmpError):
@@ -186,7 +220,8 @@ def report(error: BaseException, prefix: str = "") -> None:
     sys.stderr.flush()
 
 
-def _duplicate(comm: "MPI.Intracomm", purpose: str) -> "MPI.Intracomm":
+def _kept(comm: "MPI.Intracomm") -> dict[str, Any]:
+    """What hetmp keeps on a user's communicator."""
     global _cache_key
     mpi = _mpi()
     if mpi.Query_thread() < mpi.THREAD_SERIALIZED:
@@ -196,14 +231,29 @@ def _duplicate(comm: "MPI.Intracomm", purpose: str) -> "MPI.Intracomm":
         )
     if _cache_key is None:
         _cache_key = mpi.Comm.Create_keyval()
-    cached: Any = comm.Get_attr(_cache_key)
-    if cached is None:
-        cached = {}
-        comm.Set_attr(_cache_key, cached)
-    if purpose not in cached:
-        cached[purpose] = comm.Dup()
-    duplicate: MPI.Intracomm = cached[purpose]
+    kept: Any = comm.Get_attr(_cache_key)
+    if kept is None:
+        kept = {}
+        comm.Set_attr(_cache_key, kept)
+    found: dict[str, Any] = kept
+    return found
+
+
+def _duplicate(comm: "MPI.Intracomm", kept: dict[str, Any], purpose: str) -> "MPI.Intracomm":
+    if purpose not in kept:
+        kept[purpose] = comm.Dup()
+    duplicate: MPI.Intracomm = kept[purpose]
     return duplicate
+
+
+def _on_one_host(comm: "MPI.Intracomm", kept: dict[str, Any]) -> bool:
+    if "on one host" not in kept:
+        local = comm.Split_type(_mpi().COMM_TYPE_SHARED)
+        alone = np.array([local.Get_size() < comm.Get_size()], dtype=np.int8)
+        comm.Allreduce(_mpi().IN_PLACE, alone, op=_mpi().MAX)
+        kept["on one host"] = not alone[0]
+        local.Free()
+    return bool(kept["on one host"])
 
 
 def launched() -> tuple[int, int] | None:

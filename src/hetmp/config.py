@@ -64,6 +64,12 @@ class TrainConfig(BaseModel):
     """Precision of the computation: float32 or float64."""
     strict: bool = False
     """Refuse operations that hetmp has no rule for, instead of computing them on every rank."""
+    regather: bool = False
+    """Gather a layer's input again in the backward pass instead of keeping it: less memory."""
+    no_shared_memory: bool = False
+    """Exchange by MPI's collectives also where the ranks of a host could share memory."""
+    rounded: bool = False
+    """Send float32 between layers as bfloat16: half the bytes, and each exchange rounds."""
     drop_last: bool = False
     """Leave out the short last batch of an epoch."""
     shape: tuple[int, ...] | None = None

@@ -25,7 +25,7 @@ from hetmp.optim import clip_grad_norm_
 from hetmp.pace import check_slowdown
 from hetmp.plan import Plan
 from hetmp.progress import Progress
-from hetmp.slicing import SlicedModel, slice_model
+from hetmp.slicing import SlicedModel, Tuning, slice_model
 from hetmp.slicing.same_batch import SameBatch
 
 if TYPE_CHECKING:
@@ -65,7 +65,17 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
     device = choose_device(group, config.device)
     example = torch.empty((2, *dataset.input_shape), dtype=dtype, device="meta")
     model = slice_model(
-        module, weights, comm, example_input=example, device=device, strict=config.strict
+        module,
+        weights,
+        comm,
+        example_input=example,
+        device=device,
+        strict=config.strict,
+        tuning=Tuning(
+            shared_memory=not config.no_shared_memory,
+            regather=config.regather,
+            rounded=config.rounded,
+        ),
     )
     del module
     _check_output(config, model, dataset)

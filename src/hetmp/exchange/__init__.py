@@ -1,16 +1,18 @@
 """Exchanges: the only place that moves activations and parameters between ranks."""
 
-from hetmp.exchange.exchange import Entry, Exchange, Pending, dual, leave, save_token
-from hetmp.exchange.moves import Counter, Move, collective
+from hetmp.exchange.exchange import Entry, Exchange, Pending, alias, dual, leave, save_token
+from hetmp.exchange.moves import Carriage, Counter, Move, collective
 from hetmp.exchange.tensors import collect, distribute, share_of, share_shape
 from hetmp.exchange.volume import received
 
 __all__ = [
+    "Carriage",
     "Counter",
     "Entry",
     "Exchange",
     "Move",
     "Pending",
+    "alias",
     "collect",
     "collective",
     "distribute",

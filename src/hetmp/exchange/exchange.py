@@ -13,6 +13,7 @@ The backward column is not written down anywhere below: it is the move from the 
 target to the dual of the source, where full and partial are each other's dual.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from hetmp.comm import Group
 from hetmp.exchange import moves
-from hetmp.exchange.moves import Counter, Move
+from hetmp.exchange.moves import USUAL, Carriage, Counter, Move
 from hetmp.state import FULL, PARTIAL, Full, Partial, State
 
 
@@ -49,24 +50,24 @@ class Exchange(nn.Module):
         self.group, self.source, self.target = group, source, target
         self.forward_counter, self.backward_counter = Counter(), Counter()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, how: Carriage = USUAL) -> Tensor:
         """Exchange *x* now."""
         if self.group.size == 1:
             return x
-        moved: Tensor = _Now.apply(x, self)
+        moved: Tensor = _Now.apply(x, self, how)
         return moved
 
-    def start(self, x: Tensor) -> "Pending":
+    def start(self, x: Tensor, how: Carriage = USUAL) -> "Pending":
         """Begin to exchange *x*, which must not change until ``wait()``."""
-        return Pending(self, x)
+        return Pending(self, x, how)
 
-    def move(self, x: Tensor, *, blocking: bool = False) -> Move:
+    def move(self, x: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
         """Begin the forward move, without autograd."""
         return moves.start(
-            self.group, x, self.source, self.target, self.forward_counter, blocking=blocking
+            self.group, x, self.source, self.target, self.forward_counter, how, blocking=blocking
         )
 
-    def move_back(self, gradient: Tensor, *, blocking: bool = False) -> Move:
+    def move_back(self, gradient: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
         """Begin the adjoint move of a gradient, without autograd."""
         return moves.start(
             self.group,
@@ -74,6 +75,8 @@ class Exchange(nn.Module):
             dual(self.target),
             dual(self.source),
             self.backward_counter,
+            # What autograd is given it may add to.
+            replace(how, borrowed=False),
             blocking=blocking,
         )
 
@@ -97,9 +100,9 @@ class Pending:
     Backward, ``wait`` starts the adjoint and ``start`` waits for it.
     """
 
-    def __init__(self, exchange: Exchange, x: Tensor) -> None:
+    def __init__(self, exchange: Exchange, x: Tensor, how: Carriage) -> None:
         self._exchange = exchange
-        self._flight = _Flight(exchange)
+        self._flight = _Flight(exchange, how)
         if exchange.group.size == 1:
             self._x = x
         else:
@@ -116,8 +119,8 @@ class Pending:
 class _Flight:
     """What the two ends of a pending exchange share."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self.exchange = exchange
+    def __init__(self, exchange: Exchange, how: Carriage) -> None:
+        self.exchange, self.how = exchange, how
         self.forward: Move | None = None
         self.backward: Move | None = None
 
@@ -135,26 +138,26 @@ def save_token(ctx: Any, x: Tensor) -> None:
 def _unviewed(x: Tensor) -> Tensor:
     """*x* on the same memory, but no view: autograd forbids in-place work (such as an in-place
     ReLU behind an exchange) on a view that a custom function made."""
-    return _alias(x) if x._is_view() else x
+    return alias(x) if x._is_view() else x
 
 
-def _alias(x: Tensor) -> Tensor:
+def alias(x: Tensor) -> Tensor:
     """A tensor on the memory of *x* that autograd does not know to be a view of it."""
     return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
 
 
 class _Now(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, exchange: Exchange) -> Tensor:
-        ctx.exchange = exchange
+    def forward(ctx: Any, x: Tensor, exchange: Exchange, how: Carriage) -> Tensor:
+        ctx.exchange, ctx.how = exchange, how
         save_token(ctx, x)
-        return _unviewed(exchange.move(x, blocking=True).wait())
+        return _unviewed(exchange.move(x, how, blocking=True).wait())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         _ = ctx.saved_tensors
-        return ctx.exchange.move_back(gradient, blocking=True).wait(), None
+        return ctx.exchange.move_back(gradient, ctx.how, blocking=True).wait(), None, None
 
 
 class _Start(torch.autograd.Function):
@@ -162,7 +165,7 @@ class _Start(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, flight: _Flight) -> Tensor:
         ctx.flight = flight
         save_token(ctx, x)
-        flight.forward = flight.exchange.move(x)
+        flight.forward = flight.exchange.move(x, flight.how)
         return x.view_as(x)
 
     @staticmethod
@@ -178,14 +181,15 @@ class _Wait(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, flight: _Flight) -> Tensor:
         ctx.flight, ctx.shape = flight, x.shape
         save_token(ctx, x)
-        assert flight.forward is not None
-        return _unviewed(flight.forward.wait())
+        move, flight.forward = flight.forward, None
+        assert move is not None
+        return _unviewed(move.wait())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         _ = ctx.saved_tensors
-        ctx.flight.backward = ctx.flight.exchange.move_back(gradient)
+        ctx.flight.backward = ctx.flight.exchange.move_back(gradient, ctx.flight.how)
         # The gradient proper is under way: _Start returns it, whatever arrives there.
         return gradient.new_zeros(()).expand(ctx.shape), None
 
@@ -224,7 +228,7 @@ class _Enter(torch.autograd.Function):
         ctx.like = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
         ctx.set_materialize_grads(False)
         save_token(ctx, tensors[0])
-        return tuple(_alias(tensor) for tensor in tensors)
+        return tuple(alias(tensor) for tensor in tensors)
 
     @staticmethod
     @once_differentiable

@@ -6,7 +6,6 @@ rank's share in row-major order, whatever the memory format, so ranks need not a
 Shape legend: ``inner`` is the product of all sizes but the sliced axis's.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,16 +16,12 @@ from torch import Tensor
 
 from hetmp.comm import Group
 from hetmp.errors import HetmpError
-from hetmp.exchange import collectives
-from hetmp.exchange.collectives import Operation
+from hetmp.exchange import collectives, shared
 from hetmp.exchange.rehearsal import rehearse
+from hetmp.exchange.wire import check_dtype, inner_size, narrow, pack, to_wire, unpack, with_axis
 from hetmp.pace import Pace
 from hetmp.partition import Layout
 from hetmp.state import Full, Partial, Sliced, State
-
-_HALF = (torch.float16, torch.bfloat16)
-
-_AS_THEY_ARE = (torch.float32, torch.float64, torch.int32, torch.int64, torch.int16, torch.uint8)
 
 
 @dataclass
@@ -44,12 +39,34 @@ class Counter:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Carriage:
+    """How a tensor is carried; what arrives is the same. The same on every rank.
+
+    Attributes:
+        shared: through memory that the ranks share, where they are on one host.
+        borrowed: the receiver only reads, so that a gathered tensor may stay in that memory.
+        order: the order of the dimensions in memory and on the wire; None for their own. What
+            arrives lies in this order.
+        rounded: float32 travels as bfloat16, half the bytes; sums are still of float32. Not in
+            an Allreduce.
+    """
+
+    shared: bool = True
+    borrowed: bool = False
+    order: tuple[int, ...] | None = None
+    rounded: bool = False
+
+
+USUAL = Carriage()
+
+Finish = Callable[[], Tensor]
+
+
 class Move:
     """A tensor under way between two states: ``wait()`` gives it as it arrived."""
 
-    def __init__(
-        self, counter: Counter, began: float, finish: Callable[[], Tensor], pace: Pace
-    ) -> None:
+    def __init__(self, counter: Counter, began: float, finish: Finish, pace: Pace) -> None:
         self._counter, self._finish, self._pace = counter, finish, pace
         counter.calls += 1
         counter.seconds += time.perf_counter() - began
@@ -71,6 +88,7 @@ def start(
     source: State,
     target: State,
     counter: Counter,
+    how: Carriage = USUAL,
     *,
     blocking: bool = False,
 ) -> Move:
@@ -90,11 +108,29 @@ def start(
         _check_axis(tensor, source.axis, source.layout.counts[group.rank], source, group)
     elif isinstance(target, Sliced):
         _check_axis(tensor, target.axis, target.layout.total, target, group)
-    if group.rehearsing and name != "-":
-        finish = rehearse(group, tensor, source, target)
+    x = tensor.detach()
+    if name == "-":
+        return Move(counter, began, move(group, x, source, target), group.pace)
+    dtype, order = x.dtype, how.order or tuple(range(x.dim()))
+    x, source, target = x.permute(order), _ordered(source, order), _ordered(target, order)
+    if how.rounded and dtype is torch.float32 and name != "Allreduce":
+        x = x.to(torch.bfloat16)
+    if group.rehearsing:
+        arrived = rehearse(group, x, source, target, blocking=blocking)
     else:
-        finish = move(group, tensor.detach(), source, target, counter, blocking)
+        arrived = move(group, x, source, target, counter, how, blocking)
+
+    def finish() -> Tensor:
+        return arrived().to(dtype).permute([order.index(i) for i in range(len(order))])
+
     return Move(counter, began, finish, group.pace)
+
+
+def _ordered(state: State, order: tuple[int, ...]) -> State:
+    """The state of a tensor with its dimensions in another order."""
+    if not isinstance(state, Sliced):
+        return state
+    return Sliced(state.layout, order.index(state.axis % len(order)))
 
 
 def _check_axis(tensor: Tensor, axis: int, size: int, state: Sliced, group: Group) -> None:
@@ -108,68 +144,120 @@ def _check_axis(tensor: Tensor, axis: int, size: int, state: Sliced, group: Grou
 
 
 def _gather(
-    group: Group, x: Tensor, source: Sliced, target: Full, counter: Counter, blocking: bool
-) -> Callable[[], Tensor]:
+    group: Group,
+    x: Tensor,
+    source: Sliced,
+    target: Full,
+    counter: Counter,
+    how: Carriage,
+    blocking: bool,
+) -> Finish:
     layout, axis = source.layout, source.axis
-    shape = _with_axis(x, axis, layout.total)
-    inner = _inner(shape, axis)
+    shape = with_axis(x, axis, layout.total)
+    inner = inner_size(shape, axis)
     counts = [count * inner for count in layout.counts]
-    wire = _to_wire(x.reshape(-1), summed=False)
+    check_dtype(x, summed=False)
+    counter.bytes += (sum(counts) - x.numel()) * x.element_size()
+    if how.shared:
+        finish = shared.gather(group, x, shape, axis, layout, borrowed=how.borrowed)
+        if finish is not None:
+            return finish
+    wire = to_wire(x.reshape(-1), summed=False)
     operation = collectives.allgatherv(group, wire.array, counts, blocking=blocking)
-    counter.bytes += (sum(counts) - wire.array.size) * wire.array.itemsize
-    return lambda: _unpack(wire.back(operation), shape, axis, layout)
+    return lambda: unpack(wire.back(operation), shape, axis, layout)
 
 
 def _reduce_scatter(
-    group: Group, x: Tensor, source: Partial, target: Sliced, counter: Counter, blocking: bool
-) -> Callable[[], Tensor]:
+    group: Group,
+    x: Tensor,
+    source: Partial,
+    target: Sliced,
+    counter: Counter,
+    how: Carriage,
+    blocking: bool,
+) -> Finish:
     layout, axis = target.layout, target.axis
-    shape = _with_axis(x, axis, layout.counts[group.rank])
-    inner = _inner(shape, axis)
+    shape = with_axis(x, axis, layout.counts[group.rank])
+    inner = inner_size(shape, axis)
     counts = [count * inner for count in layout.counts]
-    wire = _to_wire(_pack(x, axis, layout), summed=True)
+    check_dtype(x, summed=True)
+    as_it_is = (group.size - 1) * counts[group.rank] * x.element_size()
+    if how.shared:
+        finish = shared.reduce_scatter(group, x, shape, axis, layout)
+        if finish is not None:
+            counter.bytes += as_it_is
+            return finish
+    if how.rounded and x.dtype is torch.bfloat16:
+        counter.bytes += as_it_is
+        return _sum_here(group, x, shape, axis, layout, blocking)
+    wire = to_wire(pack(x, axis, layout), summed=True)
     operation = collectives.reduce_scatter(group, wire.array, counts, blocking=blocking)
     counter.bytes += (group.size - 1) * counts[group.rank] * wire.array.itemsize
     return lambda: wire.back(operation).view(shape)
 
 
+def _sum_here(
+    group: Group, x: Tensor, shape: list[int], axis: int, layout: Layout, blocking: bool
+) -> Finish:
+    """A reduce-scatter whose 16-bit summands travel as they are: MPI cannot sum them."""
+    counts = [count * inner_size(shape, axis) for count in layout.counts]
+    wire = to_wire(pack(x, axis, layout), summed=False)
+    table = np.tile(np.array(counts, dtype=np.int64), (group.size, 1))
+    operation = collectives.alltoallv(group, wire.array, table, blocking=blocking)
+
+    def finish() -> Tensor:
+        summands = wire.back(operation).view(group.size, *shape)
+        return summands.sum(0, dtype=torch.float32)
+
+    return finish
+
+
 def _reduce(
-    group: Group, x: Tensor, source: Partial, target: Full, counter: Counter, blocking: bool
-) -> Callable[[], Tensor]:
-    wire = _to_wire(x.reshape(-1), summed=True)
+    group: Group,
+    x: Tensor,
+    source: Partial,
+    target: Full,
+    counter: Counter,
+    how: Carriage,
+    blocking: bool,
+) -> Finish:
+    check_dtype(x, summed=True)
+    wire = to_wire(x.reshape(-1), summed=True)
     operation = collectives.allreduce(group, wire.array, blocking=blocking)
     counter.bytes += 2 * (group.size - 1) * wire.array.nbytes // group.size
     return lambda: wire.back(operation).view(x.shape)
 
 
-def _keep(
-    group: Group, x: Tensor, source: Full, target: Sliced, counter: Counter, blocking: bool
-) -> Callable[[], Tensor]:
+def _keep(group: Group, x: Tensor, source: Full, target: Sliced) -> Finish:
     slices = target.layout.slices(group.rank)
-    kept = torch.cat([_narrow(x, target.axis, piece) for piece in slices], dim=target.axis)
+    kept = torch.cat([narrow(x, target.axis, piece) for piece in slices], dim=target.axis)
     return lambda: kept
 
 
-def _place(
-    group: Group, x: Tensor, source: Sliced, target: Partial, counter: Counter, blocking: bool
-) -> Callable[[], Tensor]:
+def _place(group: Group, x: Tensor, source: Sliced, target: Partial) -> Finish:
     axis, at = source.axis, 0
-    summand = x.new_zeros(_with_axis(x, axis, source.layout.total))
+    summand = x.new_zeros(with_axis(x, axis, source.layout.total))
     for piece in source.layout.slices(group.rank):
         size = piece.stop - piece.start
-        _narrow(summand, axis, piece).copy_(x.narrow(axis, at, size))
+        narrow(summand, axis, piece).copy_(x.narrow(axis, at, size))
         at += size
     return lambda: summand
 
 
 def _redistribute(
-    group: Group, x: Tensor, source: Sliced, target: Sliced, counter: Counter, blocking: bool
-) -> Callable[[], Tensor]:
+    group: Group,
+    x: Tensor,
+    source: Sliced,
+    target: Sliced,
+    counter: Counter,
+    how: Carriage,
+    blocking: bool,
+) -> Finish:
     if source.axis % x.dim() != target.axis % x.dim() or source.layout.total != target.layout.total:
         raise HetmpError(f"{source} and {target} are not the same axis")
     axis = source.axis
-    shape = _with_axis(x, axis, target.layout.counts[group.rank])
-    inner = _inner(shape, axis)
+    shape = with_axis(x, axis, target.layout.counts[group.rank])
+    inner = inner_size(shape, axis)
     ranks = range(group.size)
     shared = [[overlaps(source.layout, s, target.layout, t) for t in ranks] for s in ranks]
     sizes = [[sum(piece.size for piece in pair) for pair in row] for row in shared]
@@ -179,7 +267,8 @@ def _redistribute(
         for pair in shared[group.rank]
         for piece in pair
     ]
-    wire = _to_wire(torch.cat(outgoing) if outgoing else x.new_empty(0), summed=False)
+    check_dtype(x, summed=False)
+    wire = to_wire(torch.cat(outgoing) if outgoing else x.new_empty(0), summed=False)
     operation = collectives.alltoallv(group, wire.array, counts, blocking=blocking)
     received = int(counts[:, group.rank].sum() - counts[group.rank, group.rank])
     counter.bytes += received * wire.array.itemsize
@@ -196,7 +285,7 @@ def _redistribute(
     return finish
 
 
-_MOVES: dict[tuple[type, type], tuple[str, Callable[..., Callable[[], Tensor]]]] = {
+_MOVES: dict[tuple[type, type], tuple[str, Callable[..., Finish]]] = {
     (Sliced, Full): ("Allgatherv", _gather),
     (Partial, Sliced): ("Reduce_scatter", _reduce_scatter),
     (Partial, Full): ("Allreduce", _reduce),
@@ -215,7 +304,7 @@ def collective(source: State, target: State) -> str:
     return _move(source, target)[0]
 
 
-def _move(source: State, target: State) -> tuple[str, Callable[..., Callable[[], Tensor]]]:
+def _move(source: State, target: State) -> tuple[str, Callable[..., Finish]]:
     move = _MOVES.get((type(source), type(target)))
     if move is None:
         raise HetmpError(f"no exchange leads from {source} to {target}")
@@ -249,99 +338,3 @@ def overlaps(source: Layout, sender: int, target: Layout, receiver: int) -> list
             at_target += theirs.stop - theirs.start
         at_source += ours.stop - ours.start
     return found
-
-
-def _pack(x: Tensor, axis: int, layout: Layout) -> Tensor:
-    """The shares of all ranks, one after the other, each row-major."""
-    if _in_order(list(x.shape), axis, layout):
-        return x.reshape(-1)
-    blocks = [
-        torch.cat([_narrow(x, axis, piece) for piece in layout.slices(rank)], dim=axis)
-        if len(layout.pieces) > 1
-        else _narrow(x, axis, layout.slices(rank)[0])
-        for rank in range(layout.ranks)
-    ]
-    return torch.cat([block.reshape(-1) for block in blocks])
-
-
-def _unpack(flat: Tensor, shape: list[int], axis: int, layout: Layout) -> Tensor:
-    """The inverse of ``_pack``."""
-    if _in_order(shape, axis, layout):
-        return flat.view(shape)
-    blocks: list[list[Tensor]] = [[] for _ in layout.pieces]
-    inner, at = _inner(shape, axis), 0
-    for rank, count in enumerate(layout.counts):
-        block_shape = list(shape)
-        block_shape[axis] = count
-        block = flat[at : at + count * inner].view(block_shape)
-        at += count * inner
-        start = 0
-        for parts, piece in zip(blocks, layout.slices(rank), strict=True):
-            size = piece.stop - piece.start
-            parts.append(block.narrow(axis, start, size))
-            start += size
-    return torch.cat([part for parts in blocks for part in parts], dim=axis)
-
-
-def _in_order(shape: list[int], axis: int, layout: Layout) -> bool:
-    """Whether the shares already lie one after the other in a row-major tensor."""
-    return len(layout.pieces) == 1 and math.prod(shape[: axis % len(shape)]) == 1
-
-
-def _narrow(x: Tensor, axis: int, piece: slice) -> Tensor:
-    return x.narrow(axis, piece.start, piece.stop - piece.start)
-
-
-def _with_axis(x: Tensor, axis: int, size: int) -> list[int]:
-    shape = list(x.shape)
-    shape[axis] = size
-    return shape
-
-
-def _inner(shape: list[int], axis: int) -> int:
-    axis %= len(shape)
-    return math.prod(shape[:axis]) * math.prod(shape[axis + 1 :])
-
-
-@dataclass
-class _Wire:
-    """A flat tensor as MPI takes it, and the way back to its dtype and device."""
-
-    array: collectives.Array
-    carried: torch.dtype
-    dtype: torch.dtype
-    device: torch.device
-
-    def back(self, operation: Operation) -> Tensor:
-        arrived = torch.from_numpy(operation.wait())
-        if self.carried in (torch.int16, torch.uint8):
-            arrived = arrived.view(self.dtype)
-        return arrived.to(device=self.device, dtype=self.dtype)
-
-
-def _to_wire(flat: Tensor, *, summed: bool) -> _Wire:
-    """A host array of *flat*: 16-bit floats are summed as float32, and moved as bits.
-
-    Masks and counts travel too, as bytes and as they are.
-
-    A GPU's tensor is staged through pinned memory; MPI sees it when the copy has ended.
-    """
-    carried = flat.dtype
-    on_wire = flat
-    if flat.dtype in _HALF:
-        carried = torch.float32 if summed else torch.int16
-        on_wire = flat.float() if summed else flat.contiguous().view(torch.int16)
-    elif flat.dtype is torch.bool and not summed:
-        carried, on_wire = torch.uint8, flat.contiguous().view(torch.uint8)
-    elif flat.dtype not in _AS_THEY_ARE:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*_AS_THEY_ARE, *_HALF))
-        raise HetmpError(
-            f"exchanges move {names} and, where nothing is summed, bool, got {flat.dtype}: convert "
-            "it first"
-        )
-    if flat.is_cuda:
-        staged = torch.empty(on_wire.shape, dtype=on_wire.dtype, pin_memory=True)
-        staged.copy_(on_wire, non_blocking=True)
-        torch.cuda.current_stream(flat.device).synchronize()
-        on_wire = staged
-    return _Wire(on_wire.contiguous().numpy(), carried, flat.dtype, flat.device)

@@ -14,9 +14,13 @@ from hetmp.state import Sliced, State
 _arrived: dict[tuple[tuple[int, ...], torch.dtype, torch.device], Tensor] = {}
 
 
-def rehearse(group: Group, x: Tensor, source: State, target: State) -> Callable[[], Tensor]:
-    """Wait for all ranks, as a blocking collective does, and give what has the result's shape."""
-    group.comm.Barrier()
+def rehearse(
+    group: Group, x: Tensor, source: State, target: State, *, blocking: bool
+) -> Callable[[], Tensor]:
+    """Wait for all ranks, as a collective does, and give what has the result's shape."""
+    request = None if blocking else group.comm.Ibarrier()
+    if blocking:
+        group.comm.Barrier()
     shape = list(x.shape)
     if isinstance(target, Sliced):
         shape[target.axis] = target.layout.counts[group.rank]
@@ -28,4 +32,10 @@ def rehearse(group: Group, x: Tensor, source: State, target: State) -> Callable[
     kept = _arrived[key]
     # The same memory under a tensor of its own: work in place does not reach what autograd saved.
     alias = kept.new_empty(0).set_(kept.untyped_storage(), 0, kept.shape, kept.stride())
-    return lambda: alias
+
+    def finish() -> Tensor:
+        if request is not None:
+            request.Wait()
+        return alias
+
+    return finish

@@ -29,6 +29,7 @@ from hetmp.ops.normalization import ChannelNorm
 from hetmp.ops.normalization_across import GroupNorm, LayerNorm
 from hetmp.ops.pieces import Indexing, Narrow, Splitting
 from hetmp.ops.pooling import Pooling
+from hetmp.ops.postponed import Postponed
 from hetmp.ops.questions import Questions
 from hetmp.ops.reduction import Reduction
 from hetmp.ops.resampling import ChannelShuffle, Padding, PixelShuffle, PixelUnshuffle, Resampling
@@ -92,6 +93,7 @@ __all__ = [
     "Flow",
     "KeyedDropout",
     "Mixing",
+    "Postponed",
     "Ref",
     "Rule",
     "Run",

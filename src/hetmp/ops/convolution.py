@@ -1,9 +1,10 @@
 """Convolution and transposed convolution in 1, 2 and 3 dimensions, with any number of groups."""
 
+import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hetmp.ops.call import SCHEMES, Run, Scheme
 from hetmp.ops.mixing import Mixing
@@ -13,6 +14,9 @@ from hetmp.state import FULL, Sliced, State
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+_FEW_PIXELS = 16
+"""Images no larger are faster channel by channel: see ``docs/performance.md``."""
 
 
 class Convolution(Mixing):
@@ -80,3 +84,38 @@ class Convolution(Mixing):
     def idle_axes(self, run: Run) -> dict[str, Any]:
         width = run.layer.in_channels // run.layer.groups if run.layer.groups > 1 else 1
         return {**super().idle_axes(run), "width": width}
+
+    def is_plain(self, layer: Any) -> bool:
+        known = type(layer) in (*_PLAIN, *_TRANSPOSED)
+        return known and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+    def compute(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.convolution(x, weight, bias, *_setting(layer))
+
+    def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        wanted = [True, False, False]
+        given: Tensor = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, *_setting(layer), wanted
+        )[0]
+        return given
+
+    def parameter_gradients(
+        self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
+    ) -> dict[str, Tensor | None]:
+        sizes, wanted = [layer.out_channels], [False, weight, bias]
+        given = torch.ops.aten.convolution_backward(
+            gradient, x, layer.weight, sizes, *_setting(layer), wanted
+        )
+        return {"weight": given[1], "bias": given[2]}
+
+    def channels_last(self, layer: Any, shape: torch.Size) -> bool:
+        if not isinstance(layer, nn.Conv2d):
+            return False
+        return math.prod(layer.kernel_size) == 1 or shape[-2] * shape[-1] > _FEW_PIXELS
+
+
+def _setting(layer: Any) -> tuple[Any, ...]:
+    """(stride, padding, dilation, transposed, output padding, groups)."""
+    transposed = isinstance(layer, _TRANSPOSED)
+    output_padding = layer.output_padding if transposed else (0,) * len(layer.stride)
+    return layer.stride, layer.padding, layer.dilation, transposed, output_padding, layer.groups

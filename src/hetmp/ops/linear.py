@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hetmp.ops.call import Run, Scheme
 from hetmp.ops.mixing import Mixing
@@ -30,3 +30,21 @@ class Linear(Mixing):
             layer.in_features = count
         else:
             layer.out_features = count
+
+    def is_plain(self, layer: nn.Module) -> bool:
+        return type(layer) is nn.Linear
+
+    def compute(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return nn.functional.linear(x, weight, bias)
+
+    def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        return gradient @ weight
+
+    def parameter_gradients(
+        self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
+    ) -> dict[str, Tensor | None]:
+        rows = gradient.flatten(0, -2)
+        return {
+            "weight": rows.t() @ x.flatten(0, -2) if weight else None,
+            "bias": rows.sum(0) if bias else None,
+        }

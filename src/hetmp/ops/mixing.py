@@ -40,6 +40,28 @@ class Mixing(Rule):
         """
         return FULL
 
+    # --- the layer's own maths in parts; see ``postponed.py``
+
+    def is_plain(self, layer: nn.Module) -> bool:
+        """Whether the three methods below speak for the layer as it is set up."""
+        return False
+
+    def compute(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the layer gives for *x*, with these parameters."""
+        raise NotImplementedError
+
+    def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of the input, of which only shape, strides and dtype are looked at."""
+        raise NotImplementedError
+
+    def parameter_gradients(
+        self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
+    ) -> dict[str, Tensor | None]:
+        """The gradients of the parameters that are wanted, by name."""
+        raise NotImplementedError
+
+    # --- what a rank holds of it
+
     def cuts(self, run: Run) -> Cuts:
         assert run.scheme is not None
         axis = self.weight_axis(run.layer, run.scheme)

@@ -77,6 +77,10 @@ class Rule:
         """What becomes of slices, for an operator of one operand; None if it needs all channels."""
         return source
 
+    def channels_last(self, layer: Any, shape: torch.Size) -> bool:
+        """Whether an input of *shape* is best taken with each pixel's channels together."""
+        return False
+
     # --- what a rank holds and runs of it
 
     def cuts(self, run: Run) -> Cuts:

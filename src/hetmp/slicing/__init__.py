@@ -4,11 +4,14 @@ from hetmp.slicing.build import slice_model
 from hetmp.slicing.merge import merge_model, merged_tensors
 from hetmp.slicing.model import SlicedModel
 from hetmp.slicing.table import Entry, Table, make_table
+from hetmp.slicing.tuning import PLAIN, Tuning
 
 __all__ = [
+    "PLAIN",
     "Entry",
     "SlicedModel",
     "Table",
+    "Tuning",
     "make_table",
     "merge_model",
     "merged_tensors",

@@ -20,6 +20,7 @@ from hetmp.schedule import CallStep, Schedule, Step, make_schedule
 from hetmp.slicing.model import RESERVED, SlicedModel
 from hetmp.slicing.runtime import step_key
 from hetmp.slicing.table import Entry, Table, make_table, tensors_of
+from hetmp.slicing.tuning import Tuning
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -40,6 +41,7 @@ def slice_model(
     init: Init | None = None,
     device: torch.device | str | None = None,
     strict: bool = False,
+    tuning: Tuning | None = None,
 ) -> SlicedModel:
     """Slice *module* over the ranks of *comm*: the same network, of which each rank holds a share.
 
@@ -60,6 +62,7 @@ def slice_model(
         device: where this rank computes; the module's own device if None.
         strict: refuse operations that hetmp has no rule for; else every rank computes them
             whole, from all channels.
+        tuning: how the work is done, the same on every rank; it changes speed and memory only.
 
     Raises:
         HetmpError: on every rank at once, with one message: weights that cannot be used, a
@@ -77,8 +80,9 @@ def slice_model(
         target = _device(module, device)
         if RESERVED in dict(graph.skeleton.named_children()):
             raise HetmpError(f"a child module named {RESERVED!r} hides hetmp's own: rename it")
-    _agree_on_model(group, graph, plan, schedule)
-    model = SlicedModel(graph, plan, schedule, table, group)
+    tuning = tuning or Tuning()
+    _agree_on_model(group, graph, plan, schedule, tuning)
+    model = SlicedModel(graph, plan, schedule, table, group, tuning)
     _add_layers(model, graph, schedule, target)
     _fill(model, module, table, init, group)
     model.training = module.training
@@ -111,8 +115,10 @@ def _device(module: nn.Module, device: torch.device | str | None) -> torch.devic
     return found.pop() if found else torch.device("cpu")
 
 
-def _agree_on_model(group: Group, graph: ModelGraph, plan: Plan, schedule: Schedule) -> None:
-    """Refuse ranks that were given different modules, weights, plans or example inputs."""
+def _agree_on_model(
+    group: Group, graph: ModelGraph, plan: Plan, schedule: Schedule, tuning: Tuning
+) -> None:
+    """Refuse ranks that were given different modules, weights, plans, examples or tunings."""
     skeleton = graph.skeleton
     told = {
         "module": [
@@ -123,6 +129,7 @@ def _agree_on_model(group: Group, graph: ModelGraph, plan: Plan, schedule: Sched
         ],
         "plan or other weights": [plan.model_dump_json()],
         "example_input": [f"{step.name} {_told(step)}" for step in schedule.steps],
+        "tuning": [str(tuning)],
     }
     marks = np.array([zlib.crc32("\n".join(lines).encode()) for lines in told.values()])
     gathered = group.allgather(marks)

@@ -1,24 +1,24 @@
 """The sliced model: the user's layers with this rank's share of them, and exchanges between."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from hetmp.comm import Group
 from hetmp.errors import HetmpError
 from hetmp.exchange import leave
 from hetmp.graph import ModelGraph
-from hetmp.ops import add_bias, filled, seeded
+from hetmp.ops import filled
 from hetmp.plan import Plan
 from hetmp.schedule import BiasStep, CallStep, ExchangeStep, Program, Schedule, Step
-from hetmp.slicing.runtime import Order, Runtime
+from hetmp.slicing.forward import Forward
+from hetmp.slicing.runtime import Runtime
 from hetmp.slicing.table import Table
+from hetmp.slicing.tuning import Tuning
 
 RESERVED = "hetmp"
 """The attribute of a sliced model under which everything lies that is not the user's."""
@@ -34,10 +34,16 @@ class SlicedModel(nn.Module):
     """
 
     def __init__(
-        self, graph: ModelGraph, plan: Plan, schedule: Schedule, table: Table, group: Group
+        self,
+        graph: ModelGraph,
+        plan: Plan,
+        schedule: Schedule,
+        table: Table,
+        group: Group,
+        tuning: Tuning,
     ) -> None:
         super().__init__()
-        self.hetmp = Runtime(graph, plan, schedule, table, group)
+        self.hetmp = Runtime(graph, plan, schedule, table, group, tuning)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the user's module returns, whole, for a whole batch.
@@ -59,10 +65,7 @@ class SlicedModel(nn.Module):
         for name, path in program.attributes.items():
             values[name] = self._attribute(path, entered, device)
         key = runtime.draw_key(self, mode)
-        for order in runtime.orders(mode):
-            values[order.step.name] = self._run(mode, order, values, entered, key)
-            for name in order.freed:
-                values.pop(name, None)
+        Forward(self, runtime, mode, values, entered, key).run()
         return filled(program.result, lambda name: _left(runtime.group, values[name]))
 
     def _entered(self, mode: int) -> dict[str, Tensor]:
@@ -80,42 +83,6 @@ class SlicedModel(nn.Module):
             return entered[name]
         above, _, last = name.rpartition(".")
         return getattr(self.get_submodule(above), last)
-
-    def _run(
-        self,
-        mode: int,
-        order: Order,
-        values: Mapping[str, Any],
-        entered: Mapping[str, Tensor],
-        key: int,
-    ) -> Any:
-        step = order.step
-        if isinstance(step, ExchangeStep):
-            return self.hetmp.exchange(mode, step)(values[step.sources[0]])
-        if isinstance(step, BiasStep):
-            bias = entered.get(step.parameter)
-            if bias is None:
-                bias = self.get_parameter(step.parameter)
-            return add_bias(values[step.sources[0]], bias, step.axis)
-        assert isinstance(step, CallStep)
-
-        def fill(name: str) -> Any:
-            return values[step.inputs[name]]
-
-        args, kwargs = filled(step.node.call.args, fill), filled(step.node.call.kwargs, fill)
-        callee: Callable[..., Any] = self.hetmp.callee(self, mode, step)
-        with self._seed(order, key, args):
-            if order.entered and isinstance(callee, nn.Module):
-                own = {name: entered[whole] for name, whole in order.entered.items()}
-                return functional_call(callee, own, args, kwargs, tie_weights=False)
-            return callee(*args, **kwargs)
-
-    def _seed(self, order: Order, key: int, args: tuple[Any, ...]) -> Any:
-        """Where random numbers are drawn, they are seeded alike on all ranks."""
-        if not (order.seeded and self.training):
-            return nullcontext()
-        device = next((arg.device for arg in args if isinstance(arg, Tensor)), torch.device("cpu"))
-        return seeded(key, order.step.name, device)
 
     def __repr__(self) -> str:
         """The user's layers, the states between them and the exchanges, in order."""

@@ -13,12 +13,13 @@ from hetmp.errors import HetmpError
 from hetmp.exchange import Entry as EntryExchange
 from hetmp.exchange import Exchange
 from hetmp.graph import ModelGraph
-from hetmp.ops import KeyedDropout, draws, references
+from hetmp.ops import KeyedDropout, Mixing, draws, references
 from hetmp.plan import Plan
 from hetmp.schedule import CallStep, ExchangeStep, Program, Schedule, Step
 from hetmp.slicing.same_batch import SameBatch
 from hetmp.slicing.table import Table
-from hetmp.state import FULL
+from hetmp.slicing.tuning import Tuning
+from hetmp.state import FULL, PARTIAL
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,16 @@ class Order:
         freed: the values that nothing after it takes.
         entered: of a layer, its own names of replicated parameters -> their names in the model.
         seeded: whether it may draw random numbers, which must be the same on all ranks.
+        takers: of an exchange that gathers, the mixing layers that take what it gives.
+        borrowed: whether nothing else takes it, so that it is only read.
     """
 
     step: Step
     freed: tuple[str, ...]
     entered: Mapping[str, str]
     seeded: bool
+    takers: tuple[CallStep, ...]
+    borrowed: bool
 
 
 class Runtime(nn.Module):
@@ -43,6 +48,7 @@ class Runtime(nn.Module):
 
     Attributes:
         group, graph, plan, schedule, table: see their classes.
+        tuning: how the work is done; may be set between steps, alike on all ranks.
         exchanges: the exchanges between layers, in order; each has its counters.
         repeated: layers that run again in another way, and functions with a state of their own,
             by the name of the step.
@@ -50,11 +56,18 @@ class Runtime(nn.Module):
     """
 
     def __init__(
-        self, graph: ModelGraph, plan: Plan, schedule: Schedule, table: Table, group: Group
+        self,
+        graph: ModelGraph,
+        plan: Plan,
+        schedule: Schedule,
+        table: Table,
+        group: Group,
+        tuning: Tuning,
     ) -> None:
         super().__init__()
         self.group, self.graph, self.plan = group, graph, plan
         self.schedule, self.table = schedule, table
+        self.tuning = tuning
         self.dims, self.inputs = graph.dims, graph.inputs
         steps = [
             (mode, step)
@@ -168,15 +181,39 @@ def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, .
     for name, i in last.items():
         if name not in kept:
             freed.setdefault(i, []).append(name)
-    return tuple(
-        Order(
-            step,
-            tuple(freed.get(i, ())),
-            _entered(step, graph, table),
-            isinstance(step, CallStep) and step.node.reason is not None and draws(step.node.call),
+    orders = []
+    for i, step in enumerate(program.steps):
+        takers, borrowed = _takers(step, program) if step.name not in kept else ((), False)
+        orders.append(
+            Order(
+                step,
+                tuple(freed.get(i, ())),
+                _entered(step, graph, table),
+                isinstance(step, CallStep)
+                and step.node.reason is not None
+                and draws(step.node.call),
+                takers,
+                borrowed,
+            )
         )
-        for i, step in enumerate(program.steps)
+    return tuple(orders)
+
+
+def _takers(step: Step, program: Program) -> tuple[tuple[CallStep, ...], bool]:
+    """The layers of scheme ``filters`` that take what a gather gives; whether they are all."""
+    if not isinstance(step, ExchangeStep) or step.after != FULL or step.before == PARTIAL:
+        return (), False
+    all_takers = [other for other in program.steps if step.name in other.sources]
+    takers = tuple(
+        other for other in all_takers if isinstance(other, CallStep) and mixes_filters(other)
     )
+    return takers, len(takers) == len(all_takers)
+
+
+def mixes_filters(step: CallStep) -> bool:
+    """Whether a step is a mixing layer that computes its share of the filters from all channels."""
+    run = step.run
+    return isinstance(step.node.rule, Mixing) and run.scheme == "filters" and run.source == FULL
 
 
 def _entered(step: Step, graph: ModelGraph, table: Table) -> dict[str, str]:

@@ -1,0 +1,130 @@
+"""One forward pass: the steps of a program, each with the values that the others made."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hetmp.exchange import Carriage, Exchange
+from hetmp.ops import Postponed, add_bias, filled, seeded
+from hetmp.schedule import BiasStep, CallStep, ExchangeStep
+from hetmp.slicing.runtime import Order, Runtime, mixes_filters
+
+_CHANNELS_LAST = (0, 2, 3, 1)
+"""The dimensions of (n, c, h, w) as they lie in memory."""
+
+
+class Forward:
+    """What is known while a program runs.
+
+    Args:
+        model: the user's layers with this rank's share of them.
+        runtime: of the model.
+        mode: which program runs.
+        values: what is given: inputs and attributes, by name.
+        entered: the replicated parameters, by name.
+        key: for the random numbers of this pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        runtime: Runtime,
+        mode: int,
+        values: dict[str, Any],
+        entered: Mapping[str, Tensor],
+        key: int,
+    ) -> None:
+        self.model, self.runtime, self.mode = model, runtime, mode
+        self.values, self.entered, self.key = values, entered, key
+        self.postponed: dict[str, tuple[Postponed, int]] = {}
+
+    def run(self) -> None:
+        """Run every step; ``values`` then holds what the program returns."""
+        for order in self.runtime.orders(self.mode):
+            self.values[order.step.name] = self._step(order)
+            for name in order.freed:
+                self.values.pop(name, None)
+
+    def _step(self, order: Order) -> Any:
+        step = order.step
+        if isinstance(step, ExchangeStep):
+            return self._exchange(order, step)
+        if isinstance(step, BiasStep):
+            bias = self.entered.get(step.parameter)
+            if bias is None:
+                bias = self.model.get_parameter(step.parameter)
+            return add_bias(self.values[step.sources[0]], bias, step.axis)
+        assert isinstance(step, CallStep)
+        return self._call(order, step)
+
+    def _exchange(self, order: Order, step: ExchangeStep) -> Any:
+        """Exchange a value; the parameters of the layers that take it enter while it travels."""
+        runtime, x = self.runtime, self.values[step.sources[0]]
+        exchange, tuning = runtime.exchange(self.mode, step), runtime.tuning
+        order_in_memory = self._memory_order(x, order)
+        how = Carriage(tuning.shared_memory, order.borrowed, order_in_memory, tuning.rounded)
+        postpones = (tuning.overlap or tuning.regather) and torch.is_grad_enabled()
+        if (
+            not (postpones and order.takers)
+            or runtime.group.size == 1
+            or torch.is_autocast_enabled(x.device.type)
+        ):
+            return exchange(x, how)
+        takers: Any = [
+            (taker.node.rule, runtime.callee(self.model, self.mode, taker))
+            for taker in order.takers
+        ]
+        postponed = Postponed(takers, _again(exchange, how) if tuning.regather else None)
+        under_way = exchange.start(x, how)
+        postponed.enter(x)
+        self.postponed.update(
+            {taker.name: (postponed, number) for number, taker in enumerate(order.takers)}
+        )
+        return under_way.wait()
+
+    def _memory_order(self, x: Tensor, order: Order) -> tuple[int, ...] | None:
+        """How a gathered value lies best for the first layer that takes it."""
+        if not (self.runtime.tuning.channels_last and order.takers and x.dim() == 4):
+            return None
+        best = order.takers[0]
+        return _CHANNELS_LAST if best.node.rule.channels_last(best.run.layer, x.shape) else None
+
+    def _call(self, order: Order, step: CallStep) -> Any:
+        def fill(name: str) -> Any:
+            return self.values[step.inputs[name]]
+
+        args, kwargs = filled(step.node.call.args, fill), filled(step.node.call.kwargs, fill)
+        if step.name in self.postponed:
+            postponed, number = self.postponed.pop(step.name)
+            return postponed.run(number, args[0])
+        callee = self.runtime.callee(self.model, self.mode, step)
+        if (
+            self.runtime.tuning.channels_last
+            and mixes_filters(step)
+            and args[0].dim() == 4
+            and step.node.rule.channels_last(step.run.layer, args[0].shape)
+        ):
+            args = (args[0].contiguous(memory_format=torch.channels_last), *args[1:])
+        with self._seed(order, args):
+            if order.entered and isinstance(callee, nn.Module):
+                own = {name: self.entered[whole] for name, whole in order.entered.items()}
+                return functional_call(callee, own, args, kwargs, tie_weights=False)
+            return callee(*args, **kwargs)
+
+    def _seed(self, order: Order, args: tuple[Any, ...]) -> Any:
+        """Where random numbers are drawn, they are seeded alike on all ranks."""
+        if not (order.seeded and self.model.training):
+            return nullcontext()
+        device = next((arg.device for arg in args if isinstance(arg, Tensor)), torch.device("cpu"))
+        return seeded(self.key, order.step.name, device)
+
+
+def _again(exchange: Exchange, how: Carriage) -> Any:
+    def regather(x: Tensor) -> Tensor:
+        return exchange.move(x, how, blocking=True).wait()
+
+    return regather

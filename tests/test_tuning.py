@@ -1,0 +1,99 @@
+"""However the work is done, it is the same network: every tuning against the unsliced module."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+import hetmp
+from comparison import WEIGHTS, adam, batch, compare_training, make_plan, pick_weights, seeded, sgd
+from test_slicing_branches import IMAGES, Everything
+
+pytestmark = pytest.mark.mpi
+
+TUNINGS = [hetmp.Tuning(*choice) for choice in product((True, False), repeat=4)]
+"""All but rounding, which changes results."""
+
+
+def told(tuning: hetmp.Tuning) -> str:
+    """What is on."""
+    return "+".join(name for name, on in vars(tuning).items() if on) or "nothing"
+
+
+class Column(nn.Module):
+    """Convolutions that are best taken in either memory format, transposed, padded and linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 11, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(11, 7, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(7),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(7, 13, 3, padding=1, padding_mode="circular"),
+            nn.Conv2d(13, 5, 1),
+            nn.Tanh(),
+            nn.ConvTranspose2d(5, 6, 3, stride=2, padding=1, output_padding=1),
+            nn.Conv2d(6, 8, 3, dilation=2, padding="same"),
+        )
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(8 * 36, 9), nn.ReLU(), nn.Linear(9, 4))
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+@pytest.mark.parametrize("number", range(len(TUNINGS)), ids=map(told, TUNINGS))
+def test_every_tuning_trains_the_same_network(number):
+    kinds = list(WEIGHTS.values())
+    weights = kinds[number % len(kinds)](hetmp.Group().size)
+    compare_training(
+        seeded(Everything),
+        weights,
+        IMAGES,
+        steps=3,
+        optimizer=(sgd, adam)[number % 2],
+        tuning=TUNINGS[number],
+    )
+
+
+@pytest.mark.parametrize("number", range(len(TUNINGS)), ids=map(told, TUNINGS))
+def test_every_tuning_with_layers_of_all_settings(number):
+    weights = pick_weights(number)
+    compare_training(seeded(Column), weights, (2, 3, 12, 12), steps=3, tuning=TUNINGS[number])
+    module = seeded(Column)
+    for layer in list(module.features)[:6]:
+        layer.requires_grad_(False)
+    module.head[1].weight.requires_grad_(False)
+    plan = make_plan(module, weights, ("filters", "inputs", "filters"), turned=True)
+    shape = (2, 3, 12, 12)
+    compare_training(
+        module, plan, shape, steps=2, tuning=TUNINGS[number], input_gradient=bool(number % 2)
+    )
+
+
+def test_rounding_on_the_wire_halves_the_bytes_and_costs_three_digits():
+    weights = WEIGHTS["70:25:5"](hetmp.Group().size)
+    losses, received = {}, {}
+    for tuning in (hetmp.Tuning(), hetmp.Tuning(rounded=True)):
+        model = hetmp.slice_model(seeded(Column).float(), weights, tuning=tuning)
+        optimizer = sgd(model.parameters())
+        losses[tuning] = []
+        for step in range(5):
+            optimizer.zero_grad()
+            loss = model(batch((4, 3, 12, 12), step, torch.float32)).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses[tuning].append(loss.item())
+        counters = [
+            counter
+            for exchange in model.hetmp.exchanges
+            for counter in (exchange.forward_counter, exchange.backward_counter)
+        ]
+        received[tuning] = sum(counter.bytes for counter in counters)
+    (exact, rounded), (whole, half) = losses.values(), received.values()
+    assert half == whole / 2
+    assert rounded == pytest.approx(exact, rel=1e-2)
+    assert model.hetmp.group.size == 1 or rounded != exact
