@@ -3,8 +3,9 @@
     mpirun -n 2 python benchmarks/ways.py
 
 prints, for activations of paper-cifar at batch 100 in equal slices, the median milliseconds of a
-gather (sliced -> full) and of a reduce-scatter (partial -> sliced), packing included. Every way
-is checked against the first before it is timed, and the ways take turns.
+gather (sliced -> full) and of a reduce-scatter (partial -> sliced), packing included, and of a
+convolution at once and in parts that could overlap with them. Every way is checked against the
+first before it is timed, and the ways take turns.
 """
 
 import statistics
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mpi4py import MPI
 from torch import Tensor
 
 from hetmp import Exchange, Group, Layout, apportion
@@ -25,27 +25,66 @@ REPEATS = 25
 SHAPES = ((100, 60, 32, 32), (100, 240, 8, 8), (100, 480, 4, 4))
 LAST = (0, 2, 3, 1)
 
+# What a rank of two has of a convolution: half the filters. In parts, its own half of the input
+# comes first (while the other half is under way), and backward the other rank's half of the
+# input's gradient (so that it need not be packed).
+
 
 def main() -> None:
     """Time every way for every shape; rank 0 prints the slowest rank's medians."""
+    from mpi4py import MPI
+
     torch.set_num_threads(1)
     group = Group()
     if group.is_root:
         print(f"{group.size} ranks, {MPI.Get_library_version().splitlines()[0]}")
     for shape in SHAPES:
-        for kind, ways in (("gather", gathers(group, shape)), ("scatter", scatters(group, shape))):
-            times = turns(group, ways)
+        for kind, make in KINDS.items():
+            times = turns(group, make(group, shape))
             if group.is_root:
                 print(f"\n{kind} of {'×'.join(map(str, shape))}")
                 for name, milliseconds in times.items():
                     print(f"  {name:44} {milliseconds:7.2f}")
 
 
+def convolutions(group: Group, shape: tuple[int, ...]) -> dict[str, Callable[[], Tensor]]:
+    """A convolution forward and its input's gradient, at once and in two parts."""
+    n, c, h, w = shape
+    layout = torch.channels_last if h * w > 16 else torch.contiguous_format
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes).contiguous(memory_format=layout)
+
+    x, weight, gradient = normal(*shape), normal(c // 2, c, 3, 3), normal(n, c // 2, h, w)
+    xs, weights = (
+        [part.contiguous(memory_format=layout) for part in whole.split(c // 2, 1)]
+        for whole in (x, weight)
+    )
+
+    def back(weight: Tensor) -> Tensor:
+        return torch.nn.grad.conv2d_input((n, weight.shape[1], h, w), weight, gradient, padding=1)
+
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.conv2d(x, weight, padding=1)
+
+    return {
+        "forward and input gradient at once": lambda: (back(weight), forward(x, weight))[1],
+        "forward in two parts": lambda: (
+            back(weight),
+            forward(xs[0], weights[0]).add_(forward(xs[1], weights[1])),
+        )[1],
+        "input gradient in two parts": lambda: (
+            [back(part) for part in weights],
+            forward(x, weight),
+        )[1],
+    }
+
+
 def turns(group: Group, ways: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
     """Milliseconds of each way, after a check that all give the same."""
     first = next(iter(ways.values()))().clone()
     for name, way in ways.items():
-        assert torch.allclose(way(), first, atol=1e-4), name
+        assert torch.allclose(way(), first, atol=1e-3), name
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(REPEATS):
         for name, way in ways.items():
@@ -61,6 +100,8 @@ def turns(group: Group, ways: dict[str, Callable[[], Tensor]]) -> dict[str, floa
 
 def gathers(group: Group, shape: tuple[int, ...]) -> dict[str, Callable[[], Tensor]]:
     """The ways to gather."""
+    from mpi4py import MPI
+
     n, c, h, w = shape
     layout = Layout.of(apportion(c, [1.0] * group.size))
     exchange = Exchange(group, Sliced(layout), FULL)
@@ -139,6 +180,8 @@ def scatters(group: Group, shape: tuple[int, ...]) -> dict[str, Callable[[], Ten
         "NHWC, shared memory": carried(last, Carriage(order=LAST)),
     }
 
+
+KINDS = {"gather": gathers, "scatter": scatters, "convolution": convolutions}
 
 if __name__ == "__main__":
     main()

@@ -74,17 +74,16 @@ def reduce_scatter(
         if target != group.rank:
             _take(x, axis, layout, target, block(group.rank, target))
     mine = _take(x, axis, layout, group.rank, None)
+    dtype, device = torch.float32 if x.dtype in HALF else x.dtype, x.device
     meeting = arena.meet(slot)
 
     def finish() -> Tensor:
         meeting.wait()
-        summed = torch.empty(
-            shape, dtype=torch.float32 if x.dtype in HALF else x.dtype, device=x.device
-        )
+        summed = torch.empty(shape, dtype=dtype, device=device)
         total = mine
         for source in range(group.size):
             if source != group.rank:
-                summand = block(source, group.rank).to(x.device)
+                summand = block(source, group.rank).to(device)
                 total = torch.add(total.to(dtype), summand.to(dtype), out=summed)
         return total
 
