@@ -26,6 +26,10 @@ class Postponed:
         takers: the layers, with their rules.
         regather: gathers the exchanged value once more from this rank's share of it, so that it
             need not be kept. Collective; None to keep it.
+
+    Attributes:
+        arrived: on the way back, by number of the taker: its output's gradient, and its input
+            unless that is gathered again.
     """
 
     def __init__(
@@ -118,7 +122,8 @@ class _Mixed(torch.autograd.Function):
         weight, *kept = ctx.saved_tensors
         postponed: Postponed = ctx.postponed
         rule, layer = postponed.takers[ctx.number]
-        postponed.arrived[ctx.number] = gradient, kept[0] if kept else None
+        if any(ctx.needs_input_grad[3:]):
+            postponed.arrived[ctx.number] = gradient, kept[0] if kept else None
         onward = None
         if ctx.needs_input_grad[2]:
             shape, stride = ctx.like
