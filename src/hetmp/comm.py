@@ -159,7 +159,7 @@ class Group:
         return self.broadcast(buffer, root).tobytes().decode()
 
     def shared_memory(self, size: int) -> "SharedMemory":
-        """*size* bytes that all ranks see, zeros at first. Collective; needs ``on_one_host``."""
+        """*size* bytes that all ranks see. Collective; needs ``on_one_host``."""
         return SharedMemory(self.comm, size)
 
     def fail(self, error: BaseException) -> NoReturn:
@@ -196,9 +196,6 @@ class SharedMemory:
         self._window.Lock_all()  # an epoch for Sync, never left
         memory, _ = self._window.Shared_query(0)
         self.bytes: npt.NDArray[np.uint8] = np.frombuffer(memory, dtype=np.uint8)[:size]
-        if comm.rank == 0:
-            self.bytes[:] = 0  # taken from the system now, not when it is first written to
-        comm.Barrier()
 
     def publish(self) -> None:
         """Order this rank's reads and writes before and after this call."""

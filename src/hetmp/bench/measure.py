@@ -88,6 +88,7 @@ def _take_turns(
     }
     for turn in range(WARM_UP + config.repeats):
         for name in np.random.default_rng(turn).permutation(list(variants)):
+            variants[name]()  # what the variant before left in caches and in malloc goes with it
             before = sum(runtime.exchange_seconds(model))
             _meet(group)
             group.pace.resume()

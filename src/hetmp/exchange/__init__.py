@@ -2,6 +2,7 @@
 
 from hetmp.exchange.exchange import Entry, Exchange, Pending, alias, dual, leave, save_token
 from hetmp.exchange.moves import Carriage, Counter, Move, collective
+from hetmp.exchange.shared import tidy
 from hetmp.exchange.tensors import collect, distribute, share_of, share_shape
 from hetmp.exchange.volume import received
 
@@ -22,4 +23,5 @@ __all__ = [
     "save_token",
     "share_of",
     "share_shape",
+    "tidy",
 ]

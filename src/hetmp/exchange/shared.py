@@ -17,7 +17,17 @@ from hetmp.exchange.arena import Arena
 from hetmp.exchange.wire import HALF, narrow
 from hetmp.partition import Layout
 
+ROUND_BYTES = 2**24
+"""Bytes that one round of a reduce-scatter shares; smaller rounds take longer in all."""
+
 Finish = Callable[[], Tensor]
+
+
+def tidy(group: Group) -> None:
+    """Take back what earlier exchanges shared and nobody uses. Collective; before a pass."""
+    arena = group.kept.get("arena")
+    if isinstance(arena, Arena):
+        arena.take_back()
 
 
 def gather(
@@ -52,51 +62,84 @@ def gather(
 def reduce_scatter(
     group: Group, x: Tensor, shape: list[int], axis: int, layout: Layout
 ) -> Finish | None:
-    """Partial -> sliced, of *shape*. 16-bit floats are summed as, and give, float32."""
+    """Partial -> sliced, of *shape*. 16-bit floats are summed as, and give, float32.
+
+    Goes through the first dimension in rounds, each written while the one before is
+    under way, so that little memory is shared however large *x* is.
+    """
     arena = Arena.of(group)
-    others = group.size - 1
-    slot = arena.take(x.numel() * others * x.element_size()) if arena else None
-    if arena is None or slot is None:
+    if arena is None:
         return None
-    memory = slot.tensor(x.numel() * others, x.dtype)
-    inner = x.numel() // max(1, layout.total)
-    starts = list(accumulate((count * inner for count in layout.counts), initial=0))
-
-    def block(source: int, target: int) -> Tensor:
-        """What one rank adds to another's slice."""
-        size = layout.counts[target] * inner
-        begin = starts[target] * others + (source - (source > target)) * size
-        sizes = [*shape]
-        sizes[axis] = layout.counts[target]
-        return memory[begin : begin + size].view(sizes)
-
-    for target in range(group.size):
-        if target != group.rank:
-            _take(x, axis, layout, target, block(group.rank, target))
-    mine = _take(x, axis, layout, group.rank, None)
-    dtype, device = torch.float32 if x.dtype in HALF else x.dtype, x.device
-    meeting = arena.meet(slot)
+    summed = torch.empty(shape, dtype=_summing(x.dtype), device=x.device)
+    rows = x.shape[0] if axis % x.dim() else 1
+    size = x.numel() * x.element_size() * (group.size - 1)
+    round_rows = max(1, ROUND_BYTES * rows // max(1, size))
+    before: Callable[[], None] | None = None
+    for row in range(0, max(1, rows), round_rows):
+        part, into = x, summed
+        if axis % x.dim():
+            part, into = x[row : row + round_rows], summed[row : row + round_rows]
+        add_up = _write(group, arena, part, into, axis, layout)
+        if before is not None:
+            before()
+        if add_up is None:
+            return None
+        before = add_up
+    assert before is not None
+    last = before
 
     def finish() -> Tensor:
-        meeting.wait()
-        summed = torch.empty(shape, dtype=dtype, device=device)
-        total = mine
-        for source in range(group.size):
-            if source != group.rank:
-                summand = block(source, group.rank).to(device)
-                total = torch.add(total.to(dtype), summand.to(dtype), out=summed)
-        return total
+        last()
+        return summed
 
     return finish
 
 
-def _take(x: Tensor, axis: int, layout: Layout, rank: int, into: Tensor | None) -> Tensor:
-    """What *x* has of a rank's slice: copied *into* a block, else as it is."""
-    parts = [narrow(x, axis, piece) for piece in layout.slices(rank)]
-    if into is None:
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)
+def _write(
+    group: Group, arena: Arena, x: Tensor, into: Tensor, axis: int, layout: Layout
+) -> Callable[[], None] | None:
+    """Write what belongs to others; what is returned waits for theirs and adds up *into*."""
+    others = group.size - 1
+    slot = arena.take(x.numel() * others * x.element_size())
+    if slot is None:
+        return None
+    memory = slot.tensor(x.numel() * others, x.dtype)
+    inner = x.numel() // max(1, layout.total)
+    starts = list(accumulate((count * inner for count in layout.counts), initial=0))
+    sizes = list(x.shape)
+
+    def block(source: int, target: int) -> Tensor:
+        """What one rank adds to another's slice."""
+        count = layout.counts[target]
+        begin = starts[target] * others + (source - (source > target)) * count * inner
+        sizes[axis] = count
+        return memory[begin : begin + count * inner].view(sizes)
+
+    for target in range(group.size):
+        if target != group.rank:
+            _copy(x, axis, layout, target, block(group.rank, target))
+    mine = [narrow(x, axis, piece) for piece in layout.slices(group.rank)]
+    meeting = arena.meet(slot)
+
+    def add_up() -> None:
+        meeting.wait()
+        total = mine[0] if len(mine) == 1 else torch.cat(mine, dim=axis)
+        for source in range(group.size):
+            if source != group.rank:
+                summand = block(source, group.rank).to(into.device)
+                total = torch.add(total.to(into.dtype), summand.to(into.dtype), out=into)
+
+    return add_up
+
+
+def _copy(x: Tensor, axis: int, layout: Layout, rank: int, into: Tensor) -> None:
+    """What *x* has of a rank's slice, *into* a block of its size."""
     at = 0
-    for part in parts:
+    for piece in layout.slices(rank):
+        part = narrow(x, axis, piece)
         into.narrow(axis, at, part.shape[axis]).copy_(part)
         at += part.shape[axis]
-    return into
+
+
+def _summing(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in HALF else dtype

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hetmp.exchange import Carriage, Exchange
+from hetmp.exchange import Carriage, Exchange, tidy
 from hetmp.ops import Postponed, add_bias, filled, seeded
 from hetmp.schedule import BiasStep, CallStep, ExchangeStep
 from hetmp.slicing.runtime import Order, Runtime, mixes_filters
@@ -44,6 +44,7 @@ class Forward:
 
     def run(self) -> None:
         """Run every step; ``values`` then holds what the program returns."""
+        tidy(self.runtime.group)
         for order in self.runtime.orders(self.mode):
             self.values[order.step.name] = self._step(order)
             for name in order.freed:
@@ -125,6 +126,7 @@ class Forward:
 
 def _again(exchange: Exchange, how: Carriage) -> Any:
     def regather(x: Tensor) -> Tensor:
+        tidy(exchange.group)
         return exchange.move(x, how, blocking=True).wait()
 
     return regather
