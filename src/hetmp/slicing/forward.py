@@ -1,7 +1,7 @@
 """One forward pass: the steps of a program, each with the values that the others made."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -95,8 +95,12 @@ class Forward:
         return _CHANNELS_LAST if best.node.rule.channels_last(best.run.layer, x.shape) else None
 
     def _call(self, order: Order, step: CallStep) -> Any:
+        seeds = order.seeded and self.model.training
+
         def fill(name: str) -> Any:
-            return self.values[step.inputs[name]]
+            value = self.values[step.inputs[name]]
+            # torch draws in the order of memory, which differs with the number of ranks.
+            return value.contiguous() if seeds and isinstance(value, Tensor) else value
 
         args, kwargs = filled(step.node.call.args, fill), filled(step.node.call.kwargs, fill)
         if step.name in self.postponed:
@@ -110,18 +114,16 @@ class Forward:
             and step.node.rule.channels_last(step.run.layer, args[0].shape)
         ):
             args = (args[0].contiguous(memory_format=torch.channels_last), *args[1:])
-        with self._seed(order, args):
+        with self._seed(step.name, args) if seeds else nullcontext():
             if order.entered and isinstance(callee, nn.Module):
                 own = {name: self.entered[whole] for name, whole in order.entered.items()}
                 return functional_call(callee, own, args, kwargs, tie_weights=False)
             return callee(*args, **kwargs)
 
-    def _seed(self, order: Order, args: tuple[Any, ...]) -> Any:
-        """Where random numbers are drawn, they are seeded alike on all ranks."""
-        if not (order.seeded and self.model.training):
-            return nullcontext()
+    def _seed(self, name: str, args: tuple[Any, ...]) -> AbstractContextManager[None]:
+        """A step's random numbers, seeded alike on all ranks."""
         device = next((arg.device for arg in args if isinstance(arg, Tensor)), torch.device("cpu"))
-        return seeded(self.key, order.step.name, device)
+        return seeded(self.key, name, device)
 
 
 def _again(exchange: Exchange, how: Carriage) -> Any:
