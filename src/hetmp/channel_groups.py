@@ -4,14 +4,14 @@ A module is scheduled once with axes whose partitions are not chosen yet (see ``
 Where two of them meet, they are tied instead of exchanged; what remains are the groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from hetmp.axis import Atom, Axis
 from hetmp.graph import ModelGraph, Node
 from hetmp.ops import Scheme
-from hetmp.partition import Layout, Piece, apportion, checked_weights
+from hetmp.partition import Layout, Partition, Piece, apportion, checked_weights
 from hetmp.plan import LayerPlan, Plan
 from hetmp.schedule import Scheduler
 from hetmp.state import Sliced
@@ -90,29 +90,53 @@ def plan_from_weights(graph: ModelGraph, weights: Sequence[Any]) -> Plan:
     """
     exact = checked_weights(weights)
     found = channel_groups(graph)
-    shares = {group: apportion(group.units, exact) for group in found.groups}
+    shares = {group.number: apportion(group.units, exact) for group in found.groups}
+    return plan_from_shares(graph, found, shares, exact)
+
+
+def plan_from_shares(
+    graph: ModelGraph,
+    found: ChannelGroups,
+    shares: Mapping[int, Partition],
+    weights: Sequence[Any],
+    schemes: Mapping[str, Scheme] | None = None,
+) -> Plan:
+    """A plan that cuts each channel group as told.
+
+    Args:
+        found: the channel groups of *graph*.
+        shares: how the units of each group are cut, by its number.
+        weights: cut a layer whose channels hang together too loosely to be cut as told.
+        schemes: of mixing layers by path; the others follow ``filters``. Layers that share a
+            parameter with another layer follow ``whole``.
+    """
     layers = []
     for node in graph.mixing():
         layout = Layout(
-            tuple(Piece(shares[piece.group], piece.block) for piece in found.pieces[node.path])
+            tuple(
+                Piece(shares[piece.group.number], piece.block) for piece in found.pieces[node.path]
+            )
         )
         if _is_crumbled(layout) and getattr(node.call.layer, "groups", 1) == 1:
-            layout = Layout.of(apportion(layout.total, exact))
+            layout = Layout.of(apportion(layout.total, weights))
         pieces = tuple(
             tuple(count * piece.block for count in piece.partition.counts)
             for piece in layout.pieces
+        )
+        scheme: Scheme = (
+            "whole" if graph.is_tied(node) else (schemes or {}).get(node.path, "filters")
         )
         layers.append(
             LayerPlan(
                 name=node.path,
                 kind=type(node.call.layer).__name__,
                 channels=node.rule.output_channels(node.call.layer),
-                scheme="whole" if graph.is_tied(node) else "filters",
+                scheme=scheme,
                 counts=layout.counts,
                 pieces=pieces if len(pieces) > 1 else (),
             )
         )
-    return Plan(ranks=len(exact), layers=tuple(layers))
+    return Plan(ranks=layout.ranks, layers=tuple(layers))
 
 
 def _is_crumbled(layout: Layout) -> bool:

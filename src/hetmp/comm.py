@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 FAIL_TOGETHER_SECONDS = 3.0
 """How long a rank that fails waits for the others to fail too before it aborts the job."""
+
+PATIENCE_SECONDS = 0.05
+"""How often a rank that waits patiently looks whether the others are there."""
 
 _cache_key: int | None = None
 
@@ -158,6 +161,27 @@ class Group:
         buffer = encoded.copy() if self.rank == root else np.empty(size, dtype=np.uint8)
         return self.broadcast(buffer, root).tobytes().decode()
 
+    def gather_texts(self, text: str) -> list[str]:
+        """Every rank's text, in rank order. Collective."""
+        return [self.broadcast_text(text, root) for root in range(self.size)]
+
+    def all_done(self) -> "MPI.Request":
+        """Say that this rank is done, and go on; the request is complete when all have."""
+        return self.control.Ibarrier()
+
+    def part(self, ranks: Sequence[int]) -> "MPI.Intracomm | None":
+        """A communicator of *ranks* alone, in that order; None on the others. Collective."""
+        color = 0 if self.rank in ranks else _mpi().UNDEFINED
+        key = list(ranks).index(self.rank) if self.rank in ranks else 0
+        comm: Any = self.control.Split(color, key)
+        return None if comm == _mpi().COMM_NULL else comm
+
+    def meet(self) -> None:
+        """Wait for all ranks without burning a core, for minutes or hours. Collective."""
+        arrived = self.comm.Ibarrier()
+        while not arrived.Test():
+            time.sleep(PATIENCE_SECONDS)
+
     def shared_memory(self, size: int) -> "SharedMemory":
         """*size* bytes that all ranks see. Collective; needs ``on_one_host``."""
         return SharedMemory(self.comm, size)
@@ -179,6 +203,27 @@ class Group:
         report(error, prefix=f"rank {self.rank} failed while the others went on: ")
         _mpi().COMM_WORLD.Abort(1)
         raise SystemExit(1)
+
+
+class RehearsalGroup(Group):
+    """One rank of a group whose other ranks are not there: it computes its share and meets no one.
+
+    For measuring what a rank would have to do. Nothing that is computed with it is right.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__(_mpi().COMM_SELF)
+        self.rank, self.size = rank, size
+        self.on_one_host, self.rehearsing = False, True
+        self.pace = Pace()
+
+    def allgather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """This rank's *values* in the place of everyone's."""
+        return np.stack([np.ascontiguousarray(values)] * self.size)
+
+    def broadcast(self, values: npt.NDArray[Any], root: int = 0) -> npt.NDArray[Any]:
+        """This rank's own *values*."""
+        return values
 
 
 class SharedMemory:

@@ -5,7 +5,7 @@ The command line's flags are made from these fields, so each has one name and on
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -34,10 +34,15 @@ class TrainConfig(BaseModel):
     """Network by name (see `hetmp models`), or package.module:function for your own."""
     data: str
     """Data set by name: digits, digits-segmentation (real images, in the box) or synthetic."""
-    weights: tuple[float, ...] | None = None
-    """Relative speeds, one per rank, for example 70,25,5; equal if not given."""
+    weights: tuple[float, ...] | Literal["auto"] | None = None
+    """Relative speeds, one per rank, for example 70,25,5, or a file of them; equal if not given.
+    auto: measured, and the layers planned (see `hetmp profile` and `hetmp plan`)."""
     plan: Path | None = None
     """A plan file (JSON) instead of weights: partitions and schemes layer by layer."""
+    profile: Path | None = None
+    """With weights auto: what `hetmp profile` wrote on these ranks, instead of measuring now."""
+    profile_seconds: Positive = 10.0
+    """With weights auto and no profile: how long the devices are measured."""
     batch_size: Whole = 64
     """Images per step, over all ranks."""
     epochs: Whole | None = None
@@ -85,8 +90,8 @@ class TrainConfig(BaseModel):
 
     @field_validator("weights")
     @classmethod
-    def _weights_can_be_used(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if weights is not None:
+    def _weights_can_be_used(cls, weights: Any) -> Any:
+        if weights is not None and weights != "auto":
             checked_weights(weights)
         return weights
 
@@ -107,6 +112,8 @@ class TrainConfig(BaseModel):
     def _one_of_two(self) -> "TrainConfig":
         if self.weights is not None and self.plan is not None:
             raise HetmpError("weights and plan both say how to cut the layers: give one of them")
+        if self.profile is not None and self.weights != "auto":
+            raise HetmpError("a profile is what --weights auto plans with: give that too")
         if self.epochs is not None and self.steps is not None:
             raise HetmpError("epochs and steps both say how long to train: give one of them")
         return self

@@ -3,7 +3,7 @@
 JSON: ``{"format": "hetmp-plan", "version": 1, "ranks": 3, "layers": [{"name": "features.0",
 "kind": "Conv2d", "channels": 60, "scheme": "filters", "counts": [42, 15, 3], "pieces": []},
 ...]}``. A layer whose channels come in several pieces, each cut on its own, has the counts of
-each: ``"pieces": [[21, 8, 1], [21, 7, 2]]``.
+each: ``"pieces": [[21, 8, 1], [21, 7, 2]]``. What ``hetmp plan`` adds: see ``docs/plan-format.md``.
 """
 
 from collections.abc import Sequence
@@ -69,6 +69,14 @@ class Plan(BaseModel):
     """How many ranks the plan is for."""
     layers: tuple[LayerPlan, ...]
     """One entry per channel-mixing layer, in the order in which they run."""
+    left_out: tuple[int, ...] = ()
+    """Ranks that take no part: every count of theirs is 0, and they wait until the others end."""
+    fingerprint: str = ""
+    """Of the model that it was planned for; empty where it is for any that its layers fit."""
+    devices: tuple[str, ...] = ()
+    """Each rank's device that it was planned for; empty where it is for any."""
+    predicted_seconds: float | None = None
+    """Of a training step."""
 
     @model_validator(mode="after")
     def _counts_are_per_rank(self) -> "Plan":
@@ -78,7 +86,64 @@ class Plan(BaseModel):
                     f"layer {layer.name!r} has {len(layer.counts)} counts, the plan is for "
                     f"{self.ranks} ranks"
                 )
+        if self.devices and len(self.devices) != self.ranks:
+            raise ValueError(f"{len(self.devices)} devices for {self.ranks} ranks")
+        for rank in self.left_out:
+            if not 0 <= rank < self.ranks:
+                raise ValueError(f"left_out names rank {rank} of {self.ranks}")
+            held = [layer.name for layer in self.layers if layer.counts[rank]]
+            if held:
+                raise ValueError(f"left_out names rank {rank}, which has channels of {held[0]!r}")
+        if len(set(self.left_out)) == self.ranks:
+            raise ValueError("left_out names every rank")
         return self
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The ranks that take part."""
+        return tuple(rank for rank in range(self.ranks) if rank not in self.left_out)
+
+    def of_members(self) -> "Plan":
+        """The plan of the ranks that take part alone, numbered anew."""
+        if not self.left_out:
+            return self
+
+        def kept(counts: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(counts[rank] for rank in self.members)
+
+        layers = tuple(
+            layer.model_copy(
+                update={
+                    "counts": kept(layer.counts),
+                    "pieces": tuple(map(kept, layer.pieces)),
+                }
+            )
+            for layer in self.layers
+        )
+        update = {"ranks": len(self.members), "layers": layers, "left_out": ()}
+        return self.model_copy(
+            update=update | {"devices": kept(self.devices) if self.devices else ()}
+        )
+
+    def spread(self, members: Sequence[int], ranks: int) -> "Plan":
+        """The inverse of ``of_members``: this plan for *members* among *ranks*, the others out."""
+        place = {rank: i for i, rank in enumerate(members)}
+
+        def all_ranks(counts: Sequence[int]) -> tuple[int, ...]:
+            return tuple(counts[place[rank]] if rank in place else 0 for rank in range(ranks))
+
+        layers = tuple(
+            layer.model_copy(
+                update={
+                    "counts": all_ranks(layer.counts),
+                    "pieces": tuple(map(all_ranks, layer.pieces)),
+                }
+            )
+            for layer in self.layers
+        )
+        left_out = tuple(rank for rank in range(ranks) if rank not in place)
+        update = {"ranks": ranks, "layers": layers, "left_out": left_out, "devices": ()}
+        return self.model_copy(update=update)
 
     def layer(self, name: str) -> LayerPlan:
         """The entry of a layer.
@@ -106,7 +171,7 @@ class Plan(BaseModel):
         if counts is not None:
             changed |= {"counts": tuple(counts), "pieces": ()}
         layers = [changed if layer.name == name else layer.model_dump() for layer in self.layers]
-        return _validated({"ranks": self.ranks, "layers": layers}, "plan")
+        return _validated(self.model_dump() | {"layers": layers, "predicted_seconds": None}, "plan")
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""

@@ -55,6 +55,12 @@ class CallStep(Step):
         return self.run.flow.gives
 
     @property
+    def takes_filters(self) -> bool:
+        """Whether a mixing layer computes its share of the filters from all channels."""
+        run = self.run
+        return isinstance(self.node.rule, Mixing) and run.scheme == "filters" and run.source == FULL
+
+    @property
     def cuts(self) -> Cuts:
         """Where the layer's parameters and buffers are cut."""
         return {} if self.run.layer is None else self.node.rule.cuts(self.run)
@@ -134,6 +140,21 @@ class Schedule:
         return tuple(step for program in self.programs for step in program.steps)
 
 
+def takers(program: Program, step: Step) -> tuple[tuple[CallStep, ...], bool]:
+    """The layers of scheme ``filters`` that take what a gather gives; whether they are all.
+
+    Their parameter gradients are computed while the gradient of the gathered value travels.
+    """
+    name = step.name
+    if not isinstance(step, ExchangeStep) or step.after != FULL or step.before == PARTIAL:
+        return (), False
+    if name in references(program.result):
+        return (), False
+    found = [other for other in program.steps if name in other.sources]
+    mixing = tuple(other for other in found if isinstance(other, CallStep) and other.takes_filters)
+    return mixing, len(mixing) == len(found)
+
+
 class Choice(Protocol):
     """What decides how each mixing layer is cut."""
 
@@ -151,19 +172,23 @@ def make_schedule(graph: ModelGraph, plan: Plan) -> Schedule:
         HetmpError: the plan is for another model, or asks for what cannot be done.
     """
     _check_plan(graph, plan)
-    scheduler = Scheduler(graph, _Planned(plan))
+    scheduler = Scheduler(graph, PlannedChoice(plan))
     programs = [scheduler.program(trace) for trace in graph.traces]
     return Schedule(plan.ranks, programs[0], programs[-1])
 
 
-class _Planned:
+class PlannedChoice:
+    """What a plan says."""
+
     def __init__(self, plan: Plan) -> None:
         self._layers: dict[str, LayerPlan] = {layer.name: layer for layer in plan.layers}
 
     def scheme(self, node: Node) -> Scheme:
+        """The scheme that a layer follows."""
         return self._layers[node.path].scheme
 
     def layout(self, node: Node) -> Layout:
+        """How a layer's output channels are cut."""
         return self._layers[node.path].layout
 
 
@@ -177,17 +202,30 @@ class Scheduler:
 
     def program(self, trace: Trace) -> Program:
         """What runs in one mode."""
+        self.begin(trace)
+        for node in trace.nodes:
+            self.visit(node)
+        return self.end()
+
+    def begin(self, trace: Trace) -> None:
+        """Start on a trace: nothing has run."""
         self.trace = trace
         self.states: dict[str, Any] = dict.fromkeys((*trace.entries, *trace.attributes), FULL)
         self.known: dict[str, Value] = dict(trace.values)
         self.exchanged: dict[tuple[str, State], str] = {}
         self.current: dict[str, str] = {name: name for name in self.states}
         self.steps: list[Step] = []
-        for node in trace.nodes:
-            if isinstance(node.rule, Mixing) and node.reason is None:
-                self.mix(node, node.rule)
-            else:
-                self.pass_through(node)
+
+    def visit(self, node: Node) -> None:
+        """Add the steps of the trace's next operation."""
+        if isinstance(node.rule, Mixing) and node.reason is None:
+            self.mix(node, node.rule)
+        else:
+            self.pass_through(node)
+
+    def end(self) -> Program:
+        """The program, when all operations were visited."""
+        trace = self.trace
         result = filled(trace.result, lambda name: Ref(self.in_state(self.current[name], FULL)))
         return Program(trace.entries, trace.attributes, tuple(self.steps), result)
 

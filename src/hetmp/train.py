@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from hetmp.optim import clip_grad_norm_
 from hetmp.pace import check_slowdown
 from hetmp.plan import Plan
 from hetmp.progress import Progress
+from hetmp.sharing import Sharing, among_members, share_work
 from hetmp.slicing import SlicedModel, Tuning, slice_model
 from hetmp.slicing.same_batch import SameBatch
 
@@ -43,6 +45,13 @@ class Result:
     loss: float
     accuracy: float
 
+    @classmethod
+    def from_rank(cls, rank: int, own: "Result", group: Group) -> "Result":
+        """*rank*'s result on every rank. Collective."""
+        told = np.array([own.steps, own.loss, own.accuracy])
+        steps, loss, accuracy = group.broadcast(told, rank).tolist()
+        return cls(int(steps), loss, accuracy)
+
 
 def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
     """Train as *config* says on the ranks of *comm*. Collective.
@@ -56,39 +65,80 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
         if config.slowdown:
             check_slowdown(config.slowdown, group.size)
         torch.manual_seed(config.seed)
-        dtype = getattr(torch, config.dtype)
         dataset = _load(config)
-        module = _build(config, dataset, group).to(dtype)
-        weights = Plan.load(config.plan) if config.plan else config.weights or [1.0] * group.size
-        per_epoch = data.count_batches(len(dataset.train), config.batch_size, config.drop_last)
     threads = share_cores(group)
     device = choose_device(group, config.device)
+    shape = (config.batch_size, *dataset.input_shape)
+    example = torch.empty(shape, dtype=getattr(torch, config.dtype), device="meta")
+
+    def outline() -> nn.Module:
+        with torch.device("meta"):
+            module = models.build(config.model, dataset.input_shape, dataset.classes)
+        return module.to(example.dtype)
+
+    sharing = share_work(config, outline, example, group, device, _tuning(config))
+    slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
+
+    def run(members: "MPI.Intracomm | None", plan: Plan | None) -> Result:
+        return _train(config, members, dataset, sharing, plan, device, threads, slowdown)
+
+    if sharing.plan is None or not sharing.plan.left_out:
+        return run(comm, sharing.plan)
+    result: Result = among_members(group, sharing.plan, run, Result(0, math.nan, math.nan))
+    return Result.from_rank(sharing.plan.members[0], result, group)
+
+
+def _tuning(config: TrainConfig) -> Tuning:
+    return Tuning(
+        shared_memory=not config.no_shared_memory,
+        regather=config.regather,
+        rounded=config.rounded,
+    )
+
+
+def _train(
+    config: TrainConfig,
+    comm: "MPI.Intracomm | None",
+    dataset: Dataset,
+    sharing: Sharing,
+    plan: Plan | None,
+    device: torch.device,
+    threads: int,
+    slowdown: float,
+) -> Result:
+    """Train on ranks that all take part, by their *plan* or the weights of *sharing*. Collective.
+
+    *slowdown* is this rank's.
+    """
+    group = Group(comm)
+    with group.together():
+        dtype = getattr(torch, config.dtype)
+        torch.manual_seed(config.seed)
+        module = _build(config, dataset, group).to(dtype)
+        per_epoch = data.count_batches(len(dataset.train), config.batch_size, config.drop_last)
     example = torch.empty((2, *dataset.input_shape), dtype=dtype, device="meta")
     model = slice_model(
         module,
-        weights,
+        plan or sharing.weights,
         comm,
         example_input=example,
         device=device,
         strict=config.strict,
-        tuning=Tuning(
-            shared_memory=not config.no_shared_memory,
-            regather=config.regather,
-            rounded=config.rounded,
-        ),
+        tuning=_tuning(config),
     )
     del module
     _check_output(config, model, dataset)
-    if config.slowdown:
-        model.hetmp.group.pace.factor = config.slowdown[group.rank]
+    model.hetmp.group.pace.factor = slowdown
     optimizer = _optimizer(config, model)
     steps = config.total_steps(per_epoch)
     schedule = _schedule(config, optimizer, steps)
     labels_alike = SameBatch(group)
     path = config.out / "metrics.jsonl" if config.out else None
     with MetricsFile(group, path) as metrics, Progress(group, steps) as progress:
-        metrics.write("run", **_about(config, model, threads))
-        progress.begin(_headline(config, model, dataset, steps))
+        metrics.write("run", **_about(config, model, sharing.plan or model.hetmp.plan, threads))
+        progress.begin(
+            "\n".join(filter(None, [sharing.told, _headline(config, model, dataset, steps)]))
+        )
         step, loss, accuracy = 0, math.nan, math.nan
         clock = StepClock(model)
         for epoch in range(config.total_epochs(per_epoch)):
@@ -121,7 +171,7 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
             progress.evaluated(epoch, accuracy)
         metrics.write("end", steps=step, loss=loss, accuracy=accuracy)
     if config.out:
-        _write(config, model, group)
+        _write(config, model, sharing.plan or model.hetmp.plan, group)
     return Result(step, loss, accuracy)
 
 
@@ -232,7 +282,7 @@ def _correct(output: Tensor, labels: Tensor) -> int:
     return int((output.argmax(dim=1) == labels).sum())
 
 
-def _about(config: TrainConfig, model: SlicedModel, threads: int) -> dict[str, object]:
+def _about(config: TrainConfig, model: SlicedModel, plan: Plan, threads: int) -> dict[str, object]:
     runtime = model.hetmp
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -245,7 +295,7 @@ def _about(config: TrainConfig, model: SlicedModel, threads: int) -> dict[str, o
             "hetmp": hetmp.__version__,
             **{name: version(name) for name in ("torch", "mpi4py", "numpy")},
         },
-        "plan": runtime.plan.model_dump(mode="json"),
+        "plan": plan.model_dump(mode="json"),
     }
 
 
@@ -272,9 +322,9 @@ def count_ranks(count: int) -> str:
     return f"{count} rank" + ("s" if count != 1 else "")
 
 
-def _write(config: TrainConfig, model: SlicedModel, group: Group) -> None:
+def _write(config: TrainConfig, model: SlicedModel, plan: Plan, group: Group) -> None:
     assert config.out is not None
     with group.together():
         if group.is_root:
-            model.hetmp.plan.save(config.out / "plan.json")
+            plan.save(config.out / "plan.json")
     write_weights(config.out / "model.h5", model)

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -127,11 +128,45 @@ class Call:
             return self.target
         return getattr(self.target, "__name__", type(self.target).__name__)
 
+    @cached_property
+    def signature(self) -> str:
+        """The operation, its settings and the sizes it meets, as a line: equal where the work is.
+
+        For example ``Conv2d(60, 240, kernel_size=(3, 3), stride=(1, 1)) 60x32x32``. Sizes are of
+        whole values, without the batch.
+        """
+        if self.layer is not None:
+            what = " ".join(repr(self.layer).split())
+            return " ".join([what, *(_sizes(self.values[name]) for name in self.operands)])
+
+        def shown(item: Any) -> Any:
+            if isinstance(item, Ref):
+                return _Bare(_sizes(self.values[item.name]))
+            return _Bare(type(item).__name__) if isinstance(item, nn.Module) else item
+
+        parts = [repr(part) for part in mapped(self.args, shown)]
+        parts += [f"{name}={part!r}" for name, part in mapped(self.kwargs, shown).items()]
+        return f"{self.title}({', '.join(parts)})"
+
     def invoke(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Call a function or method with values in the place of references."""
         if isinstance(self.target, str):
             return getattr(args[0], self.target)(*args[1:], **kwargs)
         return self.target(*args, **kwargs)
+
+
+class _Bare(str):
+    """Text that shows itself without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _sizes(value: Value) -> str:
+    """The sizes of a value without the batch."""
+    if value.is_tensor:
+        return "x".join(str(size) for size in value.sizes[0][1:]) or "1"
+    return "+".join(_sizes(item) for item in value.items) or "?"
 
 
 def _first_name(target: Any) -> str | None:

@@ -6,6 +6,7 @@ exchange, parameter gradients, end of the exchange.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class Postponed:
         takers: the layers, with their rules.
         regather: gathers the exchanged value once more from this rank's share of it, so that it
             need not be kept. Collective; None to keep it.
+        around: entered, by number of the taker, while its parameter gradients are computed.
 
     Attributes:
         arrived: on the way back, by number of the taker: its output's gradient, and its input
@@ -36,8 +38,9 @@ class Postponed:
         self,
         takers: Sequence[tuple[Mixing, nn.Module]],
         regather: Callable[[Tensor], Tensor] | None,
+        around: Callable[[int], AbstractContextManager[None]] | None = None,
     ) -> None:
-        self.takers, self.regather = takers, regather
+        self.takers, self.regather, self.around = takers, regather, around
         self.arrived: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._entered: list[dict[str, Tensor]] = []
 
@@ -94,9 +97,14 @@ class _Parameters(torch.autograd.Function):
                 taken = x if own is None else own
                 assert taken is not None
                 wanted = dict(zip(names, needed[at : at + len(names)], strict=True))
-                by_name = rule.parameter_gradients(
-                    layer, gradient, taken, wanted.get("weight", False), wanted.get("bias", False)
-                )
+                with postponed.around(number) if postponed.around else nullcontext():
+                    by_name = rule.parameter_gradients(
+                        layer,
+                        gradient,
+                        taken,
+                        wanted.get("weight", False),
+                        wanted.get("bias", False),
+                    )
                 given[at : at + len(names)] = [by_name.get(name) for name in names]
             at += len(names)
         return None, None, *given

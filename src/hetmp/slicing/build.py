@@ -83,7 +83,7 @@ def slice_model(
     tuning = tuning or Tuning()
     _agree_on_model(group, graph, plan, schedule, tuning)
     model = SlicedModel(graph, plan, schedule, table, group, tuning)
-    _add_layers(model, graph, schedule, target)
+    add_layers(model, target)
     _fill(model, module, table, init, group)
     model.training = module.training
     return model
@@ -147,11 +147,10 @@ def _told(step: Step) -> str:
     return str(step)
 
 
-def _add_layers(
-    model: SlicedModel, graph: ModelGraph, schedule: Schedule, device: torch.device
-) -> None:
-    """Put this rank's share of every layer where the user has it."""
+def add_layers(model: SlicedModel, device: torch.device) -> None:
+    """Put this rank's share of every layer where the user has it, with uninitialised tensors."""
     runtime = model.hetmp
+    graph, schedule = runtime.graph, runtime.schedule
     steps: dict[str, CallStep] = {}
     for mode, program in enumerate(schedule.programs):
         for step in program.steps:

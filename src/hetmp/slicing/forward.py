@@ -1,6 +1,6 @@
 """One forward pass: the steps of a program, each with the values that the others made."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.func import functional_call
 from hetmp.exchange import Carriage, Exchange, tidy
 from hetmp.ops import Postponed, add_bias, filled, seeded
 from hetmp.schedule import BiasStep, CallStep, ExchangeStep
-from hetmp.slicing.runtime import Order, Runtime, mixes_filters
+from hetmp.slicing.runtime import Order, Runtime
 
 _CHANNELS_LAST = (0, 2, 3, 1)
 """The dimensions of (n, c, h, w) as they lie in memory."""
@@ -45,8 +45,13 @@ class Forward:
     def run(self) -> None:
         """Run every step; ``values`` then holds what the program returns."""
         tidy(self.runtime.group)
+        watch = self.runtime.watch
+        if watch is not None:
+            watch.began()
         for order in self.runtime.orders(self.mode):
-            self.values[order.step.name] = self._step(order)
+            self.values[order.step.name] = value = self._step(order)
+            if watch is not None:
+                watch.made(order.step, value)
             for name in order.freed:
                 self.values.pop(name, None)
 
@@ -79,7 +84,10 @@ class Forward:
             (taker.node.rule, runtime.callee(self.model, self.mode, taker))
             for taker in order.takers
         ]
-        postponed = Postponed(takers, _again(exchange, how) if tuning.regather else None)
+        regather = _again(exchange, how) if tuning.regather else None
+        watch = runtime.watch
+        around = None if watch is None else lambda number: watch.parameters(order.takers[number])
+        postponed = Postponed(takers, regather, around)
         under_way = exchange.start(x, how)
         postponed.enter(x)
         self.postponed.update(
@@ -109,7 +117,7 @@ class Forward:
         callee = self.runtime.callee(self.model, self.mode, step)
         if (
             self.runtime.tuning.channels_last
-            and mixes_filters(step)
+            and step.takes_filters
             and args[0].dim() == 4
             and step.node.rule.channels_last(step.run.layer, args[0].shape)
         ):
@@ -126,7 +134,7 @@ class Forward:
         return seeded(self.key, name, device)
 
 
-def _again(exchange: Exchange, how: Carriage) -> Any:
+def _again(exchange: Exchange, how: Carriage) -> Callable[[Tensor], Tensor]:
     def regather(x: Tensor) -> Tensor:
         tidy(exchange.group)
         return exchange.move(x, how, blocking=True).wait()

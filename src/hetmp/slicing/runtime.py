@@ -13,13 +13,14 @@ from hetmp.errors import HetmpError
 from hetmp.exchange import Entry as EntryExchange
 from hetmp.exchange import Exchange
 from hetmp.graph import ModelGraph
-from hetmp.ops import KeyedDropout, Mixing, draws, references
+from hetmp.ops import KeyedDropout, draws, references
 from hetmp.plan import Plan
-from hetmp.schedule import CallStep, ExchangeStep, Program, Schedule, Step
+from hetmp.schedule import CallStep, ExchangeStep, Program, Schedule, Step, takers
 from hetmp.slicing.same_batch import SameBatch
 from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
-from hetmp.state import FULL, PARTIAL
+from hetmp.slicing.watch import Watch
+from hetmp.state import FULL
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Runtime(nn.Module):
     Attributes:
         group, graph, plan, schedule, table: see their classes.
         tuning: how the work is done; may be set between steps, alike on all ranks.
+        watch: who is told what happens in a step on this rank, if anyone.
         exchanges: the exchanges between layers, in order; each has its counters.
         repeated: layers that run again in another way, and functions with a state of their own,
             by the name of the step.
@@ -68,6 +70,7 @@ class Runtime(nn.Module):
         self.group, self.graph, self.plan = group, graph, plan
         self.schedule, self.table = schedule, table
         self.tuning = tuning
+        self.watch: Watch | None = None
         self.dims, self.inputs = graph.dims, graph.inputs
         steps = [
             (mode, step)
@@ -183,7 +186,7 @@ def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, .
             freed.setdefault(i, []).append(name)
     orders = []
     for i, step in enumerate(program.steps):
-        takers, borrowed = _takers(step, program) if step.name not in kept else ((), False)
+        mixing, borrowed = takers(program, step)
         orders.append(
             Order(
                 step,
@@ -192,28 +195,11 @@ def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, .
                 isinstance(step, CallStep)
                 and step.node.reason is not None
                 and draws(step.node.call),
-                takers,
+                mixing,
                 borrowed,
             )
         )
     return tuple(orders)
-
-
-def _takers(step: Step, program: Program) -> tuple[tuple[CallStep, ...], bool]:
-    """The layers of scheme ``filters`` that take what a gather gives; whether they are all."""
-    if not isinstance(step, ExchangeStep) or step.after != FULL or step.before == PARTIAL:
-        return (), False
-    all_takers = [other for other in program.steps if step.name in other.sources]
-    takers = tuple(
-        other for other in all_takers if isinstance(other, CallStep) and mixes_filters(other)
-    )
-    return takers, len(takers) == len(all_takers)
-
-
-def mixes_filters(step: CallStep) -> bool:
-    """Whether a step is a mixing layer that computes its share of the filters from all channels."""
-    run = step.run
-    return isinstance(step.node.rule, Mixing) and run.scheme == "filters" and run.source == FULL
 
 
 def _entered(step: Step, graph: ModelGraph, table: Table) -> dict[str, str]:

@@ -1,0 +1,5 @@
+"""``python -m hetmp.cli``."""
+
+from hetmp.cli import main
+
+main()

@@ -1,0 +1,119 @@
+"""``hetmp bench``."""
+
+import sys
+
+import click
+
+from hetmp.cli.options import Numbers, image_sizes
+from hetmp.comm import AgreedError, Group
+
+
+@click.command()
+@click.argument("model")
+@click.option("--weights", type=Numbers(float, "numbers"), help="Relative speeds, one per rank.")
+@click.option("--shape", type=Numbers(int, "integers"), help="Of one image, for example 3,32,32.")
+@click.option("--classes", type=click.INT, help="How many classes (default: as published).")
+@click.option("--batch-size", type=click.INT, default=100, show_default=True, help="Images a step.")
+@click.option("--repeats", type=click.INT, default=15, show_default=True, help="Turns that count.")
+@click.option("--data-parallel", is_flag=True, help="Measure torch's data parallelism, too.")
+@click.option("--only", metavar="NAME,NAME", help="Measure these variants only.")
+@click.option(
+    "--slowdown",
+    type=Numbers(float, "numbers"),
+    help="Test aid: how many times slower each rank behaves than it is.",
+)
+@click.option("--json", "json_file", type=click.Path(), help="Append the results as a line.")
+def bench(
+    model: str,
+    weights: tuple[float, ...] | None,
+    shape: tuple[int, ...] | None,
+    classes: int | None,
+    batch_size: int,
+    repeats: int,
+    data_parallel: bool,
+    only: str | None,
+    slowdown: tuple[float, ...] | None,
+    json_file: str | None,
+) -> None:
+    """Measure a training step beside other ways to do the same step. On the CPU.
+
+    \b
+    sliced                      as 'hetmp train' runs it
+    sliced again                the same once more: shows the noise
+    floor                       no exchange: what is left is compute
+    plain exchange              plain collectives on packed copies
+    one process, NCHW           the whole network with the cores of all ranks,
+    one process, channels_last    in both memory formats
+    data parallel               torch's, equal batches      (--data-parallel)
+    data parallel, weighted     batches by --weights        (--data-parallel)
+
+    With --only, also: no shared memory, no overlap, no channels_last (sliced without one of
+    these), regather and rounded (sliced with one).
+
+    The variants take turns. 'sliced / this' is the ratio of medians; its 95 % interval is shown
+    from 6 repeats on.
+
+    \b
+    Examples:
+      mpirun -n 2 hetmp bench paper-cifar --batch-size 100
+      mpirun -n 2 hetmp bench paper-cifar --only sliced,floor --json results.jsonl
+    """
+    import shlex
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from hetmp.bench import (
+        BenchConfig,
+        append_result,
+        check_appendable,
+        rows,
+        split_names,
+        summary,
+    )
+    from hetmp.bench import bench as measured
+
+    input_shape, count = image_sizes(model, shape, classes)
+    group = Group()
+    with group.together():
+        if json_file and group.is_root:
+            check_appendable(Path(json_file))
+    config = BenchConfig(
+        model=model,
+        input_shape=input_shape,
+        classes=count,
+        weights=weights or (1.0,) * group.size,
+        batch_size=batch_size,
+        repeats=repeats,
+        slowdown=slowdown,
+        only=split_names(only) if only else None,
+        data_parallel=data_parallel,
+    )
+    try:
+        result = measured(config)
+    except AgreedError:
+        raise
+    except Exception as error:
+        group.fail(error)
+    if not group.is_root:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for heading in ("variant", "ms a step", "quartiles", "sliced / this", "95 %"):
+        table.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
+    for row in rows(result):
+        table.add_row(*row)
+    sizes = "×".join(str(size) for size in input_shape)
+    click.echo(
+        f"{model}, batch {batch_size} of {sizes}, "
+        f"weights {','.join(f'{share:g}' for share in config.weights)}; threads: "
+        f"{result.threads[0]} a rank, {result.threads[1]} in one process"
+    )
+    if slowdown:
+        click.echo("ranks slowed on purpose by " + ", ".join(f"{s:g}" for s in slowdown))
+    Console().print(table)
+    for line in summary(result):
+        click.echo(line)
+    if json_file:
+        append_result(Path(json_file), result, shlex.join(["hetmp", *sys.argv[1:]]))
+        click.echo(f"added a line to {json_file}")

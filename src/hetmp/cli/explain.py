@@ -1,0 +1,64 @@
+"""``hetmp explain``."""
+
+import click
+
+from hetmp.cli.options import Numbers, image_sizes
+from hetmp.errors import HetmpError
+
+
+@click.command()
+@click.argument("model")
+@click.option("--weights", type=Numbers(float, "numbers"), help="Relative speeds, one per rank.")
+@click.option("--plan", type=click.Path(), help="A plan file (JSON) instead of weights.")
+@click.option(
+    "--shape",
+    type=Numbers(int, "integers"),
+    help="Of one image: channels, then sides, for example 3,32,32 (default: as published).",
+)
+@click.option("--classes", type=click.INT, help="How many classes (default: as published).")
+@click.option("--all", "everything", is_flag=True, help="Show operations that move nothing, too.")
+@click.option("--strict", is_flag=True, help="Refuse operations that hetmp has no rule for.")
+def explain(
+    model: str,
+    weights: tuple[float, ...] | None,
+    plan: str | None,
+    shape: tuple[int, ...] | None,
+    classes: int | None,
+    everything: bool,
+    strict: bool,
+) -> None:
+    """Show how a network is cut: each layer's partition, and what moves between the ranks.
+
+    MODEL is a name (see 'hetmp models') or package.module:function for your own. Runs without
+    MPI, and takes no memory for parameters.
+
+    \b
+    Examples:
+      hetmp explain resnet50 --weights 70,25,5
+      hetmp explain mymodels:build --shape 3,64,64 --classes 10 --weights 2,1
+    """
+    import torch
+    from rich.console import Console
+
+    from hetmp import models
+    from hetmp.channel_groups import plan_from_weights
+    from hetmp.explain import explain as explained
+    from hetmp.explain import render
+    from hetmp.graph import read_graph
+    from hetmp.plan import Plan
+
+    if (weights is None) == (plan is None):
+        raise HetmpError("say how the work is shared: either --weights 70,25,5 or --plan FILE")
+    input_shape, count = image_sizes(model, shape, classes)
+    with torch.device("meta"):
+        module = models.build(model, input_shape, count)
+    graph = read_graph(module, torch.empty((2, *input_shape), device="meta"))
+    if strict:
+        graph.check_strict()
+    chosen = Plan.load(plan) if plan else plan_from_weights(graph, weights or ())
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    console.print(f"{model}, {count} classes, images of {'×'.join(map(str, input_shape))}")
+    narrow = console.width < 100
+    console.print(render(explained(graph, chosen), everything=everything, narrow=narrow))

@@ -1,0 +1,53 @@
+"""What several commands take."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hetmp.errors import HetmpError
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers separated by commas."""
+
+    def __init__(self, kind: Callable[[str], Any], name: str) -> None:
+        self._kind, self.name = kind, name
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(self._kind(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 70,25,5", param, ctx)
+
+
+class Weights(Numbers):
+    """Numbers separated by commas, a file of them, or ``auto``."""
+
+    def __init__(self) -> None:
+        super().__init__(float, "numbers")
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str) or value == "auto":
+            return value
+        if Path(value).is_file():
+            from hetmp.planner.sources import read_weights
+
+            return read_weights(value)
+        return super().convert(value, param, ctx)
+
+
+def image_sizes(
+    model: str, shape: tuple[int, ...] | None, classes: int | None
+) -> tuple[tuple[int, ...], int]:
+    """The image's shape and the classes as they are told, else as published."""
+    from hetmp import models
+
+    published_shape, published_classes = models.published(model)
+    input_shape, count = shape or published_shape, classes or published_classes
+    if input_shape is None or count is None:
+        raise HetmpError(f"{model} has no published sizes: give --shape and --classes")
+    return input_shape, count

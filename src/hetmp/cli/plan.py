@@ -1,0 +1,119 @@
+"""``hetmp plan``."""
+
+import re
+
+import click
+
+from hetmp.cli.options import Numbers, image_sizes
+from hetmp.errors import HetmpError
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class _Bytes(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes, for example 500M or 4GiB."""
+
+    name = "bytes"
+
+    def convert(self, value: object, param: object, ctx: object) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", str(value).strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is not a number of bytes such as 500M or 4GiB")
+        return int(float(match[1]) * _UNITS[match[2]])
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--profile",
+    "profiles",
+    type=click.Path(),
+    multiple=True,
+    help="Measured by 'hetmp profile'; given more than once, the ranks of all.",
+)
+@click.option(
+    "--ranks-from",
+    type=click.Path(),
+    help="A cluster (TOML) put together from profiles of its kinds of nodes.",
+)
+@click.option("--shape", type=Numbers(int, "integers"), help="Of one image, for example 3,32,32.")
+@click.option("--classes", type=click.INT, help="How many classes (default: as published).")
+@click.option("--memory-limit", type=_Bytes(), help="The most that a rank may need, as 4GiB.")
+@click.option(
+    "--objective",
+    type=click.Choice(["time", "memory"]),
+    default="time",
+    show_default=True,
+    help="Least time of a step, or shares that follow the ranks' memory.",
+)
+@click.option("--filters-only", is_flag=True, help="Let every layer follow scheme 'filters'.")
+@click.option("--keep-all", is_flag=True, help="Leave no rank out.")
+@click.option("--out", type=click.Path(), default="plan.json", show_default=True, help="The plan.")
+@click.option("--json", "as_json", is_flag=True, help="Print what is predicted as JSON.")
+def plan(
+    model: str,
+    profiles: tuple[str, ...],
+    ranks_from: str | None,
+    shape: tuple[int, ...] | None,
+    classes: int | None,
+    memory_limit: int | None,
+    objective: str,
+    filters_only: bool,
+    keep_all: bool,
+    out: str,
+    as_json: bool,
+) -> None:
+    """Choose each rank's share of every layer for the least time of a training step.
+
+    MODEL is a name (see 'hetmp models') or package.module:function for your own, as it was
+    profiled. Runs without MPI, and takes no memory for parameters. The plan is a file that can be
+    edited by hand; 'hetmp train --plan FILE' obeys it.
+
+    \b
+    Examples:
+      hetmp plan resnet18 --shape 3,32,32 --classes 10 --profile profile.json
+      hetmp plan resnet50 --ranks-from cluster.toml --memory-limit 16GiB
+    """
+    import torch
+    from rich.console import Console
+
+    from hetmp import models
+    from hetmp.graph import read_graph
+    from hetmp.planner import PlanOptions, make_plan, summary
+    from hetmp.planner.render import render_plan
+    from hetmp.planner.sources import cluster_profile, joined_profiles
+    from hetmp.profiling import Profile
+
+    if bool(profiles) == (ranks_from is not None):
+        raise HetmpError("say what the ranks are: either --profile FILE or --ranks-from FILE")
+    found = (
+        cluster_profile(ranks_from)
+        if ranks_from is not None
+        else joined_profiles([Profile.load(path) for path in profiles])
+    )
+    input_shape, count = image_sizes(model, shape, classes)
+    with torch.device("meta"):
+        module = models.build(model, input_shape, count).to(getattr(torch, found.dtype))
+    example = torch.empty(
+        (found.batch_size, *input_shape), dtype=getattr(torch, found.dtype), device="meta"
+    )
+    options = PlanOptions(
+        memory_limit,
+        "memory" if objective == "memory" else "time",
+        schemes=not filters_only,
+        leave_out=not keep_all,
+    )
+    planned = make_plan(read_graph(module, example), found, options)
+    planned.plan.save(out)
+    if as_json:
+        click.echo(summary(planned))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    sizes = "×".join(str(size) for size in input_shape)
+    console.print(f"{model}, batch {found.batch_size} of {sizes}")
+    console.print(render_plan(planned))
+    click.echo(f"wrote {out}")

@@ -1,0 +1,144 @@
+"""``hetmp profile``."""
+
+import click
+
+from hetmp.cli.options import Numbers, image_sizes
+from hetmp.comm import AgreedError, Group
+from hetmp.errors import HetmpError
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--shape", type=Numbers(int, "integers"), help="Of one image, for example 3,32,32.")
+@click.option("--classes", type=click.INT, help="How many classes (default: as published).")
+@click.option("--batch-size", type=click.INT, default=64, show_default=True, help="Images a step.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float64"]),
+    default="float32",
+    show_default=True,
+    help="Precision of the computation.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the ranks compute.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="How long the devices are measured; a slow one takes longer for its first share.",
+)
+@click.option("--filters-only", is_flag=True, help="Do not measure layers under scheme 'inputs'.")
+@click.option(
+    "--slowdown",
+    type=Numbers(float, "numbers"),
+    help="Test aid: how many times slower each rank behaves than it is.",
+)
+@click.option(
+    "--out", type=click.Path(), default="profile.json", show_default=True, help="File to write."
+)
+@click.option("--show", type=click.Path(), help="Show a profile instead of measuring one.")
+def profile(
+    model: str | None,
+    shape: tuple[int, ...] | None,
+    classes: int | None,
+    batch_size: int,
+    dtype: str,
+    device: str,
+    seconds: float,
+    filters_only: bool,
+    slowdown: tuple[float, ...] | None,
+    out: str,
+    show: str | None,
+) -> None:
+    """Measure what a network's operations take on every rank, and the links between.
+
+    MODEL is a name (see 'hetmp models') or package.module:function for your own. Start it with
+    the ranks that will train, and with the batch size and precision of the training; 'hetmp plan'
+    and 'hetmp train --weights auto --profile FILE' use what it writes.
+
+    \b
+    Examples:
+      mpirun -n 3 hetmp profile resnet18 --shape 3,32,32 --classes 10 --batch-size 100
+      hetmp profile --show profile.json
+    """
+    from rich.console import Console
+
+    from hetmp.planner.render import render_profile
+    from hetmp.profiling import Profile
+
+    if (model is None) == (show is None):
+        raise HetmpError("say what to do: either a MODEL to measure or --show FILE")
+    if show is not None:
+        found = Profile.load(show)
+        click.echo(f"{found.model}, batch {found.batch_size}, {found.dtype}, {found.created}")
+        Console().print(render_profile(found))
+        return
+    assert model is not None
+    _measure(model, shape, classes, batch_size, dtype, device, seconds, filters_only, slowdown, out)
+
+
+def _measure(
+    model: str,
+    shape: tuple[int, ...] | None,
+    classes: int | None,
+    batch_size: int,
+    dtype: str,
+    device: str,
+    seconds: float,
+    filters_only: bool,
+    slowdown: tuple[float, ...] | None,
+    out: str,
+) -> None:
+    from pathlib import Path
+
+    import torch
+    from rich.console import Console
+
+    from hetmp import models
+    from hetmp.comm import check_world
+    from hetmp.device import choose_device, share_cores
+    from hetmp.pace import check_slowdown
+    from hetmp.planner.render import render_profile
+    from hetmp.profiling import Budget, profile_model
+
+    input_shape, count = image_sizes(model, shape, classes)
+    group = Group()
+    with group.together():
+        check_world(group)
+        if slowdown is not None:
+            check_slowdown(slowdown, group.size)
+        if batch_size < 1:
+            raise HetmpError(f"a batch has 1 image or more, got {batch_size}")
+        if group.is_root and not Path(out).parent.is_dir():
+            raise HetmpError(f"{Path(out).parent} is no folder: make it, or choose another --out")
+        with torch.device("meta"):
+            module = models.build(model, input_shape, count).to(getattr(torch, dtype))
+    share_cores(group)
+    example = torch.empty((batch_size, *input_shape), dtype=getattr(torch, dtype), device="meta")
+    try:
+        found = profile_model(
+            module,
+            example,
+            group,
+            name=model,
+            device=choose_device(group, device),
+            budget=Budget(seconds, not filters_only),
+            slowdown=slowdown[group.rank] if slowdown else 1.0,
+            told=group.say,
+        )
+    except AgreedError:
+        raise
+    except Exception as error:
+        group.fail(error)
+    with group.together():
+        if group.is_root:
+            found.save(out)
+    if group.is_root:
+        Console().print(render_profile(found))
+        click.echo(f"wrote {out}")

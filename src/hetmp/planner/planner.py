@@ -1,0 +1,351 @@
+"""``make_plan``: profile and graph -> the plan with the least predicted time of a step."""
+
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from hetmp.channel_groups import channel_groups, plan_from_shares
+from hetmp.errors import HetmpError
+from hetmp.graph import ModelGraph
+from hetmp.ops import Scheme
+from hetmp.partition import Partition, apportion
+from hetmp.plan import Plan
+from hetmp.planner.counts import balanced
+from hetmp.planner.groups import group_times, group_works
+from hetmp.planner.predict import Prediction, parameter_bytes, predict
+from hetmp.planner.schemes import choose_schemes
+from hetmp.planner.tables import Array, Links, Tables
+from hetmp.profiling import Profile
+from hetmp.schedule import make_schedule
+from hetmp.slicing import make_table
+
+WORTH = 0.02
+"""A scheme other than ``filters``, or one more rank, must promise this much of the step's time:
+less is within what a prediction can be wrong by."""
+
+TRIES = 12
+"""How often shares are cut down until they fit in memory."""
+
+EVERY = 16
+"""Up to so many ranks, every number of ranks is tried when slow ones are left out."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a plan must keep to.
+
+    Attributes:
+        memory_limit: the most bytes that any rank may need; what is free on each if None.
+        objective: the least time, or the least memory of the fullest rank.
+        schemes: whether layers may follow other schemes than ``filters``.
+        leave_out: whether ranks may be left out.
+    """
+
+    memory_limit: int | None = None
+    objective: Literal["time", "memory"] = "time"
+    schemes: bool = True
+    leave_out: bool = True
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what is predicted of it.
+
+    Attributes:
+        plan: for all ranks.
+        prediction: of the ranks that take part, in their order.
+        alternatives: seconds of a step by other ways to use the ranks.
+        left_out: why each rank that takes no part does not.
+        limits: bytes that each rank may need, 0 where nobody knows.
+    """
+
+    plan: Plan
+    prediction: Prediction
+    alternatives: Mapping[str, float]
+    left_out: Mapping[int, str]
+    limits: tuple[int, ...]
+
+
+def make_plan(graph: ModelGraph, profile: Profile, options: PlanOptions | None = None) -> Planned:
+    """The plan with the least predicted time of a training step for the ranks of *profile*.
+
+    Raises:
+        HetmpError: the profile is of another model, or the model does not fit in memory.
+    """
+    return _Planner(graph, profile, options or PlanOptions()).plan()
+
+
+@dataclass
+class _Candidate:
+    """A plan for some of the ranks."""
+
+    members: tuple[int, ...]
+    plan: Plan
+    prediction: Prediction
+
+
+@dataclass
+class _Planner:
+    graph: ModelGraph
+    profile: Profile
+    options: PlanOptions
+    tables: Tables = field(init=False)
+    _times: dict[tuple[object, ...], Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tables = Tables(self.profile.devices)
+        self.found = channel_groups(self.graph)
+        limit = self.options.memory_limit
+        self.limits = tuple(
+            device.memory if limit is None else limit for device in self.profile.devices
+        )
+        one = make_schedule(self.graph, self._shared_by([1.0]))
+        table = make_table(self.graph, one)
+        self.alone = np.array(
+            [
+                predict(
+                    self.graph, one, table, self.tables.of([rank]), self._links(1),
+                    self.profile.batch_size,
+                ).seconds
+                for rank in self._representatives()
+            ]
+        )[self._which()]  # fmt: skip
+        self.parameters = parameter_bytes(table)
+
+    # --- the choice
+
+    def plan(self) -> Planned:
+        """The best candidate, spread over all ranks."""
+        order = [int(rank) for rank in np.argsort(self.alone, kind="stable")]
+        best = self._least(order) if self.options.leave_out else self._candidate(order)
+        ranks = self.tables.ranks
+        plan = best.plan.spread(best.members, ranks).model_copy(
+            update={
+                "fingerprint": fingerprint(self.graph),
+                "devices": tuple(device.title for device in self.profile.devices),
+                "predicted_seconds": best.prediction.seconds,
+            }
+        )
+        return Planned(
+            plan,
+            best.prediction,
+            self._alternatives(),
+            self._reasons(best, order),
+            self.limits,
+        )
+
+    def _least(self, order: Sequence[int]) -> _Candidate:
+        """The best of the fastest one, two, ... ranks."""
+        ranks = len(order)
+        tried: dict[int, _Candidate | HetmpError] = {}
+
+        def seconds(count: int) -> float:
+            if count not in tried:
+                try:
+                    tried[count] = self._candidate(sorted(order[:count]))
+                except HetmpError as error:
+                    tried[count] = error
+            found = tried[count]
+            return found.prediction.seconds if isinstance(found, _Candidate) else np.inf
+
+        counts = list(range(1, ranks + 1)) if ranks <= EVERY else _bracket(seconds, ranks)
+        for count in counts:
+            seconds(count)
+        fits = {n: c for n, c in tried.items() if isinstance(c, _Candidate)}
+        if not fits:
+            raise next(error for error in tried.values() if isinstance(error, HetmpError))
+        # More ranks only where they promise something: those that are left out do no harm.
+        best = min(fits)
+        for count in sorted(fits):
+            if fits[count].prediction.seconds < (1 - WORTH) * fits[best].prediction.seconds:
+                best = count
+        return fits[best]
+
+    def _candidate(self, members: Sequence[int]) -> _Candidate:
+        """The best plan in which all of *members* may have a part."""
+        tables, links = self.tables.of(members), self._links(len(members))
+        caps = [1.0] * len(members)
+        for _ in range(TRIES):
+            plan = self._planned(tables, links, caps)
+            prediction = self._predict(plan, tables, links)
+            over = [
+                prediction.memory[i] / self.limits[rank]
+                for i, rank in enumerate(members)
+                if self.limits[rank]
+            ]
+            if not over or max(over) <= 1:
+                return _Candidate(tuple(members), plan, prediction)
+            for i, rank in enumerate(members):
+                if self.limits[rank] and prediction.memory[i] > self.limits[rank]:
+                    held = max(_share(plan, i), 1e-6)
+                    caps[i] = 0.97 * min(caps[i], held) * self.limits[rank] / prediction.memory[i]
+            if sum(caps) < 1:
+                break
+        need, rank = max(
+            (prediction.memory[i] - self.limits[rank], rank) for i, rank in enumerate(members)
+        )
+        raise HetmpError(
+            f"the model does not fit: rank {rank} may use {_size(self.limits[rank])} and would "
+            f"need {_size(self.limits[rank] + need)}. Give it more ranks or memory, or a smaller "
+            "batch"
+        )
+
+    def _planned(self, tables: Tables, links: Links, caps: Sequence[float]) -> Plan:
+        if self.options.objective == "memory":
+            room = [self.limits[rank] or 1 for rank in range(tables.ranks)]
+            return self._shared_by(room)
+        plain = self._cut(tables, caps, self._shared_by([1.0] * tables.ranks), {})
+        if not self.options.schemes or tables.ranks == 1:
+            return plain
+        batch_size = self.profile.batch_size
+        chosen = choose_schemes(self.graph, plain, tables, links, batch_size)
+        if all(scheme == "filters" for scheme in chosen.values()):
+            return plain
+        mixed = self._cut(tables, caps, _with_schemes(plain, chosen), chosen)
+        before = self._predict(plain, tables, links)
+        after = self._predict(mixed, tables, links)
+        return mixed if after.seconds < (1 - WORTH) * before.seconds else plain
+
+    def _cut(
+        self, tables: Tables, caps: Sequence[float], like: Plan, schemes: Mapping[str, Scheme]
+    ) -> Plan:
+        """Balanced counts for every channel group, where layers follow *schemes*."""
+        works = group_works(self.found, make_schedule(self.graph, like))
+        shares = {}
+        counts_of: dict[tuple[object, ...], tuple[int, ...]] = {}
+        for group in self.found.groups:
+            key = (group.units, *sorted(works[group.number].items(), key=str))
+            if key not in counts_of:
+                times = group_times(tables, works[group.number], group.units)
+                most = [max(0, int(np.ceil(cap * group.units))) for cap in caps]
+                counts_of[key] = balanced(times, most)
+            shares[group.number] = Partition(counts_of[key])
+        speeds = [sum(share.counts[rank] for share in shares.values()) for rank in range(len(caps))]
+        return plan_from_shares(self.graph, self.found, shares, speeds, schemes)
+
+    # --- predictions
+
+    def _predict(self, plan: Plan, tables: Tables, links: Links) -> Prediction:
+        schedule = make_schedule(self.graph, plan)
+        table = make_table(self.graph, schedule)
+        return predict(self.graph, schedule, table, tables, links, self.profile.batch_size)
+
+    def _links(self, ranks: int) -> Links:
+        return Links(self.profile.links, self.tables.ranks, ranks)
+
+    def _shared_by(self, weights: Sequence[float]) -> Plan:
+        shares = {g.number: apportion(g.units, weights) for g in self.found.groups}
+        return plan_from_shares(self.graph, self.found, shares, weights)
+
+    def _alternatives(self) -> dict[str, float]:
+        """Seconds of a step by other ways to use all the ranks."""
+        found = {"the fastest rank alone": float(self.alone.min())}
+        ranks = self.tables.ranks
+        if ranks == 1:
+            return found
+        links = self._links(ranks)
+        for name, weights in (
+            ("equal split", np.ones(ranks)),
+            ("split in proportion to speed", self.alone.min() / self.alone),
+        ):
+            plan = self._shared_by(weights.tolist())
+            found[name] = self._predict(plan, self.tables, links).seconds
+        # Each rank computes the whole network for its part of the batch; gradients are summed.
+        shared = links.seconds("Allreduce", self.parameters, 0.0)
+        found["weighted data parallelism"] = float(1 / (1 / self.alone).sum()) + shared
+        return found
+
+    def _reasons(self, best: _Candidate, order: Sequence[int]) -> dict[int, str]:
+        reasons = {}
+        for rank in order:
+            if rank not in best.members:
+                reasons[rank] = (
+                    f"alone it would need {_seconds(self.alone[rank])} for the step that the "
+                    f"fastest rank does in {_seconds(self.alone.min())}, and a step with it is "
+                    "not predicted to be faster"
+                )
+        return reasons
+
+    def _representatives(self) -> list[int]:
+        """A rank of every distinct device."""
+        first: dict[int, int] = {}
+        for rank, device in enumerate(self.profile.devices):
+            first.setdefault(id(device), rank)
+        return list(first.values())
+
+    def _which(self) -> list[int]:
+        """Each rank's place among the representatives."""
+        devices = self.profile.devices
+        place = {id(devices[rank]): i for i, rank in enumerate(self._representatives())}
+        return [place[id(device)] for device in devices]
+
+
+def summary(planned: Planned) -> str:
+    """What is predicted, as JSON."""
+    plan, prediction = planned.plan, planned.prediction
+    told = {
+        "plan": plan.model_dump(mode="json"),
+        "predicted_seconds": prediction.seconds,
+        "alternatives": dict(planned.alternatives),
+        "left_out": {str(rank): why for rank, why in planned.left_out.items()},
+        "bytes_received": prediction.received,
+        "memory": dict(zip(map(str, plan.members), prediction.memory.tolist(), strict=True)),
+        "layers": [
+            {
+                "name": layer.name,
+                "compute": layer.compute.tolist(),
+                "exchange": layer.exchange,
+                "idle": layer.idle.tolist(),
+            }
+            for layer in prediction.layers.values()
+        ],
+    }
+    return json.dumps(told, indent=1)
+
+
+def fingerprint(graph: ModelGraph) -> str:
+    """What tells one model from another: its operations and their sizes, as a short text."""
+    lines = [f"{node.path} {node.call.signature}" for node in graph.training.nodes]
+    return f"{zlib.crc32(chr(10).join(lines).encode()):08x}"
+
+
+def _bracket(seconds: Callable[[int], float], ranks: int) -> list[int]:
+    """Numbers of ranks worth trying: powers of two, then halving around the best of them."""
+    counts = sorted({min(ranks, 2**i) for i in range(ranks.bit_length() + 1)})
+    best = min(counts, key=seconds)
+    i = counts.index(best)
+    low, high = counts[max(0, i - 1)], counts[min(len(counts) - 1, i + 1)]
+    while high - low > max(1, ranks // 64):
+        left, right = low + (high - low) // 3, high - (high - low) // 3
+        counts += [left, right]
+        low, high = (low, right) if seconds(left) <= seconds(right) else (left, high)
+    return sorted(set(counts))
+
+
+def _with_schemes(plan: Plan, schemes: Mapping[str, Scheme]) -> Plan:
+    layers = tuple(
+        layer.model_copy(update={"scheme": schemes.get(layer.name, layer.scheme)})
+        for layer in plan.layers
+    )
+    return plan.model_copy(update={"layers": layers})
+
+
+def _share(plan: Plan, rank: int) -> float:
+    """The largest share of a layer that a rank has."""
+    return max(layer.counts[rank] / layer.channels for layer in plan.layers if layer.channels)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _size(size: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

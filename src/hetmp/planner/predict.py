@@ -1,0 +1,219 @@
+"""The predicted time of a training step: every rank's clock, run through the program.
+
+A rank that is early waits: an exchange ends when the last rank is there and the bytes have moved.
+On the way back a rank computes parameter gradients while it waits for others to arrive.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hetmp.exchange import collective, dual
+from hetmp.graph import ModelGraph
+from hetmp.planner.tables import BACKWARD, FORWARD, PARAMETERS, SAVED, Array, Links, Tables
+from hetmp.profiling import OPTIMIZER, THOUSANDTHS, step_work
+from hetmp.schedule import BiasStep, CallStep, ExchangeStep, Program, Schedule, takers
+from hetmp.slicing import Table
+from hetmp.state import Sliced, State
+
+
+@dataclass
+class LayerPrediction:
+    """What a mixing layer and the channel-wise work behind it take.
+
+    Attributes:
+        name: the layer's path; empty for what comes before the first.
+        compute: seconds of each rank, forward and backward.
+        exchange: seconds of the exchanges in front of it.
+        idle: seconds that each rank waits for others there.
+    """
+
+    name: str
+    compute: Array
+    exchange: float
+    idle: Array
+
+
+@dataclass
+class Prediction:
+    """A training step.
+
+    Attributes:
+        seconds: of the step.
+        layers: by path, in order.
+        memory: bytes of each rank: parameters, gradients, momentum, what is kept for the
+            backward pass.
+        received: bytes that all ranks receive.
+    """
+
+    seconds: float
+    layers: Mapping[str, LayerPrediction]
+    memory: Array
+    received: float
+
+
+@dataclass
+class _Clock:
+    tables: Tables
+    links: Links
+    batch_size: int
+    now: Array = field(init=False)
+    layers: dict[str, LayerPrediction] = field(default_factory=dict)
+    saved: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.now = np.zeros(self.tables.ranks)
+        self.saved = np.zeros(self.tables.ranks)
+
+    def layer(self, name: str) -> LayerPrediction:
+        if name not in self.layers:
+            ranks = self.tables.ranks
+            self.layers[name] = LayerPrediction(name, np.zeros(ranks), 0.0, np.zeros(ranks))
+        return self.layers[name]
+
+    def compute(self, name: str, seconds: Array) -> None:
+        self.now = self.now + seconds
+        self.layer(name).compute += seconds
+
+    def exchange(self, name: str, seconds: float, meanwhile: Array | None = None) -> None:
+        """All ranks meet; each computes *meanwhile* once it is there."""
+        free = self.now if meanwhile is None else self.now + meanwhile
+        all_there = float(self.now.max())
+        after = np.maximum(free, all_there)
+        self.layer(name).idle += after - free
+        self.layer(name).exchange += seconds
+        if meanwhile is not None:
+            self.layer(name).compute += meanwhile
+        self.now = after + seconds
+
+
+def predict(
+    graph: ModelGraph,
+    schedule: Schedule,
+    table: Table,
+    tables: Tables,
+    links: Links,
+    batch_size: int,
+) -> Prediction:
+    """What a training step takes under a schedule.
+
+    Raises:
+        HetmpError: the profile does not know an operation of the model.
+    """
+    program = schedule.training
+    clock = _Clock(tables, links, batch_size)
+    owner = _owners(program)
+    costs = {step.name: _cost(tables, step) for step in program.steps if isinstance(step, CallStep)}
+    received = 0.0
+    for step in program.steps:
+        if isinstance(step, CallStep):
+            clock.compute(owner[step.name], costs[step.name][:, FORWARD])
+            clock.saved += costs[step.name][:, SAVED]
+        elif isinstance(step, ExchangeStep):
+            name = collective(step.before, step.after)
+            if name != "-":
+                clock.exchange(owner[step.name], _seconds(clock, step, name))
+            received += sum(sum(step.received(rank, tables.ranks)) for rank in range(tables.ranks))
+    clock.now = clock.now + tables.rest
+    back = _needing_gradients(graph, program)
+    postponed = {
+        taker.name
+        for step in program.steps
+        if step.name in back
+        for taker in takers(program, step)[0]
+    }
+    for step in reversed(program.steps):
+        if isinstance(step, CallStep):
+            cost = costs[step.name]
+            seconds = cost[:, BACKWARD]
+            if step.name not in postponed:
+                seconds = seconds + cost[:, PARAMETERS]
+            clock.compute(owner[step.name], seconds)
+        elif isinstance(step, ExchangeStep) and step.name in back:
+            name = collective(dual(step.after), dual(step.before))
+            meanwhile = sum(
+                (costs[taker.name][:, PARAMETERS] for taker in takers(program, step)[0]),
+                start=np.zeros(tables.ranks),
+            )
+            if name == "-":
+                clock.compute(owner[step.name], meanwhile)
+            else:
+                clock.exchange(owner[step.name], _seconds(clock, step, name), meanwhile)
+    held = held_bytes(table, tables.ranks)
+    parts = np.round(THOUSANDTHS * held / max(1, parameter_bytes(table))).astype(np.int64)
+    clock.now = clock.now + tables.at(OPTIMIZER, "channelwise", parts.tolist())[:, FORWARD]
+    memory = 3.0 * held + clock.saved
+    return Prediction(float(clock.now.max()), clock.layers, memory, received * batch_size)
+
+
+def parameter_bytes(table: Table) -> int:
+    """Bytes of the model's parameters."""
+    return sum(
+        entry.shape.numel() * entry.dtype.itemsize
+        for entry in table.values()
+        if entry.parameter and entry.alias_of is None
+    )
+
+
+def held_bytes(table: Table, ranks: int) -> np.ndarray:
+    """Bytes of parameters that each rank holds."""
+    held = np.zeros(ranks, dtype=np.int64)
+    for entry in table.values():
+        if entry.parameter and entry.alias_of is None:
+            size = entry.shape.numel() * entry.dtype.itemsize
+            if isinstance(entry.state, Sliced):
+                layout = entry.state.layout
+                held += np.array(layout.counts, dtype=np.int64) * (size // max(1, layout.total))
+            else:
+                held += size
+    return held
+
+
+def _cost(tables: Tables, step: CallStep) -> Array:
+    work, kind, state = step_work(step)
+    return tables.at(work, kind, None if state is None else state.layout.counts)
+
+
+def _seconds(clock: _Clock, step: ExchangeStep, name: str) -> float:
+    size = step.value.image_bytes * clock.batch_size
+    return clock.links.seconds(name, size, max(_largest(step.before), _largest(step.after)))
+
+
+def _largest(state: State) -> float:
+    if not isinstance(state, Sliced) or state.layout.total == 0:
+        return 0.0
+    return max(state.layout.counts) / state.layout.total
+
+
+def _owners(program: Program) -> dict[str, str]:
+    """Which mixing layer a step belongs to: the last one before it, an exchange to the next."""
+    owners: dict[str, str] = {}
+    last, waiting = "", []
+    for step in program.steps:
+        if isinstance(step, ExchangeStep):
+            waiting.append(step.name)
+            continue
+        if isinstance(step, CallStep) and step.node.rule.mixes:
+            last = step.node.path
+        owners[step.name] = last
+        owners.update(dict.fromkeys(waiting, last))
+        waiting = []
+    owners.update(dict.fromkeys(waiting, last))
+    return owners
+
+
+def _needing_gradients(graph: ModelGraph, program: Program) -> set[str]:
+    """The steps whose values a backward pass reaches."""
+    found = {
+        name
+        for name, place in program.attributes.items()
+        if place in dict(graph.skeleton.named_parameters())
+    }
+    for step in program.steps:
+        learns = isinstance(step, CallStep) and step.run.layer is not None and any(
+            parameter.requires_grad for parameter in step.run.layer.parameters()
+        )  # fmt: skip
+        if learns or isinstance(step, BiasStep) or any(name in found for name in step.sources):
+            found.add(step.name)
+    return found

@@ -1,0 +1,156 @@
+"""A profile and a plan as a person reads them in a terminal."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from hetmp.planner.planner import Planned
+from hetmp.planner.tables import Links
+from hetmp.profiling import Profile
+
+WIDE = 6
+"""From so many ranks on, layers show the range over the ranks instead of each one's figure."""
+
+
+def render_plan(planned: Planned) -> RenderableType:
+    """Layer by layer what each rank has and takes, and what other splits would take."""
+    return Lines(_layers(planned), Text(), _ranks(planned), Text(), *_summary(planned))
+
+
+def render_profile(profile: Profile) -> RenderableType:
+    """What was measured: devices and links."""
+    devices = _table("Devices")
+    for heading in ("rank", "host", "device", "free memory", "works"):
+        devices.add_column(heading, justify="right" if heading in ("rank", "works") else "left")
+    for rank, device in enumerate(profile.devices):
+        devices.add_row(
+            str(rank),
+            device.host,
+            device.title,
+            _size(device.memory) if device.memory else "unknown",
+            str(len(device.works)),
+        )
+    parts: list[RenderableType] = [devices]
+    if profile.links:
+        parts += [Text(), _links(profile)]
+    return Lines(*parts)
+
+
+def _links(profile: Profile) -> RichTable:
+    ranks = len(profile.devices)
+    links = Links(profile.links, ranks, ranks)
+    table = _table(f"Links between the {ranks} ranks, equal shares")
+    sizes = (1 << 10, 1 << 20, 1 << 24)
+    for heading in ("exchange", *map(_size, sizes)):
+        table.add_column(heading, justify="left" if heading == "exchange" else "right")
+    for link in profile.links:
+        seconds = (links.seconds(link.collective, size, 1 / ranks) for size in sizes)
+        table.add_row(link.collective, *(_time(value) for value in seconds))
+    return table
+
+
+def _layers(planned: Planned) -> RichTable:
+    plan, prediction = planned.plan.of_members(), planned.prediction
+    ranks = f"rank{'s' if plan.ranks > 1 else ''}"
+    table = _table(f"Layers, over {plan.ranks} {ranks}; times with the work behind each layer")
+    schemes = {layer.scheme for layer in plan.layers} != {"filters"}
+    headings = ["layer", "channels", *(["scheme"] if schemes else []), "compute, ms"]
+    headings += ["exchange, ms", "idle, ms"]
+    for heading in headings:
+        text = heading in ("layer", "channels", "scheme")
+        table.add_column(heading, justify="left" if text else "right", overflow="fold")
+    shown = {layer.name: layer for layer in plan.layers}
+    for name, layer in prediction.layers.items():
+        entry = shown.get(name)
+        channels = "" if entry is None else _each(entry.counts, "/")
+        if entry is not None and entry.scheme == "whole":
+            channels = "all"
+        cells = [name or "(input)", channels]
+        cells += [entry.scheme if entry else ""] if schemes else []
+        cells += [_milliseconds(layer.compute), f"{1e3 * layer.exchange:.1f}"]
+        table.add_row(*cells, _milliseconds(layer.idle))
+    return table
+
+
+def _ranks(planned: Planned) -> RichTable:
+    table = _table("Ranks")
+    for heading in ("rank", "device", "share", "compute, ms", "idle, ms", "memory"):
+        right = heading not in ("device",)
+        table.add_column(heading, justify="right" if right else "left")
+    plan, prediction = planned.plan, planned.prediction
+    compute = sum(layer.compute for layer in prediction.layers.values())
+    idle = sum(layer.idle for layer in prediction.layers.values())
+    total = sum(layer.channels for layer in plan.layers if layer.scheme != "whole") or 1
+    for rank in range(plan.ranks):
+        device = plan.devices[rank] if plan.devices else ""
+        if rank in planned.left_out:
+            table.add_row(str(rank), device, "left out", style="dim")
+            continue
+        i = plan.members.index(rank)
+        held = sum(layer.counts[rank] for layer in plan.layers if layer.scheme != "whole")
+        table.add_row(
+            str(rank),
+            device,
+            f"{100 * held / total:.0f} %",
+            f"{1e3 * np.broadcast_to(compute, plan.ranks)[i]:.0f}",
+            f"{1e3 * np.broadcast_to(idle, plan.ranks)[i]:.0f}",
+            _size(float(prediction.memory[i])),
+        )
+    return table
+
+
+def _summary(planned: Planned) -> list[Text]:
+    seconds = planned.prediction.seconds
+    lines = [Text(f"predicted time of a step: {_time(seconds)}", style="bold")]
+    for name, other in planned.alternatives.items():
+        ratio = other / seconds
+        compared = f"{ratio:.2f} times this" if ratio >= 1 else f"{ratio:.2f} of this: faster!"
+        lines.append(Text(f"  {name}: {_time(other)}, {compared}"))
+    data_parallel = planned.alternatives.get("weighted data parallelism")
+    if data_parallel is not None and data_parallel < seconds:
+        lines.append(
+            Text(
+                "  where a whole copy of the model fits on every rank, data parallelism with "
+                "batches by speed would be faster",
+                style="yellow",
+            )
+        )
+    for rank, why in planned.left_out.items():
+        lines.append(Text(f"rank {rank} is left out: {why}", style="yellow"))
+    return lines
+
+
+def _each(counts: Sequence[int], separator: str) -> str:
+    if len(counts) <= WIDE:
+        return separator.join(map(str, counts))
+    return f"{min(counts)} to {max(counts)}"
+
+
+def _milliseconds(seconds: np.ndarray) -> str:
+    if len(seconds) <= WIDE:
+        return " / ".join(f"{1e3 * value:.1f}" for value in seconds)
+    return f"{1e3 * seconds.min():.1f} to {1e3 * seconds.max():.1f}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{1e6 * seconds:.0f} µs"
+    return f"{1e3 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _size(size: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _table(title: str) -> RichTable:
+    return RichTable(
+        box=None, title=title, title_justify="left", padding=(0, 2, 0, 0), header_style="bold"
+    )

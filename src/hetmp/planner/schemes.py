@@ -1,0 +1,156 @@
+"""Which scheme each layer follows: dynamic programming over the operations in their order.
+
+The state of the search is what later operations can see: how the values that are still needed
+lie over the ranks, and what was already exchanged. Of two ways to the same state the cheaper
+one stays, so that chains and blocks with branches are searched exactly, as far as costs add up
+and no more than ``BEAM`` states are alive.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from hetmp.exchange import collective, dual
+from hetmp.graph import ModelGraph, Node, Trace
+from hetmp.ops import Mixing, Scheme, references
+from hetmp.plan import Plan
+from hetmp.planner.tables import SAVED, Links, Tables
+from hetmp.profiling import step_work
+from hetmp.schedule import CallStep, ExchangeStep, PlannedChoice, Scheduler, Step
+from hetmp.state import Sliced
+
+BEAM = 32
+
+
+def choose_schemes(
+    graph: ModelGraph, plan: Plan, tables: Tables, links: Links, batch_size: int
+) -> dict[str, Scheme]:
+    """The schemes with the least predicted time for the counts of *plan*, by path."""
+    trace = graph.training
+    live = _last_uses(trace)
+    cost = _Costs(tables, links, batch_size)
+    beam = [_Branch(graph, plan)]
+    beam[0].begin(trace)
+    for number, node in enumerate(trace.nodes):
+        grown: dict[Any, _Branch] = {}
+        for branch in beam:
+            options = branch.options(node, tables)
+            for i, scheme in enumerate(options):
+                last = i == len(options) - 1
+                after = branch if last else branch.fork()
+                after.take(node, scheme)
+                after.visit(node)
+                after.spent += sum(map(cost.of, after.steps))
+                after.steps.clear()
+                key = after.frontier(live, number)
+                if key not in grown or after.spent < grown[key].spent:
+                    grown[key] = after
+        beam = sorted(grown.values(), key=lambda branch: branch.spent)[:BEAM]
+    for branch in beam:
+        branch.end()
+        branch.spent += sum(map(cost.of, branch.steps))
+    return dict(min(beam, key=lambda branch: branch.spent).schemes)
+
+
+class _Branch(Scheduler):
+    """One way to have come this far."""
+
+    def __init__(self, graph: ModelGraph, plan: Plan) -> None:
+        super().__init__(graph, self)
+        self.planned = PlannedChoice(plan)
+        self.schemes: dict[str, Scheme] = {}
+        self.spent = 0.0
+
+    def scheme(self, node: Node) -> Scheme:
+        """What is chosen for a layer; of later layers, ``filters``."""
+        return self.schemes.get(node.path, "filters")
+
+    def options(self, node: Node, tables: Tables) -> tuple[Scheme, ...]:
+        """The schemes that an operation may follow here; one that changes nothing if it mixes
+        no channels."""
+        if not isinstance(node.rule, Mixing) or node.reason is not None:
+            return ("filters",)
+        if node.path in self.schemes:
+            return (self.schemes[node.path],)
+        if self.graph.is_tied(node):
+            return ("whole",)
+        work = node.call.signature
+        return tuple(
+            scheme
+            for scheme in node.rule.schemes(node.call.layer)
+            if scheme != "inputs"
+            or (
+                tables.has(work, "inputs")
+                and node.rule.input_channels(node.call.layer) is not None
+                and any(self.planned.layout(node).counts)
+            )
+        )
+
+    def take(self, node: Node, scheme: Scheme) -> None:
+        """Decide on a layer's scheme."""
+        if isinstance(node.rule, Mixing) and node.reason is None:
+            self.schemes[node.path] = scheme
+
+    def fork(self) -> "_Branch":
+        """Another way from here on."""
+        other = copy.copy(self)
+        other.choice = other
+        for name in ("schemes", "first", "states", "exchanged", "current"):
+            setattr(other, name, dict(getattr(self, name)))
+        other.steps = []
+        return other
+
+    def layout(self, node: Node) -> Any:
+        """How the plan cuts a layer."""
+        return self.planned.layout(node)
+
+    def frontier(self, live: Mapping[str, int], number: int) -> Any:
+        """What operations after *number* can tell of the way here."""
+        names = [name for name in self.current if live.get(name, -1) > number]
+        seen: dict[str, set[Any]] = {}
+        for value, target in self.exchanged:
+            seen.setdefault(value, set()).add(target)
+        key = []
+        for name in names:
+            value = self.current[name]
+            key.append((name, self.states[value], frozenset(seen.get(value, ()))))
+        for name in [name for name in self.current if live.get(name, -1) <= number]:
+            del self.current[name]
+        return tuple(key)
+
+
+class _Costs:
+    """Seconds that a step adds: those of the slowest rank, forward and backward."""
+
+    def __init__(self, tables: Tables, links: Links, batch_size: int) -> None:
+        self.tables, self.links, self.batch_size = tables, links, batch_size
+        self._known: dict[Any, float] = {}
+
+    def of(self, step: Step) -> float:
+        """Seconds of one step."""
+        if isinstance(step, CallStep):
+            work, kind, state = step_work(step)
+            key = work, kind, state
+            if key not in self._known:
+                counts = None if state is None else state.layout.counts
+                times = self.tables.at(work, kind, counts)[:, :SAVED]
+                self._known[key] = float(times.sum(axis=1).max())
+            return self._known[key]
+        if isinstance(step, ExchangeStep):
+            size = step.value.image_bytes * self.batch_size
+            largest = max(
+                max(s.layout.counts) / max(1, s.layout.total) if isinstance(s, Sliced) else 0.0
+                for s in (step.before, step.after)
+            )
+            names = (
+                collective(step.before, step.after),
+                collective(dual(step.after), dual(step.before)),
+            )
+            return sum(self.links.seconds(name, size, largest) for name in names)
+        return 0.0
+
+
+def _last_uses(trace: Trace) -> dict[str, int]:
+    """The number of the last operation that takes each value; past the end for results."""
+    last = {name: number for number, node in enumerate(trace.nodes) for name in node.call.values}
+    return last | dict.fromkeys(references(trace.result), len(trace.nodes))

@@ -1,0 +1,224 @@
+"""A profile's measurements as functions: seconds of any work, on any rank, for any count."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import nnls
+
+from hetmp.errors import HetmpError
+from hetmp.profiling import DeviceProfile, Kind, LinkTimes, WorkTimes
+
+Array = npt.NDArray[np.float64]
+
+FORWARD, BACKWARD, PARAMETERS, SAVED = range(4)
+"""The columns of a table."""
+
+
+class Tables:
+    """Seconds (and saved bytes) of every work on every rank.
+
+    Args:
+        devices: one per rank; ranks of one and the same object share its tables.
+    """
+
+    def __init__(self, devices: Sequence[DeviceProfile]) -> None:
+        self.devices = tuple(devices)
+        distinct = {id(device): device for device in self.devices}
+        number = {key: i for i, key in enumerate(distinct)}
+        self._distinct = tuple(distinct.values())
+        self._number = np.array([number[id(device)] for device in self.devices])
+        self._works: list[dict[tuple[str, Kind], WorkTimes]] = [
+            {(times.work, times.kind): times for times in device.works} for device in self._distinct
+        ]
+        self._grains = [grain_of(device) for device in self._distinct]
+        self._tables: dict[tuple[str, Kind], Array] = {}
+        self.rest: Array = np.array([device.rest for device in self.devices])
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks there are."""
+        return len(self.devices)
+
+    def of(self, ranks: Sequence[int]) -> "Tables":
+        """The tables of some of the ranks."""
+        return Tables([self.devices[rank] for rank in ranks])
+
+    def total(self, work: str, kind: Kind) -> int:
+        """The length of the axis that is cut in a work."""
+        return len(self._table(work, kind)[0]) - 1
+
+    def at(self, work: str, kind: Kind, counts: Sequence[int] | None) -> Array:
+        """(forward, backward, parameters, saved) of every rank; all of it where no counts."""
+        table = self._table(work, kind)
+        if counts is None:
+            return np.asarray(table[self._number, -1])
+        return np.asarray(table[self._number, np.asarray(counts)])
+
+    def sums(self, work: str, kind: Kind, counts: npt.NDArray[np.int64]) -> Array:
+        """Seconds in all, (ranks, counts): for each of *counts* on every rank."""
+        table = self._table(work, kind)[:, counts, :SAVED].sum(axis=2)
+        return np.asarray(table[self._number])
+
+    def has(self, work: str, kind: Kind) -> bool:
+        """Whether a work was measured on every device."""
+        return all((work, kind) in works for works in self._works)
+
+    def _table(self, work: str, kind: Kind) -> Array:
+        found = self._tables.get((work, kind))
+        if found is None:
+            for device, works in zip(self._distinct, self._works, strict=True):
+                if (work, kind) not in works:
+                    raise HetmpError(
+                        f"the profile of {device.title} on {device.host} has no times for {work} "
+                        f"({kind}): it is of another model; run hetmp profile for this one"
+                    )
+            times = [works[work, kind] for works in self._works]
+            total = max(one.total for one in times)
+            curves = [
+                curve(one, total, grain) for one, grain in zip(times, self._grains, strict=True)
+            ]
+            found = self._tables[work, kind] = np.stack(curves)
+        return found
+
+
+GRAINS = (1, 4, 8, 16, 32)
+"""How many channels a device may compute at once."""
+
+
+def grain_of(device: DeviceProfile) -> int:
+    """How many filters a device computes in the time of one, as its measurements tell.
+
+    Vector units take 8 or 16 channels at a time, so time is a staircase in the number of filters:
+    17 of them cost as much as 32. The grain is the step's width for which the counts that are no
+    multiple of it are best told from those that are.
+    """
+    works = [times for times in device.works if times.kind == "filters" and len(times.counts) > 3]
+    best, least = 1, np.inf
+    for grain in GRAINS:
+        missed = []
+        for times in works:
+            counts = np.array(times.counts)
+            off = (counts > 16) & (counts % 16 != 0) & (counts < times.total)
+            on = (counts > 0) & ~off
+            if not off.any() or on.sum() < 2:
+                continue
+            columns = np.array([times.forward, times.parameters]).T
+            blocks = -(-counts // grain)
+            x, first = np.unique(blocks[on], return_index=True)
+            if len(x) < 2:
+                continue
+            told = _between(x, columns[on][first], blocks[off])
+            seen = columns[off]
+            missed += np.abs(np.log(np.maximum(told, 1e-9) / np.maximum(seen, 1e-9)))[
+                seen > 1e-4
+            ].tolist()
+        error = float(np.median(missed)) if missed else np.inf
+        if error < least:
+            best, least = grain, error
+    return best
+
+
+def curve(times: WorkTimes, total: int, grain: int = 1) -> Array:
+    """(total + 1, 4): forward, backward, parameters, saved for every count.
+
+    Between measured counts a monotone cubic (Fritsch and Carlson, 1980; SciPy's PCHIP), beyond
+    them a straight line. Nothing is a case of its own: the first channel costs more than the next.
+    The forward pass and parameter gradients of filters go up in steps of *grain*.
+    """
+    columns = np.array([times.forward, times.backward, times.parameters, times.saved]).T
+    measured = np.array(times.counts)
+    if times.total == 1 < total:  # it was never cut where it was measured
+        measured = measured * total
+    every = np.arange(total + 1)
+    some = measured > 0
+    if not some.any():
+        return np.repeat(columns[:1], total + 1, axis=0)
+    found = np.empty((total + 1, 4))
+    for column in range(4):
+        stepped = times.kind == "filters" and column in (FORWARD, PARAMETERS)
+        width = grain if stepped else 1
+        x, y = _merged(-(-measured[some] // width), columns[some, column])
+        at = -(-every // width)
+        found[:, column] = y[0] * at / x[0] if len(x) == 1 else _between(x, y, at)
+    found = np.maximum(found, 0.0)
+    found[0] = columns[0] if measured[0] == 0 else 0.0
+    return found
+
+
+def _merged(x: npt.NDArray[np.int64], y: Array) -> tuple[npt.NDArray[np.int64], Array]:
+    """One value for every x: the mean of those that have it."""
+    distinct, place = np.unique(x, return_inverse=True)
+    return distinct, np.bincount(place, weights=y) / np.bincount(place)
+
+
+def _between(x: npt.NDArray[Any], y: Array, at: npt.NDArray[Any]) -> Array:
+    """The monotone cubic through (x, y), straight lines beyond its ends."""
+    found = np.asarray(PchipInterpolator(x, y, axis=0)(np.clip(at, x[0], x[-1])))
+    for beyond, end, slope in (
+        (at < x[0], x[0], (y[1] - y[0]) / (x[1] - x[0])),
+        (at > x[-1], x[-1], (y[-1] - y[-2]) / (x[-1] - x[-2])),
+    ):
+        far = at[beyond] - end
+        found[beyond] += far.reshape([-1, *[1] * (y.ndim - 1)]) * np.maximum(slope, 0)
+    return found
+
+
+class Links:
+    """Seconds of exchanges: a latency, and bytes of the whole value and of the largest share.
+
+    A fit of what was measured, by least squares of relative errors with no term below 0. For
+    another number of ranks the latency follows its logarithm and the bytes (P - 1) / P, as in
+    Thakur, Rabenseifner and Gropp (2005).
+    """
+
+    def __init__(self, links: Sequence[LinkTimes], measured_ranks: int, ranks: int) -> None:
+        self._terms: dict[str, Array] = {}
+        self.ranks = ranks
+        if ranks == 1:
+            return
+        if not links:
+            raise HetmpError(
+                "the profile has no times of exchanges: measure it with more than one rank, or "
+                "give latency and bandwidth in the file of --ranks-from"
+            )
+        scale = np.ones(3)
+        if measured_ranks != ranks:
+            part = (ranks - 1) / ranks / ((measured_ranks - 1) / measured_ranks)
+            scale = np.array([math.log2(ranks) / math.log2(measured_ranks), part, part])
+        for link in links:
+            size, largest = np.array(link.bytes, float), np.array(link.largest)
+            seconds = np.maximum(np.array(link.seconds), 1e-9)
+            terms = np.stack([np.ones_like(size), size, size * largest], axis=1)
+            fit, _ = nnls(terms / seconds[:, None], np.ones_like(seconds))
+            self._terms[link.collective] = fit * scale
+
+    def seconds(self, collective: str, size: float, largest: float) -> float:
+        """Seconds from the moment when all ranks are there; 0 where nothing moves.
+
+        Args:
+            size: bytes of the whole value.
+            largest: the largest rank's share of it.
+        """
+        if self.ranks == 1 or collective == "-":
+            return 0.0
+        terms = self._terms.get(collective)
+        if terms is None:
+            raise HetmpError(f"the profile has no times of {collective}: measure it again")
+        return float(terms @ (1.0, size, size * largest))
+
+    def as_measured(self, sizes: Sequence[int]) -> tuple[LinkTimes, ...]:
+        """The fit in the figures of a measurement, for values of *sizes* bytes."""
+        rows = [(size, largest) for size in sizes for largest in (1 / self.ranks, 1.0)]
+        return tuple(
+            LinkTimes(
+                collective=name,
+                bytes=tuple(size for size, _ in rows),
+                largest=tuple(largest for _, largest in rows),
+                seconds=tuple(self.seconds(name, size, largest) for size, largest in rows),
+            )
+            for name in self._terms
+        )

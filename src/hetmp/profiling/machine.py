@@ -1,0 +1,76 @@
+"""What this rank runs on: the device's name, its free memory, and how its CPU time is rationed."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+CPU_INFO = Path("/proc/cpuinfo")
+MEMORY_INFO = Path("/proc/meminfo")
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device; 0 where nobody tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = []
+    try:
+        lines = MEMORY_INFO.read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    except (OSError, ValueError, IndexError):
+        pass
+    for folder in _own_folders():
+        limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
+        if limit is not None and used is not None:
+            found.append(max(0, limit - used))
+    return min(found, default=0)
+
+
+def quota_period() -> float:
+    """Seconds of a period in which this process may use part of its CPUs only; 0 without a quota.
+
+    A container or job with a fifth of a CPU computes for a fifth of each period and then stands
+    still: what is measured over less than many periods is luck.
+    """
+    for folder in _own_folders():
+        try:
+            quota, period = (folder / "cpu.max").read_text().split()
+        except (OSError, ValueError):
+            continue
+        if quota != "max":
+            return int(period) / 1e6
+    return 0.0
+
+
+def _own_folders() -> list[Path]:
+    """This process's control group (version 2) and those above it."""
+    try:
+        lines = OWN_CGROUP.read_text().splitlines()
+    except OSError:
+        return []
+    path = next((line.partition("::")[2] for line in lines if line.startswith("0::")), None)
+    if path is None:
+        return []
+    own = CGROUPS / path.strip("/")
+    return [own, *(folder for folder in own.parents if folder.is_relative_to(CGROUPS))]
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None  # absent, or "max"

@@ -1,0 +1,117 @@
+"""``profile_model``: every rank measures its device at the same time, then all the links."""
+
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmp.channel_groups import plan_from_weights
+from hetmp.comm import Group, mpi_library
+from hetmp.errors import HetmpError
+from hetmp.graph import ModelGraph, read_graph
+from hetmp.profiling.links import exchanged_shapes, measure_links
+from hetmp.profiling.machine import device_name
+from hetmp.profiling.measure import Budget, ShareMeter
+from hetmp.profiling.profile import DeviceProfile, Profile
+from hetmp.schedule import make_schedule
+from hetmp.slicing import Tuning
+
+
+def profile_model(
+    module: nn.Module,
+    example_input: Any,
+    group: Group,
+    *,
+    name: str = "",
+    device: torch.device | str = "cpu",
+    budget: Budget | None = None,
+    tuning: Tuning | None = None,
+    slowdown: float = 1.0,
+    told: Callable[[str], None] = lambda text: None,
+) -> Profile:
+    """Measure what *module*'s operations take on every rank, and the links between. Collective.
+
+    Args:
+        module: as it will be sliced; the meta device will do, values are not looked at.
+        example_input: a tensor of the batch's shape and dtype (the meta device will do), or a
+            tuple or dict of arguments.
+        name: of the model, for the reader.
+        device: this rank's.
+        budget: how long measuring may take.
+        tuning: as the model will run.
+        slowdown: of this rank, see ``pace.py``.
+        told: is told on every rank what is being done.
+
+    Returns:
+        The same profile on every rank.
+
+    Raises:
+        HetmpError: on every rank, for a model that cannot be sliced.
+    """
+    budget, tuning, device = budget or Budget(), tuning or Tuning(), torch.device(device)
+    with group.together():
+        graph = read_graph(module, example_input)
+        meter = ShareMeter(graph, example_input, device, tuning, slowdown)
+        batch_size, dtype = _batch(example_input)
+    told("measuring the devices")
+    with group.together():
+        meter.run(budget)
+    # Ranks of a host share its memory and caches: none is measured beside idle ones.
+    done = group.all_done()
+    while not done.Test():
+        meter.again()
+    own = DeviceProfile(
+        host=platform.node(),
+        device=device_name(device),
+        threads=torch.get_num_threads() if device.type == "cpu" else 1,
+        slowdown=slowdown,
+        versions={"torch": version("torch"), "mpi": mpi_library()},
+        memory=meter.memory,
+        rest=meter.rest(),
+        works=meter.works(),
+    )
+    told("measuring the links")
+    shapes = _shapes(graph, group.size, batch_size)
+    links = measure_links(group, shapes, dtype, device, tuning)
+    devices = [
+        DeviceProfile.model_validate_json(t) for t in group.gather_texts(own.model_dump_json())
+    ]
+    created = group.broadcast_text(time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    return Profile(
+        created=created,
+        model=name,
+        batch_size=batch_size,
+        dtype=str(dtype).removeprefix("torch."),
+        devices=tuple(devices),
+        links=links,
+    )
+
+
+def device_title(device: torch.device, slowdown: float = 1.0) -> str:
+    """What a profile calls this rank's device."""
+    return DeviceProfile(
+        host="",
+        device=device_name(device),
+        threads=torch.get_num_threads() if device.type == "cpu" else 1,
+        slowdown=slowdown,
+        memory=0,
+        rest=0.0,
+        works=(),
+    ).title
+
+
+def _batch(example: Any) -> tuple[int, torch.dtype]:
+    items = example.values() if isinstance(example, dict) else example
+    for item in [example] if isinstance(example, Tensor) else items:
+        if isinstance(item, Tensor) and item.is_floating_point() and item.dim():
+            return int(item.shape[0]), item.dtype
+    raise HetmpError("the example has no floating-point tensor whose first axis is the batch")
+
+
+def _shapes(graph: ModelGraph, ranks: int, batch_size: int) -> list[tuple[int, ...]]:
+    schedule = make_schedule(graph, plan_from_weights(graph, [1.0] * ranks))
+    return exchanged_shapes(schedule.training, batch_size)

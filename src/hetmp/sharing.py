@@ -1,0 +1,163 @@
+"""How a run's work is shared: weights, a plan file, or speeds that are measured now."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmp.comm import AgreedError, Group
+from hetmp.config import TrainConfig
+from hetmp.errors import HetmpError
+from hetmp.graph import read_graph
+from hetmp.plan import Plan
+from hetmp.planner import Planned, fingerprint, make_plan
+from hetmp.profiling import Budget, Profile, device_title, profile_model
+from hetmp.slicing import Tuning
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Who computes what.
+
+    Attributes:
+        plan: of all ranks; None where ``weights`` say.
+        weights: relative speeds, one per rank.
+        told: what was decided, in words; empty where the user decided.
+    """
+
+    plan: Plan | None
+    weights: tuple[float, ...]
+    told: str = ""
+
+
+def share_work(
+    config: TrainConfig,
+    outline: Callable[[], nn.Module],
+    example: Tensor,
+    group: Group,
+    device: torch.device,
+    tuning: Tuning,
+) -> Sharing:
+    """How *config* shares the work of a model over *group*. Collective.
+
+    Args:
+        outline: makes the model, on the meta device.
+        example: of the batch's shape, on the meta device.
+
+    Raises:
+        HetmpError: on every rank: a file that cannot be used, or one for other ranks, another
+            model or other work.
+    """
+    equal = (1.0,) * group.size
+    slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
+    if config.plan is not None:
+        titles = group.gather_texts(device_title(device, slowdown))
+        with group.together():
+            plan = Plan.load(config.plan)
+            _check_plan(plan, titles, outline, example)
+        return Sharing(plan, equal)
+    if config.weights != "auto":
+        return Sharing(None, config.weights or equal)
+    if group.size == 1:
+        return Sharing(None, equal)
+    profile = _profile(config, outline, example, group, device, tuning, slowdown)
+    text, told = "", ""
+    with group.together():
+        # Unlike processors may round unlike: rank 0's plan is the truth.
+        if group.is_root:
+            planned = make_plan(read_graph(outline(), example), profile)
+            text, told = planned.plan.model_dump_json(), _told(planned)
+    plan = Plan.model_validate_json(group.broadcast_text(text))
+    return Sharing(plan, equal, group.broadcast_text(told))
+
+
+def _profile(
+    config: TrainConfig,
+    outline: Callable[[], nn.Module],
+    example: Tensor,
+    group: Group,
+    device: torch.device,
+    tuning: Tuning,
+    slowdown: float,
+) -> Profile:
+    if config.profile is None:
+        group.say(f"measuring the ranks for about {config.profile_seconds:g} s")
+        budget = Budget(config.profile_seconds, schemes=False)
+        with group.together():
+            module = outline()
+        return profile_model(
+            module,
+            example,
+            group,
+            name=config.model,
+            device=device,
+            budget=budget,
+            tuning=tuning,
+            slowdown=slowdown,
+        )
+    titles = group.gather_texts(device_title(device, slowdown))
+    with group.together():
+        profile = Profile.load(config.profile)
+        profile.check_devices(titles)
+        profile.check_batch(config.batch_size, config.dtype)
+    return profile
+
+
+def _check_plan(
+    plan: Plan, titles: list[str], outline: Callable[[], nn.Module], example: Tensor
+) -> None:
+    if plan.ranks != len(titles):
+        raise HetmpError(
+            f"the plan is for {plan.ranks} rank{'s' * (plan.ranks != 1)}, this job has {len(titles)}: make a plan for "
+            f"{len(titles)}"
+        )
+    if plan.fingerprint and plan.fingerprint != fingerprint(read_graph(outline(), example)):
+        raise HetmpError(
+            "the plan was made for another model, or for images of another size: make a plan for "
+            "this one"
+        )
+    for rank, (title, planned) in enumerate(zip(titles, plan.devices or titles, strict=True)):
+        if title != planned:
+            raise HetmpError(
+                f"the plan was made for {planned} as rank {rank}, which is {title}: make a plan "
+                "for these ranks, or remove 'devices' from the file to use it as it is"
+            )
+
+
+def _told(planned: Planned) -> str:
+    lines = [f"planned: {1e3 * planned.prediction.seconds:.0f} ms a step predicted"]
+    lines += [f"rank {rank} is left out: {why}" for rank, why in planned.left_out.items()]
+    return "\n".join(lines)
+
+
+def among_members(
+    group: Group, plan: Plan, run: "Callable[[MPI.Intracomm, Plan], Any]", waiting: Any
+) -> Any:
+    """What *run* gives on the ranks that take part; the others wait and give *waiting*. Collective.
+
+    Args:
+        run: called with the members' communicator and the plan for them.
+    """
+    comm = group.part(plan.members)
+    with contextlib.ExitStack() as stack:
+        if comm is not None and comm.rank == 0 and not group.is_root:
+            # The first member speaks where rank 0 has no part.
+            stack.enter_context(contextlib.redirect_stdout(sys.__stdout__))
+        result, error = waiting, None
+        try:
+            if comm is not None:
+                result = run(comm, plan.of_members())
+        except AgreedError as caught:  # all members raise it, so all can meet
+            error = caught
+    group.meet()
+    with group.together():
+        if error is not None:
+            raise error
+    return result

@@ -1,0 +1,44 @@
+"""One rank's share of a sliced model without the other ranks, to measure what it has to do."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hetmp.comm import RehearsalGroup
+from hetmp.graph import ModelGraph
+from hetmp.plan import Plan
+from hetmp.schedule import make_schedule
+from hetmp.slicing.build import add_layers
+from hetmp.slicing.model import SlicedModel
+from hetmp.slicing.table import make_table
+from hetmp.slicing.tuning import Tuning
+
+
+def rehearsal_model(
+    graph: ModelGraph, plan: Plan, group: RehearsalGroup, device: torch.device, tuning: Tuning
+) -> SlicedModel:
+    """The share of *group*'s rank under *plan*, with made-up values. Not collective.
+
+    Raises:
+        HetmpError: the plan is for another model.
+    """
+    schedule = make_schedule(graph, plan)
+    table = make_table(graph, schedule)
+    model = SlicedModel(graph, plan, schedule, table, group, tuning)
+    add_layers(model, device)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            _spread(parameter)
+        for buffer in model.buffers():
+            buffer.zero_()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+            module.running_var.fill_(1)
+    return model.train()
+
+
+def _spread(parameter: Tensor) -> None:
+    """Numbers of a size that activations keep theirs: with others, arithmetic can be slower."""
+    fan_in = max(1, math.prod(parameter.shape[1:]))
+    parameter.uniform_(-1, 1).mul_(math.sqrt(6 / fan_in))
