@@ -115,8 +115,8 @@ def _check_plan(
 ) -> None:
     if plan.ranks != len(titles):
         raise HetmpError(
-            f"the plan is for {plan.ranks} rank{'s' * (plan.ranks != 1)}, this job has {len(titles)}: make a plan for "
-            f"{len(titles)}"
+            f"the plan is for {plan.ranks} rank{'s' * (plan.ranks != 1)}, this job has "
+            f"{len(titles)}: make a plan for {len(titles)}"
         )
     if plan.fingerprint and plan.fingerprint != fingerprint(read_graph(outline(), example)):
         raise HetmpError(

@@ -2,7 +2,7 @@
 
 Every rank has the whole network and a part of the batch, and DistributedDataParallel averages the
 gradients over gloo. Batch norm takes its statistics from each rank's own part there, so with such
-layers it trains another network than the sliced model does. Its layers run in NCHW.
+layers it trains another network than the sliced model does. Its layers run in channels_last.
 """
 
 import copy

@@ -111,6 +111,8 @@ def predict(
             clock.compute(owner[step.name], costs[step.name][:, FORWARD])
             clock.saved += costs[step.name][:, SAVED]
         elif isinstance(step, ExchangeStep):
+            if tables.ranks > 1:
+                clock.compute(owner[step.name], tables.handling)
             name = collective(step.before, step.after)
             if name != "-":
                 clock.exchange(owner[step.name], _seconds(clock, step, name))

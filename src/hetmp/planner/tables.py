@@ -37,6 +37,7 @@ class Tables:
         self._grains = [grain_of(device) for device in self._distinct]
         self._tables: dict[tuple[str, Kind], Array] = {}
         self.rest: Array = np.array([device.rest for device in self.devices])
+        self.handling: Array = np.array([device.handling for device in self.devices])
 
     @property
     def ranks(self) -> int:

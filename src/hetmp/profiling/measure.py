@@ -30,7 +30,7 @@ from hetmp.profiling.machine import free_memory, quota_period
 from hetmp.profiling.profile import OPTIMIZER, THOUSANDTHS, WorkTimes
 from hetmp.profiling.stopwatch import OTHER, StepTimes, Stopwatch
 from hetmp.profiling.work import Kind, step_work
-from hetmp.schedule import CallStep, make_schedule
+from hetmp.schedule import CallStep, ExchangeStep, make_schedule
 from hetmp.slicing import SlicedModel, Tuning
 from hetmp.slicing.rehearsal import rehearsal_model
 
@@ -108,6 +108,7 @@ class ShareMeter:
         self.group.pace.factor = slowdown
         self.samples: list[_Sample] = []
         self.rests: list[float] = []
+        self.handlings: list[float] = []
         self.window = PERIODS * quota_period()
         self.memory = free_memory(device)
         self.seconds: dict[float, float] = {}
@@ -201,11 +202,9 @@ class ShareMeter:
 
     def _keep(self, plan: Plan, runs: list[dict[str, StepTimes]], held: int) -> float:
         factor = self.group.pace.factor
-        steps = [
-            step
-            for step in make_schedule(self.graph, plan).training.steps
-            if isinstance(step, CallStep)
-        ]
+        program = make_schedule(self.graph, plan).training
+        steps = [step for step in program.steps if isinstance(step, CallStep)]
+        exchanges = [step for step in program.steps if isinstance(step, ExchangeStep)]
         stretch = _stretch(runs, {step.name for step in steps})
 
         def seconds(name: str, part: str) -> float:
@@ -235,7 +234,11 @@ class ShareMeter:
         )
         rest = seconds("", "forward") + seconds("", "backward")
         self.rests.append(rest)
-        return total + update + rest
+        handling = sum(
+            seconds(step.name, part) for step in exchanges for part in ("forward", "backward")
+        )
+        self.handlings.append(handling / max(1, len(exchanges)))
+        return total + update + rest + handling
 
     def works(self) -> tuple[WorkTimes, ...]:
         """What was measured, by work."""
@@ -244,9 +247,15 @@ class ShareMeter:
             by_work.setdefault((sample.work, sample.kind), []).append(sample)
         return tuple(_times(*key, samples) for key, samples in by_work.items())
 
+    @property
     def rest(self) -> float:
         """Seconds of a step that belong to no operation."""
         return statistics.median(self.rests)
+
+    @property
+    def handling(self) -> float:
+        """Seconds around an exchange, there and back."""
+        return statistics.median(self.handlings)
 
 
 def on_grid(share: float, units: int) -> int:

@@ -79,6 +79,8 @@ class DeviceProfile(BaseModel):
     """Bytes that were free for the rank."""
     rest: NonNegativeFloat
     """Seconds of a step that belong to no operation: loss, bookkeeping."""
+    handling: NonNegativeFloat = 0.0
+    """Seconds that the rank spends around an exchange, there and back, besides the exchange."""
     works: tuple[WorkTimes, ...]
 
     @property

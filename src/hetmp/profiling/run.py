@@ -71,7 +71,8 @@ def profile_model(
         slowdown=slowdown,
         versions={"torch": version("torch"), "mpi": mpi_library()},
         memory=meter.memory,
-        rest=meter.rest(),
+        rest=meter.rest,
+        handling=meter.handling,
         works=meter.works(),
     )
     told("measuring the links")

@@ -1,0 +1,233 @@
+"""Is the predicted time of a step the measured one, and is the planned split the faster one?
+
+Problem: a plan is chosen by predictions, so they are held against real steps. The ranks are
+profiled; then training steps by several plans take turns (forward, backward, SGD with momentum;
+one untimed step before each timed one), and each one's median is compared with its prediction:
+
+    equal                 every rank the same share
+    in proportion         shares in proportion to the ranks' measured speeds, as in the paper
+    planned               what hetmp plan chooses
+    planned, filters      the same, every layer by scheme 'filters'
+    planned, all ranks    the same, no rank left out
+    skewed                70 : 25 : 5 and the like, for the predictions' sake
+    inputs                every other layer by scheme 'inputs', for the predictions' sake
+
+Cost: about a minute of profiling and some seconds per plan. --slowdown makes ranks slower, so that
+one machine can stand for several. Also printed: the ideal, which is the time of the fastest rank
+alone over the sum of all speeds, and the floor that the tables give for it: the sum over layers of
+the least time of the slowest rank.
+
+    mpirun -n 3 python benchmarks/planner.py paper-cifar --slowdown 1,2,4
+    mpirun -n 2 python benchmarks/planner.py vgg11 --shape 3,32,32 --classes 10 --slowdown 1,3
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import hetmp
+from hetmp import models
+from hetmp.comm import Group
+from hetmp.device import share_cores
+from hetmp.graph import ModelGraph, read_graph
+from hetmp.planner import Links, PlanOptions, Tables, make_plan, predict
+from hetmp.profiling import Budget, Profile, profile_model
+from hetmp.schedule import make_schedule
+from hetmp.slicing import make_table
+
+
+def predicted(graph: ModelGraph, profile: Profile, plan: hetmp.Plan) -> float:
+    """Seconds of a step by a plan for all ranks of a profile, or for its members."""
+    members = plan.members
+    own = plan.of_members()
+    schedule = make_schedule(graph, own)
+    tables = Tables([profile.devices[rank] for rank in members])
+    links = Links(profile.links, len(profile.devices), len(members))
+    table = make_table(graph, schedule)
+    return predict(graph, schedule, table, tables, links, profile.batch_size).seconds
+
+
+def plans(graph: ModelGraph, profile: Profile, only: list[str]) -> dict[str, hetmp.Plan]:
+    """The plans that are compared, by name."""
+    ranks = len(profile.devices)
+    planned = make_plan(graph, profile)
+    alone = [
+        predicted(graph, profile, hetmp.plan_from_weights(graph, [1.0]).spread([rank], ranks))
+        for rank in range(ranks)
+    ]
+    skewed = [70.0, 25.0, 5.0, 5.0][:ranks]
+    inputs = hetmp.plan_from_weights(graph, [1.0] * ranks)
+    for number, layer in enumerate(inputs.layers):
+        if number % 2:
+            try:
+                changed = inputs.with_layer(layer.name, scheme="inputs")
+                make_schedule(graph, changed)
+            except hetmp.HetmpError:
+                continue
+            inputs = changed
+    found = {
+        "equal": hetmp.plan_from_weights(graph, [1.0] * ranks),
+        "in proportion": hetmp.plan_from_weights(graph, [1 / seconds for seconds in alone]),
+        "planned": planned.plan,
+        "planned, filters": make_plan(graph, profile, PlanOptions(schemes=False)).plan,
+        "planned, all ranks": make_plan(graph, profile, PlanOptions(leave_out=False)).plan,
+        "skewed": hetmp.plan_from_weights(graph, skewed),
+        "inputs": inputs,
+    }
+    tables = Tables(profile.devices)
+    if not all(
+        tables.has(x.work, "inputs") for x in profile.devices[0].works if x.kind == "inputs"
+    ):
+        del found["inputs"]  # a slow rank had no time to measure it
+    return {name: plan for name, plan in found.items() if not only or name in only}
+
+
+def ideal(graph: ModelGraph, profile: Profile) -> float:
+    """The fastest rank's time alone, over the sum of all speeds relative to it."""
+    ranks = range(len(profile.devices))
+    one = hetmp.plan_from_weights(graph, [1.0])
+    alone = np.array([predicted(graph, profile, one.spread([r], len(ranks))) for r in ranks])
+    return float(1 / (1 / alone).sum())
+
+
+class Contender:
+    """Training steps by one plan, on the ranks that take part in it."""
+
+    def __init__(
+        self, module: nn.Module, plan: hetmp.Plan, group: Group, pace: float, shape: list[int]
+    ) -> None:
+        self.group = group
+        self.comm = group.part(plan.members)
+        if self.comm is None:
+            return
+        self.model = hetmp.slice_model(module, plan.of_members(), self.comm)
+        self.model.hetmp.group.pace.factor = pace
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(shape, generator=generator)
+
+    def step(self) -> float:
+        """Seconds of the slowest member. Collective over all ranks."""
+        took = 0.0
+        if self.comm is not None:
+            self.model.hetmp.group.pace.resume()  # what others computed meanwhile does not count
+            self._train()
+            self.comm.Barrier()
+            began = time.perf_counter()
+            self._train()
+            took = time.perf_counter() - began
+        self.group.meet()
+        return float(self.group.allgather(np.array([took])).max())
+
+    def _train(self) -> None:
+        self.optimizer.zero_grad()
+        self.model(self.images).square().mean().backward()
+        self.optimizer.step()
+
+
+def main() -> None:
+    """Profile, plan, measure, compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--shape", default="")
+    parser.add_argument("--classes", type=int)
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--slowdown", default="")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--only", default="", help="names of plans, separated by semicolons")
+    parser.add_argument("--json", type=Path, help="append the figures as a line")
+    args = parser.parse_args()
+    group = Group()
+    share_cores(group)
+    published, classes = models.published(args.model)
+    shape = tuple(map(int, args.shape.split(","))) if args.shape else published
+    count = args.classes or classes
+    slowdown = [float(s) for s in args.slowdown.split(",")] if args.slowdown else [1.0] * group.size
+    with torch.device("meta"):
+        outline = models.build(args.model, shape, count)
+    batch = [args.batch_size, *shape]
+    example = torch.empty(batch, device="meta")
+    pace = slowdown[group.rank]
+    began = time.perf_counter()
+    profile = profile_model(
+        outline, example, group, name=args.model, budget=Budget(args.seconds), slowdown=pace
+    )
+    profiled = time.perf_counter() - began
+    graph = read_graph(outline, example)
+    only = [name for name in args.only.split(";") if name]
+    texts = {}
+    if group.is_root:
+        texts = {name: plan.model_dump_json() for name, plan in plans(graph, profile, only).items()}
+    told: dict[str, str] = json.loads(group.broadcast_text(json.dumps(texts)))
+    chosen = {name: hetmp.Plan.model_validate_json(text) for name, text in told.items()}
+    torch.manual_seed(0)
+    module = models.build(args.model, shape, count)
+    contenders = {name: Contender(module, p, group, pace, batch) for name, p in chosen.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(args.repeats):
+        for name, contender in contenders.items():
+            seconds[name].append(contender.step())
+    if group.is_root:
+        report(args, slowdown, profiled, graph, profile, chosen, seconds)
+
+
+def report(
+    args: Any,
+    slowdown: list[float],
+    profiled: float,
+    graph: ModelGraph,
+    profile: Profile,
+    chosen: dict[str, hetmp.Plan],
+    seconds: dict[str, list[float]],
+) -> None:
+    """Print the comparison; append it to a file where that is wanted."""
+    print(
+        f"{args.model}, batch {args.batch_size}, ranks slowed by "
+        f"{', '.join(f'{s:g}' for s in slowdown)}; profiled in {profiled:.0f} s"
+    )
+    print(f"{'plan':20s} {'predicted':>10s} {'measured':>10s} {'quartiles':>15s} {'error':>7s}")
+    rows = {}
+    for name, plan in chosen.items():
+        told, median = predicted(graph, profile, plan), statistics.median(seconds[name])
+        low, _, high = statistics.quantiles(seconds[name], n=4)
+        rows[name] = {"predicted": told, "measured": median, "all": seconds[name]}
+        spread = f"{1e3 * low:.0f}-{1e3 * high:.0f}"
+        print(
+            f"{name:20s} {1e3 * told:7.0f} ms {1e3 * median:7.0f} ms {spread:>15s} "
+            f"{100 * (told / median - 1):+6.1f} %"
+        )
+    errors = [abs(row["predicted"] / row["measured"] - 1) for row in rows.values()]
+    print(f"median absolute error {100 * statistics.median(errors):.1f} %")
+    goal = ideal(graph, profile)
+    if "planned" in rows:
+        for name, row in rows.items():
+            if name != "planned":
+                ratios = np.array(seconds[name]) / np.array(seconds["planned"])
+                low, _, high = statistics.quantiles(ratios, n=4)
+                ratio = row["measured"] / rows["planned"]["measured"]
+                print(f"{name} / planned: {ratio:.2f} ({low:.2f}-{high:.2f})")
+        print(f"planned / ideal ({1e3 * goal:.0f} ms): {rows['planned']['measured'] / goal:.2f}")
+        plan = chosen["planned"]
+        print(f"left out: {list(plan.left_out) or 'none'}")
+        print(
+            "  ".join(f"{x.name} {x.scheme[0]}{'/'.join(map(str, x.counts))}" for x in plan.layers)
+        )
+    if args.json:
+        line = {
+            "model": args.model, "batch_size": args.batch_size, "slowdown": slowdown,
+            "ideal": goal, "plans": rows,
+        }  # fmt: skip
+        with args.json.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
