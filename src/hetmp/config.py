@@ -113,7 +113,7 @@ class TrainConfig(BaseModel):
         if self.weights is not None and self.plan is not None:
             raise HetmpError("weights and plan both say how to cut the layers: give one of them")
         if self.profile is not None and self.weights != "auto":
-            raise HetmpError("a profile is what --weights auto plans with: give that too")
+            raise HetmpError("--profile is what --weights auto plans with: give both, or neither")
         if self.epochs is not None and self.steps is not None:
             raise HetmpError("epochs and steps both say how long to train: give one of them")
         return self

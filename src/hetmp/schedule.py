@@ -182,6 +182,7 @@ class PlannedChoice:
 
     def __init__(self, plan: Plan) -> None:
         self._layers: dict[str, LayerPlan] = {layer.name: layer for layer in plan.layers}
+        self._layouts: dict[str, Layout] = {}
 
     def scheme(self, node: Node) -> Scheme:
         """The scheme that a layer follows."""
@@ -189,7 +190,9 @@ class PlannedChoice:
 
     def layout(self, node: Node) -> Layout:
         """How a layer's output channels are cut."""
-        return self._layers[node.path].layout
+        if node.path not in self._layouts:
+            self._layouts[node.path] = self._layers[node.path].layout
+        return self._layouts[node.path]
 
 
 class Scheduler:

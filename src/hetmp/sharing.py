@@ -133,7 +133,7 @@ def _check_plan(
 
 def _told(planned: Planned) -> str:
     lines = [f"planned: {1e3 * planned.prediction.seconds:.0f} ms a step predicted"]
-    lines += [f"rank {rank} is left out: {why}" for rank, why in planned.left_out.items()]
+    lines += [f"rank {rank} is left out: {why}" for rank, why in sorted(planned.left_out.items())]
     return "\n".join(lines)
 
 

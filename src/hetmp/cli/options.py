@@ -37,7 +37,21 @@ class Weights(Numbers):
             from hetmp.planner.sources import read_weights
 
             return read_weights(value)
-        return super().convert(value, param, ctx)
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is no list of numbers such as 70,25,5, no file, and not 'auto'")
+
+
+def check_folder(path: str) -> None:
+    """Refuse a file to be written whose folder is not there, before the work is done.
+
+    Raises:
+        HetmpError: naming the folder.
+    """
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise HetmpError(f"{folder} is no folder: make it, or choose another --out")
 
 
 def image_sizes(

@@ -4,7 +4,7 @@ import re
 
 import click
 
-from hetmp.cli.options import Numbers, image_sizes
+from hetmp.cli.options import Numbers, check_folder, image_sizes
 from hetmp.errors import HetmpError
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -88,6 +88,7 @@ def plan(
 
     if bool(profiles) == (ranks_from is not None):
         raise HetmpError("say what the ranks are: either --profile FILE or --ranks-from FILE")
+    check_folder(out)
     found = (
         cluster_profile(ranks_from)
         if ranks_from is not None
@@ -115,5 +116,5 @@ def plan(
         console.width = 140
     sizes = "×".join(str(size) for size in input_shape)
     console.print(f"{model}, batch {found.batch_size} of {sizes}")
-    console.print(render_plan(planned))
+    console.print(render_plan(planned, narrow=console.width < 100))
     click.echo(f"wrote {out}")

@@ -2,7 +2,7 @@
 
 import click
 
-from hetmp.cli.options import Numbers, image_sizes
+from hetmp.cli.options import Numbers, check_folder, image_sizes
 from hetmp.comm import AgreedError, Group
 from hetmp.errors import HetmpError
 
@@ -64,7 +64,7 @@ def profile(
 
     \b
     Examples:
-      mpirun -n 3 hetmp profile resnet18 --shape 3,32,32 --classes 10 --batch-size 100
+      mpirun -n 3 hetmp profile resnet18 --shape 3,32,32 --batch-size 100
       hetmp profile --show profile.json
     """
     from rich.console import Console
@@ -73,7 +73,7 @@ def profile(
     from hetmp.profiling import Profile
 
     if (model is None) == (show is None):
-        raise HetmpError("say what to do: either a MODEL to measure or --show FILE")
+        raise HetmpError("give either a MODEL to measure or --show FILE, one of them")
     if show is not None:
         found = Profile.load(show)
         click.echo(f"{found.model}, batch {found.batch_size}, {found.dtype}, {found.created}")
@@ -95,8 +95,6 @@ def _measure(
     slowdown: tuple[float, ...] | None,
     out: str,
 ) -> None:
-    from pathlib import Path
-
     import torch
     from rich.console import Console
 
@@ -115,8 +113,8 @@ def _measure(
             check_slowdown(slowdown, group.size)
         if batch_size < 1:
             raise HetmpError(f"a batch has 1 image or more, got {batch_size}")
-        if group.is_root and not Path(out).parent.is_dir():
-            raise HetmpError(f"{Path(out).parent} is no folder: make it, or choose another --out")
+        if group.is_root:
+            check_folder(out)
         with torch.device("meta"):
             module = models.build(model, input_shape, count).to(getattr(torch, dtype))
     share_cores(group)

@@ -121,7 +121,9 @@ class _Planner:
     def plan(self) -> Planned:
         """The best candidate, spread over all ranks."""
         order = [int(rank) for rank in np.argsort(self.alone, kind="stable")]
-        best = self._least(order) if self.options.leave_out else self._candidate(order)
+        chooses = self.options.leave_out and self.options.objective == "time"
+        members = self._least(order) if chooses else order
+        best = self._candidate(sorted(members), schemes=self.options.schemes)
         ranks = self.tables.ranks
         plan = best.plan.spread(best.members, ranks).model_copy(
             update={
@@ -138,8 +140,8 @@ class _Planner:
             self.limits,
         )
 
-    def _least(self, order: Sequence[int]) -> _Candidate:
-        """The best of the fastest one, two, ... ranks."""
+    def _least(self, order: Sequence[int]) -> Sequence[int]:
+        """The best of the fastest one, two, ... ranks, as long as all layers follow ``filters``."""
         ranks = len(order)
         tried: dict[int, _Candidate | HetmpError] = {}
 
@@ -157,20 +159,20 @@ class _Planner:
             seconds(count)
         fits = {n: c for n, c in tried.items() if isinstance(c, _Candidate)}
         if not fits:
-            raise next(error for error in tried.values() if isinstance(error, HetmpError))
+            raise next(tried[n] for n in sorted(tried, reverse=True))  # type: ignore[misc]
         # More ranks only where they promise something: those that are left out do no harm.
         best = min(fits)
         for count in sorted(fits):
             if fits[count].prediction.seconds < (1 - WORTH) * fits[best].prediction.seconds:
                 best = count
-        return fits[best]
+        return fits[best].members
 
-    def _candidate(self, members: Sequence[int]) -> _Candidate:
+    def _candidate(self, members: Sequence[int], *, schemes: bool = False) -> _Candidate:
         """The best plan in which all of *members* may have a part."""
         tables, links = self.tables.of(members), self._links(len(members))
         caps = [1.0] * len(members)
         for _ in range(TRIES):
-            plan = self._planned(tables, links, caps)
+            plan = self._planned(members, tables, links, caps, schemes)
             prediction = self._predict(plan, tables, links)
             over = [
                 prediction.memory[i] / self.limits[rank]
@@ -194,12 +196,19 @@ class _Planner:
             "batch"
         )
 
-    def _planned(self, tables: Tables, links: Links, caps: Sequence[float]) -> Plan:
+    def _planned(
+        self,
+        members: Sequence[int],
+        tables: Tables,
+        links: Links,
+        caps: Sequence[float],
+        schemes: bool,
+    ) -> Plan:
         if self.options.objective == "memory":
-            room = [self.limits[rank] or 1 for rank in range(tables.ranks)]
+            room = [self.limits[rank] or 1 for rank in members]
             return self._shared_by(room)
         plain = self._cut(tables, caps, self._shared_by([1.0] * tables.ranks), {})
-        if not self.options.schemes or tables.ranks == 1:
+        if not schemes or tables.ranks == 1:
             return plain
         batch_size = self.profile.batch_size
         chosen = choose_schemes(self.graph, plain, tables, links, batch_size)
@@ -216,14 +225,14 @@ class _Planner:
         """Balanced counts for every channel group, where layers follow *schemes*."""
         works = group_works(self.found, make_schedule(self.graph, like))
         shares = {}
-        counts_of: dict[tuple[object, ...], tuple[int, ...]] = {}
+        found: dict[tuple[object, ...], Partition] = {}
         for group in self.found.groups:
             key = (group.units, *sorted(works[group.number].items(), key=str))
-            if key not in counts_of:
+            if key not in found:
                 times = group_times(tables, works[group.number], group.units)
                 most = [max(0, int(np.ceil(cap * group.units))) for cap in caps]
-                counts_of[key] = balanced(times, most)
-            shares[group.number] = Partition(counts_of[key])
+                found[key] = Partition(balanced(times, most))
+            shares[group.number] = found[key]
         speeds = [sum(share.counts[rank] for share in shares.values()) for rank in range(len(caps))]
         return plan_from_shares(self.graph, self.found, shares, speeds, schemes)
 
@@ -238,7 +247,9 @@ class _Planner:
         return Links(self.profile.links, self.tables.ranks, ranks)
 
     def _shared_by(self, weights: Sequence[float]) -> Plan:
-        shares = {g.number: apportion(g.units, weights) for g in self.found.groups}
+        lengths = {group.units for group in self.found.groups}
+        by_units = {units: apportion(units, weights) for units in lengths}
+        shares = {g.number: by_units[g.units] for g in self.found.groups}
         return plan_from_shares(self.graph, self.found, shares, weights)
 
     def _alternatives(self) -> dict[str, float]:
@@ -264,9 +275,8 @@ class _Planner:
         for rank in order:
             if rank not in best.members:
                 reasons[rank] = (
-                    f"alone it would need {_seconds(self.alone[rank])} for the step that the "
-                    f"fastest rank does in {_seconds(self.alone.min())}, and a step with it is "
-                    "not predicted to be faster"
+                    f"a step with it is not predicted to be faster; alone it would take "
+                    f"{_seconds(self.alone[rank])}, the fastest rank {_seconds(self.alone.min())}"
                 )
         return reasons
 
@@ -320,7 +330,8 @@ def _bracket(seconds: Callable[[int], float], ranks: int) -> list[int]:
     i = counts.index(best)
     low, high = counts[max(0, i - 1)], counts[min(len(counts) - 1, i + 1)]
     while high - low > max(1, ranks // 64):
-        left, right = low + (high - low) // 3, high - (high - low) // 3
+        third = max(1, (high - low) // 3)
+        left, right = low + third, high - third
         counts += [left, right]
         low, high = (low, right) if seconds(left) <= seconds(right) else (left, high)
     return sorted(set(counts))

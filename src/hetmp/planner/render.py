@@ -16,9 +16,13 @@ WIDE = 6
 """From so many ranks on, layers show the range over the ranks instead of each one's figure."""
 
 
-def render_plan(planned: Planned) -> RenderableType:
-    """Layer by layer what each rank has and takes, and what other splits would take."""
-    return Lines(_layers(planned), Text(), _ranks(planned), Text(), *_summary(planned))
+def render_plan(planned: Planned, *, narrow: bool = False) -> RenderableType:
+    """Layer by layer what each rank has and takes, and what other splits would take.
+
+    Args:
+        narrow: leave out how long each rank waits at each layer.
+    """
+    return Lines(_layers(planned, narrow), Text(), _ranks(planned), Text(), *_summary(planned))
 
 
 def render_profile(profile: Profile) -> RenderableType:
@@ -44,7 +48,8 @@ def _links(profile: Profile) -> RichTable:
     ranks = len(profile.devices)
     links = Links(profile.links, ranks, ranks)
     table = _table(f"Links between the {ranks} ranks, equal shares")
-    sizes = (1 << 10, 1 << 20, 1 << 24)
+    measured = sorted({size for link in profile.links for size in link.bytes})
+    sizes = [measured[0], measured[len(measured) // 2], measured[-1]]
     for heading in ("exchange", *map(_size, sizes)):
         table.add_column(heading, justify="left" if heading == "exchange" else "right")
     for link in profile.links:
@@ -53,13 +58,13 @@ def _links(profile: Profile) -> RichTable:
     return table
 
 
-def _layers(planned: Planned) -> RichTable:
+def _layers(planned: Planned, narrow: bool) -> RichTable:
     plan, prediction = planned.plan.of_members(), planned.prediction
     ranks = f"rank{'s' if plan.ranks > 1 else ''}"
     table = _table(f"Layers, over {plan.ranks} {ranks}; times with the work behind each layer")
     schemes = {layer.scheme for layer in plan.layers} != {"filters"}
     headings = ["layer", "channels", *(["scheme"] if schemes else []), "compute, ms"]
-    headings += ["exchange, ms", "idle, ms"]
+    headings += ["exchange, ms", *([] if narrow else ["idle, ms"])]
     for heading in headings:
         text = heading in ("layer", "channels", "scheme")
         table.add_column(heading, justify="left" if text else "right", overflow="fold")
@@ -72,7 +77,7 @@ def _layers(planned: Planned) -> RichTable:
         cells = [name or "(input)", channels]
         cells += [entry.scheme if entry else ""] if schemes else []
         cells += [_milliseconds(layer.compute), f"{1e3 * layer.exchange:.1f}"]
-        table.add_row(*cells, _milliseconds(layer.idle))
+        table.add_row(*cells, *([] if narrow else [_milliseconds(layer.idle)]))
     return table
 
 
@@ -82,8 +87,9 @@ def _ranks(planned: Planned) -> RichTable:
         right = heading not in ("device",)
         table.add_column(heading, justify="right" if right else "left")
     plan, prediction = planned.plan, planned.prediction
-    compute = sum(layer.compute for layer in prediction.layers.values())
-    idle = sum(layer.idle for layer in prediction.layers.values())
+    nothing = np.zeros(len(plan.members))
+    compute = sum((layer.compute for layer in prediction.layers.values()), start=nothing)
+    idle = sum((layer.idle for layer in prediction.layers.values()), start=nothing)
     total = sum(layer.channels for layer in plan.layers if layer.scheme != "whole") or 1
     for rank in range(plan.ranks):
         device = plan.devices[rank] if plan.devices else ""
@@ -96,8 +102,8 @@ def _ranks(planned: Planned) -> RichTable:
             str(rank),
             device,
             f"{100 * held / total:.0f} %",
-            f"{1e3 * np.broadcast_to(compute, plan.ranks)[i]:.0f}",
-            f"{1e3 * np.broadcast_to(idle, plan.ranks)[i]:.0f}",
+            f"{1e3 * compute[i]:.0f}",
+            f"{1e3 * idle[i]:.0f}",
             _size(float(prediction.memory[i])),
         )
     return table
@@ -108,7 +114,7 @@ def _summary(planned: Planned) -> list[Text]:
     lines = [Text(f"predicted time of a step: {_time(seconds)}", style="bold")]
     for name, other in planned.alternatives.items():
         ratio = other / seconds
-        compared = f"{ratio:.2f} times this" if ratio >= 1 else f"{ratio:.2f} of this: faster!"
+        compared = f"{ratio:.2f} times this" if ratio >= 1 else f"{ratio:.2f} of this, faster"
         lines.append(Text(f"  {name}: {_time(other)}, {compared}"))
     data_parallel = planned.alternatives.get("weighted data parallelism")
     if data_parallel is not None and data_parallel < seconds:
@@ -119,7 +125,7 @@ def _summary(planned: Planned) -> list[Text]:
                 style="yellow",
             )
         )
-    for rank, why in planned.left_out.items():
+    for rank, why in sorted(planned.left_out.items()):
         lines.append(Text(f"rank {rank} is left out: {why}", style="yellow"))
     return lines
 

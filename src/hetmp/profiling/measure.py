@@ -113,21 +113,23 @@ class ShareMeter:
         self.memory = free_memory(device)
         self.seconds: dict[float, float] = {}
         self.needs: dict[float, float] = {}
+        self.most = math.inf
         self.again: Callable[[], object] = lambda: None
 
     def run(self, budget: Budget) -> None:
         """Measure as many shares as there is time for."""
         ends = time.monotonic() + budget.seconds
+        self.most = budget.seconds / 8
         for share in FIRST:
             if len(self.seconds) < LEAST or self._fits(share, ends):
                 self.measure(share)
         if self._fits(1 / 2, ends):
             # One more than a multiple of the grid, to see how high the steps of a staircase are.
-            self._point(self._plan(1 / 2, "filters", 1), budget.seconds / 8)
+            self._point(self._plan(1 / 2, "filters", 1))
         if budget.schemes:
             for share in INPUTS:
                 if self._fits(share, ends):
-                    self._point(self._plan(share, "inputs"), budget.seconds / 8)
+                    self._point(self._plan(share, "inputs"))
         intervals = _neighbours(sorted(self.seconds))
         while intervals:
             low, high = intervals.pop(0)
@@ -141,7 +143,7 @@ class ShareMeter:
 
     def measure(self, share: float) -> None:
         """Measure a step with this share of every channel group."""
-        seconds, need = self._point(self._plan(share, "filters"), math.inf)
+        seconds, need = self._point(self._plan(share, "filters"))
         self.seconds[share], self.needs[share] = seconds, need
 
     def _fits(self, share: float, ends: float) -> bool:
@@ -152,7 +154,7 @@ class ShareMeter:
         step = self.seconds[nearest] + max(0.0, share - nearest) * slope
         if self.device.type == "cpu" and self.memory and self._bytes(share) > 0.8 * self.memory:
             return False
-        return time.monotonic() + step * (1 + REPEATS[0]) < ends
+        return time.monotonic() + step * (2 + REPEATS[0]) < ends
 
     def _bytes(self, share: float) -> float:
         """Bytes that a step with a share would take, on the line through the last two measured."""
@@ -172,7 +174,7 @@ class ShareMeter:
             self.graph, self.groups, shares, (max(share, 1e-9), max(1 - share, 1e-9)), schemes
         )
 
-    def _point(self, plan: Plan, most: float) -> tuple[float, float]:
+    def _point(self, plan: Plan) -> tuple[float, float]:
         """Measure a plan; (seconds, bytes) of a step."""
         model = rehearsal_model(self.graph, plan, self.group, self.device, self.tuning)
         watch = model.hetmp.watch = Stopwatch(self.device)
@@ -181,7 +183,7 @@ class ShareMeter:
             self._step(model, optimizer, watch)
         runs: list[dict[str, StepTimes]] = []
         began = time.monotonic()
-        while not _enough(runs, time.monotonic() - began, self.window, most):
+        while not _enough(runs, time.monotonic() - began, self.window, self.most):
             runs.append(self._step(model, optimizer, watch))
         self.again = lambda: self._step(model, optimizer, watch)
         held = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hetmp.channel_groups import plan_from_weights
-from hetmp.comm import Group, mpi_library
+from hetmp.comm import Group, local_sharing, mpi_library
 from hetmp.errors import HetmpError
 from hetmp.graph import ModelGraph, read_graph
 from hetmp.profiling.links import exchanged_shapes, measure_links
@@ -57,6 +57,9 @@ def profile_model(
         graph = read_graph(module, example_input)
         meter = ShareMeter(graph, example_input, device, tuning, slowdown)
         batch_size, dtype = _batch(example_input)
+    # What is free on a host, or on a GPU, is for all ranks that compute there.
+    _, sharing = local_sharing(group, str(device))
+    meter.memory //= sharing
     told("measuring the devices")
     with group.together():
         meter.run(budget)
