@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import hetmp
+from hetmp.errors import HetmpError
 
 HERE = Path(__file__).resolve().parent
 MPIRUN = HERE.parent / "scripts" / "mpirun.sh"
@@ -139,3 +140,65 @@ def test_lonely_worlds_are_caught():
     silent = hetmp_run(*TRAIN, SLURM_PROCID="1", SLURM_NTASKS="3", SLURM_STEP_NUM_TASKS="3")
     assert silent.returncode != 0
     assert silent.stderr == ""
+
+
+def test_measure_plan_and_train(tmp_path):
+    """The three commands, each with what the one before it wrote."""
+    profile, plan, four = (tmp_path / f"{name}.json" for name in ("profile", "plan", "four"))
+    flags = ("--batch-size", 100, "--seconds", 0.1, "--filters-only", "--out", profile)
+    done = hetmp_run("profile", "digits", "--device", "cpu", *flags, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Devices") == 1 and "Allgatherv" in done.stdout
+    shown = invoked("profile", "--show", profile)
+    assert shown.output.startswith("digits, batch 100, float32, ")
+    told = invoked("plan", "digits", "--profile", profile, "--keep-all", "--out", plan).output
+    assert "predicted time of a step" in told and "features.conv1" in told
+    assert hetmp.Plan.load(plan).ranks == 2
+    twice = ("--profile", profile, "--profile", profile, "--shape", "1,8,8", "--classes", 10)
+    told = invoked("plan", "digits", *twice, "--keep-all", "--json", "--out", four).output
+    assert json.loads(told)["plan"]["ranks"] == 4
+    auto = ("--weights", "auto", "--profile", profile)
+    done = hetmp_run(*TRAIN, "--steps", 2, "--device", "cpu", *auto, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert "planned: " in done.stdout and "after 2 steps on 2 ranks" in done.stdout
+
+
+def invoked(*arguments):
+    """Run a command that needs no MPI within this process."""
+    from click.testing import CliRunner
+
+    from hetmp.cli.plan import plan
+    from hetmp.cli.profile import profile
+
+    name, *others = map(str, arguments)
+    command = {"plan": plan, "profile": profile}[name]
+    return CliRunner().invoke(command, others, catch_exceptions=False)
+
+
+def test_weights_from_a_file(tmp_path):
+    path = tmp_path / "part.dist"
+    path.write_text("node 0 70\nnode 1 25\nnode 2 5\n")
+    done = hetmp_run(*TRAIN, "--weights", path, "--steps", 2, ranks=3)
+    assert done.returncode == 0, done.stderr
+    assert "71 %, 26 %, 4 %" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan", "digits"], "either --profile FILE or --ranks-from FILE"),
+        (["plan", "digits", "--profile", "nowhere.json"], "nowhere.json cannot be read"),
+        (["plan", "digits", "--ranks-from", "nowhere.toml"], "nowhere.toml cannot be read"),
+        (["profile"], "either a MODEL to measure or --show FILE"),
+        (["profile", "--show", "nowhere.json"], "nowhere.json cannot be read"),
+    ],
+)
+def test_commands_without_what_they_need(arguments, words):
+    with pytest.raises(HetmpError, match=words):
+        invoked(*arguments)
+
+
+def test_bytes_that_are_no_number():
+    done = invoked("plan", "digits", "--memory-limit", "much")
+    assert done.exit_code != 0
+    assert "'much' is not a number of bytes such as 500M or 4GiB" in " ".join(done.output.split())

@@ -151,3 +151,43 @@ def test_a_plan_made_by_hand_is_checked_too():
         LayerPlan(name="0", kind="Conv2d", channels=4, counts=(1, 2))
     with pytest.raises(ValueError, match="frozen"):
         layer.scheme = "whole"
+
+
+# --- ranks that take no part
+
+
+def test_a_plan_for_some_of_the_ranks_there_and_back(plan):
+    wide = plan.spread((4, 1, 2), 5)
+    assert wide.left_out == (0, 3)
+    assert wide.members == (1, 2, 4)
+    assert wide.layer("0.0").counts == (0, 15, 3, 0, 42)
+    assert wide.of_members().layer("0.0").counts == (15, 3, 42)
+    assert wide.of_members().left_out == ()
+    assert plan.spread((0, 1, 2), 3) == plan == plan.of_members()
+    assert plan.members == (0, 1, 2)
+    assert plan.spread((0, 1, 3), 4).of_members() == plan
+    assert Plan.model_validate_json(wide.model_dump_json()) == wide
+
+
+def test_pieces_and_devices_go_with_their_ranks():
+    layer = LayerPlan(name="0", kind="Conv2d", channels=7, counts=(4, 3), pieces=((3, 1), (1, 2)))
+    wide = Plan(ranks=2, layers=(layer,)).spread((0, 2), 3)
+    assert wide.layers[0].pieces == ((3, 0, 1), (1, 0, 2))
+    named = wide.model_copy(update={"devices": ("a", "b", "c")})
+    assert named.of_members().devices == ("a", "c")
+    assert named.of_members().layers[0].pieces == layer.pieces
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda d: d.update(left_out=[2]), "names rank 2, which has channels of '0.0'"),
+        (lambda d: d.update(left_out=[3]), "names rank 3 of 3"),
+        (lambda d: d.update(left_out=[-1]), "names rank -1 of 3"),
+        (lambda d: d.update(layers=[], left_out=[0, 1, 2]), "names every rank"),
+        (lambda d: d.update(devices=["a", "b"]), "2 devices for 3 ranks"),
+    ],
+)
+def test_ranks_that_cannot_be_left_out(plan, edit, named):
+    with pytest.raises(ValueError, match=named):
+        Plan.model_validate_json(edited(plan, edit))

@@ -186,17 +186,21 @@ class Group:
         """*size* bytes that all ranks see. Collective; needs ``on_one_host``."""
         return SharedMemory(self.comm, size)
 
+    def all_fail(self) -> bool:
+        """Called where a rank fails: whether all the others do, too, at about the same point."""
+        request = self.control.Ibarrier()
+        deadline = time.monotonic() + FAIL_TOGETHER_SECONDS
+        while not (all_failed := request.Test()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return bool(all_failed)
+
     def fail(self, error: BaseException) -> NoReturn:
         """End the job after an error that was not agreed on: nonzero exit on all, no hang.
 
         Where every rank fails at about the same point, rank 0 alone speaks and all exit.
         Where some go on, they will wait in a collective for this one: it speaks and aborts.
         """
-        request = self.control.Ibarrier()
-        deadline = time.monotonic() + FAIL_TOGETHER_SECONDS
-        while not (all_failed := request.Test()) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if all_failed:
+        if self.all_fail():
             if self.is_root:
                 report(error)
             raise SystemExit(1)

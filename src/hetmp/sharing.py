@@ -154,7 +154,10 @@ def among_members(
         try:
             if comm is not None:
                 result = run(comm, plan.of_members())
-        except AgreedError as caught:  # all members raise it, so all can meet
+        except HetmpError as caught:
+            # Where all members raise it, all can meet; a lone one's job must be aborted.
+            if not isinstance(caught, AgreedError) and not Group(comm).all_fail():
+                raise
             error = caught
     group.meet()
     with group.together():

@@ -61,7 +61,8 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
     """
     group = Group(comm)
     with group.together():
-        check_world(group)
+        if comm is None:
+            check_world(group)
         if config.slowdown:
             check_slowdown(config.slowdown, group.size)
         torch.manual_seed(config.seed)
