@@ -380,7 +380,7 @@ def test_a_hopeless_rank_is_left_out(paper):
     assert planned.plan.left_out == (2,)
     assert planned.plan.ranks == 3
     assert all(layer.counts[2] == 0 for layer in planned.plan.layers)
-    assert list(planned.left_out) == [2] and "alone it would need" in planned.left_out[2]
+    assert list(planned.left_out) == [2] and "alone it would take" in planned.left_out[2]
     assert len(planned.prediction.memory) == 2
     kept = make_plan(
         paper, made_up_profile(paper, [1, 1, 0.02], **slow), PlanOptions(leave_out=False)

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from hetmp.channel_groups import plan_from_weights
 from hetmp.errors import HetmpError
 from hetmp.graph import read_graph
+from hetmp.ops import Value
 from hetmp.partition import Layout, Partition, Piece
 from hetmp.plan import Plan
 from hetmp.schedule import CallStep, ExchangeStep, Schedule, make_schedule
-from hetmp.state import FULL, Sliced
+from hetmp.state import FULL, PARTIAL, Sliced
 from reading import Running, read
 from scheduling import GATHER, check_states, told
 
@@ -313,3 +314,21 @@ def test_bytes_that_an_exchange_moves():
     (gather,) = exchanges(made)
     forward: Sequence[float] = [gather.received(rank, 3)[0] for rank in range(3)]
     assert forward == [2 * 64, 5 * 64, 3 * 64]
+    both = sum(sum(gather.received(rank, 3)) for rank in range(3))
+    assert gather.received_by_all(3) == both == 2 * 2 * 5 * 64
+
+
+def test_bytes_of_all_ranks_are_the_sum_over_the_ranks():
+    """Also where slices are cut anew, and where a sum becomes full."""
+    p, q = Layout.of(Partition((3, 1, 2))), Layout.of(Partition((1, 5, 0)))
+    value = Value(((2, 6, 4, 4),), image_bytes=384)
+    for before, after in (
+        (Sliced(p, 1), Sliced(q, 1)),
+        (PARTIAL, FULL),
+        (PARTIAL, Sliced(p, 1)),
+        (FULL, Sliced(q, 1)),
+    ):
+        step = ExchangeStep("y", ("x",), before, after, value)
+        summed = sum(sum(step.received(rank, 3)) for rank in range(3))
+        assert step.received_by_all(3) == pytest.approx(summed)
+        assert summed > 0

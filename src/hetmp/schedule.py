@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hetmp.errors import HetmpError
-from hetmp.exchange import received
+from hetmp.exchange import received, received_by_all
 from hetmp.graph import ModelGraph, Node, Trace
 from hetmp.ops import Cuts, Flow, Mixing, Ref, Run, Scheme, Value, filled, references
 from hetmp.partition import Layout, apportion
@@ -82,6 +82,10 @@ class ExchangeStep(Step):
     def received(self, rank: int, ranks: int) -> tuple[float, float]:
         """Bytes per image that *rank* of *ranks* receives, (forward, backward)."""
         return received(self.before, self.after, rank, self.value.image_bytes, ranks)
+
+    def received_by_all(self, ranks: int) -> float:
+        """Bytes per image that all *ranks* receive together, forward and backward."""
+        return received_by_all(self.before, self.after, self.value.image_bytes, ranks)
 
 
 @dataclass(frozen=True)

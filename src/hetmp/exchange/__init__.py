@@ -4,7 +4,7 @@ from hetmp.exchange.exchange import Entry, Exchange, Pending, alias, dual, leave
 from hetmp.exchange.moves import Carriage, Counter, Move, collective
 from hetmp.exchange.shared import tidy
 from hetmp.exchange.tensors import collect, distribute, share_of, share_shape
-from hetmp.exchange.volume import received
+from hetmp.exchange.volume import received, received_by_all
 
 __all__ = [
     "Carriage",
@@ -20,6 +20,7 @@ __all__ = [
     "dual",
     "leave",
     "received",
+    "received_by_all",
     "save_token",
     "share_of",
     "share_shape",

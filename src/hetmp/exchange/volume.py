@@ -22,6 +22,19 @@ def received(
     return forward, size * _fraction(dual(target), dual(source), rank, ranks)
 
 
+def received_by_all(source: State, target: State, size: float, ranks: int) -> float:
+    """Bytes that all *ranks* receive together of a value of *size* bytes, forward and backward."""
+    moved = 0.0
+    for before, after in ((source, target), (dual(target), dual(source))):
+        if isinstance(before, Sliced) and isinstance(after, Sliced):
+            moved += sum(_fraction(before, after, rank, ranks) for rank in range(ranks))
+        elif isinstance(before, Partial) and isinstance(after, Full):
+            moved += 2 * (ranks - 1)
+        elif isinstance(before, Sliced | Partial) and isinstance(after, Sliced | Full):
+            moved += ranks - 1  # shares add up to one
+    return size * moved
+
+
 def _fraction(source: State, target: State, rank: int, ranks: int) -> float:
     if isinstance(source, Partial) and isinstance(target, Full):
         return 2 * (ranks - 1) / ranks

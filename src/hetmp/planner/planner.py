@@ -123,7 +123,7 @@ class _Planner:
         order = [int(rank) for rank in np.argsort(self.alone, kind="stable")]
         chooses = self.options.leave_out and self.options.objective == "time"
         members = self._least(order) if chooses else order
-        best = self._candidate(sorted(members), schemes=self.options.schemes)
+        best = self._candidate(sorted(members), thorough=True)
         ranks = self.tables.ranks
         plan = best.plan.spread(best.members, ranks).model_copy(
             update={
@@ -167,12 +167,16 @@ class _Planner:
                 best = count
         return fits[best].members
 
-    def _candidate(self, members: Sequence[int], *, schemes: bool = False) -> _Candidate:
-        """The best plan in which all of *members* may have a part."""
+    def _candidate(self, members: Sequence[int], *, thorough: bool = False) -> _Candidate:
+        """The best plan in which all of *members* may have a part.
+
+        Args:
+            thorough: try simpler splits and other schemes than ``filters``, too.
+        """
         tables, links = self.tables.of(members), self._links(len(members))
         caps = [1.0] * len(members)
         for _ in range(TRIES):
-            plan = self._planned(members, tables, links, caps, schemes)
+            plan = self._planned(members, tables, links, caps, thorough)
             prediction = self._predict(plan, tables, links)
             over = [
                 prediction.memory[i] / self.limits[rank]
@@ -202,13 +206,20 @@ class _Planner:
         tables: Tables,
         links: Links,
         caps: Sequence[float],
-        schemes: bool,
+        thorough: bool,
     ) -> Plan:
         if self.options.objective == "memory":
             room = [self.limits[rank] or 1 for rank in members]
             return self._shared_by(room)
         plain = self._cut(tables, caps, self._shared_by([1.0] * tables.ranks), {})
-        if not schemes or tables.ranks == 1:
+        if not thorough or tables.ranks == 1:
+            return plain
+        if min(caps) >= 1:
+            # Every group is balanced for itself; over all of them a plainer split may be as good.
+            speeds = [1 / self.alone[rank] for rank in members]
+            splits = [plain, self._shared_by([1.0] * tables.ranks), self._shared_by(speeds)]
+            plain = min(splits, key=lambda plan: self._predict(plan, tables, links).seconds)
+        if not self.options.schemes:
             return plain
         batch_size = self.profile.batch_size
         chosen = choose_schemes(self.graph, plain, tables, links, batch_size)
