@@ -33,6 +33,9 @@ class Partition:
         counts = tuple(self.counts)
         if not counts:
             raise HetmpError("a partition needs a count for at least one rank, got none")
+        if all(type(count) is int and count >= 0 for count in counts):
+            object.__setattr__(self, "counts", counts)
+            return
         checked = []
         for rank, count in enumerate(counts):
             try:

@@ -6,6 +6,7 @@ only where an operation needs all its channels, once, so that pooling makes mess
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from hetmp.errors import HetmpError
@@ -119,6 +120,15 @@ class Program:
     steps: tuple[Step, ...]
     result: Any
 
+    @cached_property
+    def consumers(self) -> dict[str, list[Step]]:
+        """The steps that take each value, by its name."""
+        found: dict[str, list[Step]] = {}
+        for step in self.steps:
+            for name in dict.fromkeys(step.sources):
+                found.setdefault(name, []).append(step)
+        return found
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -154,7 +164,7 @@ def takers(program: Program, step: Step) -> tuple[tuple[CallStep, ...], bool]:
         return (), False
     if name in references(program.result):
         return (), False
-    found = [other for other in program.steps if name in other.sources]
+    found = program.consumers.get(name, [])
     mixing = tuple(other for other in found if isinstance(other, CallStep) and other.takes_filters)
     return mixing, len(mixing) == len(found)
 

@@ -34,6 +34,7 @@ def group_works(found: ChannelGroups, schedule: Schedule) -> dict[int, dict[Grou
         schedule: of any plan; which layout belongs to which group is told from how it is cut.
     """
     works: dict[int, dict[GroupWork, int]] = {group.number: {} for group in found.groups}
+    units = {group.number: group.units for group in found.groups}
     pieces_of: dict[str, tuple[tuple[int, int], ...]] = {}
     for step in schedule.training.steps:
         own: tuple[tuple[int, int], ...] = ()
@@ -45,12 +46,12 @@ def group_works(found: ChannelGroups, schedule: Schedule) -> dict[int, dict[Grou
             if step.run.scheme == "whole":
                 own = ()
             work, kind, state = step_work(step)
-            _add(works, found, taken if kind == "inputs" else own, work, kind, state)
+            _add(works, units, taken if kind == "inputs" else own, work, kind, state)
         elif isinstance(step, CallStep):
             work, kind, state = step_work(step)
             if isinstance(state, Sliced):
                 own = _joined(step, pieces_of, state) or own
-                _add(works, found, own, work, kind, state)
+                _add(works, units, own, work, kind, state)
         pieces_of[step.name] = own
     return works
 
@@ -66,13 +67,12 @@ def _joined(
 
 def _add(
     works: dict[int, dict[GroupWork, int]],
-    found: ChannelGroups,
+    units: Mapping[int, int],
     pieces: tuple[tuple[int, int], ...],
     work: str,
     kind: Kind,
     state: Sliced | None,
 ) -> None:
-    units = {group.number: group.units for group in found.groups}
     total = sum(units[number] * block for number, block in pieces)
     if state is None or not total:
         return
