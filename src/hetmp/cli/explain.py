@@ -27,7 +27,7 @@ def explain(
     everything: bool,
     strict: bool,
 ) -> None:
-    """Show how a network is cut: each layer's partition, and what moves between the ranks.
+    """Show how a network is cut, and what moves between the ranks.
 
     MODEL is a name (see 'hetmp models') or package.module:function for your own. Runs without
     MPI, and takes no memory for parameters.

@@ -65,7 +65,7 @@ def plan(
     out: str,
     as_json: bool,
 ) -> None:
-    """Choose each rank's share of every layer for the least time of a training step.
+    """Choose every rank's shares for the least time of a training step.
 
     MODEL is a name (see 'hetmp models') or package.module:function for your own, as it was
     profiled. Runs without MPI, and takes no memory for parameters. The plan is a file that can be

@@ -56,7 +56,7 @@ def profile(
     out: str,
     show: str | None,
 ) -> None:
-    """Measure what a network's operations take on every rank, and the links between.
+    """Measure a network's operations on every rank, and the links.
 
     MODEL is a name (see 'hetmp models') or package.module:function for your own. Start it with
     the ranks that will train, and with the batch size and precision of the training; 'hetmp plan'
