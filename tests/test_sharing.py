@@ -77,7 +77,7 @@ def refused_everywhere(message: str, **values) -> None:
 
 def test_weights_auto_and_a_profile_belong_together():
     assert train_config(**DIGITS, weights="auto").weights == "auto"
-    with pytest.raises(HetmpError, match="give that too"):
+    with pytest.raises(HetmpError, match="give both, or neither"):
         train_config(**DIGITS, profile="p.json")
     with pytest.raises(HetmpError, match="both say how to cut"):
         train_config(**DIGITS, weights="auto", plan="p.json")
