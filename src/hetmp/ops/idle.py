@@ -90,7 +90,9 @@ class Idle(nn.Module):
     def _output_shape(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[int]:
         if shape not in self._shapes:  # asking takes milliseconds
             layer = self._stand_in[0].to(dtype)
-            self._shapes[shape] = layer(torch.empty(shape, dtype=dtype, device="meta")).shape
+            # What autograd would save here, a recomputation that knows the shape would not.
+            with torch.no_grad():
+                self._shapes[shape] = layer(torch.empty(shape, dtype=dtype, device="meta")).shape
         return list(self._shapes[shape])
 
     def _compute(self, x: Tensor) -> Tensor:
