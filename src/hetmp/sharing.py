@@ -14,12 +14,13 @@ from hetmp.config import TrainConfig
 from hetmp.errors import HetmpError
 from hetmp.graph import read_graph
 from hetmp.plan import Plan
-from hetmp.planner import Planned, fingerprint, make_plan
-from hetmp.profiling import Budget, Profile, device_title, profile_model
 from hetmp.slicing import Tuning
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from hetmp.planner import Planned
+    from hetmp.profiling import Profile
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,19 @@ def share_work(
     """
     equal = (1.0,) * group.size
     slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
+    weights = equal if config.weights is None or config.weights == "auto" else config.weights
+    if config.plan is None and (config.weights != "auto" or group.size == 1):
+        return Sharing(None, weights)
+    # Imported where needed: they take SciPy, whose import takes as long as a small run's start.
+    from hetmp.planner import make_plan
+    from hetmp.profiling import device_title
+
     if config.plan is not None:
         titles = group.gather_texts(device_title(device, slowdown))
         with group.together():
             plan = Plan.load(config.plan)
             _check_plan(plan, titles, outline, example)
         return Sharing(plan, equal)
-    if config.weights != "auto":
-        return Sharing(None, config.weights or equal)
-    if group.size == 1:
-        return Sharing(None, equal)
     profile = _profile(config, outline, example, group, device, tuning, slowdown)
     text, told = "", ""
     with group.together():
@@ -86,7 +90,9 @@ def _profile(
     device: torch.device,
     tuning: Tuning,
     slowdown: float,
-) -> Profile:
+) -> "Profile":
+    from hetmp.profiling import Budget, Profile, device_title, profile_model
+
     if config.profile is None:
         group.say(f"measuring the ranks for about {config.profile_seconds:g} s")
         budget = Budget(config.profile_seconds, schemes=False)
@@ -113,6 +119,8 @@ def _profile(
 def _check_plan(
     plan: Plan, titles: list[str], outline: Callable[[], nn.Module], example: Tensor
 ) -> None:
+    from hetmp.planner import fingerprint
+
     if plan.ranks != len(titles):
         raise HetmpError(
             f"the plan is for {plan.ranks} rank{'s' * (plan.ranks != 1)}, this job has "
@@ -131,7 +139,7 @@ def _check_plan(
             )
 
 
-def _told(planned: Planned) -> str:
+def _told(planned: "Planned") -> str:
     lines = [f"planned: {1e3 * planned.prediction.seconds:.0f} ms a step predicted"]
     lines += [f"rank {rank} is left out: {why}" for rank, why in sorted(planned.left_out.items())]
     return "\n".join(lines)

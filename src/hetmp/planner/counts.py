@@ -42,7 +42,7 @@ def balanced(times: Array, caps: Sequence[int] | None = None) -> tuple[int, ...]
             high = middle
         else:
             low = middle + 1
-    counts = np.maximum(_largest(reach, candidates[low]), 0)
+    counts = _largest(reach, candidates[low])
     return tuple(int(count) for count in _without_excess(counts, times, candidates[low], units))
 
 

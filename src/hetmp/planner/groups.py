@@ -18,13 +18,11 @@ class GroupWork:
 
     Attributes:
         part: which part of the work's channels are the group's, from 0 to 1.
-        block: how many channels a unit of the group is.
     """
 
     work: str
     kind: Kind
     part: float
-    block: int
 
 
 def group_works(found: ChannelGroups, schedule: Schedule) -> dict[int, dict[GroupWork, int]]:
@@ -50,14 +48,14 @@ def group_works(found: ChannelGroups, schedule: Schedule) -> dict[int, dict[Grou
         elif isinstance(step, CallStep):
             work, kind, state = step_work(step)
             if isinstance(state, Sliced):
-                own = _joined(step, pieces_of, state) or own
+                own = _joined(step, pieces_of) or own
                 _add(works, units, own, work, kind, state)
         pieces_of[step.name] = own
     return works
 
 
 def _joined(
-    step: CallStep, pieces_of: Mapping[str, tuple[tuple[int, int], ...]], state: Sliced
+    step: CallStep, pieces_of: Mapping[str, tuple[tuple[int, int], ...]]
 ) -> tuple[tuple[int, int], ...]:
     """The pieces of a concatenation; those of the first operand elsewhere."""
     if step.run.call.title not in ("cat", "concat", "concatenate"):
@@ -77,7 +75,7 @@ def _add(
     if state is None or not total:
         return
     for number, block in pieces:
-        share = GroupWork(work, kind, units[number] * block / total, block)
+        share = GroupWork(work, kind, units[number] * block / total)
         works[number][share] = works[number].get(share, 0) + 1
 
 

@@ -18,7 +18,7 @@ from hetmp.planner.counts import balanced
 from hetmp.planner.groups import group_times, group_works
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
 from hetmp.planner.schemes import choose_schemes
-from hetmp.planner.tables import Array, Links, Tables
+from hetmp.planner.tables import Links, Tables
 from hetmp.profiling import Profile
 from hetmp.schedule import make_schedule
 from hetmp.slicing import make_table
@@ -94,7 +94,6 @@ class _Planner:
     profile: Profile
     options: PlanOptions
     tables: Tables = field(init=False)
-    _times: dict[tuple[object, ...], Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tables = Tables(self.profile.devices)

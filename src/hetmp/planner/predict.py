@@ -207,11 +207,8 @@ def _owners(program: Program) -> dict[str, str]:
 
 def _needing_gradients(graph: ModelGraph, program: Program) -> set[str]:
     """The steps whose values a backward pass reaches."""
-    found = {
-        name
-        for name, place in program.attributes.items()
-        if place in dict(graph.skeleton.named_parameters())
-    }
+    parameters = dict(graph.skeleton.named_parameters())
+    found = {name for name, place in program.attributes.items() if place in parameters}
     for step in program.steps:
         learns = isinstance(step, CallStep) and step.run.layer is not None and any(
             parameter.requires_grad for parameter in step.run.layer.parameters()

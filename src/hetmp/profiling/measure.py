@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from hetmp.channel_groups import ChannelGroups, channel_groups, plan_from_shares
@@ -30,7 +30,7 @@ from hetmp.profiling.machine import free_memory, quota_period
 from hetmp.profiling.profile import OPTIMIZER, THOUSANDTHS, WorkTimes
 from hetmp.profiling.stopwatch import OTHER, StepTimes, Stopwatch
 from hetmp.profiling.work import Kind, step_work
-from hetmp.schedule import CallStep, ExchangeStep, make_schedule
+from hetmp.schedule import CallStep, ExchangeStep, Program
 from hetmp.slicing import SlicedModel, Tuning
 from hetmp.slicing.rehearsal import rehearsal_model
 
@@ -188,7 +188,9 @@ class ShareMeter:
         self.again = lambda: self._step(model, optimizer, watch)
         held = sum(p.numel() * p.element_size() for p in model.parameters())
         # A parameter, its gradient and its momentum.
-        return self._keep(plan, runs, held), 3 * held + sum(watch.saved.values())
+        return self._keep(model.hetmp.schedule.training, runs, held), 3 * held + sum(
+            watch.saved.values()
+        )
 
     def _step(
         self, model: SlicedModel, optimizer: torch.optim.Optimizer, watch: Stopwatch
@@ -202,9 +204,8 @@ class ShareMeter:
         watch.mark("", OTHER)
         return watch.times()
 
-    def _keep(self, plan: Plan, runs: list[dict[str, StepTimes]], held: int) -> float:
+    def _keep(self, program: Program, runs: list[dict[str, StepTimes]], held: int) -> float:
         factor = self.group.pace.factor
-        program = make_schedule(self.graph, plan).training
         steps = [step for step in program.steps if isinstance(step, CallStep)]
         exchanges = [step for step in program.steps if isinstance(step, ExchangeStep)]
         stretch = _stretch(runs, {step.name for step in steps})
@@ -296,7 +297,7 @@ def _enough(runs: list[Any], spent: float, window: float, most: float) -> bool:
     totals = [sum(t.forward[1] + t.backward[1] + t.parameters[1] for t in r.values()) for r in runs]
     mean = statistics.mean(totals)
     error = statistics.stdev(totals) / math.sqrt(len(totals))
-    return bool(stats.t.ppf(0.975, len(totals) - 1) * error <= INTERVAL * mean)
+    return bool(stdtrit(len(totals) - 1, 0.975) * error <= INTERVAL * mean)
 
 
 def _stretch(runs: list[dict[str, StepTimes]], names: set[str]) -> float:
