@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hetmp.errors import HetmpError, unknown_name
+from hetmp.documents import load, validated
+from hetmp.errors import unknown_name
 from hetmp.ops import SCHEMES, Scheme
 from hetmp.partition import Layout, Partition, Piece
 
@@ -171,7 +172,8 @@ class Plan(BaseModel):
         if counts is not None:
             changed |= {"counts": tuple(counts), "pieces": ()}
         layers = [changed if layer.name == name else layer.model_dump() for layer in self.layers]
-        return _validated(self.model_dump() | {"layers": layers, "predicted_seconds": None}, "plan")
+        fields = self.model_dump() | {"layers": layers, "predicted_seconds": None}
+        return validated(Plan, fields, "plan")
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
@@ -184,19 +186,4 @@ class Plan(BaseModel):
         Raises:
             HetmpError: the file cannot be read, or an entry is wrong: its place and the reason.
         """
-        try:
-            text = Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise HetmpError(f"plan {path} cannot be read: {error}") from error
-        return _validated(text, f"plan {path}")
-
-
-def _validated(source: str | dict[str, Any], what: str) -> Plan:
-    try:
-        if isinstance(source, str):
-            return Plan.model_validate_json(source)
-        return Plan.model_validate(source)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise HetmpError(f"{what}: {place + ': ' if place else ''}{first['msg']}") from error
+        return load(cls, path, "plan")

@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hetmp.documents import read, validated
 from hetmp.errors import HetmpError
 from hetmp.planner.tables import Links
 from hetmp.profiling import LinkTimes, Profile
@@ -72,15 +72,10 @@ def cluster_profile(path: str | Path) -> Profile:
     """
     path = Path(path)
     try:
-        told = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        told = tomllib.loads(read(path, "cluster"))
+    except tomllib.TOMLDecodeError as error:
         raise HetmpError(f"cluster {path} cannot be read: {error}") from error
-    try:
-        cluster = Cluster.model_validate(told)
-    except ValidationError as error:
-        first: Any = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise HetmpError(f"cluster {path}: {place}: {first['msg']}") from error
+    cluster = validated(Cluster, told, f"cluster {path}")
     devices, sources = [], []
     for ranks in cluster.ranks:
         source = Profile.load(path.parent / ranks.profile)
@@ -168,10 +163,7 @@ def read_weights(path: str | Path) -> tuple[float, ...]:
     Raises:
         HetmpError: the file cannot be read, or a line has no number.
     """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise HetmpError(f"weights {path} cannot be read: {error}") from error
+    lines = read(path, "weights").splitlines()
     weights = []
     for number, line in enumerate(lines, start=1):
         columns = line.partition("#")[0].split()

@@ -5,17 +5,17 @@ JSON, so that it can be looked at, merged and used again: see ``docs/profile-for
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     NonNegativeFloat,
-    ValidationError,
     model_validator,
 )
 
+from hetmp.documents import load
 from hetmp.errors import HetmpError
 from hetmp.profiling.work import Kind
 
@@ -144,11 +144,7 @@ class Profile(BaseModel):
         Raises:
             HetmpError: the file cannot be read, or an entry is wrong: its place and the reason.
         """
-        try:
-            text = Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise HetmpError(f"profile {path} cannot be read: {error}") from error
-        return read_profile(text, f"profile {path}")
+        return load(cls, path, "profile")
 
     def check_batch(self, batch_size: int, dtype: str) -> None:
         """Refuse to use this profile for other work than was measured.
@@ -183,17 +179,3 @@ class Profile(BaseModel):
                     f"rank {rank} is {title}, the profile is of {measured.title}: run hetmp "
                     "profile on these ranks"
                 )
-
-
-def read_profile(text: str, what: str) -> Profile:
-    """A profile from its JSON.
-
-    Raises:
-        HetmpError: naming *what* it is, the wrong entry and the reason.
-    """
-    try:
-        return Profile.model_validate_json(text)
-    except ValidationError as error:
-        first: Any = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise HetmpError(f"{what}: {place + ': ' if place else ''}{first['msg']}") from error
