@@ -6,7 +6,7 @@ JSON: ``{"format": "hetmp-plan", "version": 1, "ranks": 3, "layers": [{"name": "
 each: ``"pieces": [[21, 8, 1], [21, 7, 2]]``. What ``hetmp plan`` adds: see ``docs/plan-format.md``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,19 +112,8 @@ class Plan(BaseModel):
         def kept(counts: Sequence[Any]) -> tuple[Any, ...]:
             return tuple(counts[rank] for rank in self.members)
 
-        layers = tuple(
-            layer.model_copy(
-                update={
-                    "counts": kept(layer.counts),
-                    "pieces": tuple(map(kept, layer.pieces)),
-                }
-            )
-            for layer in self.layers
-        )
-        update = {"ranks": len(self.members), "layers": layers, "left_out": ()}
-        return self.model_copy(
-            update=update | {"devices": kept(self.devices) if self.devices else ()}
-        )
+        devices = kept(self.devices) if self.devices else ()
+        return self._with_ranks(kept, len(self.members), (), devices)
 
     def spread(self, members: Sequence[int], ranks: int) -> "Plan":
         """The inverse of ``of_members``: this plan for *members* among *ranks*, the others out."""
@@ -133,17 +122,27 @@ class Plan(BaseModel):
         def all_ranks(counts: Sequence[int]) -> tuple[int, ...]:
             return tuple(counts[place[rank]] if rank in place else 0 for rank in range(ranks))
 
+        left_out = tuple(rank for rank in range(ranks) if rank not in place)
+        return self._with_ranks(all_ranks, ranks, left_out, ())
+
+    def _with_ranks(
+        self,
+        changed: Callable[[Sequence[int]], tuple[int, ...]],
+        ranks: int,
+        left_out: tuple[int, ...],
+        devices: tuple[str, ...],
+    ) -> "Plan":
+        """This plan with *changed* counts for every layer and piece."""
         layers = tuple(
             layer.model_copy(
                 update={
-                    "counts": all_ranks(layer.counts),
-                    "pieces": tuple(map(all_ranks, layer.pieces)),
+                    "counts": changed(layer.counts),
+                    "pieces": tuple(map(changed, layer.pieces)),
                 }
             )
             for layer in self.layers
         )
-        left_out = tuple(rank for rank in range(ranks) if rank not in place)
-        update = {"ranks": ranks, "layers": layers, "left_out": left_out, "devices": ()}
+        update = {"ranks": ranks, "layers": layers, "left_out": left_out, "devices": devices}
         return self.model_copy(update=update)
 
     def layer(self, name: str) -> LayerPlan:

@@ -86,9 +86,14 @@ class DeviceProfile(BaseModel):
     @property
     def title(self) -> str:
         """What is measured here, apart from the host."""
-        threads = f" x{self.threads}" if self.threads > 1 else ""
-        slowed = f", slowed {self.slowdown:g} times" if self.slowdown > 1 else ""
-        return f"{self.device}{threads}{slowed}"
+        return title_of(self.device, self.threads, self.slowdown)
+
+
+def title_of(device: str, threads: int, slowdown: float) -> str:
+    """What tells one rank's device from another's, in words."""
+    several = f" x{threads}" if threads > 1 else ""
+    slowed = f", slowed {slowdown:g} times" if slowdown > 1 else ""
+    return f"{device}{several}{slowed}"
 
 
 class LinkTimes(BaseModel):

@@ -16,7 +16,7 @@ from hetmp.graph import ModelGraph, read_graph
 from hetmp.profiling.links import exchanged_shapes, measure_links
 from hetmp.profiling.machine import device_name
 from hetmp.profiling.measure import Budget, ShareMeter
-from hetmp.profiling.profile import DeviceProfile, Profile
+from hetmp.profiling.profile import DeviceProfile, Profile, title_of
 from hetmp.schedule import make_schedule
 from hetmp.slicing import Tuning
 
@@ -70,7 +70,7 @@ def profile_model(
     own = DeviceProfile(
         host=platform.node(),
         device=device_name(device),
-        threads=torch.get_num_threads() if device.type == "cpu" else 1,
+        threads=_threads(device),
         slowdown=slowdown,
         versions={"torch": version("torch"), "mpi": mpi_library()},
         memory=meter.memory,
@@ -97,15 +97,11 @@ def profile_model(
 
 def device_title(device: torch.device, slowdown: float = 1.0) -> str:
     """What a profile calls this rank's device."""
-    return DeviceProfile(
-        host="",
-        device=device_name(device),
-        threads=torch.get_num_threads() if device.type == "cpu" else 1,
-        slowdown=slowdown,
-        memory=0,
-        rest=0.0,
-        works=(),
-    ).title
+    return title_of(device_name(device), _threads(device), slowdown)
+
+
+def _threads(device: torch.device) -> int:
+    return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def _batch(example: Any) -> tuple[int, torch.dtype]:
