@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hetmp.documents import load, validated
-from hetmp.errors import unknown_name
+from hetmp.errors import HetmpError, unknown_name
 from hetmp.ops import SCHEMES, Scheme
 from hetmp.partition import Layout, Partition, Piece
 
@@ -98,6 +98,18 @@ class Plan(BaseModel):
         if len(set(self.left_out)) == self.ranks:
             raise ValueError("left_out names every rank")
         return self
+
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse a job of another number of ranks.
+
+        Raises:
+            HetmpError: naming both.
+        """
+        if self.ranks != ranks:
+            raise HetmpError(
+                f"the plan is for {self.ranks} rank{'s' * (self.ranks != 1)}, this job has "
+                f"{ranks}: make a plan for {ranks}"
+            )
 
     @property
     def members(self) -> tuple[int, ...]:

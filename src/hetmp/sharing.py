@@ -121,11 +121,7 @@ def _check_plan(
 ) -> None:
     from hetmp.planner import fingerprint
 
-    if plan.ranks != len(titles):
-        raise HetmpError(
-            f"the plan is for {plan.ranks} rank{'s' * (plan.ranks != 1)}, this job has "
-            f"{len(titles)}: make a plan for {len(titles)}"
-        )
+    plan.check_ranks(len(titles))
     if plan.fingerprint and plan.fingerprint != fingerprint(read_graph(outline(), example)):
         raise HetmpError(
             "the plan was made for another model, or for images of another size: make a plan for "

@@ -67,34 +67,6 @@ def profile(
       mpirun -n 3 hetmp profile resnet18 --shape 3,32,32 --batch-size 100
       hetmp profile --show profile.json
     """
-    from rich.console import Console
-
-    from hetmp.planner.render import render_profile
-    from hetmp.profiling import Profile
-
-    if (model is None) == (show is None):
-        raise HetmpError("give either a MODEL to measure or --show FILE, one of them")
-    if show is not None:
-        found = Profile.load(show)
-        click.echo(f"{found.model}, batch {found.batch_size}, {found.dtype}, {found.created}")
-        Console().print(render_profile(found))
-        return
-    assert model is not None
-    _measure(model, shape, classes, batch_size, dtype, device, seconds, filters_only, slowdown, out)
-
-
-def _measure(
-    model: str,
-    shape: tuple[int, ...] | None,
-    classes: int | None,
-    batch_size: int,
-    dtype: str,
-    device: str,
-    seconds: float,
-    filters_only: bool,
-    slowdown: tuple[float, ...] | None,
-    out: str,
-) -> None:
     import torch
     from rich.console import Console
 
@@ -103,8 +75,16 @@ def _measure(
     from hetmp.device import choose_device, share_cores
     from hetmp.pace import check_slowdown
     from hetmp.planner.render import render_profile
-    from hetmp.profiling import Budget, profile_model
+    from hetmp.profiling import Budget, Profile, profile_model
 
+    if (model is None) == (show is None):
+        raise HetmpError("give either a MODEL to measure or --show FILE, one of them")
+    if show is not None:
+        kept = Profile.load(show)
+        click.echo(f"{kept.model}, batch {kept.batch_size}, {kept.dtype}, {kept.created}")
+        Console().print(render_profile(kept))
+        return
+    assert model is not None
     input_shape, count = image_sizes(model, shape, classes)
     group = Group()
     with group.together():

@@ -19,6 +19,7 @@ from hetmp.planner.groups import group_times, group_works
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
 from hetmp.planner.schemes import choose_schemes
 from hetmp.planner.tables import Links, Tables
+from hetmp.planner.units import bytes_text
 from hetmp.profiling import Profile
 from hetmp.schedule import make_schedule
 from hetmp.slicing import make_table
@@ -194,9 +195,9 @@ class _Planner:
             (prediction.memory[i] - self.limits[rank], rank) for i, rank in enumerate(members)
         )
         raise HetmpError(
-            f"the model does not fit: rank {rank} may use {_size(self.limits[rank])} and would "
-            f"need {_size(self.limits[rank] + need)}. Give it more ranks or memory, or a smaller "
-            "batch"
+            f"the model does not fit: rank {rank} may use {bytes_text(self.limits[rank])} and "
+            f"would need {bytes_text(self.limits[rank] + need)}. Give it more ranks or memory, "
+            "or a smaller batch"
         )
 
     def _planned(
@@ -362,11 +363,3 @@ def _share(plan: Plan, rank: int) -> float:
 
 def _seconds(seconds: float) -> str:
     return f"{1e3 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

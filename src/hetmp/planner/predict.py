@@ -56,8 +56,6 @@ class Prediction:
 @dataclass
 class _Clock:
     tables: Tables
-    links: Links
-    batch_size: int
     now: Array = field(init=False)
     layers: dict[str, LayerPrediction] = field(default_factory=dict)
     saved: Array = field(init=False)
@@ -102,7 +100,7 @@ def predict(
         HetmpError: the profile does not know an operation of the model.
     """
     program = schedule.training
-    clock = _Clock(tables, links, batch_size)
+    clock = _Clock(tables)
     owner = _owners(program)
     costs = {step.name: _cost(tables, step) for step in program.steps if isinstance(step, CallStep)}
     received = 0.0
@@ -115,7 +113,7 @@ def predict(
                 clock.compute(owner[step.name], tables.handling)
             name = collective(step.before, step.after)
             if name != "-":
-                clock.exchange(owner[step.name], _seconds(clock, step, name))
+                clock.exchange(owner[step.name], exchange_seconds(links, step, name, batch_size))
             received += step.received_by_all(tables.ranks)
     clock.now = clock.now + tables.rest
     back = _needing_gradients(graph, program)
@@ -141,7 +139,9 @@ def predict(
             if name == "-":
                 clock.compute(owner[step.name], meanwhile)
             else:
-                clock.exchange(owner[step.name], _seconds(clock, step, name), meanwhile)
+                clock.exchange(
+                    owner[step.name], exchange_seconds(links, step, name, batch_size), meanwhile
+                )
     held = held_bytes(table, tables.ranks)
     parts = np.round(THOUSANDTHS * held / max(1, parameter_bytes(table))).astype(np.int64)
     clock.now = clock.now + tables.at(OPTIMIZER, "channelwise", parts.tolist())[:, FORWARD]
@@ -177,9 +177,10 @@ def _cost(tables: Tables, step: CallStep) -> Array:
     return tables.at(work, kind, None if state is None else state.layout.counts)
 
 
-def _seconds(clock: _Clock, step: ExchangeStep, name: str) -> float:
-    size = step.value.image_bytes * clock.batch_size
-    return clock.links.seconds(name, size, max(_largest(step.before), _largest(step.after)))
+def exchange_seconds(links: Links, step: ExchangeStep, name: str, batch_size: int) -> float:
+    """Seconds of the collective *name* for the value that a step exchanges."""
+    size = step.value.image_bytes * batch_size
+    return links.seconds(name, size, max(_largest(step.before), _largest(step.after)))
 
 
 def _largest(state: State) -> float:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from hetmp.planner.planner import Planned
 from hetmp.planner.tables import Links
+from hetmp.planner.units import bytes_text
 from hetmp.profiling import Profile
 
 WIDE = 6
@@ -35,7 +36,7 @@ def render_profile(profile: Profile) -> RenderableType:
             str(rank),
             device.host,
             device.title,
-            _size(device.memory) if device.memory else "unknown",
+            bytes_text(device.memory) if device.memory else "unknown",
             str(len(device.works)),
         )
     parts: list[RenderableType] = [devices]
@@ -50,7 +51,7 @@ def _links(profile: Profile) -> RichTable:
     table = _table(f"Links between the {ranks} ranks, equal shares")
     measured = sorted({size for link in profile.links for size in link.bytes})
     sizes = [measured[0], measured[len(measured) // 2], measured[-1]]
-    for heading in ("exchange", *map(_size, sizes)):
+    for heading in ("exchange", *map(bytes_text, sizes)):
         table.add_column(heading, justify="left" if heading == "exchange" else "right")
     for link in profile.links:
         seconds = (links.seconds(link.collective, size, 1 / ranks) for size in sizes)
@@ -104,7 +105,7 @@ def _ranks(planned: Planned) -> RichTable:
             f"{100 * held / total:.0f} %",
             f"{1e3 * compute[i]:.0f}",
             f"{1e3 * idle[i]:.0f}",
-            _size(float(prediction.memory[i])),
+            bytes_text(float(prediction.memory[i])),
         )
     return table
 
@@ -146,14 +147,6 @@ def _time(seconds: float) -> str:
     if seconds < 1e-3:
         return f"{1e6 * seconds:.0f} µs"
     return f"{1e3 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 def _table(title: str) -> RichTable:

@@ -14,10 +14,10 @@ from hetmp.exchange import collective, dual
 from hetmp.graph import ModelGraph, Node, Trace
 from hetmp.ops import Mixing, Scheme, references
 from hetmp.plan import Plan
+from hetmp.planner.predict import exchange_seconds
 from hetmp.planner.tables import SAVED, Links, Tables
 from hetmp.profiling import step_work
 from hetmp.schedule import CallStep, ExchangeStep, PlannedChoice, Scheduler, Step
-from hetmp.state import Sliced
 
 BEAM = 32
 
@@ -137,16 +137,11 @@ class _Costs:
                 self._known[key] = float(times.sum(axis=1).max())
             return self._known[key]
         if isinstance(step, ExchangeStep):
-            size = step.value.image_bytes * self.batch_size
-            largest = max(
-                max(s.layout.counts) / max(1, s.layout.total) if isinstance(s, Sliced) else 0.0
-                for s in (step.before, step.after)
-            )
             names = (
                 collective(step.before, step.after),
                 collective(dual(step.after), dual(step.before)),
             )
-            return sum(self.links.seconds(name, size, largest) for name in names)
+            return sum(exchange_seconds(self.links, step, name, self.batch_size) for name in names)
         return 0.0
 
 

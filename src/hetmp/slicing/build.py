@@ -92,10 +92,7 @@ def slice_model(
 def _plan(graph: ModelGraph, weights: Sequence[float] | Plan, ranks: int) -> Plan:
     if not isinstance(weights, Plan):
         return plan_from_weights(graph, checked_weights(weights, ranks))
-    if weights.ranks != ranks:
-        raise HetmpError(
-            f"the plan is for {weights.ranks} ranks, this job has {ranks}: make a plan for {ranks}"
-        )
+    weights.check_ranks(ranks)
     return weights
 
 
