@@ -119,9 +119,10 @@ class Forward:
             self.runtime.tuning.channels_last
             and step.takes_filters
             and args[0].dim() == 4
-            and step.node.rule.channels_last(step.run.layer, args[0].shape)
         ):
-            args = (args[0].contiguous(memory_format=torch.channels_last), *args[1:])
+            together = step.node.rule.channels_last(step.run.layer, args[0].shape)
+            memory = torch.channels_last if together else torch.contiguous_format
+            args = (args[0].contiguous(memory_format=memory), *args[1:])
         with self._seed(step.name, args) if seeds else nullcontext():
             if order.entered and isinstance(callee, nn.Module):
                 own = {name: self.entered[whole] for name, whole in order.entered.items()}
