@@ -9,13 +9,15 @@ one untimed step before each timed one), and each one's median is compared with 
     planned               what hetmp plan chooses
     planned, filters      the same, every layer by scheme 'filters'
     planned, all ranks    the same, no rank left out
+    without the slowest   what it chooses if the slowest rank were not there
     skewed                70 : 25 : 5 and the like, for the predictions' sake
     inputs                every other layer by scheme 'inputs', for the predictions' sake
 
 Cost: about a minute of profiling and some seconds per plan. --slowdown makes ranks slower, so that
 one machine can stand for several. Also printed: the ideal, which is the time of the fastest rank
-alone over the sum of all speeds, and the floor that the tables give for it: the sum over layers of
-the least time of the slowest rank.
+alone over the sum of all speeds; and the floor that the tables give: the plan with all ranks, if
+exchanges took no time. It is above the ideal because a rank's time for a layer does not go to 0
+with its filters: with one filter it still reads the whole input and writes its whole gradient.
 
     mpirun -n 3 python benchmarks/planner.py paper-cifar --slowdown 1,2,4
     mpirun -n 2 python benchmarks/planner.py vgg11 --shape 3,32,32 --classes 10 --slowdown 1,3
@@ -37,21 +39,31 @@ from hetmp import models
 from hetmp.comm import Group
 from hetmp.device import share_cores
 from hetmp.graph import ModelGraph, read_graph
-from hetmp.planner import Links, PlanOptions, Tables, make_plan, predict
+from hetmp.planner import Links, PlanOptions, Prediction, Tables, make_plan, predict
 from hetmp.profiling import Budget, Profile, profile_model
 from hetmp.schedule import make_schedule
 from hetmp.slicing import make_table
 
 
-def predicted(graph: ModelGraph, profile: Profile, plan: hetmp.Plan) -> float:
-    """Seconds of a step by a plan for all ranks of a profile, or for its members."""
+def predicted(graph: ModelGraph, profile: Profile, plan: hetmp.Plan) -> Prediction:
+    """A step by a plan for all ranks of a profile, or for its members."""
     members = plan.members
     own = plan.of_members()
     schedule = make_schedule(graph, own)
     tables = Tables([profile.devices[rank] for rank in members])
     links = Links(profile.links, len(profile.devices), len(members))
     table = make_table(graph, schedule)
-    return predict(graph, schedule, table, tables, links, profile.batch_size).seconds
+    return predict(graph, schedule, table, tables, links, profile.batch_size)
+
+
+def without(profile: Profile, rank: int) -> Profile:
+    """A profile as if a rank were not there; its links are those of all."""
+    devices = tuple(d for number, d in enumerate(profile.devices) if number != rank)
+    links = Links(profile.links, len(profile.devices), len(devices))
+    sizes = sorted({size for link in profile.links for size in link.bytes})
+    return profile.model_copy(
+        update={"devices": devices, "links": links.as_measured(sizes) if len(devices) > 1 else ()}
+    )
 
 
 def plans(graph: ModelGraph, profile: Profile, only: list[str]) -> dict[str, hetmp.Plan]:
@@ -59,9 +71,15 @@ def plans(graph: ModelGraph, profile: Profile, only: list[str]) -> dict[str, het
     ranks = len(profile.devices)
     planned = make_plan(graph, profile)
     alone = [
-        predicted(graph, profile, hetmp.plan_from_weights(graph, [1.0]).spread([rank], ranks))
+        predicted(
+            graph, profile, hetmp.plan_from_weights(graph, [1.0]).spread([rank], ranks)
+        ).seconds
         for rank in range(ranks)
     ]
+    slowest = int(np.argmax(alone))
+    others = [rank for rank in range(ranks) if rank != slowest]
+    rest = make_plan(graph, without(profile, slowest)).plan.of_members()
+    kept = [others[member] for member in make_plan(graph, without(profile, slowest)).plan.members]
     skewed = [70.0, 25.0, 5.0, 5.0][:ranks]
     inputs = hetmp.plan_from_weights(graph, [1.0] * ranks)
     for number, layer in enumerate(inputs.layers):
@@ -78,6 +96,7 @@ def plans(graph: ModelGraph, profile: Profile, only: list[str]) -> dict[str, het
         "planned": planned.plan,
         "planned, filters": make_plan(graph, profile, PlanOptions(schemes=False)).plan,
         "planned, all ranks": make_plan(graph, profile, PlanOptions(leave_out=False)).plan,
+        "without the slowest": rest.spread(kept, ranks),
         "skewed": hetmp.plan_from_weights(graph, skewed),
         "inputs": inputs,
     }
@@ -93,8 +112,26 @@ def ideal(graph: ModelGraph, profile: Profile) -> float:
     """The fastest rank's time alone, over the sum of all speeds relative to it."""
     ranks = range(len(profile.devices))
     one = hetmp.plan_from_weights(graph, [1.0])
-    alone = np.array([predicted(graph, profile, one.spread([r], len(ranks))) for r in ranks])
+    alone = np.array(
+        [predicted(graph, profile, one.spread([r], len(ranks))).seconds for r in ranks]
+    )
     return float(1 / (1 / alone).sum())
+
+
+def floor_of_tables(graph: ModelGraph, profile: Profile) -> float:
+    """Seconds of a step by the plan with all ranks, if exchanges took no time."""
+    plan = make_plan(graph, profile, PlanOptions(leave_out=False, schemes=False)).plan
+    schedule = make_schedule(graph, plan)
+    tables, links = Tables(profile.devices), Links(profile.links, len(profile.devices), 1)
+    table = make_table(graph, schedule)
+    return predict(graph, schedule, table, tables, links, profile.batch_size).seconds
+
+
+def interval(ratios: np.ndarray) -> tuple[float, float]:
+    """Where the median lies with 95 % confidence: a bootstrap over turns."""
+    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 class Contender:
@@ -193,28 +230,41 @@ def report(
         f"{args.model}, batch {args.batch_size}, ranks slowed by "
         f"{', '.join(f'{s:g}' for s in slowdown)}; profiled in {profiled:.0f} s"
     )
-    print(f"{'plan':20s} {'predicted':>10s} {'measured':>10s} {'quartiles':>15s} {'error':>7s}")
+    print(
+        f"{'plan':20s} {'predicted':>10s} {'measured':>10s} {'quartiles':>15s} {'error':>7s} "
+        f"{'moved':>9s}"
+    )
     rows = {}
     for name, plan in chosen.items():
-        told, median = predicted(graph, profile, plan), statistics.median(seconds[name])
+        step, median = predicted(graph, profile, plan), statistics.median(seconds[name])
+        told = step.seconds
         low, _, high = statistics.quantiles(seconds[name], n=4)
-        rows[name] = {"predicted": told, "measured": median, "all": seconds[name]}
+        rows[name] = {
+            "predicted": told,
+            "measured": median,
+            "bytes": step.received,
+            "all": seconds[name],
+        }
         spread = f"{1e3 * low:.0f}-{1e3 * high:.0f}"
         print(
             f"{name:20s} {1e3 * told:7.0f} ms {1e3 * median:7.0f} ms {spread:>15s} "
-            f"{100 * (told / median - 1):+6.1f} %"
+            f"{100 * (told / median - 1):+6.1f} % {step.received / 1e6:6.0f} MB"
         )
     errors = [abs(row["predicted"] / row["measured"] - 1) for row in rows.values()]
     print(f"median absolute error {100 * statistics.median(errors):.1f} %")
     goal = ideal(graph, profile)
+    floor = floor_of_tables(graph, profile)
     if "planned" in rows:
         for name, row in rows.items():
             if name != "planned":
                 ratios = np.array(seconds[name]) / np.array(seconds["planned"])
-                low, _, high = statistics.quantiles(ratios, n=4)
+                low, high = interval(ratios)
                 ratio = row["measured"] / rows["planned"]["measured"]
                 print(f"{name} / planned: {ratio:.2f} ({low:.2f}-{high:.2f})")
-        print(f"planned / ideal ({1e3 * goal:.0f} ms): {rows['planned']['measured'] / goal:.2f}")
+        print(
+            f"planned / ideal ({1e3 * goal:.0f} ms): {rows['planned']['measured'] / goal:.2f}; "
+            f"floor / ideal: {floor / goal:.2f}"
+        )
         plan = chosen["planned"]
         print(f"left out: {list(plan.left_out) or 'none'}")
         print(
@@ -223,7 +273,7 @@ def report(
     if args.json:
         line = {
             "model": args.model, "batch_size": args.batch_size, "slowdown": slowdown,
-            "ideal": goal, "plans": rows,
+            "ideal": goal, "floor": floor, "plans": rows,
         }  # fmt: skip
         with args.json.open("a") as file:
             file.write(json.dumps(line) + "\n")

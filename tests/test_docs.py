@@ -29,17 +29,18 @@ def test_the_readmes_training_loop_runs(tmp_path, ranks):
     assert state["4.weight"].shape == (64, 32, 3, 3)
 
 
-def test_the_documented_ways_to_read_a_trained_network(tmp_path):
+def test_the_documented_ways_to_read_a_trained_network(tmp_path, capfd):
     out = tmp_path / "runs" / "demo"
     assert hetmp_run(*TRAIN, "--steps", 2, "--out", out).returncode == 0
-    for page in ("README.md", "docs/formats.md"):
+    for page in ("README.md", "docs/formats.md", "docs/checkpoint-format.md"):
         for block in python_blocks(page):
             if "h5py.File" in block:
                 names: dict[str, object] = {}
                 exec(block.replace("runs/demo", str(out)), names)
     assert names["state"].keys() == {  # type: ignore[attr-defined]
-        name for part in h5py.File(out / "model.h5").values() for name in part
+        name for part in ("model", "buffers") for name in h5py.File(out / "model.h5").get(part, ())
     }
+    assert capfd.readouterr().out.splitlines()[-1].endswith("True")  # the digest
 
 
 def test_the_readmes_commands_are_the_programs():

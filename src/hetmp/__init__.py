@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hetmp.channel_groups import plan_from_weights
+    from hetmp.checkpoint import load, save
     from hetmp.comm import Group
     from hetmp.errors import HetmpError
     from hetmp.exchange import Exchange
@@ -34,9 +35,11 @@ _HOMES = {
     "apportion": "partition",
     "clip_grad_norm_": "optim",
     "leaf": "graph",
+    "load": "checkpoint",
     "merge_model": "slicing",
     "plan_from_weights": "channel_groups",
     "read_graph": "graph",
+    "save": "checkpoint",
     "slice_model": "slicing",
 }
 
@@ -53,9 +56,11 @@ __all__ = [
     "apportion",
     "clip_grad_norm_",
     "leaf",
+    "load",
     "merge_model",
     "plan_from_weights",
     "read_graph",
+    "save",
     "slice_model",
 ]
 

@@ -86,6 +86,7 @@ class Group:
         kept: what lives as long as the user's communicator, by purpose.
         pace: a test aid that makes this rank slower.
         rehearsing: whether exchanges move nothing, to measure what is left of a step.
+        patient: whether small messages are waited for without burning a core.
     """
 
     def __init__(self, comm: "MPI.Intracomm | None" = None) -> None:
@@ -103,6 +104,7 @@ class Group:
         self.on_one_host = _on_one_host(self.control, self.kept)
         self.pace = Pace()
         self.rehearsing = False
+        self.patient = False
 
     def __copy__(self) -> "Group":
         return self
@@ -146,12 +148,18 @@ class Group:
         """Every rank's *values* (equal shapes and dtypes), stacked in rank order. Collective."""
         values = np.ascontiguousarray(values)
         gathered = np.empty((self.size, *values.shape), dtype=values.dtype)
-        self.control.Allgather(values, gathered)
+        if self.patient:
+            self._wait(self.control.Iallgather(values, gathered))
+        else:
+            self.control.Allgather(values, gathered)
         return gathered
 
     def broadcast(self, values: npt.NDArray[Any], root: int = 0) -> npt.NDArray[Any]:
         """*root*'s values, written into and returned as *values*. Collective."""
-        self.control.Bcast(values, root=root)
+        if self.patient:
+            self._wait(self.control.Ibcast(values, root=root))
+        else:
+            self.control.Bcast(values, root=root)
         return values
 
     def broadcast_text(self, text: str, root: int = 0) -> str:
@@ -164,6 +172,49 @@ class Group:
     def gather_texts(self, text: str) -> list[str]:
         """Every rank's text, in rank order. Collective."""
         return [self.broadcast_text(text, root) for root in range(self.size)]
+
+    def alltoall(
+        self, packed: npt.NDArray[np.uint8], outgoing: Sequence[int], incoming: Sequence[int]
+    ) -> npt.NDArray[np.uint8]:
+        """Send every rank its bytes; the bytes that arrive, in rank order. Collective.
+
+        Args:
+            packed: what is sent, one rank's after the other's.
+            outgoing, incoming: how many bytes go to and come from each rank.
+        """
+        arrived = np.empty(sum(incoming), dtype=np.uint8)
+        if self.patient:
+            self._wait(self.control.Ialltoallv([packed, outgoing], [arrived, incoming]))
+        else:
+            self.control.Alltoallv([packed, outgoing], [arrived, incoming])
+        return arrived
+
+    def behind(self) -> "Group":
+        """A group of the same ranks for a thread beside the one that trains. Collective.
+
+        It talks over communicators of its own, and waits without burning a core.
+
+        Raises:
+            HetmpError: MPI was started without support for several threads.
+        """
+        mpi = _mpi()
+        if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
+            raise HetmpError(
+                "MPI was started for one thread at a time, and saving behind the training takes "
+                "two: set mpi4py.rc.thread_level = 'multiple' before importing mpi4py.MPI"
+            )
+        if "behind" not in self.kept:
+            self.kept["behind"] = Group(self.control.Dup())
+        found: Group = self.kept["behind"]
+        found.patient = True
+        return found
+
+    def _wait(self, request: "MPI.Request") -> None:
+        """Until a request is complete, looking now and then."""
+        pause = 1e-5
+        while not request.Test():
+            time.sleep(pause)
+            pause = min(2 * pause, PATIENCE_SECONDS / 50)
 
     def all_done(self) -> "MPI.Request":
         """Say that this rank is done, and go on; the request is complete when all have."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from hetmp.checkpoint import Cadence
 from hetmp.errors import HetmpError, unknown_name
 from hetmp.pace import check_slowdown
 from hetmp.partition import checked_weights
@@ -17,8 +18,15 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "cosine", "step")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
+SAVE_ERRORS = ("stop", "continue")
 
-CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "device": DEVICES, "dtype": DTYPES}
+CHOICES = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "device": DEVICES,
+    "dtype": DTYPES,
+    "on_save_error": SAVE_ERRORS,
+}
 """The fields that take one of a few names."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -86,7 +94,21 @@ class TrainConfig(BaseModel):
     slowdown: tuple[float, ...] | None = None
     """Test aid: how many times slower each rank behaves than it is, for example 1,2,4."""
     out: Path | None = None
-    """Folder for metrics.jsonl, plan.json and model.h5, replacing older ones; none without."""
+    """Folder for metrics.jsonl, plan.json, model.h5 and checkpoints; nothing is kept without."""
+    checkpoint_every: str | None = None
+    """Save a checkpoint in out every so many steps (500), epochs (2epochs) or by time (90s, 10min,
+    1h), and at the end."""
+    keep: Whole = 2
+    """How many of the newest checkpoints are kept."""
+    keep_every: Whole | None = None
+    """Keep checkpoints whose step is a multiple of this for good."""
+    save_behind: bool = False
+    """Write checkpoints while the training goes on; takes the memory of a copy."""
+    on_save_error: str = "stop"
+    """When a checkpoint cannot be written: stop, or continue with the last one in place."""
+    resume: str | None = None
+    """Go on from a checkpoint: auto (the newest sound one in out, or from the start), or its file
+    or folder."""
 
     @field_validator("weights")
     @classmethod
@@ -116,7 +138,22 @@ class TrainConfig(BaseModel):
             raise HetmpError("--profile is what --weights auto plans with: give both, or neither")
         if self.epochs is not None and self.steps is not None:
             raise HetmpError("epochs and steps both say how long to train: give one of them")
+        if self.checkpoint_every is not None:
+            Cadence.parse(self.checkpoint_every)
+        if self.out is None and (self.checkpoint_every is not None or self.resume == "auto"):
+            what = "checkpoint_every" if self.checkpoint_every is not None else "resume auto"
+            raise HetmpError(f"{what} needs a folder for the checkpoints: give --out")
         return self
+
+    def lasting(self, steps: int) -> dict[str, Any]:
+        """What must be the same when a run of *steps* steps is resumed, as plain values."""
+        names = (
+            "model", "data", "batch_size", "lr", "optimizer", "momentum", "weight_decay",
+            "schedule", "clip", "seed", "dtype", "drop_last", "shape", "classes", "samples",
+        )  # fmt: skip
+        told = self.model_dump(mode="json", include=set(names))
+        # The learning rate follows the length of the run, unless it is constant.
+        return told if self.schedule == "constant" else {**told, "steps": steps}
 
     def total_steps(self, per_epoch: int) -> int:
         """How many steps the run takes, at *per_epoch* steps an epoch."""

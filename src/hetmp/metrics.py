@@ -55,14 +55,22 @@ class MetricsFile:
     """Rank 0's metrics file; on other ranks, and without a path, it writes nothing.
 
     Opening is collective over *group*, and fails on every rank if rank 0 cannot write.
+
+    Args:
+        after: how many steps a resumed run has taken: what an older file tells of them is kept,
+            and what it tells of later ones, which were lost, is not.
     """
 
-    def __init__(self, group: Group, path: Path | None) -> None:
+    def __init__(self, group: Group, path: Path | None, after: int = 0) -> None:
         self._file: IO[str] | None = None
         with group.together():
             if group.is_root and path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = path.open("w", buffering=1)
+                kept = _told_until(path, after) if after else []
+                beside = path.with_name(f".{path.name}.part")
+                beside.write_text("".join(kept))
+                beside.replace(path)
+                self._file = path.open("a", buffering=1)
 
     def __enter__(self) -> "MetricsFile":
         return self
@@ -80,3 +88,19 @@ class MetricsFile:
         """Add one record."""
         if self._file is not None:
             self._file.write(json.dumps({"kind": kind, **record}) + "\n")
+
+
+def _told_until(path: Path, step: int) -> list[str]:
+    """The lines of a metrics file that tell of the first *step* steps."""
+    kept = []
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the last one, torn
+            continue
+        early = record["kind"] == "step" and record["step"] < step
+        if record["kind"] == "run" or early or (
+            record["kind"] == "evaluation" and record["step"] <= step
+        ):  # fmt: skip
+            kept.append(line)
+    return kept

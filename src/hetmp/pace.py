@@ -8,23 +8,36 @@ slowed for waiting for each other.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hetmp.errors import HetmpError
 
+ASKING_SECONDS = 0.05
+"""How often a rank that sleeps asks whether that is enough."""
+
 
 class Pace:
-    """How much slower than it is a rank behaves."""
+    """How much slower than it is a rank behaves.
+
+    Attributes:
+        factor: so many times.
+        enough: asked at every exchange, and while it sleeps; it sleeps no more where that is true.
+    """
 
     def __init__(self, factor: float = 1.0) -> None:
         self.factor = factor
+        self.enough: Callable[[], bool] | None = None
         self._mark = time.thread_time()
 
     def worked(self) -> None:
         """An exchange begins: sleep for what was computed since the last one."""
+        awake = self.enough is not None and self.enough()
         if self.factor > 1:
             computed = time.thread_time() - self._mark
-            time.sleep((self.factor - 1) * max(0.0, computed))
+            ends = time.monotonic() + (self.factor - 1) * max(0.0, computed)
+            while not awake and (left := ends - time.monotonic()) > 0:
+                time.sleep(left if self.enough is None else min(left, ASKING_SECONDS))
+                awake = self.enough is not None and self.enough()
             self._mark = time.thread_time()
 
     def resume(self) -> None:

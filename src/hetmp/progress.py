@@ -15,12 +15,16 @@ class Progress:
     """Progress of a run on rank 0; the other ranks are silent.
 
     Throughput and time left are of the training steps; evaluation is not counted.
+
+    Args:
+        steps: of the whole run.
+        before: how many of them were taken before this run was resumed.
     """
 
-    def __init__(self, group: Group, steps: int) -> None:
+    def __init__(self, group: Group, steps: int, before: int = 0) -> None:
         self._root = group.is_root
-        self._steps = steps
-        self._images, self._taken, self._seconds, self._last = 0, 0, 0.0, 0.0
+        self._steps, self._before = steps, before
+        self._images, self._taken, self._seconds, self._last = 0, before, 0.0, 0.0
         self._loss = float("nan")
         self._bar: Bar | None = None
         if self._root and sys.stdout.isatty():
@@ -33,7 +37,7 @@ class Progress:
                 console=Console(),
                 transient=True,
             )
-            self._task = self._bar.add_task("training", total=steps, speed="")
+            self._task = self._bar.add_task("training", total=steps, completed=before, speed="")
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:
@@ -71,13 +75,19 @@ class Progress:
 
     def evaluated(self, epoch: int, accuracy: float) -> None:
         """An evaluation over the test set has ended."""
-        left = self._seconds / max(1, self._taken) * (self._steps - self._taken)
+        per_step = self._seconds / max(1, self._taken - self._before)
+        left = per_step * (self._steps - self._taken)
         self._say(
             f"epoch {epoch + 1:3}  step {self._taken:5}/{self._steps}  loss {self._loss:.4f}  "
             f"test {100 * accuracy:5.2f} %  "
             f"{self._images / max(1e-9, self._seconds):6.0f} images/s  {_clock(left)} left"
         )
         self._last = time.perf_counter()
+
+    def note(self, text: str) -> None:
+        """Say something beside the progress."""
+        if text:
+            self._say(text)
 
     def _say(self, text: str) -> None:
         if self._bar is not None:

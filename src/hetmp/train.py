@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import hetmp
 from hetmp import data, models
-from hetmp.checkpoint import write_weights
+from hetmp.checkpoint import Cadence, Folder, Keeping, Position, RunCheckpoints, save
 from hetmp.comm import AgreedError, Group, check_world, mpi_library
 from hetmp.config import TrainConfig
 from hetmp.data import Dataset, Split
@@ -133,47 +133,81 @@ def _train(
     optimizer = _optimizer(config, model)
     steps = config.total_steps(per_epoch)
     schedule = _schedule(config, optimizer, steps)
+    whole_plan = sharing.plan or model.hetmp.plan
+    checkpoints = RunCheckpoints(
+        model, optimizer, schedule, whole_plan, config.lasting(steps), _keeping(config, group)
+    )
+    position, resumed = Position(), ""
+    if config.resume is not None:
+        position, resumed = checkpoints.resume(config.resume, config.out)
     labels_alike = SameBatch(group)
     path = config.out / "metrics.jsonl" if config.out else None
-    with MetricsFile(group, path) as metrics, Progress(group, steps) as progress:
-        metrics.write("run", **_about(config, model, sharing.plan or model.hetmp.plan, threads))
+    with (
+        MetricsFile(group, path, after=position.step) as metrics,
+        Progress(group, steps, position.step) as progress,
+    ):
+        metrics.write("run", **_about(config, model, whole_plan, threads), resumed=position.step)
         progress.begin(
-            "\n".join(filter(None, [sharing.told, _headline(config, model, dataset, steps)]))
+            "\n".join(
+                filter(None, [sharing.told, _headline(config, model, dataset, steps), resumed])
+            )
         )
-        step, loss, accuracy = 0, math.nan, math.nan
         clock = StepClock(model)
-        for epoch in range(config.total_epochs(per_epoch)):
+        epochs = config.total_epochs(per_epoch) if position.step < steps else 0
+        for epoch in range(position.epoch, epochs):
             model.train()
-            for images, labels in _batches(config, dataset.train, epoch, dtype, device):
+            for images, labels in _batches(
+                config, dataset.train, epoch, dtype, device, position.batch
+            ):
                 labels_alike.check(labels)
                 clock.start()
                 loss, correct = _step(config, model, optimizer, images, labels)
                 seconds = clock.stop()
-                metrics.write(
-                    "step",
-                    step=step,
-                    epoch=epoch,
-                    loss=loss,
-                    accuracy=correct / labels.numel(),
-                    lr=optimizer.param_groups[0]["lr"],
-                    seconds=seconds,
-                )
+                record = {
+                    "loss": loss,
+                    "accuracy": correct / labels.numel(),
+                    "lr": optimizer.param_groups[0]["lr"],
+                }
+                metrics.write("step", step=position.step, epoch=epoch, **record, seconds=seconds)
                 schedule.step()
-                step += 1
+                position.took(record, per_epoch)
                 if not math.isfinite(loss):
                     raise HetmpError(
-                        f"the loss is {loss} at step {step} of {steps}: lower --lr, or use --clip"
+                        f"the loss is {loss} at step {position.step} of {steps}: lower --lr, or "
+                        "use --clip"
                     )
-                progress.step(step, epoch, loss, len(labels))
-                if step == steps:
+                progress.step(position.step, epoch, loss, len(labels))
+                if position.step == steps:
                     break
+                if position.batch:  # at the end of an epoch it is evaluated first
+                    progress.note(checkpoints.passed(position))
             test_loss, accuracy = evaluate(model, dataset.test, dtype, device)
-            metrics.write("evaluation", step=step, epoch=epoch, loss=test_loss, accuracy=accuracy)
+            record = {"step": position.step, "loss": test_loss, "accuracy": accuracy}
+            metrics.write("evaluation", epoch=epoch, **record)
+            position.evaluated(record)
             progress.evaluated(epoch, accuracy)
-        metrics.write("end", steps=step, loss=loss, accuracy=accuracy)
+            if position.step < steps:
+                progress.note(checkpoints.passed(position, epoch_ended=True))
+        if config.checkpoint_every is not None:
+            progress.note(checkpoints.save(position))
+        progress.note(checkpoints.finish())
+        result = Result(position.step, position.last("loss"), position.accuracy)
+        metrics.write("end", steps=result.steps, loss=result.loss, accuracy=result.accuracy)
     if config.out:
-        _write(config, model, sharing.plan or model.hetmp.plan, group)
-    return Result(step, loss, accuracy)
+        _write(config, model, whole_plan, group)
+    return result
+
+
+def _keeping(config: TrainConfig, group: Group) -> Keeping:
+    """How the run is saved; what an earlier one left half-written is removed. Collective."""
+    if config.out is None:
+        return Keeping(None, None)
+    folder = Folder(config.out / "checkpoints", config.keep, config.keep_every)
+    with group.together():
+        if group.is_root:
+            folder.tidy()
+    cadence = Cadence.parse(config.checkpoint_every) if config.checkpoint_every else None
+    return Keeping(folder, cadence, config.save_behind, config.on_save_error == "stop")
 
 
 def evaluate(
@@ -253,10 +287,20 @@ def _schedule(
 
 
 def _batches(
-    config: TrainConfig, split: Split, epoch: int, dtype: torch.dtype, device: torch.device
+    config: TrainConfig,
+    split: Split,
+    epoch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    start: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for images, labels in data.batches(
-        split, config.batch_size, seed=config.seed, epoch=epoch, drop_last=config.drop_last
+        split,
+        config.batch_size,
+        seed=config.seed,
+        epoch=epoch,
+        drop_last=config.drop_last,
+        start=start,
     ):
         yield images.to(device, dtype), labels.to(device)
 
@@ -328,4 +372,4 @@ def _write(config: TrainConfig, model: SlicedModel, plan: Plan, group: Group) ->
     with group.together():
         if group.is_root:
             plan.save(config.out / "plan.json")
-    write_weights(config.out / "model.h5", model)
+    save(config.out / "model.h5", model)

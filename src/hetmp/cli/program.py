@@ -14,10 +14,12 @@ import click
 import hetmp
 from hetmp.cli.bench import bench
 from hetmp.cli.explain import explain
+from hetmp.cli.inspect import inspect
 from hetmp.cli.models import models
 from hetmp.cli.plan import plan
 from hetmp.cli.profile import profile
 from hetmp.cli.train import train_command
+from hetmp.cli.transfer import export_command, import_command
 from hetmp.comm import report, speaks_first
 from hetmp.errors import HetmpError, unknown_name
 
@@ -64,7 +66,17 @@ def commands() -> None:
     """
 
 
-for command in (models, explain, profile, plan, bench, train_command()):
+for command in (
+    models,
+    explain,
+    profile,
+    plan,
+    train_command(),
+    inspect,
+    export_command,
+    import_command,
+    bench,
+):
     commands.add_command(command)
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from hetmp.planner.planner import Planned
 from hetmp.planner.tables import Links
-from hetmp.planner.units import bytes_text
+from hetmp.units import bytes_text
 from hetmp.profiling import Profile
 
 WIDE = 6

@@ -65,6 +65,8 @@ def profile_model(
         meter.run(budget)
     # Ranks of a host share its memory and caches: none is measured beside idle ones.
     done = group.all_done()
+    # MPI gets on with it only when asked, and a step of a slow rank may take a minute.
+    meter.group.pace.enough = done.Test
     while not done.Test():
         meter.again()
     own = DeviceProfile(

@@ -3,7 +3,7 @@
 from hetmp.slicing.build import slice_model
 from hetmp.slicing.merge import merge_model, merged_tensors
 from hetmp.slicing.model import SlicedModel
-from hetmp.slicing.table import Entry, Table, make_table
+from hetmp.slicing.table import Entry, Table, make_table, tensors_of
 from hetmp.slicing.tuning import PLAIN, Tuning
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "merge_model",
     "merged_tensors",
     "slice_model",
+    "tensors_of",
 ]

@@ -115,11 +115,7 @@ class Forward:
             postponed, number = self.postponed.pop(step.name)
             return postponed.run(number, args[0])
         callee = self.runtime.callee(self.model, self.mode, step)
-        if (
-            self.runtime.tuning.channels_last
-            and step.takes_filters
-            and args[0].dim() == 4
-        ):
+        if self.runtime.tuning.channels_last and step.takes_filters and args[0].dim() == 4:
             together = step.node.rule.channels_last(step.run.layer, args[0].shape)
             memory = torch.channels_last if together else torch.contiguous_format
             args = (args[0].contiguous(memory_format=memory), *args[1:])

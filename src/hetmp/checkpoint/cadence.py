@@ -1,0 +1,79 @@
+"""How often a run is saved: every so many steps, epochs or seconds."""
+
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from hetmp.comm import Group
+from hetmp.errors import HetmpError
+
+Unit = Literal["steps", "epochs", "seconds"]
+
+_UNITS: dict[str, tuple[Unit, float]] = {
+    "": ("steps", 1),
+    "step": ("steps", 1),
+    "epoch": ("epochs", 1),
+    "s": ("seconds", 1),
+    "min": ("seconds", 60),
+    "h": ("seconds", 3600),
+}
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Every *number* of *unit*.
+
+    >>> Cadence.parse("10min")
+    Cadence(number=600.0, unit='seconds')
+    """
+
+    number: float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: str) -> "Cadence":
+        """``500`` or ``500steps``, ``2epochs``, ``90s``, ``10min``, ``1h``.
+
+        Raises:
+            HetmpError: another text, or 0.
+        """
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)s?\s*", text.lower())
+        unit = None if found is None else found[2]
+        if found is not None and unit == "" and text.lower().rstrip().endswith("s"):
+            unit = "s"
+        if found is None or unit not in _UNITS or float(found[1]) <= 0:
+            raise HetmpError(
+                f"checkpoint_every: {text!r} is no interval: give steps (500), epochs (2epochs) or "
+                "time (90s, 10min, 1h)"
+            )
+        kind, scale = _UNITS[unit]
+        number = float(found[1]) * scale
+        if kind != "seconds" and number != int(number):
+            raise HetmpError(f"checkpoint_every: {text!r} is no whole number of {kind}")
+        return cls(number, kind)
+
+
+@dataclass
+class Timer:
+    """Says when a cadence is due. The same on every rank."""
+
+    cadence: Cadence
+    group: Group
+    _last: float = field(default_factory=time.monotonic)
+
+    def due(self, step: int, epochs: int, *, epoch_ended: bool) -> bool:
+        """Whether to save after *step* steps and *epochs* whole epochs. Collective for seconds."""
+        number, unit = self.cadence.number, self.cadence.unit
+        if unit == "steps":
+            return step % int(number) == 0
+        if unit == "epochs":
+            return epoch_ended and epochs % int(number) == 0
+        now = time.monotonic()
+        due = np.array([now - self._last >= number])
+        if not self.group.broadcast(due)[0]:  # rank 0's clock counts
+            return False
+        self._last = now
+        return True

@@ -1,0 +1,175 @@
+"""An optimizer's state as datasets beside the parameters that it belongs to."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hetmp.checkpoint.format import OPTIMIZER, escaped, stored_dtype, unescaped
+from hetmp.checkpoint.items import Item, as_stored, dtype_name, tensor_item
+from hetmp.comm import AgreedError, Group
+from hetmp.errors import HetmpError
+from hetmp.slicing import SlicedModel
+
+Optimizer = torch.optim.Optimizer
+
+
+def optimizer_items(model: SlicedModel, optimizer: Optimizer) -> Iterator[Item]:
+    """``/optimizer/<parameter>/<state>`` for all that the optimizer remembers. Collective.
+
+    What has the parameter's shape is cut as the parameter is; numbers are kept as such.
+
+    Raises:
+        AgreedError: a parameter of another model, or state of another shape.
+    """
+    group, table = model.hetmp.group, model.hetmp.table
+    with group.together():
+        own = {
+            name: {key: _described(name, key, value, parameter) for key, value in state.items()}
+            for name, parameter, state in _states(model, optimizer)
+        }
+    known = _union(group, own)
+    held = {name: state for name, _, state in _states(model, optimizer)}
+    parameters = dict(model.named_parameters())
+    for name, keys in known.items():
+        for key, told in keys.items():
+            path = f"{OPTIMIZER}/{escaped(name)}/{escaped(key)}"
+            if "value" in told:
+                number = np.asarray(told["value"]).astype(stored_dtype(told["dtype"]))
+                yield Item(path, (), told["dtype"], None, number)
+                continue
+            value = held.get(name, {}).get(key)
+            if value is None:  # nothing of the parameter is here, so no step was made
+                value = torch.zeros_like(parameters[name], dtype=getattr(torch, told["dtype"]))
+            yield tensor_item(path, table[name].shape, table[name].state, value)
+
+
+def settings(model: SlicedModel, optimizer: Optimizer) -> str:
+    """The optimizer's class and the options of its groups, as JSON.
+
+    Raises:
+        HetmpError: an option that JSON has no form for.
+    """
+    names = _names(model)
+    groups = [
+        {
+            **{key: _plain(value) for key, value in group.items() if key != "params"},
+            "params": [_name(names, parameter) for parameter in group["params"]],
+        }
+        for group in optimizer.param_groups
+    ]
+    try:
+        return json.dumps({"class": type(optimizer).__name__, "groups": groups})
+    except TypeError as error:
+        raise HetmpError(f"an option of the optimizer cannot be saved: {error}") from None
+
+
+def restore_settings(model: SlicedModel, optimizer: Optimizer, told: str) -> None:
+    """Set the options of the groups as they were saved.
+
+    Raises:
+        HetmpError: an optimizer of another class, or with other groups.
+    """
+    saved = json.loads(told)
+    if saved["class"] != type(optimizer).__name__:
+        raise HetmpError(
+            f"the checkpoint has the state of {saved['class']}, the optimizer is "
+            f"{type(optimizer).__name__}: give one of the same class, or load without an optimizer"
+        )
+    names = _names(model)
+    given = [[_name(names, p) for p in group["params"]] for group in optimizer.param_groups]
+    if given != [group["params"] for group in saved["groups"]]:
+        raise HetmpError(
+            f"the optimizer's groups hold {', '.join(str(len(g)) for g in given)} parameters, the "
+            f"checkpoint's {', '.join(str(len(g['params'])) for g in saved['groups'])}, or others: "
+            "make the same groups in the same order"
+        )
+    for group, options in zip(optimizer.param_groups, saved["groups"], strict=True):
+        for key, value in options.items():
+            if key == "params":
+                continue
+            if isinstance(group.get(key), Tensor):
+                group[key].fill_(value)
+            else:
+                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+
+
+def state_targets(
+    model: SlicedModel, paths: Mapping[str, str]
+) -> Iterator[tuple[str, str, Tensor, str]]:
+    """(parameter, key, parameter's tensor, path) of what ``/optimizer`` holds.
+
+    Args:
+        paths: the dtypes of the datasets there, by path below ``/optimizer``.
+
+    Raises:
+        HetmpError: state of a parameter that the model does not have.
+    """
+    parameters = dict(model.named_parameters())
+    for path in paths:
+        name, _, key = path.partition("/")
+        parameter = parameters.get(unescaped(name))
+        if parameter is None:
+            raise HetmpError(
+                f"the checkpoint has optimizer state for {unescaped(name)!r}, which is no "
+                "parameter of this model"
+            )
+        yield unescaped(name), unescaped(key), parameter, path
+
+
+def _states(
+    model: SlicedModel, optimizer: Optimizer
+) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    names = _names(model)
+    for parameter, state in optimizer.state.items():
+        yield _name(names, parameter), parameter, {k: v for k, v in state.items() if v is not None}
+
+
+def _described(name: str, key: str, value: Any, parameter: Tensor) -> dict[str, Any]:
+    """What all ranks must know of a state: its dtype, and its value if it is a number."""
+    if isinstance(value, bool | int | float):
+        kind = {bool: "bool", int: "int64", float: "float64"}[type(value)]
+        return {"dtype": kind, "value": value}
+    if isinstance(value, Tensor):
+        stored_dtype(dtype_name(value.dtype))
+        if value.shape == parameter.shape and parameter.dim():
+            return {"dtype": dtype_name(value.dtype)}
+        if value.dim() == 0:
+            return {"dtype": dtype_name(value.dtype), "value": as_stored(value).item()}
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    raise HetmpError(
+        f"the optimizer's {key!r} of {name} ({shape}) is neither a number nor of the parameter's "
+        "shape: hetmp cannot put it together from slices"
+    )
+
+
+def _union(group: Group, own: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What any rank knows of each state, rank 0 first. Collective."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in group.gather_texts(json.dumps(own)):
+        for name, keys in json.loads(text).items():
+            for key, told in keys.items():
+                before = found.setdefault(name, {}).setdefault(key, told)
+                if before["dtype"] != told["dtype"] or ("value" in before) != ("value" in told):
+                    raise AgreedError(f"the optimizer's {key!r} of {name} differs between ranks")
+    return found
+
+
+def _names(model: SlicedModel) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def _name(names: Mapping[int, str], parameter: Tensor) -> str:
+    if id(parameter) not in names:
+        raise HetmpError(
+            "the optimizer has a parameter that is not the sliced model's: make it from "
+            "model.parameters() after slice_model"
+        )
+    return names[id(parameter)]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value

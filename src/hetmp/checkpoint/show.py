@@ -1,0 +1,223 @@
+"""A checkpoint as a person reads it in a terminal: no torch, no MPI."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hetmp.checkpoint.catalog import Catalog, Stored
+from hetmp.checkpoint.figures import Difference, Figures, figures, histogram
+from hetmp.checkpoint.format import BUFFERS, EXTRA, MODEL, OPTIMIZER, TRAINING, unescaped
+from hetmp.checkpoint.native import TEXT, as_value
+from hetmp.units import bytes_text
+
+BAR = 24
+"""Characters of the picture of a partition."""
+
+COLORS = "cyan", "magenta", "yellow", "green", "blue", "red"
+"""Of the ranks, in turn; each also has its number, for who sees no colors."""
+
+SHORT = 60
+"""Texts are shown up to so many characters."""
+
+
+def overview(catalog: Catalog, *, everything: bool = False) -> RenderableType:
+    """What a checkpoint holds.
+
+    Args:
+        everything: show the optimizer's state tensor by tensor, too.
+    """
+    parts: list[RenderableType] = [_heading(catalog)]
+    for name in (MODEL, BUFFERS):
+        if catalog.under(name):
+            parts.append(_tensors(catalog, name, catalog.under(name)))
+    if catalog.under(OPTIMIZER):
+        below = catalog.under(OPTIMIZER)
+        whole = _tensors(catalog, OPTIMIZER, below) if everything else _states(catalog, below)
+        parts.append(whole)
+    for name in (TRAINING, EXTRA):
+        if catalog.under(name):
+            parts.append(_values(catalog, name, catalog.under(name)))
+    if not everything:
+        parts.append(Text("--all shows the optimizer's state tensor by tensor", style="dim"))
+    return Group(*(item for part in parts for item in (part, Text())))
+
+
+def one_tensor(catalog: Catalog, stored: Stored) -> RenderableType:
+    """Statistics and a histogram of a dataset."""
+    told = figures(catalog, stored)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    rows: list[tuple[str, str]] = [
+        ("shape", _shape(stored)),
+        ("dtype", stored.dtype),
+        ("size", bytes_text(stored.shape.bytes)),
+        ("mean", f"{told.mean:.6g}"),
+        ("deviation", f"{told.deviation:.6g}"),
+        ("least, most", f"{told.least:.6g}, {told.most:.6g}"),
+        ("norm", f"{told.norm:.6g}"),
+        ("zeros", f"{told.zeros} of {told.numbers}"),
+        ("NaN or infinite", str(told.not_finite)),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    parts: list[RenderableType] = [Text(f"/{stored.path}", style="bold"), table]
+    if stored.axis is not None:
+        parts.append(Text.assemble("cut along axis ", str(stored.axis), "  ", _picture(stored)))
+        parts.append(Text(_owned(stored)))
+    if told.numbers > told.not_finite:
+        counts, edges = histogram(catalog, stored, told)
+        bars = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+        bars.add_column(justify="right")
+        bars.add_column(justify="right")
+        for i, count in enumerate(counts):
+            bar = "█" * round(40 * count / max(1, counts.max()))
+            bars.add_row(f"{edges[i]:.3g}", str(count), bar or ("▏" if count else ""))
+        parts += [Text(), bars]
+    return Group(*parts)
+
+
+def differences(found: list[Difference]) -> RenderableType:
+    """What two checkpoints differ in, the largest difference first."""
+    changed = sorted(
+        (one for one in found if one.why or one.relative > 0),
+        key=lambda one: (-one.relative, one.path),
+    )
+    same = len(found) - len(changed)
+    if not changed:
+        return Text(f"the same: {same} datasets")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("dataset")
+    table.add_column("relative difference", justify="right")
+    table.add_column("largest", justify="right")
+    for one in changed:
+        if one.why:
+            table.add_row(f"/{one.path}", one.why, "")
+        else:
+            table.add_row(f"/{one.path}", f"{one.relative:.3e}", f"{one.largest:.3e}")
+    return Group(table, Text(f"{len(changed)} datasets differ, {same} are the same"))
+
+
+def as_json(catalog: Catalog) -> str:
+    """All that an overview tells, for programs."""
+    told: dict[str, Any] = {"file": catalog.file.filename, "meta": catalog.meta, "datasets": {}}
+    for path, stored in catalog.stored.items():
+        entry: dict[str, Any] = {
+            "shape": list(stored.sizes),
+            "dtype": stored.dtype,
+            "bytes": stored.shape.bytes,
+            "digest": stored.digest,
+        }
+        if stored.axis is not None:
+            entry |= {"axis": stored.axis, "owners": [list(run) for run in stored.owners]}
+        if stored.dtype != TEXT:
+            entry["norm"] = figures(catalog, stored).norm
+        told["datasets"][path] = entry
+    return json.dumps(told, indent=1)
+
+
+def _heading(catalog: Catalog) -> Text:
+    meta, path = catalog.meta, Path(catalog.file.filename)
+    once = {one.number: one.shape.bytes for one in catalog.stored.values()}
+    ranks = f"{meta.get('ranks')} rank{'s' * (meta.get('ranks') != 1)}"
+    lines = [
+        f"{path}: {bytes_text(path.stat().st_size)}, {len(once)} datasets of "
+        f"{bytes_text(sum(once.values()))}",
+        f"written {meta.get('created')} by {ranks} on {meta.get('hosts')} ({meta.get('writer')})",
+        f"hetmp {meta.get('hetmp')}, torch {meta.get('torch')}, {meta.get('mpi')}, h5py "
+        f"{meta.get('h5py')}, HDF5 {meta.get('hdf5')}, format version {meta.get('version')}",
+    ]
+    if meta.get("model"):
+        lines.insert(1, f"model {meta['model']}")
+    return Text("\n".join(lines))
+
+
+def _tensors(catalog: Catalog, group: str, below: dict[str, Stored]) -> Table:
+    table = _table(f"/{group}", ("name", "shape", "dtype", "size", "norm", "who held what"))
+    for path, stored in below.items():
+        told: Figures = figures(catalog, stored)
+        table.add_row(
+            Text("/".join(map(unescaped, path.split("/")))),
+            _shape(stored),
+            stored.dtype,
+            bytes_text(stored.shape.bytes),
+            _norm(told),
+            _picture(stored),
+        )
+    return table
+
+
+def _states(catalog: Catalog, below: dict[str, Stored]) -> Table:
+    """The optimizer's state, by kind."""
+    table = _table(f"/{OPTIMIZER}", ("state", "tensors", "dtype", "size", "norm"))
+    kinds: dict[str, list[Stored]] = {}
+    for path, stored in below.items():
+        kinds.setdefault(path.rpartition("/")[2], []).append(stored)
+    for kind, group in kinds.items():
+        norm = sum(figures(catalog, stored).norm ** 2 for stored in group) ** 0.5
+        table.add_row(
+            unescaped(kind),
+            str(len(group)),
+            ", ".join(dict.fromkeys(stored.dtype for stored in group)),
+            bytes_text(sum(stored.shape.bytes for stored in group)),
+            f"{norm:.4g}",
+        )
+    return table
+
+
+def _values(catalog: Catalog, group: str, below: dict[str, Stored]) -> Table:
+    table = _table(f"/{group}", ("name", "value"))
+    for path, stored in below.items():
+        if stored.sizes:
+            shown = f"{_shape(stored)} {stored.dtype}"
+        else:
+            shown = str(as_value(catalog.read(stored), stored.dtype))
+        name = "/".join(map(unescaped, path.split("/")))
+        table.add_row(Text(name), Text(shown if len(shown) <= SHORT else f"{shown[:SHORT]} ..."))
+    return table
+
+
+def _table(title: str, headings: tuple[str, ...]) -> Table:
+    table = Table(
+        box=None, title=title, title_justify="left", padding=(0, 2, 0, 0), header_style="bold"
+    )
+    right = "size", "norm", "tensors"
+    for heading in headings:
+        table.add_column(
+            heading,
+            justify="right" if heading in right else "left",
+            no_wrap=heading != "value",
+        )
+    return table
+
+
+def _picture(stored: Stored) -> Text:
+    """A bar as long as the axis, each rank's part in its color and with its number."""
+    text = Text()
+    if stored.axis is None:
+        return Text("all, on every rank", style="dim") if stored.sizes else text
+    length = stored.sizes[stored.axis]
+    runs = sorted(stored.owners, key=lambda run: run[1])
+    for rank, start, stop in runs:
+        first, last = (round(BAR * edge / max(1, length)) for edge in (start, stop))
+        name = str(rank)
+        width = max(last - first, 0)
+        text.append(name[:width].center(width, "▪") if width else "", COLORS[rank % len(COLORS)])
+    return text
+
+
+def _owned(stored: Stored) -> str:
+    return "\n".join(
+        f"  rank {rank}: {start} to {stop - 1}"
+        for rank, start, stop in sorted(stored.owners, key=lambda run: run[1])
+    )
+
+
+def _norm(told: Figures) -> str:
+    return f"{told.norm:.4g}" + (" !" if told.not_finite else "")
+
+
+def _shape(stored: Stored) -> str:
+    return "×".join(map(str, stored.sizes)) or "a number"

@@ -1,0 +1,220 @@
+"""Writes a checkpoint so that whatever happens a complete one is there.
+
+Beside the final name; then everything is read again and compared; then flushed to the disk; then
+renamed; then the folder is flushed.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from hetmp.checkpoint.catalog import opened
+from hetmp.checkpoint.format import leaves, root_digest
+from hetmp.checkpoint.items import Item, check_alike
+from hetmp.checkpoint.moving import collect, rounds
+from hetmp.checkpoint.seen import verify
+from hetmp.checkpoint.writers import ParallelWriter, StreamedWriter, Writer, has_parallel_hdf5
+from hetmp.comm import Group
+from hetmp.errors import HetmpError, unknown_name
+
+WriterName = Literal["auto", "streamed", "parallel"]
+WRITERS = "auto", "streamed", "parallel"
+
+RUN_BYTES = 1 << 24
+"""So much of a tensor is put together at a time."""
+
+SPARE = 1 << 20
+"""Bytes for what a file holds besides numbers, and 2 KiB more for every dataset."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint will hold.
+
+    Attributes:
+        items: the datasets.
+        links: other names of datasets, by path.
+        meta: the attributes of ``/meta``.
+    """
+
+    items: Sequence[Item]
+    links: Mapping[str, str]
+    meta: Mapping[str, Any]
+
+    def copied(self) -> "Contents":
+        """The same in memory of its own: what is trained on meanwhile does not change it."""
+        return Contents([item.copied() for item in self.items], self.links, self.meta)
+
+
+def write(group: Group, path: Path, contents: Contents, writer: WriterName = "auto") -> None:
+    """Write a checkpoint to *path*. Collective.
+
+    Raises:
+        HetmpError: on every rank, if it cannot be written; what was at *path* stays.
+    """
+    check_alike(group, contents.items)
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with group.together():
+            if writer not in WRITERS:
+                raise unknown_name("writer", writer, WRITERS)
+            if group.is_root:
+                _check_room(path, contents.items)
+        with _worded(path), group.together():
+            chosen = _opened(beside, group, writer)
+        try:
+            with _worded(path):
+                _fill(group, chosen, contents)
+        finally:
+            with contextlib.suppress(Exception):  # nothing new where writing failed before
+                chosen.close()
+        verify(group, beside)
+        with _worded(path), group.together():
+            if group.is_root:
+                _put_in_place(beside, path)
+    finally:
+        if group.is_root:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+
+
+def write_alone(path: Path, contents: Contents) -> None:
+    """Write a checkpoint from one process, without MPI.
+
+    Raises:
+        HetmpError: it cannot be written; what was at *path* stays.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        _check_room(path, contents.items)
+        writer = StreamedWriter(beside, writes=True)
+        writer.describe({**contents.meta, "writer": writer.name})
+        for item in contents.items:
+            writer.create(item)
+            found: list[bytes] = []
+            for first, last in item.shape.blocks(RUN_BYTES):
+                rows = item.local[first:last]
+                writer.write(item, (first, last), rows)
+                found += leaves(item.shape, _bytes(rows))
+            if not item.shape.chunks:
+                writer.write(item, None, item.local)
+                found = leaves(item.shape, _bytes(item.local))
+            writer.finish(item, root_digest(item.sizes, item.dtype, found))
+        for name, target in contents.links.items():
+            writer.link(name, target)
+        writer.close()
+        with opened(beside) as catalog:
+            for stored in catalog.stored.values():
+                catalog.verify(stored)
+        _put_in_place(beside, path)
+    except (OSError, RuntimeError) as error:
+        raise HetmpError(f"{path} could not be written: {error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def _put_in_place(beside: Path, path: Path) -> None:
+    """Give a complete file its name, for good."""
+    _flush_to_disk(beside)
+    beside.replace(path)
+    _flush_to_disk(path.parent)
+
+
+def _opened(path: Path, group: Group, writer: WriterName) -> Writer:
+    if writer == "parallel" or (writer == "auto" and has_parallel_hdf5() and group.size > 1):
+        return ParallelWriter(path, group)
+    return StreamedWriter(path, writes=group.is_root)
+
+
+def _fill(group: Group, writer: Writer, contents: Contents) -> None:
+    with group.together():
+        writer.describe({**contents.meta, "writer": writer.name})
+    for item in contents.items:
+        with group.together():
+            writer.create(item)
+        found = _write_item(group, writer, item)
+        with group.together():
+            writer.finish(item, root_digest(item.sizes, item.dtype, found))
+    with group.together():
+        for name, target in contents.links.items():
+            writer.link(name, target)
+        writer.close()
+
+
+def _write_item(group: Group, writer: Writer, item: Item) -> list[bytes]:
+    """Write an item's numbers; the digests of its chunks, on every rank that says them."""
+    shape = item.shape
+    if not shape.chunks:
+        with group.together():
+            writer.write(item, None, item.local if group.is_root else None)
+        own = leaves(shape, _bytes(item.local)) if group.is_root else []
+        return _everyones(group, writer, [own])
+    blocks = list(shape.blocks(RUN_BYTES))
+    owners = writer.owners if item.cut is not None else (0,)
+    found: list[bytes] = []
+    for runs in rounds(blocks, owners):
+        own_run = next((run for run in runs if run.owner == group.rank), None)
+        numbers: npt.NDArray[np.generic] | None = None
+        if item.cut is not None:
+            numbers = collect(group, item.cut, item.local, runs, shape.row)
+        elif own_run is not None:
+            numbers = item.local[own_run.first : own_run.last]
+        own = [] if numbers is None else leaves(shape, _bytes(numbers))
+        with group.together():
+            rows = (own_run.first, own_run.last) if own_run is not None else (0, 0)
+            writer.write(item, rows, numbers)
+        found += _everyones(group, writer, [own if r.owner == group.rank else [] for r in runs])
+    return found
+
+
+def _everyones(group: Group, writer: Writer, own: Sequence[list[bytes]]) -> list[bytes]:
+    """The digests of a round's runs, in order; *own* has those of this rank's run. Collective.
+
+    Where one rank alone writes, the others need not know.
+    """
+    if len(writer.owners) == 1:
+        return [leaf for run in own for leaf in run]
+    texts = group.gather_texts(b"".join(leaf for run in own for leaf in run).hex())
+    gathered = bytes.fromhex("".join(texts))
+    return [gathered[i : i + 32] for i in range(0, len(gathered), 32)]
+
+
+def _check_room(path: Path, items: Sequence[Item]) -> None:
+    """Refuse a disk without room before anything is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wanted = SPARE + sum(item.shape.bytes + 2048 for item in items)
+    told = os.statvfs(path.parent)
+    free = told.f_bavail * told.f_frsize
+    if free < wanted:
+        raise HetmpError(
+            f"{path} would take {wanted / 1e6:.0f} MB, and {path.parent} has {free / 1e6:.0f} MB "
+            "free: make room, or save elsewhere"
+        )
+
+
+@contextlib.contextmanager
+def _worded(path: Path) -> Iterator[None]:
+    """Errors of HDF5 and of the system in words."""
+    try:
+        yield
+    except HetmpError as error:
+        raise type(error)(f"{path} could not be written: {error}") from error
+
+
+def _bytes(array: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

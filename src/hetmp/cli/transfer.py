@@ -1,0 +1,40 @@
+"""``hetmp export`` and ``hetmp import``: checkpoints to and from torch's own files."""
+
+import click
+
+
+@click.command("export")
+@click.argument("checkpoint")
+@click.argument("target")
+def export_command(checkpoint: str, target: str) -> None:
+    """Write the network of a checkpoint as a state_dict that torch.load reads.
+
+    The numbers are compared with their digests first. Runs without MPI.
+
+    \b
+    Example:
+      hetmp export runs/demo/model.h5 model.pt
+    """
+    from hetmp.checkpoint.transfer import export_state
+
+    count = export_state(checkpoint, target)
+    click.echo(f"wrote {count} tensors to {target}: torch.load({target!r}, weights_only=True)")
+
+
+@click.command("import")
+@click.argument("source")
+@click.argument("checkpoint")
+def import_command(source: str, checkpoint: str) -> None:
+    """Make a checkpoint from a state_dict that torch.save wrote.
+
+    Nothing but tensors and plain values is read from SOURCE: no pickle runs code. Runs without
+    MPI.
+
+    \b
+    Example:
+      hetmp import model.pt model.h5
+    """
+    from hetmp.checkpoint.transfer import import_state
+
+    count = import_state(source, checkpoint)
+    click.echo(f"wrote {count} tensors to {checkpoint}")

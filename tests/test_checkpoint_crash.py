@@ -1,0 +1,161 @@
+"""Killed at any moment, or on a disk that fills up: a sound checkpoint is there."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hetmp.checkpoint.catalog import opened
+from hetmp.checkpoint.folder import Folder
+from test_cli import HERE, LAUNCHERS, MPIRUN, hetmp_run
+
+TRIES = 8
+RUN = (
+    "train", "--model", "digits", "--data", "digits", "--batch-size", "200", "--weights", "3,1",
+    "--dtype", "float64", "--epochs", "3", "--checkpoint-every", "1",
+)  # fmt: skip
+
+
+def started(out: Path, *more: str) -> subprocess.Popen:
+    clean = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
+    clean |= {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    command = [str(MPIRUN), "-n", "2", sys.executable, "-m", "hetmp.cli", *RUN, "--out", str(out)]
+    return subprocess.Popen(
+        [*command, *more], env=clean, cwd=HERE, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def ranks_of(run: subprocess.Popen) -> list[int]:
+    """The processes of the job's ranks."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                same = os.getsid(int(entry.name)) == run.pid or "hetmp.cli" in (
+                    (entry / "cmdline").read_text()
+                )
+                command = (entry / "cmdline").read_text().split("\0")
+            except OSError:
+                continue
+            if same and "hetmp.cli" in command and "python" in command[0]:
+                found.append(int(entry.name))
+    return found
+
+
+def losses(out: Path) -> dict[int, float]:
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {record["step"]: record["loss"] for record in records if record["kind"] == "step"}
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_killed_while_saving_a_sound_checkpoint_is_there(tmp_path, behind):
+    """One rank or all are killed, again and again; each time the run goes on, and it ends right."""
+    chance = random.Random(1 + behind)
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    more = ["--save-behind"] if behind else []
+    assert hetmp_run(*RUN, "--out", whole, ranks=2).returncode == 0
+    reached = 0
+    for _ in range(TRIES):
+        run = started(out, "--resume", "auto", *more)
+        deadline = time.monotonic() + 60
+        while newest(out) <= reached and time.monotonic() < deadline and run.poll() is None:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.15))
+        ranks = ranks_of(run)
+        chosen = [chance.choice(ranks)] if ranks and chance.random() < 0.5 else ranks
+        for pid in chosen:
+            kill(pid)
+        time.sleep(0.05)
+        kill(-run.pid)
+        run.wait(timeout=60)
+        for pid in ranks:
+            kill(pid)
+        step = newest(out)
+        assert step >= reached
+        reached = step
+        if step:
+            latest = out / "checkpoints" / "latest.h5"
+            with opened(latest.resolve(strict=True)) as catalog:
+                for stored in catalog.stored.values():
+                    catalog.verify(stored)
+    assert reached
+    done = hetmp_run(*RUN, "--out", out, "--resume", "auto", ranks=2)
+    assert done.returncode == 0, done.stderr
+    found, expected = losses(out), losses(whole)
+    assert found.keys() == expected.keys()
+    assert all(abs(found[step] - expected[step]) <= 1e-10 * expected[step] for step in expected)
+
+
+def newest(out: Path) -> int:
+    return max((step for step, _ in Folder(out / "checkpoints").found()), default=0)
+
+
+def kill(pid: int) -> None:
+    try:
+        if pid < 0:
+            os.killpg(-pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+FULL = """
+import sys, torch, hetmp
+from mpi4py import MPI
+from saving import sliced, uneven, world
+folder = sys.argv[1]
+model = sliced(world(), uneven(world().size))
+hetmp.save(f"{folder}/a.h5", model)
+try:
+    hetmp.save(f"{folder}/a.h5", model, extra={"big": torch.zeros(1 << 19)})
+except hetmp.HetmpError as error:
+    print(f"rank {world().rank} refused: {error}", flush=True)
+hetmp.load(f"{folder}/a.h5", model)
+print("still there", flush=True)
+"""
+
+
+def full_disk(folder: Path, *before: str) -> str:
+    script = folder.parent / "full.py"
+    script.write_text(FULL)
+    command = [*before, str(MPIRUN), "-n", "3", sys.executable, "-m", "mpi4py", str(script)]
+    clean = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
+    clean |= {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(folder)], capture_output=True, text=True, timeout=120, env=clean, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("refused:") == 3 and done.stdout.count("still there") == 3
+    assert [file.name for file in folder.iterdir()] == ["a.h5"]
+    return done.stdout
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("needs leave to mount a small disk (root)")
+    try:
+        told = full_disk(folder)
+        assert "free: make room" in told
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_what_was(tmp_path):
+    """A limit on the size of files stands for a quota: the writing itself fails."""
+    folder = tmp_path / "limited"
+    folder.mkdir()
+    told = full_disk(folder, "prlimit", "--fsize=1000000")
+    assert "could not be written" in told
