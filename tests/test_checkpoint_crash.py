@@ -108,29 +108,42 @@ def kill(pid: int) -> None:
 
 
 FULL = """
-import sys, torch, hetmp
+import os, resource, sys, torch, hetmp
 from mpi4py import MPI
 from saving import sliced, uneven, world
-folder = sys.argv[1]
+folder, limit = sys.argv[1], int(sys.argv[2])
 model = sliced(world(), uneven(world().size))
 hetmp.save(f"{folder}/a.h5", model)
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
 try:
     hetmp.save(f"{folder}/a.h5", model, extra={"big": torch.zeros(1 << 19)})
 except hetmp.HetmpError as error:
     print(f"rank {world().rank} refused: {error}", flush=True)
 hetmp.load(f"{folder}/a.h5", model)
 print("still there", flush=True)
+files = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+held = [os.readlink(file) for file in files if os.path.lexists(file)]
+assert not [name for name in held if name.endswith("(deleted)") and folder in name], held
+resource.setrlimit(resource.RLIMIT_FSIZE, before)
+hetmp.save(f"{folder}/a.h5", model, extra={"small": 1})
 """
 
 
-def full_disk(folder: Path, *before: str) -> str:
+def full_disk(folder: Path, limit: int = 0) -> str:
     script = folder.parent / "full.py"
     script.write_text(FULL)
-    command = [*before, str(MPIRUN), "-n", "3", sys.executable, "-m", "mpi4py", str(script)]
+    command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "mpi4py", str(script)]
     clean = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
     clean |= {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(folder)], capture_output=True, text=True, timeout=120, env=clean, check=False
+        [*command, str(folder), str(limit)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=clean,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("refused:") == 3 and done.stdout.count("still there") == 3
@@ -157,5 +170,5 @@ def test_a_disk_that_fills_up_meanwhile_leaves_what_was(tmp_path):
     """A limit on the size of files stands for a quota: the writing itself fails."""
     folder = tmp_path / "limited"
     folder.mkdir()
-    told = full_disk(folder, "prlimit", "--fsize=1000000")
+    told = full_disk(folder, limit=1_000_000)
     assert "could not be written" in told

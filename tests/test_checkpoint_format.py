@@ -279,9 +279,7 @@ def _other_shape(file):
     data = file["model/a.weight"][()].T.copy()
     del file["model/a.weight"]
     file.create_dataset("model/a.weight", data=data, chunks=data.shape, fletcher32=True)
-    file["model/a.weight"].attrs.update(
-        {"digest": told["digest"], "dtype": np.bytes_(b"float32")}
-    )
+    file["model/a.weight"].attrs.update({"digest": told["digest"], "dtype": np.bytes_(b"float32")})
 
 
 def _later(file):

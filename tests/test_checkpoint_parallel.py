@@ -59,7 +59,7 @@ def test_both_writers_give_the_same_file(tmp_path):
         hetmp.save(folder / f"{writer}.h5", model, opt, extra, writer=writer)
     assert contents(folder / "streamed.h5") == contents(folder / "parallel.h5")
     with h5py.File(folder / "parallel.h5") as file:
-        assert file["meta"].attrs["writer"] == "parallel"
+        assert file["meta"].attrs["writer"].decode() == "parallel"
     if world().rank == 0 and shutil.which("h5diff"):
         done = subprocess.run(
             ["h5diff", "--exclude-path", "/meta", folder / "streamed.h5", folder / "parallel.h5"],

@@ -247,9 +247,7 @@ class _Walk:
         if DIGEST not in attributes or DTYPE not in attributes:
             raise self._refused(path, f"has no attribute {DIGEST} or {DTYPE}")
         dtype = attributes[DTYPE]
-        fits = (
-            dataset.dtype.kind == "S" if dtype == TEXT else dataset.dtype == stored_dtype(dtype)
-        )
+        fits = dataset.dtype.kind == "S" if dtype == TEXT else dataset.dtype == stored_dtype(dtype)
         if not fits:
             raise self._refused(path, f"is not stored as {dtype} numbers are")
         return Stored(

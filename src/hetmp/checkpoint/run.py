@@ -149,7 +149,7 @@ class RunCheckpoints:
         if path is None:
             raise AgreedError("resume auto looks in the run's folder: say which with out")
         damaged: list[str] = []
-        for file in self._candidates(path):
+        for file in self._candidates(path, named=given != "auto"):
             try:
                 verify(self.group, file)
             except HetmpError as error:
@@ -167,14 +167,16 @@ class RunCheckpoints:
             )
         return Position(), f"nothing to resume in {path}: starting anew"
 
-    def _candidates(self, path: Path) -> list[Path]:
+    def _candidates(self, path: Path, *, named: bool) -> list[Path]:
         """The files to try, the best first; as rank 0 sees them. Collective."""
         found: list[Path] = []
         with self.group.together():
             if self.group.is_root:
                 inside = path / "checkpoints"
                 folder = Folder(inside if inside.is_dir() else path)
-                found = [file for _, file in folder.found()] if path.is_dir() else [path]
+                found = [file for _, file in folder.found()]
+                if named and not path.is_dir():
+                    found = [path]
         return [Path(name) for name in json.loads(
             self.group.broadcast_text(json.dumps([str(file) for file in found]))
         )]  # fmt: skip

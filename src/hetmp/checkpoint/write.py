@@ -5,6 +5,7 @@ renamed; then the folder is flushed.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,11 @@ WRITERS = "auto", "streamed", "parallel"
 RUN_BYTES = 1 << 24
 """So much of a tensor is put together at a time."""
 
-SPARE = 1 << 20
-"""Bytes for what a file holds besides numbers, and 2 KiB more for every dataset."""
+SPARE, SPARE_OF_DATASET, SPARE_OF_CHUNK = 1 << 20, 1 << 11, 1 << 6
+"""Bytes for what a file holds besides numbers: for itself, a dataset, a chunk or run."""
+
+END = 28
+"""Where the head of an HDF5 file (superblock version 3) has the file's length, in 8 bytes."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def write(group: Group, path: Path, contents: Contents, writer: WriterName = "au
     check_alike(group, contents.items)
     beside = path.with_name(f".{path.name}.part")
     try:
-        with group.together():
+        with _worded(path), group.together():
             if writer not in WRITERS:
                 raise unknown_name("writer", writer, WRITERS)
             if group.is_root:
@@ -70,7 +74,13 @@ def write(group: Group, path: Path, contents: Contents, writer: WriterName = "au
             chosen = _opened(beside, group, writer)
         try:
             with _worded(path):
+                with group.together():
+                    if group.is_root:
+                        _reserve(beside, contents.items)
                 _fill(group, chosen, contents)
+                with group.together():
+                    if group.is_root:
+                        _trim(beside)
         finally:
             with contextlib.suppress(Exception):  # nothing new where writing failed before
                 chosen.close()
@@ -94,6 +104,7 @@ def write_alone(path: Path, contents: Contents) -> None:
     try:
         _check_room(path, contents.items)
         writer = StreamedWriter(beside, writes=True)
+        _reserve(beside, contents.items)
         writer.describe({**contents.meta, "writer": writer.name})
         for item in contents.items:
             writer.create(item)
@@ -109,6 +120,7 @@ def write_alone(path: Path, contents: Contents) -> None:
         for name, target in contents.links.items():
             writer.link(name, target)
         writer.close()
+        _trim(beside)
         with opened(beside) as catalog:
             for stored in catalog.stored.values():
                 catalog.verify(stored)
@@ -186,17 +198,46 @@ def _everyones(group: Group, writer: Writer, own: Sequence[list[bytes]]) -> list
     return [gathered[i : i + 32] for i in range(0, len(gathered), 32)]
 
 
+def _size(items: Sequence[Item]) -> int:
+    """At least the bytes that a file of *items* takes."""
+    size = SPARE
+    for item in items:
+        chunks = -(-item.sizes[0] // item.shape.rows) if item.shape.chunks else 1
+        runs = item.cut.layout.ranks * len(item.cut.layout.pieces) if item.cut is not None else 0
+        size += item.shape.bytes + SPARE_OF_DATASET + SPARE_OF_CHUNK * (chunks + runs)
+    return size
+
+
 def _check_room(path: Path, items: Sequence[Item]) -> None:
     """Refuse a disk without room before anything is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    wanted = SPARE + sum(item.shape.bytes + 2048 for item in items)
-    told = os.statvfs(path.parent)
+    told, wanted = os.statvfs(path.parent), _size(items)
     free = told.f_bavail * told.f_frsize
     if free < wanted:
         raise HetmpError(
-            f"{path} would take {wanted / 1e6:.0f} MB, and {path.parent} has {free / 1e6:.0f} MB "
-            "free: make room, or save elsewhere"
+            f"it would take {wanted / 1e6:.0f} MB, and {path.parent} has {free / 1e6:.0f} MB free: "
+            "make room, or save elsewhere"
         )
+
+
+def _reserve(path: Path, items: Sequence[Item]) -> None:
+    """Take the room on the disk now: HDF5 does not survive a disk that is full while it writes."""
+    wanted = _size(items)
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, wanted)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise HetmpError(
+                f"there is no room for {wanted / 1e6:.0f} MB: {error.strerror}"
+            ) from None
+
+
+def _trim(path: Path) -> None:
+    """Give back what was reserved and is not needed: the file's head says where it ends."""
+    with path.open("r+b") as file:
+        head = file.read(END + 8)
+        file.truncate(int.from_bytes(head[END : END + 8], "little"))
 
 
 @contextlib.contextmanager

@@ -19,10 +19,10 @@ from hetmp.planner.groups import group_times, group_works
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
 from hetmp.planner.schemes import choose_schemes
 from hetmp.planner.tables import Links, Tables
-from hetmp.units import bytes_text
 from hetmp.profiling import Profile
 from hetmp.schedule import make_schedule
 from hetmp.slicing import make_table
+from hetmp.units import bytes_text
 
 WORTH = 0.02
 """A scheme other than ``filters``, or one more rank, must promise this much of the step's time:

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from hetmp.planner.planner import Planned
 from hetmp.planner.tables import Links
-from hetmp.units import bytes_text
 from hetmp.profiling import Profile
+from hetmp.units import bytes_text
 
 WIDE = 6
 """From so many ranks on, layers show the range over the ranks instead of each one's figure."""
