@@ -41,21 +41,23 @@ def collect(group: Group, cut: Cut, local: Array, runs: Sequence[Run], row: int)
         local: this rank's slice.
         row: numbers in a row.
     """
-    matrix = cut.matrix(local, group.rank)
-    sent = [pack(matrix, cut.regions(group.rank, r.first * row, r.last * row)) for r in runs]
+    matrix, me = cut.matrix(local, group.rank), group.rank
     own = _own(group, runs)
-    regions = []
+    mine = {run.owner: cut.regions(me, run.first * row, run.last * row) for run in runs}
+    regions = {}
     if own is not None:
-        regions = [cut.regions(rank, own.first * row, own.last * row) for rank in range(group.size)]
+        regions = {r: cut.regions(r, own.first * row, own.last * row) for r in range(group.size)}
     arrived = _exchange(
         group,
-        {run.owner: part for run, part in zip(runs, sent, strict=True)},
-        {rank: sum(region.numbers for region in found) for rank, found in enumerate(regions)},
+        {owner: pack(matrix, found) for owner, found in mine.items() if owner != me},
+        {r: sum(x.numbers for x in found) for r, found in regions.items() if r != me},
         local.dtype,
     )
     if own is None:
         return None
     found = np.empty((own.last - own.first) * row, dtype=local.dtype)
+    for region in regions[me]:  # what is here already does not travel
+        region.of_run(found)[...] = matrix[region.rows, region.columns]
     for rank, part in arrived.items():
         place(found, regions[rank], part)
     return found

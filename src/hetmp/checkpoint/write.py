@@ -7,7 +7,7 @@ renamed; then the folder is flushed.
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -145,29 +145,56 @@ def _opened(path: Path, group: Group, writer: WriterName) -> Writer:
     return StreamedWriter(path, writes=group.is_root)
 
 
+class _Careful:
+    """Calls a writer so that an error on one rank leaves no other waiting.
+
+    Where its methods are collective, all ranks agree after each. Where rank 0 alone writes, it
+    goes on taking part in what moves, and all agree at the end: that is one message instead of
+    three for every dataset.
+    """
+
+    def __init__(self, group: Group, writer: Writer) -> None:
+        self._group, self._collective = group, writer.collective
+        self._error: Exception | None = None
+
+    def call(self, action: Callable[..., None], *args: Any) -> None:
+        """Do something that may fail."""
+        if self._collective:
+            with self._group.together():
+                action(*args)
+        elif self._error is None:
+            try:
+                action(*args)
+            except Exception as error:
+                self._error = error
+
+    def agree(self) -> None:
+        """Whether all went well. Collective."""
+        with self._group.together():
+            if self._error is not None:
+                raise self._error
+
+
 def _fill(group: Group, writer: Writer, contents: Contents) -> None:
-    with group.together():
-        writer.describe({**contents.meta, "writer": writer.name})
+    careful = _Careful(group, writer)
+    careful.call(writer.describe, {**contents.meta, "writer": writer.name})
     for item in contents.items:
-        with group.together():
-            writer.create(item)
-        found = _write_item(group, writer, item)
-        with group.together():
-            writer.finish(item, root_digest(item.sizes, item.dtype, found))
-    with group.together():
-        for name, target in contents.links.items():
-            writer.link(name, target)
-        writer.close()
+        careful.call(writer.create, item)
+        found = _write_item(group, writer, careful, item)
+        careful.call(writer.finish, item, root_digest(item.sizes, item.dtype, found))
+    for name, target in contents.links.items():
+        careful.call(writer.link, name, target)
+    careful.call(writer.close)
+    careful.agree()
 
 
-def _write_item(group: Group, writer: Writer, item: Item) -> list[bytes]:
+def _write_item(group: Group, writer: Writer, careful: _Careful, item: Item) -> list[bytes]:
     """Write an item's numbers; the digests of its chunks, on every rank that says them."""
     shape = item.shape
     if not shape.chunks:
-        with group.together():
-            writer.write(item, None, item.local if group.is_root else None)
+        careful.call(writer.write, item, None, item.local if group.is_root else None)
         own = leaves(shape, _bytes(item.local)) if group.is_root else []
-        return _everyones(group, writer, [own])
+        return _everyones(group, writer, own)
     blocks = list(shape.blocks(RUN_BYTES))
     owners = writer.owners if item.cut is not None else (0,)
     found: list[bytes] = []
@@ -178,23 +205,22 @@ def _write_item(group: Group, writer: Writer, item: Item) -> list[bytes]:
             numbers = collect(group, item.cut, item.local, runs, shape.row)
         elif own_run is not None:
             numbers = item.local[own_run.first : own_run.last]
-        own = [] if numbers is None else leaves(shape, _bytes(numbers))
-        with group.together():
-            rows = (own_run.first, own_run.last) if own_run is not None else (0, 0)
-            writer.write(item, rows, numbers)
-        found += _everyones(group, writer, [own if r.owner == group.rank else [] for r in runs])
+        rows = (own_run.first, own_run.last) if own_run is not None else (0, 0)
+        careful.call(writer.write, item, rows, numbers)
+        found += _everyones(
+            group, writer, [] if numbers is None else leaves(shape, _bytes(numbers))
+        )
     return found
 
 
-def _everyones(group: Group, writer: Writer, own: Sequence[list[bytes]]) -> list[bytes]:
-    """The digests of a round's runs, in order; *own* has those of this rank's run. Collective.
+def _everyones(group: Group, writer: Writer, own: list[bytes]) -> list[bytes]:
+    """The digests of all ranks' runs, in their order; *own* are this rank's. Collective.
 
     Where one rank alone writes, the others need not know.
     """
     if len(writer.owners) == 1:
-        return [leaf for run in own for leaf in run]
-    texts = group.gather_texts(b"".join(leaf for run in own for leaf in run).hex())
-    gathered = bytes.fromhex("".join(texts))
+        return own
+    gathered = bytes.fromhex("".join(group.gather_texts(b"".join(own).hex())))
     return [gathered[i : i + 32] for i in range(0, len(gathered), 32)]
 
 

@@ -25,10 +25,12 @@ class Writer(Protocol):
     Attributes:
         owners: the ranks that write.
         name: for people.
+        collective: whether its methods are.
     """
 
     owners: Sequence[int]
     name: str
+    collective: bool
 
     def create(self, item: Item) -> None:
         """Make an item's dataset."""
@@ -56,7 +58,7 @@ class StreamedWriter:
         writes: whether this is rank 0.
     """
 
-    name = "streamed"
+    name, collective = "streamed", False
 
     def __init__(self, path: Path, *, writes: bool) -> None:
         self.owners: Sequence[int] = (0,)
@@ -103,7 +105,7 @@ class ParallelWriter:
         HetmpError: this h5py has no MPI.
     """
 
-    name = "parallel"
+    name, collective = "parallel", True
 
     def __init__(self, path: Path, group: Group) -> None:
         if not has_parallel_hdf5():
