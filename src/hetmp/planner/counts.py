@@ -46,6 +46,20 @@ def balanced(times: Array, caps: Sequence[int] | None = None) -> tuple[int, ...]
     return tuple(int(count) for count in _without_excess(counts, times, candidates[low], units))
 
 
+def on_grid(counts: Sequence[int], grid: int) -> tuple[int, ...]:
+    """The counts nearby that are multiples of *grid*; the rank with the most takes what is left.
+
+    Counts below half of *grid* stay, and all of them where they would not add up.
+
+    >>> on_grid((211, 45), 16), on_grid((44, 13, 3), 16), on_grid((9, 8), 16)
+    ((208, 48), (41, 16, 3), (9, 8))
+    """
+    most = max(range(len(counts)), key=lambda rank: counts[rank])
+    found = [max(1, round(count / grid)) * grid if 2 * count >= grid else count for count in counts]
+    found[most] = sum(counts) - (sum(found) - found[most])
+    return tuple(found) if found[most] >= max(found) else tuple(counts)
+
+
 def _largest(reach: Array, seconds: float) -> Counts:
     """The largest count of each rank that takes at most *seconds*; 0 where none does."""
     return np.maximum((reach <= seconds).sum(axis=1) - 1, 0)

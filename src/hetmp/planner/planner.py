@@ -14,12 +14,12 @@ from hetmp.graph import ModelGraph
 from hetmp.ops import Scheme
 from hetmp.partition import Partition, apportion
 from hetmp.plan import Plan
-from hetmp.planner.counts import balanced
+from hetmp.planner.counts import balanced, on_grid
 from hetmp.planner.groups import group_times, group_works
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
 from hetmp.planner.schemes import choose_schemes
 from hetmp.planner.tables import Links, Tables
-from hetmp.profiling import Profile
+from hetmp.profiling import GRID, Profile
 from hetmp.schedule import make_schedule
 from hetmp.slicing import make_table
 from hetmp.units import bytes_text
@@ -27,6 +27,10 @@ from hetmp.units import bytes_text
 WORTH = 0.02
 """A scheme other than ``filters``, or one more rank, must promise this much of the step's time:
 less is within what a prediction can be wrong by."""
+
+ON_GRID = 0.03
+"""Counts on the grid that is measured are preferred unless others promise this much: between its
+points, times are interpolated and a staircase may be missed."""
 
 TRIES = 12
 """How often shares are cut down until they fit in memory."""
@@ -219,6 +223,7 @@ class _Planner:
             speeds = [1 / self.alone[rank] for rank in members]
             splits = [plain, self._shared_by([1.0] * tables.ranks), self._shared_by(speeds)]
             plain = min(splits, key=lambda plan: self._predict(plan, tables, links).seconds)
+            plain = self._better_on_grid(tables, links, caps, plain, {})
         if not self.options.schemes:
             return plain
         batch_size = self.profile.batch_size
@@ -226,14 +231,39 @@ class _Planner:
         if all(scheme == "filters" for scheme in chosen.values()):
             return plain
         mixed = self._cut(tables, caps, _with_schemes(plain, chosen), chosen)
+        if min(caps) >= 1:
+            mixed = self._better_on_grid(tables, links, caps, mixed, chosen)
         before = self._predict(plain, tables, links)
         after = self._predict(mixed, tables, links)
         return mixed if after.seconds < (1 - WORTH) * before.seconds else plain
 
-    def _cut(
-        self, tables: Tables, caps: Sequence[float], like: Plan, schemes: Mapping[str, Scheme]
+    def _better_on_grid(
+        self,
+        tables: Tables,
+        links: Links,
+        caps: Sequence[float],
+        plan: Plan,
+        schemes: Mapping[str, Scheme],
     ) -> Plan:
-        """Balanced counts for every channel group, where layers follow *schemes*."""
+        """Balanced counts on the grid that was measured, or *plan* where it promises more."""
+        snapped = self._cut(tables, caps, plan, schemes, grid=GRID)
+        before = self._predict(plan, tables, links).seconds
+        after = self._predict(snapped, tables, links).seconds
+        return snapped if after <= (1 + ON_GRID) * before else plan
+
+    def _cut(
+        self,
+        tables: Tables,
+        caps: Sequence[float],
+        like: Plan,
+        schemes: Mapping[str, Scheme],
+        grid: int = 1,
+    ) -> Plan:
+        """Balanced counts for every channel group, where layers follow *schemes*.
+
+        Args:
+            grid: the counts are multiples of this where they are large enough.
+        """
         works = group_works(self.found, make_schedule(self.graph, like))
         shares = {}
         found: dict[tuple[object, ...], Partition] = {}
@@ -242,7 +272,7 @@ class _Planner:
             if key not in found:
                 times = group_times(tables, works[group.number], group.units)
                 most = [max(0, int(np.ceil(cap * group.units))) for cap in caps]
-                found[key] = Partition(balanced(times, most))
+                found[key] = Partition(on_grid(balanced(times, most), grid))
             shares[group.number] = found[key]
         speeds = [sum(share.counts[rank] for share in shares.values()) for rank in range(len(caps))]
         return plan_from_shares(self.graph, self.found, shares, speeds, schemes)

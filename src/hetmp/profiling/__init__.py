@@ -1,6 +1,6 @@
 """Measuring the devices and the links between them: ``profile_model`` -> ``Profile``."""
 
-from hetmp.profiling.measure import Budget
+from hetmp.profiling.measure import GRID, Budget
 from hetmp.profiling.profile import (
     OPTIMIZER,
     THOUSANDTHS,
@@ -13,6 +13,7 @@ from hetmp.profiling.run import device_title, profile_model
 from hetmp.profiling.work import Kind, step_work
 
 __all__ = [
+    "GRID",
     "OPTIMIZER",
     "THOUSANDTHS",
     "Budget",
