@@ -17,8 +17,11 @@ fail() {
     exit 1
 }
 
-mpicc=$(command -v mpicc.mpich) && mpirun=$(command -v mpirun.mpich) ||
+mpicc=$(command -v mpicc.mpich || :)
+mpirun=$(command -v mpirun.mpich || :)
+if [ -z "$mpicc" ] || [ -z "$mpirun" ]; then
     fail "found no mpicc.mpich and mpirun.mpich: install Debian's mpich and libhdf5-mpich-dev"
+fi
 multiarch=$(dpkg-architecture -qDEB_HOST_MULTIARCH 2>/dev/null || gcc -print-multiarch)
 include=/usr/include/hdf5/mpich
 library=/usr/lib/$multiarch/hdf5/mpich

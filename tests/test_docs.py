@@ -32,15 +32,27 @@ def test_the_readmes_training_loop_runs(tmp_path, ranks):
 def test_the_documented_ways_to_read_a_trained_network(tmp_path, capfd):
     out = tmp_path / "runs" / "demo"
     assert hetmp_run(*TRAIN, "--steps", 2, "--out", out).returncode == 0
+    told: dict[str, object] = {}
     for page in ("README.md", "docs/formats.md", "docs/checkpoint-format.md"):
         for block in python_blocks(page):
             if "h5py.File" in block:
                 names: dict[str, object] = {}
                 exec(block.replace("runs/demo", str(out)), names)
-    assert names["state"].keys() == {  # type: ignore[attr-defined]
+                told |= names
+    assert told["state"].keys() == {  # type: ignore[attr-defined]
         name for part in ("model", "buffers") for name in h5py.File(out / "model.h5").get(part, ())
     }
     assert capfd.readouterr().out.splitlines()[-1].endswith("True")  # the digest
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_documented_way_to_save_in_a_loop_of_ones_own(tmp_path, ranks):
+    program = tmp_path / "save.py"
+    (block,) = python_blocks("docs/checkpoints.md")
+    program.write_text(block.replace("run.h5", str(tmp_path / "run.h5")) + "print(extra)\n")
+    done = hetmp_run(module=("-m", "mpi4py", str(program)), ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("{'epoch': 3, 'note': 'before the long run'}") == ranks
 
 
 def test_the_readmes_commands_are_the_programs():

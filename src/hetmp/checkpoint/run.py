@@ -158,7 +158,7 @@ class RunCheckpoints:
                 damaged.append(str(error))
                 continue
             position = self._taken_up(file)
-            told = f"resumed from {file}: {position.step} steps, epoch {position.epoch + 1}"
+            told = f"resumed from {file}: {position.step} steps, {position.epoch} whole epochs"
             return position, "\n".join([*(f"passed over: {why}" for why in damaged), told])
         if given != "auto" or damaged:
             raise AgreedError(

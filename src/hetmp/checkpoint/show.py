@@ -18,7 +18,8 @@ BAR = 24
 """Characters of the picture of a partition."""
 
 COLORS = "cyan", "magenta", "yellow", "green", "blue", "red"
-"""Of the ranks, in turn; each also has its number, for who sees no colors."""
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+"""Of the ranks, in turn."""
 
 SHORT = 60
 """Texts are shown up to so many characters."""
@@ -194,17 +195,14 @@ def _table(title: str, headings: tuple[str, ...]) -> Table:
 
 
 def _picture(stored: Stored) -> Text:
-    """A bar as long as the axis, each rank's part in its color and with its number."""
+    """A bar as long as the axis; each rank's part is its digit (then a to z), in its color."""
     text = Text()
     if stored.axis is None:
         return Text("all, on every rank", style="dim") if stored.sizes else text
-    length = stored.sizes[stored.axis]
-    runs = sorted(stored.owners, key=lambda run: run[1])
-    for rank, start, stop in runs:
-        first, last = (round(BAR * edge / max(1, length)) for edge in (start, stop))
-        name = str(rank)
-        width = max(last - first, 0)
-        text.append(name[:width].center(width, "▪") if width else "", COLORS[rank % len(COLORS)])
+    length = max(1, stored.sizes[stored.axis])
+    for rank, start, stop in sorted(stored.owners, key=lambda run: run[1]):
+        width = round(BAR * stop / length) - round(BAR * start / length)
+        text.append(DIGITS[rank % len(DIGITS)] * width, COLORS[rank % len(COLORS)])
     return text
 
 

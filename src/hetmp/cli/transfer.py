@@ -7,9 +7,9 @@ import click
 @click.argument("checkpoint")
 @click.argument("target")
 def export_command(checkpoint: str, target: str) -> None:
-    """Write the network of a checkpoint as a state_dict that torch.load reads.
+    """Write a checkpoint's network as a state_dict.
 
-    The numbers are compared with their digests first. Runs without MPI.
+    torch.load reads the file. The numbers are compared with their digests first. Runs without MPI.
 
     \b
     Example:
@@ -25,10 +25,10 @@ def export_command(checkpoint: str, target: str) -> None:
 @click.argument("source")
 @click.argument("checkpoint")
 def import_command(source: str, checkpoint: str) -> None:
-    """Make a checkpoint from a state_dict that torch.save wrote.
+    """Make a checkpoint from a state_dict.
 
-    Nothing but tensors and plain values is read from SOURCE: no pickle runs code. Runs without
-    MPI.
+    SOURCE is a file of torch.save. Nothing but tensors and plain values is read from it: no pickle
+    runs code. Runs without MPI.
 
     \b
     Example:
