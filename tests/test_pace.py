@@ -14,12 +14,16 @@ class Clock:
     """A processor that works when it is told to."""
 
     def __init__(self) -> None:
-        self.cpu, self.slept = 0.0, []
+        self.cpu, self.now, self.slept = 0.0, 0.0, []
 
     def thread_time(self) -> float:
         return self.cpu
 
+    def monotonic(self) -> float:
+        return self.now
+
     def sleep(self, seconds: float) -> None:
+        self.now += seconds
         self.slept.append(seconds)
 
 
@@ -35,6 +39,20 @@ def test_a_rank_sleeps_for_what_it_computed_and_not_for_exchanges(monkeypatch):
         slow.resume()
         usual.resume()
     assert clock.slept == [4.0, 1.0]
+
+
+def test_a_rank_that_slept_enough_goes_on(monkeypatch):
+    """It is asked at every exchange and while it sleeps."""
+    clock = Clock()
+    monkeypatch.setattr(pace, "time", clock)
+    slow = pace.Pace(3.0)
+    slow.enough = lambda: clock.now > 1
+    clock.cpu += 2.0
+    slow.worked()
+    assert 1 < clock.now < 1.2
+    clock.cpu += 2.0
+    slow.worked()
+    assert 1 < clock.now < 1.2
 
 
 @pytest.mark.mpi(min_size=2)
