@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds h5py against the site's parallel HDF5 (Debian: mpich and libhdf5-mpich-dev) into
-# build/parallel-hdf5, beside .venv and without changing it. Does nothing when it is there.
+# .parallel-hdf5, beside .venv and without changing it. Does nothing when it is there.
 #
 # Usage: scripts/parallel-hdf5.sh [build]         build it
 #        scripts/parallel-hdf5.sh run -n RANKS PROGRAM [ARGUMENT...]
@@ -8,7 +8,7 @@
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-target=$root/build/parallel-hdf5
+target=$root/.parallel-hdf5
 version=3.16.0
 cd -- "$root"
 
