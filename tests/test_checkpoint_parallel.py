@@ -65,7 +65,7 @@ def test_both_writers_give_the_same_file(tmp_path):
             ["h5diff", "--exclude-path", "/meta", folder / "streamed.h5", folder / "parallel.h5"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-        # It says of a dataset without numbers that it cannot be compared, and that is no difference.
+        # It says that a dataset without numbers cannot be compared: that is no difference.
         assert done.returncode == 0 and "found" not in done.stdout, done.stdout + done.stderr
     other = sliced(world(), uneven(world().size, turned=True))
     assert hetmp.load(folder / "parallel.h5", other)["note"] == "x"
