@@ -78,8 +78,8 @@ def plans(graph: ModelGraph, profile: Profile, only: list[str]) -> dict[str, het
     ]
     slowest = int(np.argmax(alone))
     others = [rank for rank in range(ranks) if rank != slowest]
-    rest = make_plan(graph, without(profile, slowest)).plan.of_members()
-    kept = [others[member] for member in make_plan(graph, without(profile, slowest)).plan.members]
+    rest = make_plan(graph, without(profile, slowest)).plan
+    kept = [others[member] for member in rest.members]
     skewed = [70.0, 25.0, 5.0, 5.0][:ranks]
     inputs = hetmp.plan_from_weights(graph, [1.0] * ranks)
     for number, layer in enumerate(inputs.layers):
@@ -96,7 +96,7 @@ def plans(graph: ModelGraph, profile: Profile, only: list[str]) -> dict[str, het
         "planned": planned.plan,
         "planned, filters": make_plan(graph, profile, PlanOptions(schemes=False)).plan,
         "planned, all ranks": make_plan(graph, profile, PlanOptions(leave_out=False)).plan,
-        "without the slowest": rest.spread(kept, ranks),
+        "without the slowest": rest.of_members().spread(kept, ranks),
         "skewed": hetmp.plan_from_weights(graph, skewed),
         "inputs": inputs,
     }

@@ -260,6 +260,21 @@ class Group:
         raise SystemExit(1)
 
 
+class LoneGroup(Group):
+    """One process without MPI, for commands that run on a login node."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = 0, 1
+
+    def allgather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The one rank's *values*, stacked."""
+        return np.ascontiguousarray(values)[None]
+
+    def broadcast(self, values: npt.NDArray[Any], root: int = 0) -> npt.NDArray[Any]:
+        """The one rank's *values*."""
+        return values
+
+
 class RehearsalGroup(Group):
     """One rank of a group whose other ranks are not there: it computes its share and meets no one.
 

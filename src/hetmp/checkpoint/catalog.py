@@ -4,8 +4,7 @@ A file may be torn, damaged, or made to do harm. Only hard links are followed, o
 and fixed-length strings are read, and nothing is read that is larger than the file.
 """
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from hetmp.checkpoint.format import (
     leaves,
     root_digest,
     stored_dtype,
-)  # fmt: skip
+)
 from hetmp.checkpoint.native import TEXT
 from hetmp.errors import HetmpError
 
@@ -90,11 +89,7 @@ class Catalog:
 
     def under(self, group: str) -> dict[str, Stored]:
         """The datasets of a group, by the rest of their path."""
-        return {
-            path[len(group) + 1 :]: stored
-            for path, stored in self.stored.items()
-            if path.startswith(f"{group}/")
-        }
+        return under(self.stored, group)
 
     def read(self, stored: Stored) -> npt.NDArray[np.generic]:
         """A whole dataset."""
@@ -118,7 +113,7 @@ class Catalog:
             HetmpError: they differ, or cannot be read.
         """
         shape = stored.shape
-        whole = [] if shape.chunks else leaves(shape, _bytes(self.read(stored)))
+        whole = [] if shape.chunks else leaves(shape, self.read(stored))
         found = whole or self._leaves(stored)
         if root_digest(stored.sizes, stored.dtype, found) != stored.digest:
             raise HetmpError(
@@ -128,7 +123,8 @@ class Catalog:
 
     def _leaves(self, stored: Stored) -> list[bytes]:
         """The digests of a dataset's chunks, as they lie on the disk: no filter is undone."""
-        shape, found = stored.shape, []
+        shape = stored.shape
+        found: list[bytes] = []
         with damage(self.file.filename, stored.path):
             dataset = self.file[stored.path].id
             beyond = [0] * (len(stored.sizes) - 1)
@@ -136,8 +132,14 @@ class Catalog:
                 rows = min(shape.rows, stored.sizes[0] - first)
                 _, chunk = dataset.read_direct_chunk((first, *beyond))
                 size = rows * shape.row * stored.itemsize
-                found.append(hashlib.sha256(memoryview(chunk)[:size]).digest())
+                found += leaves(shape, np.frombuffer(chunk, np.uint8)[:size])
         return found
+
+
+def under(stored: Mapping[str, Stored], group: str) -> dict[str, Stored]:
+    """The datasets of a group, by the rest of their path."""
+    above = f"{group}/"
+    return {path[len(above) :]: one for path, one in stored.items() if path.startswith(above)}
 
 
 @contextmanager
@@ -273,10 +275,6 @@ class _Walk:
 
     def _refused(self, path: str, why: str) -> HetmpError:
         return HetmpError(f"{self.file.filename}: /{path} {why}: this is no sound checkpoint")
-
-
-def _bytes(array: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _first(error: BaseException) -> str:

@@ -124,8 +124,9 @@ class Shape:
             yield first, min(first + step, self.sizes[0])
 
 
-def leaves(shape: Shape, block: npt.NDArray[np.uint8]) -> list[bytes]:
-    """The SHA-256 of every chunk in *block*, the bytes of whole chunks in order."""
+def leaves(shape: Shape, numbers: npt.NDArray[np.generic]) -> list[bytes]:
+    """The SHA-256 of every chunk in *numbers*, those of whole chunks in order."""
+    block = np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
     size = shape.rows * shape.row * shape.itemsize if shape.chunks else max(1, block.size)
     return [
         hashlib.sha256(block[i : i + size].data).digest()
@@ -141,6 +142,4 @@ def root_digest(sizes: Sequence[int], dtype: str, found: Iterable[bytes]) -> str
 
 def digest_of(array: npt.NDArray[np.generic], dtype: str) -> str:
     """The digest of an array that is at hand whole."""
-    array = np.ascontiguousarray(array)
-    shape = Shape(array.shape, array.itemsize)
-    return root_digest(array.shape, dtype, leaves(shape, array.reshape(-1).view(np.uint8)))
+    return root_digest(array.shape, dtype, leaves(Shape(array.shape, array.itemsize), array))

@@ -42,7 +42,7 @@ def collect(group: Group, cut: Cut, local: Array, runs: Sequence[Run], row: int)
         row: numbers in a row.
     """
     matrix, me = cut.matrix(local, group.rank), group.rank
-    own = _own(group, runs)
+    own = own_run(group, runs)
     mine = {run.owner: cut.regions(me, run.first * row, run.last * row) for run in runs}
     regions = {}
     if own is not None:
@@ -68,7 +68,7 @@ def distribute(
 ) -> None:
     """The inverse of ``collect``: hand *run* out; the slice *local* is written in place."""
     matrix = cut.matrix(local, group.rank)
-    own = _own(group, runs)
+    own = own_run(group, runs)
     sent: dict[int, Array] = {}
     if own is not None and run is not None:
         for rank in range(group.size):
@@ -84,7 +84,8 @@ def distribute(
         unpack(matrix, wanted[owner], part)
 
 
-def _own(group: Group, runs: Sequence[Run]) -> Run | None:
+def own_run(group: Group, runs: Sequence[Run]) -> Run | None:
+    """This rank's run; None without one."""
     return next((run for run in runs if run.owner == group.rank), None)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hetmp.checkpoint.catalog import Stored
 from hetmp.checkpoint.format import OPTIMIZER, escaped, stored_dtype, unescaped
 from hetmp.checkpoint.items import Item, as_stored, dtype_name, tensor_item
 from hetmp.comm import AgreedError, Group
@@ -98,18 +99,18 @@ def restore_settings(model: SlicedModel, optimizer: Optimizer, told: str) -> Non
 
 
 def state_targets(
-    model: SlicedModel, paths: Mapping[str, str]
-) -> Iterator[tuple[str, str, Tensor, str]]:
-    """(parameter, key, parameter's tensor, path) of what ``/optimizer`` holds.
+    model: SlicedModel, below: Mapping[str, Stored]
+) -> Iterator[tuple[str, str, Tensor, Stored]]:
+    """(parameter, key, parameter's tensor, dataset) of what ``/optimizer`` holds.
 
     Args:
-        paths: the dtypes of the datasets there, by path below ``/optimizer``.
+        below: the datasets there, by path below ``/optimizer``.
 
     Raises:
         HetmpError: state of a parameter that the model does not have.
     """
     parameters = dict(model.named_parameters())
-    for path in paths:
+    for path, stored in below.items():
         name, _, key = path.partition("/")
         parameter = parameters.get(unescaped(name))
         if parameter is None:
@@ -117,7 +118,7 @@ def state_targets(
                 f"the checkpoint has optimizer state for {unescaped(name)!r}, which is no "
                 "parameter of this model"
             )
-        yield unescaped(name), unescaped(key), parameter, path
+        yield unescaped(name), unescaped(key), parameter, stored
 
 
 def _states(

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hetmp.checkpoint.catalog import BLOCK_BYTES, Stored
+from hetmp.checkpoint.catalog import BLOCK_BYTES, Stored, under
 from hetmp.checkpoint.items import as_stored, dtype_name, from_stored
-from hetmp.checkpoint.moving import Run, distribute, rounds
+from hetmp.checkpoint.moving import distribute, own_run, rounds
 from hetmp.checkpoint.native import as_value, nested
 from hetmp.checkpoint.regions import Cut
 from hetmp.checkpoint.seen import Seen
@@ -68,28 +68,24 @@ def check_targets(checkpoint: Seen, targets: Sequence[Target]) -> None:
 def read_into(group: Group, checkpoint: Seen, target: Target) -> None:
     """Fill a target's tensor. Collective."""
     stored = checkpoint.stored[target.path]
-    local = as_stored(target.tensor).copy()
     if isinstance(target.state, Sliced):
+        local = as_stored(target.tensor).copy()
         _read_slices(group, checkpoint, stored, target, local)
     else:
-        whole = read_whole(group, checkpoint, stored)
-        local[...] = whole
+        local = read_whole(group, checkpoint, stored)
     with torch.no_grad():
         target.tensor.copy_(from_stored(local, stored.dtype))
 
 
 def read_whole(group: Group, checkpoint: Seen, stored: Stored) -> Array:
     """A dataset on every rank; rank 0 reads it. Collective."""
-    kind = f"S{stored.itemsize}" if stored.dtype == "utf-8" else None
     found: Array = np.empty(0)
     with group.together():
         if group.is_root and checkpoint.catalog is not None:
-            found = np.ascontiguousarray(checkpoint.catalog.read(stored)).reshape(stored.sizes)
-            kind = found.dtype.str
-    kind = group.broadcast_text(kind or "")
-    plain = np.dtype(kind)
+            found = checkpoint.catalog.read(stored)
+    kind = group.broadcast_text(found.dtype.str)
     if not group.is_root:
-        found = np.empty(stored.sizes, dtype=plain)
+        found = np.empty(stored.sizes, dtype=np.dtype(kind))
     if found.size:
         group.broadcast(found.reshape(-1).view(np.uint8))
     return found
@@ -99,9 +95,8 @@ def read_values(group: Group, checkpoint: Seen, within: str) -> dict[str, Any]:
     """The numbers, strings and arrays under a group, as nested dicts. Collective."""
     return nested(
         {
-            path[len(within) + 1 :]: as_value(read_whole(group, checkpoint, one), one.dtype)
-            for path, one in checkpoint.stored.items()
-            if path.startswith(f"{within}/")
+            path: as_value(read_whole(group, checkpoint, one), one.dtype)
+            for path, one in under(checkpoint.stored, within).items()
         }
     )
 
@@ -113,7 +108,7 @@ def _read_slices(
     cut = Cut(target.sizes, target.state.axis, target.state.layout)
     shape = stored.shape
     for runs in rounds(list(shape.blocks(BLOCK_BYTES)), checkpoint.readers):
-        own: Run | None = next((run for run in runs if run.owner == group.rank), None)
+        own = own_run(group, runs)
         numbers: Array | None = None
         with group.together():
             if own is not None and checkpoint.catalog is not None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,11 +59,8 @@ def seen(group: Group, path: Path) -> Iterator[Seen]:
         yield Seen(found, meta, catalog, [int(rank) for rank in np.flatnonzero(sees)])
 
 
-def verify(group: Group, path: Path, within: Sequence[str] | None = None) -> None:
+def verify(group: Group, path: Path) -> None:
     """Compare all numbers with their digests, each rank a part of them. Collective.
-
-    Args:
-        within: the groups that count; all if None.
 
     Raises:
         HetmpError: on every rank, naming a damaged dataset.
@@ -71,26 +69,24 @@ def verify(group: Group, path: Path, within: Sequence[str] | None = None) -> Non
         if checkpoint.catalog is None:
             return
         number = list(checkpoint.readers).index(group.rank)
-        for one in _share(checkpoint, within, number):
+        for one in _share(checkpoint, number):
             checkpoint.catalog.verify(one)
 
 
-def _share(checkpoint: Seen, within: Sequence[str] | None, number: int) -> list[Stored]:
+def _share(checkpoint: Seen, number: int) -> list[Stored]:
     """The datasets that the reader of a *number* looks at: about as many bytes as any other."""
     once = {one.number: one for one in checkpoint.stored.values()}
-    wanted = [
-        one for one in once.values() if within is None or one.path.partition("/")[0] in within
-    ]
-    loads, shares = [0] * len(checkpoint.readers), [[] for _ in checkpoint.readers]  # type: ignore[var-annotated]
-    for one in sorted(wanted, key=lambda one: (-one.shape.bytes, one.path)):
+    loads = [0] * len(checkpoint.readers)
+    own = []
+    for one in sorted(once.values(), key=lambda one: (-one.shape.bytes, one.path)):
         least = loads.index(min(loads))
         loads[least] += one.shape.bytes
-        shares[least].append(one)
-    return shares[number]
+        if least == number:
+            own.append(one)
+    return own
 
 
-def _stored(told: dict[str, object]) -> Stored:
-    plain = dict(told)
-    plain["sizes"] = tuple(plain["sizes"])  # type: ignore[arg-type]
-    plain["owners"] = tuple(tuple(row) for row in plain["owners"])  # type: ignore[attr-defined]
-    return Stored(**plain)  # type: ignore[arg-type]
+def _stored(told: dict[str, Any]) -> Stored:
+    """A dataset as JSON tells it: with lists where there were tuples."""
+    owners = tuple(tuple(run) for run in told["owners"])
+    return Stored(**{**told, "sizes": tuple(told["sizes"]), "owners": owners})

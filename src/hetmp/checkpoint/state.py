@@ -14,18 +14,18 @@ import numpy as np
 import torch
 
 import hetmp
+from hetmp.checkpoint.catalog import under
 from hetmp.checkpoint.format import (
     BUFFERS,
     EXTRA,
     FORMAT,
-    META,
     MODEL,
     OPTIMIZER,
     PLAN,
     TRAINING,
     VERSION,
     escaped,
-)  # fmt: skip
+)
 from hetmp.checkpoint.items import Item, tensor_item
 from hetmp.checkpoint.native import flattened
 from hetmp.checkpoint.optimizer import (
@@ -33,7 +33,7 @@ from hetmp.checkpoint.optimizer import (
     restore_settings,
     settings,
     state_targets,
-)  # fmt: skip
+)
 from hetmp.checkpoint.read import Target, check_targets, read_into, read_values
 from hetmp.checkpoint.seen import Seen, seen, verify
 from hetmp.checkpoint.write import Contents, WriterName, write
@@ -144,7 +144,7 @@ def restore(
     verified: bool = False,
     check: Callable[[Mapping[str, Any]], None] = lambda training: None,
 ) -> dict[str, dict[str, Any]]:
-    """Load a model and an optimizer; ``extra``, ``training`` and ``meta`` as dicts. Collective.
+    """Load a model and an optimizer; ``extra`` and ``training`` as dicts. Collective.
 
     Args:
         verified: whether the numbers were compared with their digests just now.
@@ -173,7 +173,7 @@ def restore(
         if optimizer is not None:
             _adopt(model, optimizer, state)
             torch.set_rng_state(torch.from_numpy(np.array(training[RNG])))
-        return {EXTRA: extra, TRAINING: training, META: dict(checkpoint.meta)}
+        return {EXTRA: extra, TRAINING: training}
 
 
 def _optimizer_targets(
@@ -184,14 +184,9 @@ def _optimizer_targets(
         raise HetmpError(
             "the checkpoint has no optimizer's state: load without an optimizer, or save with one"
         )
-    below = {
-        path[len(OPTIMIZER) + 1 :]: stored.dtype
-        for path, stored in checkpoint.stored.items()
-        if path.startswith(f"{OPTIMIZER}/")
-    }
     found = {}
-    for name, key, parameter, rest in state_targets(model, below):
-        stored = checkpoint.stored[f"{OPTIMIZER}/{rest}"]
+    below = under(checkpoint.stored, OPTIMIZER)
+    for name, key, parameter, stored in state_targets(model, below):
         dtype = getattr(torch, stored.dtype)
         entry = model.hetmp.table[name]
         if stored.sizes == tuple(entry.shape) and stored.sizes:

@@ -15,13 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.checkpoint.catalog import opened
 from hetmp.checkpoint.format import leaves, root_digest
 from hetmp.checkpoint.items import Item, check_alike
-from hetmp.checkpoint.moving import collect, rounds
+from hetmp.checkpoint.moving import collect, own_run, rounds
 from hetmp.checkpoint.seen import verify
 from hetmp.checkpoint.writers import ParallelWriter, StreamedWriter, Writer, has_parallel_hdf5
-from hetmp.comm import Group
+from hetmp.comm import Group, LoneGroup
 from hetmp.errors import HetmpError, unknown_name
 
 WriterName = Literal["auto", "streamed", "parallel"]
@@ -100,36 +99,7 @@ def write_alone(path: Path, contents: Contents) -> None:
     Raises:
         HetmpError: it cannot be written; what was at *path* stays.
     """
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        _check_room(path, contents.items)
-        writer = StreamedWriter(beside, writes=True)
-        _reserve(beside, contents.items)
-        writer.describe({**contents.meta, "writer": writer.name})
-        for item in contents.items:
-            writer.create(item)
-            found: list[bytes] = []
-            for first, last in item.shape.blocks(RUN_BYTES):
-                rows = item.local[first:last]
-                writer.write(item, (first, last), rows)
-                found += leaves(item.shape, _bytes(rows))
-            if not item.shape.chunks:
-                writer.write(item, None, item.local)
-                found = leaves(item.shape, _bytes(item.local))
-            writer.finish(item, root_digest(item.sizes, item.dtype, found))
-        for name, target in contents.links.items():
-            writer.link(name, target)
-        writer.close()
-        _trim(beside)
-        with opened(beside) as catalog:
-            for stored in catalog.stored.values():
-                catalog.verify(stored)
-        _put_in_place(beside, path)
-    except (OSError, RuntimeError) as error:
-        raise HetmpError(f"{path} could not be written: {error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
+    write(LoneGroup(), path, contents, "streamed")
 
 
 def _put_in_place(beside: Path, path: Path) -> None:
@@ -193,23 +163,20 @@ def _write_item(group: Group, writer: Writer, careful: _Careful, item: Item) -> 
     shape = item.shape
     if not shape.chunks:
         careful.call(writer.write, item, None, item.local if group.is_root else None)
-        own = leaves(shape, _bytes(item.local)) if group.is_root else []
-        return _everyones(group, writer, own)
+        return _everyones(group, writer, leaves(shape, item.local) if group.is_root else [])
     blocks = list(shape.blocks(RUN_BYTES))
     owners = writer.owners if item.cut is not None else (0,)
     found: list[bytes] = []
     for runs in rounds(blocks, owners):
-        own_run = next((run for run in runs if run.owner == group.rank), None)
+        own = own_run(group, runs)
         numbers: npt.NDArray[np.generic] | None = None
         if item.cut is not None:
             numbers = collect(group, item.cut, item.local, runs, shape.row)
-        elif own_run is not None:
-            numbers = item.local[own_run.first : own_run.last]
-        rows = (own_run.first, own_run.last) if own_run is not None else (0, 0)
+        elif own is not None:
+            numbers = item.local[own.first : own.last]
+        rows = (own.first, own.last) if own is not None else (0, 0)
         careful.call(writer.write, item, rows, numbers)
-        found += _everyones(
-            group, writer, [] if numbers is None else leaves(shape, _bytes(numbers))
-        )
+        found += _everyones(group, writer, [] if numbers is None else leaves(shape, numbers))
     return found
 
 
@@ -273,10 +240,6 @@ def _worded(path: Path) -> Iterator[None]:
         yield
     except HetmpError as error:
         raise type(error)(f"{path} could not be written: {error}") from error
-
-
-def _bytes(array: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -3,10 +3,14 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hetmp.errors import HetmpError, unknown_name
+
+if TYPE_CHECKING:
+    from hetmp.checkpoint.catalog import Stored
 
 
 @click.command()
@@ -69,7 +73,7 @@ def inspect(
             console.print(show.overview(catalog, everything=everything))
 
 
-def _found(stored, name):  # type: ignore[no-untyped-def]
+def _found(stored: "dict[str, Stored]", name: str) -> "Stored":
     """The dataset of a name, with or without its group."""
     for path in (name.lstrip("/"), f"model/{name}", f"buffers/{name}", f"optimizer/{name}"):
         if path in stored:
