@@ -13,7 +13,7 @@ import pytest
 
 from hetmp.checkpoint.catalog import opened
 from hetmp.checkpoint.folder import Folder
-from test_cli import HERE, LAUNCHERS, MPIRUN, hetmp_run
+from test_cli import HERE, MPIRUN, environment, hetmp_run
 
 TRIES = 8
 RUN = (
@@ -23,11 +23,9 @@ RUN = (
 
 
 def started(out: Path, *more: str) -> subprocess.Popen:
-    clean = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
-    clean |= {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
     command = [str(MPIRUN), "-n", "2", sys.executable, "-m", "hetmp.cli", *RUN, "--out", str(out)]
     return subprocess.Popen(
-        [*command, *more], env=clean, cwd=HERE, start_new_session=True,
+        [*command, *more], env=environment(), cwd=HERE, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -135,14 +133,12 @@ def full_disk(folder: Path, limit: int = 0) -> str:
     script = folder.parent / "full.py"
     script.write_text(FULL)
     command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "mpi4py", str(script)]
-    clean = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
-    clean |= {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, str(folder), str(limit)],
         capture_output=True,
         text=True,
         timeout=120,
-        env=clean,
+        env=environment(),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

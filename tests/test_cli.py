@@ -18,15 +18,19 @@ LAUNCHERS = re.compile(r"^(OMPI|PMI|PMIX|PRTE|MPI_LOCAL|SLURM|HYDRA)")
 TRAIN = ("train", "--model", "digits", "--data", "digits", "--batch-size", "100")
 
 
-def hetmp_run(*arguments, ranks=None, module=("-m", "hetmp.cli"), timeout=120, **environment):
+def environment(**more):
+    """This one's, but for what a launcher of this process left in it."""
+    clean = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
+    return clean | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "COLUMNS": "80"} | more
+
+
+def hetmp_run(*arguments, ranks=None, module=("-m", "hetmp.cli"), timeout=120, **more):
     """Run the program, under mpirun if *ranks* is given; it must end before *timeout*."""
     command = [sys.executable, *module, *map(str, arguments)]
     if ranks is not None:
         command = [str(MPIRUN), "-n", str(ranks), *command]
-    clean = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
-    clean |= {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "COLUMNS": "80"} | environment
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env=clean, cwd=HERE
+        command, capture_output=True, text=True, timeout=timeout, env=environment(**more), cwd=HERE
     )
 
 
