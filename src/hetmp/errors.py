@@ -1,6 +1,8 @@
-"""The one exception that hetmp raises for what a user can mend."""
+"""The one exception that hetmp raises for what a user can mend, and how errors are told."""
 
 import difflib
+import sys
+import traceback
 from collections.abc import Iterable
 
 
@@ -21,3 +23,18 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> HetmpError:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return HetmpError(f"unknown {kind} {name!r}: {hint}(known: {', '.join(known)})")
+
+
+def describe(error: BaseException) -> str:
+    """An error in words; its type too where it is not one that hetmp worded."""
+    if isinstance(error, HetmpError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def report(error: BaseException, prefix: str = "") -> None:
+    """Print *error* on stderr, with the traceback where it is not one that hetmp worded."""
+    if not isinstance(error, HetmpError):
+        traceback.print_exception(error)
+    sys.stderr.write(f"hetmp: error: {prefix}{describe(error)}\n")
+    sys.stderr.flush()

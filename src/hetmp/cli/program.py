@@ -20,8 +20,8 @@ from hetmp.cli.plan import plan
 from hetmp.cli.profile import profile
 from hetmp.cli.train import train_command
 from hetmp.cli.transfer import export_command, import_command
-from hetmp.comm import report, speaks_first
-from hetmp.errors import HetmpError, unknown_name
+from hetmp.comm import speaks_first
+from hetmp.errors import HetmpError, report, unknown_name
 
 
 class _Commands(click.Group):
