@@ -5,7 +5,8 @@ DEMO_TRAIN := --model digits --data digits --weights 70,25,5 --epochs 12 --batch
 	--seed 0 --out runs/demo
 
 BIN := .venv/bin
-SHELL_SCRIPTS := $(wildcard scripts/*.sh benchmarks/*.sh .ci/run jobs/*.sh jobs/*.sbatch)
+SHELL_SCRIPTS := $(wildcard scripts/*.sh benchmarks/*.sh .ci/run jobs/*.sh jobs/*.sbatch \
+	tests/cluster/*.sh)
 
 # Given on the command line or in the environment, they reach scripts/setup.sh.
 export PYTHON MPI TORCH

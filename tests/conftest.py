@@ -20,6 +20,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from cluster_jobs import SlurmCluster
+
 HANG = float(os.environ.get("HETMP_TEST_HANG", "300"))
 """Seconds that one test may take; then every thread's stack is shown and the job aborted."""
 
@@ -35,6 +37,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mpi(min_size=1): runs on several ranks, with --with-mpi")
+    config.addinivalue_line("markers", "slurm: runs jobs on a real Slurm cluster")
     shown = os.dup(2)  # nothing is captured now: this is the real standard error
     ranks = None
     if config.getoption("--with-mpi", default=False):
@@ -56,6 +59,19 @@ def _settle_hypothesis(same_on_all_ranks: bool) -> None:
         else:
             settings.register_profile("hetmp", deadline=None)
         settings.load_profile("hetmp")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Generator[SlurmCluster, None, None]:
+    """A Slurm cluster of fast1, mid1 and slow1, up once for all tests; skips where none can be.
+
+    Two of them say that they have a GPU, so that what asks for GPUs can be submitted.
+    """
+    started = SlurmCluster.start("fast1:fast:2:80:1 mid1:mid:2:40:1 slow1:slow:2:25")
+    if isinstance(started, str):
+        pytest.skip(f"no Slurm cluster: {started}")
+    yield started
+    started.stop()
 
 
 def pytest_collection_finish() -> None:

@@ -228,6 +228,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     refused(
         nn.Sequential(nn.Identity(), nn.ReLU(), nn.Conv2d(3, 13, 3)).double(), "has no /model/2"
     )
+    refused(nn.Sequential(nn.Conv2d(3, 13, 3)).double(), "has /model/.*, which the model does not")
     refused(network(), "state of SGD, the optimizer is AdamW", lambda m: optimizer("adamw", m))
     with pytest.raises(hetmp.HetmpError, match="there is no checkpoint"):
         hetmp.load(folder / "nothing.h5", model)

@@ -57,6 +57,6 @@ def test_the_documented_way_to_save_in_a_loop_of_ones_own(tmp_path, ranks):
 
 def test_the_readmes_commands_are_the_programs():
     text = (ROOT / "README.md").read_text()
-    for command in re.findall(r"hetmp train (--.*?)(?: +#|\n|`)", text):
+    for name, command in re.findall(r"hetmp (train|evaluate) (.*?)(?: +#|\n|`)", text):
         flags = set(re.findall(r"--[a-z-]+", command))
-        assert flags <= set(re.findall(r"--[a-z-]+", hetmp_run("train", "--help").stdout)), command
+        assert flags <= set(re.findall(r"--[a-z-]+", hetmp_run(name, "--help").stdout)), command

@@ -13,8 +13,9 @@ from torch import nn
 from hetmp import plan_from_weights
 from hetmp.channel_groups import channel_groups
 from hetmp.errors import HetmpError
+from hetmp.graph import fingerprint
 from hetmp.plan import Plan
-from hetmp.planner import Links, PlanOptions, Tables, fingerprint, make_plan, predict, summary
+from hetmp.planner import Links, PlanOptions, Tables, make_plan, predict, summary
 from hetmp.planner.counts import balanced
 from hetmp.planner.groups import group_times, group_works
 from hetmp.planner.planner import WORTH

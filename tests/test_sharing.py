@@ -11,8 +11,7 @@ import hetmp
 from hetmp.comm import AgreedError
 from hetmp.config import train_config
 from hetmp.errors import HetmpError
-from hetmp.graph import ModelGraph
-from hetmp.planner import fingerprint
+from hetmp.graph import ModelGraph, fingerprint
 from hetmp.profiling import Budget, device_title, links, profile_model
 from hetmp.train import train
 from own_network import diverging

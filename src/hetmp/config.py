@@ -4,6 +4,7 @@ The command line's flags are made from these fields, so each has one name and on
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ SCHEDULES = ("constant", "cosine", "step")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
 SAVE_ERRORS = ("stop", "continue")
+STOP_SIGNALS = ("USR1", "USR2", "TERM")
 
 CHOICES = {
     "optimizer": OPTIMIZERS,
@@ -26,6 +28,7 @@ CHOICES = {
     "device": DEVICES,
     "dtype": DTYPES,
     "on_save_error": SAVE_ERRORS,
+    "stop_signal": STOP_SIGNALS,
 }
 """The fields that take one of a few names."""
 
@@ -49,6 +52,10 @@ class TrainConfig(BaseModel):
     """A plan file (JSON) instead of weights: partitions and schemes layer by layer."""
     profile: Path | None = None
     """With weights auto: what `hetmp profile` wrote on these ranks, instead of measuring now."""
+    profiles: Path | None = None
+    """Folder of what devices were measured to take, by kind of node: kinds that are not there yet
+    are measured now and kept. Means weights auto where neither weights nor plan is given, and is
+    not used where they say."""
     profile_seconds: Positive = 10.0
     """With weights auto and no profile: how long the devices are measured."""
     batch_size: Whole = 64
@@ -106,6 +113,9 @@ class TrainConfig(BaseModel):
     """Write checkpoints while the training goes on; takes the memory of a copy."""
     on_save_error: str = "stop"
     """When a checkpoint cannot be written: stop, or continue with the last one in place."""
+    stop_signal: str = "USR2"
+    """Signal that ends a run with `--out` at the next step: it saves a checkpoint and exits with
+    75. SIGTERM does so, too."""
     resume: str | None = None
     """Go on from a checkpoint: auto (the newest sound one in out, or from the start), or its file
     or folder."""
@@ -134,6 +144,8 @@ class TrainConfig(BaseModel):
     def _one_of_two(self) -> "TrainConfig":
         if self.weights is not None and self.plan is not None:
             raise HetmpError("weights and plan both say how to cut the layers: give one of them")
+        if self.profile is not None and self.profiles is not None:
+            raise HetmpError("profile and profiles both say what devices take: give one of them")
         if self.profile is not None and self.weights != "auto":
             raise HetmpError("--profile is what --weights auto plans with: give both, or neither")
         if self.epochs is not None and self.steps is not None:
@@ -144,6 +156,21 @@ class TrainConfig(BaseModel):
             what = "checkpoint_every" if self.checkpoint_every is not None else "resume auto"
             raise HetmpError(f"{what} needs a folder for the checkpoints: give --out")
         return self
+
+    @property
+    def plans(self) -> bool:
+        """Whether the layers are planned when the run starts."""
+        unsaid = self.weights is None and self.plan is None
+        return self.weights == "auto" or (unsaid and self.profiles is not None)
+
+    def in_order(self, order: Sequence[int]) -> "TrainConfig":
+        """The same run on ranks of which the first is the present rank ``order[0]``, and so on."""
+        lists = {
+            name: tuple(told[rank] for rank in order)
+            for name in ("weights", "slowdown")
+            if isinstance(told := getattr(self, name), tuple) and len(told) == len(order)
+        }
+        return self.model_copy(update=lists)
 
     def lasting(self, steps: int) -> dict[str, Any]:
         """What must be the same when a run of *steps* steps is resumed, as plain values."""

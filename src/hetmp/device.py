@@ -6,6 +6,7 @@ import torch
 
 from hetmp.comm import Group, local_sharing
 from hetmp.errors import HetmpError
+from hetmp.slurm import gpus_per_task
 
 
 def choose_device(group: Group, wanted: str) -> torch.device:
@@ -18,10 +19,13 @@ def choose_device(group: Group, wanted: str) -> torch.device:
         wanted: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        HetmpError: on every rank, if ``cuda`` is wanted and a rank has no GPU.
+        HetmpError: on every rank, if ``cuda`` is wanted and a rank has no GPU, or if Slurm
+            promised a rank other GPUs than it is shown.
     """
     if wanted == "cpu":
         return torch.device("cpu")
+    with group.together():
+        _check_promised_gpus()
     number, sharing = local_sharing(group, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     with group.together():
@@ -33,6 +37,22 @@ def choose_device(group: Group, wanted: str) -> torch.device:
                 "ranks there, or use --device auto to let ranks without one compute on the CPU"
             )
     return torch.device("cpu")
+
+
+def shown_gpus() -> int | None:
+    """How many GPUs ``CUDA_VISIBLE_DEVICES`` shows this rank; None where it is not set."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if shown is None else len([name for name in shown.split(",") if name.strip()])
+
+
+def _check_promised_gpus() -> None:
+    promised, shown = gpus_per_task(), shown_gpus()
+    if promised is not None and shown is not None and shown != promised:
+        raise HetmpError(
+            f"Slurm promised this task {promised} GPU{'s' * (promised != 1)}, and "
+            f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} shows it {shown}: leave "
+            "that variable to srun (is it set in jobs/env.sh or a module?), or give --device cpu"
+        )
 
 
 def _used(device: torch.device) -> torch.device:

@@ -1,6 +1,6 @@
 """What a run records: a JSON-lines file, one object per step, evaluation and run.
 
-Records have a ``kind``: ``run`` (first line), ``step``, ``evaluation`` and ``end``.
+Records have a ``kind``: ``run`` (first line), ``step``, ``evaluation``, and ``end`` or ``stopped``.
 """
 
 import json
@@ -32,19 +32,28 @@ class StepClock:
         self._before = np.array(self._runtime.exchange_seconds(self._model))
         self._began = time.perf_counter()
 
-    def stop(self) -> dict[str, list[float]]:
-        """Seconds of compute, exchange and waiting of the step, by rank. Collective."""
+    def stop(self, asked: bool = False) -> tuple[dict[str, list[float]], bool]:
+        """What became of the step, on every rank the same. Collective.
+
+        Args:
+            asked: whether this rank was asked to end the run. It is told along with the times, so
+                that agreeing on it costs no message of its own.
+
+        Returns:
+            Seconds of compute, exchange and waiting, by rank; whether any rank was asked.
+        """
         elapsed = time.perf_counter() - self._began
         spent = np.array(self._runtime.exchange_seconds(self._model)) - self._before
-        told = self._runtime.group.allgather(np.append(spent, elapsed))
-        exchanges, elapsed_by_rank = told[:, :-1], told[:, -1]
+        told = self._runtime.group.allgather(np.array([*spent, elapsed, float(asked)]))
+        exchanges, elapsed_by_rank, any_asked = told[:, :-2], told[:, -2], told[:, -1].any()
         cost = exchanges.min(axis=0).sum()
         waited = exchanges.sum(axis=1) - cost
-        return {
+        seconds = {
             "compute": _rounded(elapsed_by_rank - exchanges.sum(axis=1)),
             "exchange": _rounded(np.full(len(told), cost)),
             "waiting": _rounded(waited),
         }
+        return seconds, bool(any_asked)
 
 
 def _rounded(seconds: np.ndarray) -> list[float]:

@@ -1,9 +1,10 @@
-"""How a run's work is shared: weights, a plan file, or speeds that are measured now."""
+"""How a run's work is shared: weights, a plan file, or speeds, measured now or by earlier jobs."""
 
 import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from hetmp.comm import AgreedError, Group
 from hetmp.config import TrainConfig
 from hetmp.errors import HetmpError
-from hetmp.graph import read_graph
+from hetmp.graph import fingerprint, read_graph
 from hetmp.plan import Plan
 from hetmp.slicing import Tuning
+from hetmp.slurm import node_kind
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -59,7 +61,7 @@ def share_work(
     equal = (1.0,) * group.size
     slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
     weights = equal if config.weights is None or config.weights == "auto" else config.weights
-    if config.plan is None and (config.weights != "auto" or group.size == 1):
+    if config.plan is None and (not config.plans or group.size == 1):
         return Sharing(None, weights)
     # Imported where needed: they take SciPy, whose import takes as long as a small run's start.
     from hetmp.planner import make_plan
@@ -91,20 +93,23 @@ def _profile(
     tuning: Tuning,
     slowdown: float,
 ) -> "Profile":
-    from hetmp.profiling import Budget, Profile, device_title, profile_model
+    from hetmp.profiling import Budget, Profile, device_title, profile_by_kind, profile_model
 
     if config.profile is None:
-        group.say(f"measuring the ranks for about {config.profile_seconds:g} s")
-        budget = Budget(config.profile_seconds, schemes=False)
         with group.together():
             module = outline()
-        return profile_model(
+        measure: Callable[..., Profile] = profile_model
+        if config.profiles is not None:
+            measure = partial(profile_by_kind, folder=config.profiles, kind=node_kind())
+        else:
+            group.say(f"measuring the ranks for about {config.profile_seconds:g} s")
+        return measure(
             module,
             example,
             group,
             name=config.model,
             device=device,
-            budget=budget,
+            budget=Budget(config.profile_seconds, schemes=False),
             tuning=tuning,
             slowdown=slowdown,
         )
@@ -119,8 +124,6 @@ def _profile(
 def _check_plan(
     plan: Plan, titles: list[str], outline: Callable[[], nn.Module], example: Tensor
 ) -> None:
-    from hetmp.planner import fingerprint
-
     plan.check_ranks(len(titles))
     if plan.fingerprint and plan.fingerprint != fingerprint(read_graph(outline(), example)):
         raise HetmpError(

@@ -15,15 +15,18 @@ from torch import Tensor, nn
 
 import hetmp
 from hetmp import data, models
-from hetmp.checkpoint import Cadence, Folder, Keeping, Position, RunCheckpoints, save
-from hetmp.comm import AgreedError, Group, check_world, mpi_library
+from hetmp.checkpoint import Cadence, Folder, Keeping, Position, RunCheckpoints
+from hetmp.comm import Group, arranged, check_world, mpi_library
 from hetmp.config import TrainConfig
 from hetmp.data import Dataset, Split
 from hetmp.device import choose_device, share_cores
 from hetmp.errors import HetmpError
+from hetmp.evaluation import check_output, count_correct, evaluate
+from hetmp.interruption import Interruption
 from hetmp.metrics import MetricsFile, StepClock
 from hetmp.optim import clip_grad_norm_
 from hetmp.pace import check_slowdown
+from hetmp.placement import Place, gather_places, show_placement
 from hetmp.plan import Plan
 from hetmp.progress import Progress
 from hetmp.sharing import Sharing, among_members, share_work
@@ -33,24 +36,47 @@ from hetmp.slicing.same_batch import SameBatch
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-EVALUATION_BATCH = 256
-"""Images per evaluation step; the result does not depend on it."""
-
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to: the last loss, and accuracy over all labels of the test set."""
+    """What a run came to.
+
+    Attributes:
+        steps: taken, in all.
+        loss: of the last step.
+        accuracy: over all labels of the test set, at the last evaluation.
+        stopped: whether it was asked to end before its last step.
+    """
 
     steps: int
     loss: float
     accuracy: float
+    stopped: bool = False
 
     @classmethod
     def from_rank(cls, rank: int, own: "Result", group: Group) -> "Result":
         """*rank*'s result on every rank. Collective."""
-        told = np.array([own.steps, own.loss, own.accuracy])
-        steps, loss, accuracy = group.broadcast(told, rank).tolist()
-        return cls(int(steps), loss, accuracy)
+        told = np.array([own.steps, own.loss, own.accuracy, own.stopped])
+        steps, loss, accuracy, stopped = group.broadcast(told, rank).tolist()
+        return cls(int(steps), loss, accuracy, bool(stopped))
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What this rank works with.
+
+    Attributes:
+        places: of all ranks of the job.
+        device, threads: of this rank.
+        slowdown: of this rank, on purpose.
+        interruption: whether it was asked to end the run.
+    """
+
+    places: tuple[Place, ...]
+    device: torch.device
+    threads: int
+    slowdown: float
+    interruption: Interruption
 
 
 def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
@@ -67,8 +93,27 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
             check_slowdown(config.slowdown, group.size)
         torch.manual_seed(config.seed)
         dataset = _load(config)
+    comm, order = arranged(comm, group)
+    group, config = Group(comm), config.in_order(order)
+    # Without a folder there is nothing to stop for: signals then do what they do to any program.
+    heeded = (config.stop_signal, "TERM") if config.out else ()
+    with Interruption(heeded) as interruption:
+        return _train_arranged(config, comm, group, dataset, interruption)
+
+
+def _train_arranged(
+    config: TrainConfig,
+    comm: "MPI.Intracomm | None",
+    group: Group,
+    dataset: Dataset,
+    interruption: Interruption,
+) -> Result:
+    """Train on the ranks of *comm*, of which those of a host are neighbours. Collective."""
     threads = share_cores(group)
     device = choose_device(group, config.device)
+    places = gather_places(group, device, threads)
+    if group.is_root:
+        show_placement(places)
     shape = (config.batch_size, *dataset.input_shape)
     example = torch.empty(shape, dtype=getattr(torch, config.dtype), device="meta")
 
@@ -79,9 +124,10 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
 
     sharing = share_work(config, outline, example, group, device, _tuning(config))
     slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
+    workplace = Workplace(places, device, threads, slowdown, interruption)
 
     def run(members: "MPI.Intracomm | None", plan: Plan | None) -> Result:
-        return _train(config, members, dataset, sharing, plan, device, threads, slowdown)
+        return _train(config, members, dataset, sharing, plan, workplace)
 
     if sharing.plan is None or not sharing.plan.left_out:
         return run(comm, sharing.plan)
@@ -103,15 +149,10 @@ def _train(
     dataset: Dataset,
     sharing: Sharing,
     plan: Plan | None,
-    device: torch.device,
-    threads: int,
-    slowdown: float,
+    workplace: Workplace,
 ) -> Result:
-    """Train on ranks that all take part, by their *plan* or the weights of *sharing*. Collective.
-
-    *slowdown* is this rank's.
-    """
-    group = Group(comm)
+    """Train on ranks that all take part, by *plan* or by the weights of *sharing*. Collective."""
+    group, device = Group(comm), workplace.device
     with group.together():
         dtype = getattr(torch, config.dtype)
         torch.manual_seed(config.seed)
@@ -128,8 +169,8 @@ def _train(
         tuning=_tuning(config),
     )
     del module
-    _check_output(config, model, dataset)
-    model.hetmp.group.pace.factor = slowdown
+    check_output(model.hetmp.graph.training, dataset, config.model)
+    model.hetmp.group.pace.factor = workplace.slowdown
     optimizer = _optimizer(config, model)
     steps = config.total_steps(per_epoch)
     schedule = _schedule(config, optimizer, steps)
@@ -146,13 +187,14 @@ def _train(
         MetricsFile(group, path, after=position.step) as metrics,
         Progress(group, steps, position.step) as progress,
     ):
-        metrics.write("run", **_about(config, model, whole_plan, threads), resumed=position.step)
+        about = _about(config, model, whole_plan, workplace)
+        metrics.write("run", **about, steps=steps, resumed=position.step)
         progress.begin(
             "\n".join(
                 filter(None, [sharing.told, _headline(config, model, dataset, steps), resumed])
             )
         )
-        clock = StepClock(model)
+        clock, stopping = StepClock(model), False
         epochs = config.total_epochs(per_epoch) if position.step < steps else 0
         for epoch in range(position.epoch, epochs):
             model.train()
@@ -162,7 +204,7 @@ def _train(
                 labels_alike.check(labels)
                 clock.start()
                 loss, correct = _step(config, model, optimizer, images, labels)
-                seconds = clock.stop()
+                seconds, stopping = clock.stop(workplace.interruption.asked)
                 record = {
                     "loss": loss,
                     "accuracy": correct / labels.numel(),
@@ -171,16 +213,19 @@ def _train(
                 metrics.write("step", step=position.step, epoch=epoch, **record, seconds=seconds)
                 schedule.step()
                 position.took(record, per_epoch)
+                stopping = stopping and position.step < steps
                 if not math.isfinite(loss):
                     raise HetmpError(
                         f"the loss is {loss} at step {position.step} of {steps}: lower --lr, or "
                         "use --clip"
                     )
                 progress.step(position.step, epoch, loss, len(labels))
-                if position.step == steps:
+                if position.step == steps or (stopping and position.batch):
                     break
                 if position.batch:  # at the end of an epoch it is evaluated first
                     progress.note(checkpoints.passed(position))
+            if stopping and position.batch:
+                break
             test_loss, accuracy = evaluate(model, dataset.test, dtype, device)
             record = {"step": position.step, "loss": test_loss, "accuracy": accuracy}
             metrics.write("evaluation", epoch=epoch, **record)
@@ -188,13 +233,18 @@ def _train(
             progress.evaluated(epoch, accuracy)
             if position.step < steps:
                 progress.note(checkpoints.passed(position, epoch_ended=True))
-        if config.checkpoint_every is not None:
+            if stopping:
+                break
+        if config.checkpoint_every is not None or stopping:
             progress.note(checkpoints.save(position))
         progress.note(checkpoints.finish())
-        result = Result(position.step, position.last("loss"), position.accuracy)
-        metrics.write("end", steps=result.steps, loss=result.loss, accuracy=result.accuracy)
-    if config.out:
-        _write(config, model, whole_plan, group)
+        result = Result(position.step, position.last("loss"), position.accuracy, stopping)
+        if stopping:
+            metrics.write("stopped", steps=result.steps, loss=result.loss)
+        else:
+            metrics.write("end", steps=result.steps, loss=result.loss, accuracy=result.accuracy)
+    if config.out and not stopping:
+        _write(config, checkpoints, whole_plan, position, group)
     return result
 
 
@@ -208,22 +258,6 @@ def _keeping(config: TrainConfig, group: Group) -> Keeping:
             folder.tidy()
     cadence = Cadence.parse(config.checkpoint_every) if config.checkpoint_every else None
     return Keeping(folder, cadence, config.save_behind, config.on_save_error == "stop")
-
-
-def evaluate(
-    model: SlicedModel, split: Split, dtype: torch.dtype, device: torch.device
-) -> tuple[float, float]:
-    """(mean cross-entropy, accuracy from 0 to 1) over all labels of *split*. Collective."""
-    model.eval()
-    loss, correct = 0.0, 0
-    with torch.no_grad():
-        for begin in range(0, len(split), EVALUATION_BATCH):
-            images = split.images[begin : begin + EVALUATION_BATCH].to(device, dtype)
-            labels = split.labels[begin : begin + EVALUATION_BATCH].to(device)
-            output = model(images)
-            loss += float(nn.functional.cross_entropy(output, labels, reduction="sum"))
-            correct += _correct(output, labels)
-    return loss / split.labels.numel(), correct / split.labels.numel()
 
 
 def _load(config: TrainConfig) -> Dataset:
@@ -241,28 +275,6 @@ def _build(config: TrainConfig, dataset: Dataset, group: Group) -> nn.Module:
     shipped = config.model in models.names()
     with nullcontext() if group.is_root or not shipped else torch.device("meta"):
         return models.build(config.model, dataset.input_shape, dataset.classes)
-
-
-def _check_output(config: TrainConfig, model: SlicedModel, dataset: Dataset) -> None:
-    """Refuse a network whose output does not fit the labels. It is the same on every rank."""
-    trace = model.hetmp.graph.training
-    value = trace.values.get(getattr(trace.result, "name", ""), None)
-    if value is None or not value.is_tensor:
-        raise AgreedError(
-            f"{config.model} does not return one tensor: hetmp train wants class scores; train it "
-            "in a loop of your own with hetmp.slice_model"
-        )
-    wanted = (dataset.classes, *dataset.train.labels.shape[1:])
-    given = value.shape[1:]
-    if len(given) != len(wanted) or given[1:] != wanted[1:] or (given[0] or 0) < wanted[0]:
-        raise AgreedError(
-            f"{config.model} gives {_sizes(given)} scores per image, the labels of {config.data} "
-            f"want {_sizes(wanted)}: choose a network and data for the same task"
-        )
-
-
-def _sizes(shape: tuple[int | None, ...]) -> str:
-    return "×".join(str(size) for size in shape)
 
 
 def _optimizer(config: TrainConfig, model: SlicedModel) -> torch.optim.Optimizer:
@@ -320,21 +332,20 @@ def _step(
     if config.clip is not None:
         clip_grad_norm_(model, config.clip)
     optimizer.step()
-    return float(loss.detach()), _correct(output, labels)
+    return float(loss.detach()), count_correct(output, labels)
 
 
-def _correct(output: Tensor, labels: Tensor) -> int:
-    return int((output.argmax(dim=1) == labels).sum())
-
-
-def _about(config: TrainConfig, model: SlicedModel, plan: Plan, threads: int) -> dict[str, object]:
+def _about(
+    config: TrainConfig, model: SlicedModel, plan: Plan, workplace: Workplace
+) -> dict[str, object]:
     runtime = model.hetmp
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "config": config.model_dump(mode="json"),
         "ranks": runtime.group.size,
-        "threads": threads,
+        "threads": workplace.threads,
         "host": platform.node(),
+        "placement": [place.model_dump() for place in workplace.places],
         "mpi": mpi_library(),
         "versions": {
             "hetmp": hetmp.__version__,
@@ -367,9 +378,11 @@ def count_ranks(count: int) -> str:
     return f"{count} rank" + ("s" if count != 1 else "")
 
 
-def _write(config: TrainConfig, model: SlicedModel, plan: Plan, group: Group) -> None:
+def _write(
+    config: TrainConfig, checkpoints: RunCheckpoints, plan: Plan, position: Position, group: Group
+) -> None:
     assert config.out is not None
     with group.together():
         if group.is_root:
             plan.save(config.out / "plan.json")
-    save(config.out / "model.h5", model)
+    checkpoints.save_network(config.out / "model.h5", position.step)

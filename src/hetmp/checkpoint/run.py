@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from hetmp.checkpoint.cadence import Cadence, Timer
+from hetmp.checkpoint.finding import newest_sound
 from hetmp.checkpoint.folder import Folder
 from hetmp.checkpoint.format import TRAINING
 from hetmp.checkpoint.saver import Saver
-from hetmp.checkpoint.seen import verify
 from hetmp.checkpoint.state import gather, restore
+from hetmp.checkpoint.write import Contents, write
 from hetmp.comm import AgreedError, Group
 from hetmp.errors import HetmpError
 from hetmp.plan import Plan
@@ -148,15 +149,8 @@ class RunCheckpoints:
         path = searched if given == "auto" else Path(given)
         if path is None:
             raise AgreedError("resume auto looks in the run's folder: say which with out")
-        damaged: list[str] = []
-        for file in self._candidates(path, named=given != "auto"):
-            try:
-                verify(self.group, file)
-            except HetmpError as error:
-                if file == path:
-                    raise
-                damaged.append(str(error))
-                continue
+        file, damaged = newest_sound(self.group, path, named=given != "auto")
+        if file is not None:
             position = self._taken_up(file)
             told = f"resumed from {file}: {position.step} steps, {position.epoch} whole epochs"
             return position, "\n".join([*(f"passed over: {why}" for why in damaged), told])
@@ -167,25 +161,12 @@ class RunCheckpoints:
             )
         return Position(), f"nothing to resume in {path}: starting anew"
 
-    def _candidates(self, path: Path, *, named: bool) -> list[Path]:
-        """The files to try, the best first; as rank 0 sees them. Collective."""
-        found: list[Path] = []
-        with self.group.together():
-            if self.group.is_root:
-                inside = path / "checkpoints"
-                folder = Folder(inside if inside.is_dir() else path)
-                found = [file for _, file in folder.found()]
-                if named and not path.is_dir():
-                    found = [path]
-        return [Path(name) for name in json.loads(
-            self.group.broadcast_text(json.dumps([str(file) for file in found]))
-        )]  # fmt: skip
-
     def _taken_up(self, file: Path) -> Position:
         def check(training: Mapping[str, Any]) -> None:
-            if "config" not in training:
+            if "schedule" not in training:
                 raise HetmpError(
-                    f"{file} is no checkpoint of a training run: it says no step to go on from"
+                    f"{file} is no checkpoint of a training run: it has nothing to go on with but "
+                    "the network"
                 )
             before = json.loads(training["config"])
             for name, value in self.config.items():
@@ -220,10 +201,8 @@ class RunCheckpoints:
         training = {
             **position.values(),
             "schedule": json.dumps(self.schedule.state_dict()),
-            "config": json.dumps(self.config),
         }
-        about = {"model": str(self.config.get("model", ""))}
-        contents = gather(self.model, self.optimizer, training, plan=self.plan, about=about)
+        contents = self._gathered(self.optimizer, training)
         try:
             step = position.step
             self._saver.save(folder.at(step), contents, lambda: folder.written(step))
@@ -231,6 +210,22 @@ class RunCheckpoints:
         except HetmpError as error:
             return self._failed(error)
         return ""
+
+    def save_network(self, path: Path, step: int) -> None:
+        """Write the network alone, and what it is of, after *step* steps. Collective.
+
+        Raises:
+            HetmpError: on every rank, if it cannot be written; what was at *path* stays.
+        """
+        write(self.group, path, self._gathered(None, {"step": step}))
+
+    def _gathered(
+        self, optimizer: torch.optim.Optimizer | None, training: Mapping[str, Any]
+    ) -> Contents:
+        """What a file of this run holds: it says what the run is. Collective."""
+        told = {**training, "config": json.dumps(self.config)}
+        about = {"model": str(self.config.get("model", ""))}
+        return gather(self.model, optimizer, told, plan=self.plan, about=about)
 
     def finish(self) -> str:
         """Wait for what is being written; see ``save``. Collective."""

@@ -160,6 +160,7 @@ def restore(
         with group.together():
             targets = list(_targets(model, checkpoint))
             check_targets(checkpoint, targets)
+            _check_nothing_left(model, checkpoint)
         training = read_values(group, checkpoint, TRAINING)
         extra = read_values(group, checkpoint, EXTRA)
         with group.together():
@@ -227,6 +228,18 @@ def _targets(model: SlicedModel, checkpoint: Seen) -> Iterator[Target]:
         if path not in checkpoint.stored and not entry.parameter:
             path = f"{MODEL}/{escaped(entry.name)}"  # a file that does not tell the two apart
         yield Target(path, tuple(entry.shape), entry.state, tensors[entry.name])
+
+
+def _check_nothing_left(model: SlicedModel, checkpoint: Seen) -> None:
+    """Refuse a checkpoint of a larger model, of which this one would be a part."""
+    known = {escaped(entry.name) for entry in model.hetmp.table.values() if entry.persistent}
+    for folder in (MODEL, BUFFERS):
+        for name in under(checkpoint.stored, folder):
+            if name not in known:
+                raise HetmpError(
+                    f"the checkpoint has /{folder}/{name}, which the model does not: it is of "
+                    "another model"
+                )
 
 
 def _tensors(model: SlicedModel) -> Iterator[Item]:

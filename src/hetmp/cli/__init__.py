@@ -1,5 +1,17 @@
 """The commands: parsing and printing only."""
 
-from hetmp.cli.program import main
+import sys
+
+from hetmp.interruption import heed_early
+
+
+def main() -> None:
+    """The program ``hetmp``."""
+    if "train" in sys.argv[1:2]:
+        heed_early()  # the imports take many seconds on a slow node
+    from hetmp.cli.program import main as run
+
+    run()
+
 
 __all__ = ["main"]

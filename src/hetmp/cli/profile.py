@@ -1,5 +1,7 @@
 """``hetmp profile``."""
 
+from pathlib import Path
+
 import click
 
 from hetmp.cli.options import Numbers, check_folder, image_sizes
@@ -40,7 +42,17 @@ from hetmp.errors import HetmpError
     help="Test aid: how many times slower each rank behaves than it is.",
 )
 @click.option(
-    "--out", type=click.Path(), default="profile.json", show_default=True, help="File to write."
+    "--out",
+    type=click.Path(),
+    help="File to write (default: profile.json, or no file with --keep).",
+)
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False),
+    help="Folder of profiles by kind of node, as 'hetmp train --profiles' reads it.",
+)
+@click.option(
+    "--kind", help="Of all these nodes, with --keep (default: what Slurm or the host says)."
 )
 @click.option("--show", type=click.Path(), help="Show a profile instead of measuring one.")
 def profile(
@@ -53,18 +65,22 @@ def profile(
     seconds: float,
     filters_only: bool,
     slowdown: tuple[float, ...] | None,
-    out: str,
+    out: str | None,
+    keep: str | None,
+    kind: str | None,
     show: str | None,
 ) -> None:
     """Measure a network's operations on every rank, and the links.
 
     MODEL is a name (see 'hetmp models') or package.module:function for your own. Start it with
     the ranks that will train, and with the batch size and precision of the training; 'hetmp plan'
-    and 'hetmp train --weights auto --profile FILE' use what it writes.
+    and 'hetmp train --weights auto --profile FILE' use what it writes. With --keep, what each kind
+    of node takes is kept for later jobs on any mix of these kinds.
 
     \b
     Examples:
       mpirun -n 3 hetmp profile resnet18 --shape 3,32,32 --batch-size 100
+      mpirun -n 3 hetmp profile resnet18 --shape 3,32,32 --keep profiles
       hetmp profile --show profile.json
     """
     import torch
@@ -73,9 +89,12 @@ def profile(
     from hetmp import models
     from hetmp.comm import check_world
     from hetmp.device import choose_device, share_cores
+    from hetmp.graph import read_graph
     from hetmp.pace import check_slowdown
     from hetmp.planner.render import render_profile
-    from hetmp.profiling import Budget, Profile, profile_model
+    from hetmp.profiling import Budget, Library, Profile, Task, keep_kinds, profile_model
+    from hetmp.slicing import Tuning
+    from hetmp.slurm import node_kind
 
     if (model is None) == (show is None):
         raise HetmpError("give either a MODEL to measure or --show FILE, one of them")
@@ -85,6 +104,10 @@ def profile(
         Console().print(render_profile(kept))
         return
     assert model is not None
+    if kind is not None and keep is None:
+        raise HetmpError("--kind names the nodes in the folder of --keep: give both, or neither")
+    if out is None and keep is None:
+        out = "profile.json"
     input_shape, count = image_sizes(model, shape, classes)
     group = Group()
     with group.together():
@@ -93,12 +116,21 @@ def profile(
             check_slowdown(slowdown, group.size)
         if batch_size < 1:
             raise HetmpError(f"a batch has 1 image or more, got {batch_size}")
-        if group.is_root:
+        if group.is_root and out is not None:
             check_folder(out)
         with torch.device("meta"):
             module = models.build(model, input_shape, count).to(getattr(torch, dtype))
+            example = torch.empty((batch_size, *input_shape), dtype=getattr(torch, dtype))
+        if keep is not None:
+            task = Task.of(model, read_graph(module, example), example, Tuning())
+            library, own_kind = Library(Path(keep), task), kind or node_kind()
+    if keep is not None:
+        kinds = group.gather_texts(own_kind)
+        with group.together():
+            if group.is_root:
+                for one in set(kinds):
+                    library.check_writable(one)
     share_cores(group)
-    example = torch.empty((batch_size, *input_shape), dtype=getattr(torch, dtype), device="meta")
     try:
         found = profile_model(
             module,
@@ -114,9 +146,12 @@ def profile(
         raise
     except Exception as error:
         group.fail(error)
+    written = keep_kinds(library, group, kinds, found) if keep is not None else []
     with group.together():
-        if group.is_root:
+        if group.is_root and out is not None:
             found.save(out)
+            written.append(Path(out))
     if group.is_root:
         Console().print(render_profile(found))
-        click.echo(f"wrote {out}")
+        for path in written:
+            click.echo(f"wrote {path}")

@@ -1,6 +1,6 @@
 """The program ``hetmp``: its commands, and how it ends.
 
-Exit codes: 0 done, 1 the job failed, 2 bad input.
+Exit codes: 0 done, 1 the job failed, 2 bad input, 75 a run was asked to end and can be resumed.
 """
 
 import contextlib
@@ -13,11 +13,14 @@ import click
 
 import hetmp
 from hetmp.cli.bench import bench
+from hetmp.cli.doctor import doctor
+from hetmp.cli.evaluate import evaluate
 from hetmp.cli.explain import explain
 from hetmp.cli.inspect import inspect
 from hetmp.cli.models import models
 from hetmp.cli.plan import plan
 from hetmp.cli.profile import profile
+from hetmp.cli.submit import submit
 from hetmp.cli.train import train_command
 from hetmp.cli.transfer import export_command, import_command
 from hetmp.comm import speaks_first
@@ -72,10 +75,13 @@ for command in (
     profile,
     plan,
     train_command(),
+    submit,
+    evaluate,
     inspect,
     export_command,
     import_command,
     bench,
+    doctor,
 ):
     commands.add_command(command)
 

@@ -7,6 +7,7 @@ import click
 
 from hetmp.cli.options import Numbers, Weights
 from hetmp.comm import AgreedError, Group
+from hetmp.interruption import EXIT_CODE
 
 
 def _train(**values: Any) -> None:
@@ -22,6 +23,12 @@ def _train(**values: Any) -> None:
         raise
     except Exception as error:
         group.fail(error)
+    if result.stopped:
+        group.say(
+            f"stopped after step {result.steps}, as asked by a signal; the run goes on from "
+            f"{config.out} with --resume auto"
+        )
+        raise SystemExit(EXIT_CODE)
     group.say(
         f"{100 * result.accuracy:.2f} % test accuracy after {result.steps} steps on "
         f"{count_ranks(group.size)}"

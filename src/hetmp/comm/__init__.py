@@ -5,9 +5,9 @@ commands for login nodes never start MPI.
 """
 
 from hetmp.comm.group import AgreedError, Group
-from hetmp.comm.hosts import local_sharing
+from hetmp.comm.hosts import arranged, hosts, local_sharing, side_by_side
 from hetmp.comm.launch import check_world, launched, speaks_first
-from hetmp.comm.library import mpi_library
+from hetmp.comm.library import mpi_library, mpi_vendor, thread_level
 from hetmp.comm.shared_memory import SharedMemory
 from hetmp.comm.stand_ins import LoneGroup, RehearsalGroup
 
@@ -17,9 +17,14 @@ __all__ = [
     "LoneGroup",
     "RehearsalGroup",
     "SharedMemory",
+    "arranged",
     "check_world",
+    "hosts",
     "launched",
     "local_sharing",
     "mpi_library",
+    "mpi_vendor",
+    "side_by_side",
     "speaks_first",
+    "thread_level",
 ]

@@ -6,6 +6,7 @@ import sys
 from hetmp.comm.group import Group
 from hetmp.comm.library import mpi, mpi_library
 from hetmp.errors import HetmpError
+from hetmp.slurm import component_tasks
 
 
 def launched() -> tuple[int, int] | None:
@@ -34,17 +35,29 @@ def speaks_first() -> bool:
 
 
 def check_world(group: Group) -> None:
-    """Refuse a job whose launcher started P lonely worlds of one rank each.
+    """Refuse a world that is not what the launcher or Slurm started.
+
+    *group* is of all ranks of ``MPI.COMM_WORLD``.
 
     Raises:
-        HetmpError: the launcher says that it started more ranks than this world has.
+        HetmpError: P lonely worlds of one rank each, or a part of a heterogeneous job only.
     """
-    told = launched()
-    if told is None or group.size > 1 or told[1] <= 1:
-        return
-    raise HetmpError(
-        f"the launcher started {told[1]} processes, but MPI sees {told[1]} separate worlds of 1 "
-        f"rank: it does not fit this MPI library ({mpi_library()}). With srun use --mpi=pmix for "
-        "Open MPI or --mpi=pmi2 for MPICH; with mpirun use the one that belongs to the library "
-        "(.venv/bin/mpirun in a checkout)"
-    )
+    told, tasks = launched(), component_tasks()
+    if told is not None and told[1] > 1 and group.size == 1:
+        raise HetmpError(
+            f"the launcher started {told[1]} processes, but MPI sees {told[1]} separate worlds of "
+            f"1 rank: it does not fit this MPI library ({mpi_library()}). With srun use "
+            "--mpi=pmix for Open MPI or --mpi=pmi2 for MPICH (hetmp doctor --srun-mpi says which); "
+            "with mpirun use the one that belongs to the library (.venv/bin/mpirun in a checkout)"
+        )
+    if told is not None and told[1] != group.size:
+        raise HetmpError(
+            f"the launcher started {told[1]} processes, MPI sees {group.size} ranks: start all of "
+            "them with one srun or one mpirun"
+        )
+    if tasks and group.size < sum(tasks):
+        raise HetmpError(
+            f"this heterogeneous job has {sum(tasks)} tasks in {len(tasks)} components, MPI sees "
+            f"{group.size}: mpirun, and srun without --het-group, start the first component only. "
+            f"Use srun --het-group=0-{len(tasks) - 1}"
+        )

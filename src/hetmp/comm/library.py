@@ -10,8 +10,17 @@ from hetmp.errors import HetmpError
 
 def mpi() -> Any:
     """``mpi4py.MPI``, with MPI started."""
-    started_by_user = "mpi4py.MPI" in sys.modules
-    if not started_by_user:
+    library = _loaded()
+    if not library.Is_initialized():
+        _refuse_misfit(library.Get_library_version())
+        library.Init_thread(library.THREAD_MULTIPLE)
+        atexit.register(_finalize)
+    return library
+
+
+def _loaded() -> Any:
+    """``mpi4py.MPI``; started only if the user's own program imported it before."""
+    if "mpi4py.MPI" not in sys.modules:
         import mpi4py
 
         mpi4py.rc.initialize = False
@@ -19,10 +28,6 @@ def mpi() -> Any:
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     from mpi4py import MPI
 
-    if not started_by_user:
-        _refuse_misfit(MPI.Get_library_version())
-        MPI.Init_thread(MPI.THREAD_MULTIPLE)
-        atexit.register(_finalize)
     return MPI
 
 
@@ -43,7 +48,29 @@ def _refuse_misfit(library: str) -> None:
         )
 
 
+def mpi_vendor() -> str:
+    """Whose MPI library this is, for example ``MPICH`` or ``Open MPI``. Does not start it.
+
+    Raises:
+        HetmpError: there is none that can be loaded.
+    """
+    try:
+        return str(_loaded().get_vendor()[0])
+    except (ImportError, RuntimeError) as error:
+        raise HetmpError(
+            f"no MPI library can be loaded ({error}): make setup installs one"
+        ) from error
+
+
 def mpi_library() -> str:
-    """The MPI library in use, for example ``MPICH 5.0.2``."""
-    name, version = mpi().get_vendor()
+    """The MPI library in use, for example ``MPICH 5.0.2``. Does not start it."""
+    name, version = _loaded().get_vendor()
     return f"{name} {'.'.join(str(part) for part in version)}"
+
+
+def thread_level() -> str:
+    """How many threads may call MPI at once: single, funneled, serialized or multiple."""
+    library = mpi()
+    names = ("single", "funneled", "serialized", "multiple")
+    levels = [getattr(library, f"THREAD_{name.upper()}") for name in names]
+    return names[levels.index(library.Query_thread())]

@@ -1,8 +1,18 @@
 """A user's ``nn.Module`` -> ordered operations: read through torch.fx, on tensors without data."""
 
-from hetmp.graph.graph import ModelGraph, Node, Trace, place
+from hetmp.graph.graph import ModelGraph, Node, Trace, fingerprint, place
 from hetmp.graph.inputs import Inputs
 from hetmp.graph.read import read_graph, skeleton_of
 from hetmp.graph.tracing import leaf
 
-__all__ = ["Inputs", "ModelGraph", "Node", "Trace", "leaf", "place", "read_graph", "skeleton_of"]
+__all__ = [
+    "Inputs",
+    "ModelGraph",
+    "Node",
+    "Trace",
+    "fingerprint",
+    "leaf",
+    "place",
+    "read_graph",
+    "skeleton_of",
+]

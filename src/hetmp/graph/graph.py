@@ -1,5 +1,6 @@
 """What is known of a module: its operations in the order in which they run."""
 
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,6 +156,12 @@ class ModelGraph:
                 f"{'layer' if node.call.layer is not None else 'operation'} {node.place} cannot be "
                 f"sliced: {node.reason} (strict: it may not be computed whole)"
             )
+
+
+def fingerprint(graph: ModelGraph) -> str:
+    """What tells one model from another: its operations and their sizes, as a short text."""
+    lines = [f"{node.path} {node.call.signature}" for node in graph.training.nodes]
+    return f"{zlib.crc32(chr(10).join(lines).encode()):08x}"
 
 
 def _asks_for_kind(node: Node) -> bool:

@@ -1,6 +1,6 @@
 """Choosing a plan from measured times: ``make_plan``."""
 
-from hetmp.planner.planner import Planned, PlanOptions, fingerprint, make_plan, summary
+from hetmp.planner.planner import Planned, PlanOptions, make_plan, summary
 from hetmp.planner.predict import LayerPrediction, Prediction, predict
 from hetmp.planner.tables import Links, Tables
 
@@ -11,7 +11,6 @@ __all__ = [
     "Planned",
     "Prediction",
     "Tables",
-    "fingerprint",
     "make_plan",
     "predict",
     "summary",

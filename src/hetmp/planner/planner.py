@@ -1,7 +1,6 @@
 """``make_plan``: profile and graph -> the plan with the least predicted time of a step."""
 
 import json
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,7 +9,7 @@ import numpy as np
 
 from hetmp.channel_groups import channel_groups, plan_from_shares
 from hetmp.errors import HetmpError
-from hetmp.graph import ModelGraph
+from hetmp.graph import ModelGraph, fingerprint
 from hetmp.ops import Scheme
 from hetmp.partition import Partition, apportion
 from hetmp.plan import Plan
@@ -356,12 +355,6 @@ def summary(planned: Planned) -> str:
         ],
     }
     return json.dumps(told, indent=1)
-
-
-def fingerprint(graph: ModelGraph) -> str:
-    """What tells one model from another: its operations and their sizes, as a short text."""
-    lines = [f"{node.path} {node.call.signature}" for node in graph.training.nodes]
-    return f"{zlib.crc32(chr(10).join(lines).encode()):08x}"
 
 
 def _bracket(seconds: Callable[[int], float], ranks: int) -> list[int]:

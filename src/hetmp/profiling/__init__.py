@@ -1,5 +1,10 @@
-"""Measuring the devices and the links between them: ``profile_model`` -> ``Profile``."""
+"""Measuring the devices and the links between them: ``profile_model`` -> ``Profile``.
 
+Or, in part, taking them from what earlier jobs kept: ``profile_by_kind``.
+"""
+
+from hetmp.profiling.kinds import keep_kinds, profile_by_kind
+from hetmp.profiling.library import Library, Task
 from hetmp.profiling.measure import GRID, Budget
 from hetmp.profiling.profile import (
     OPTIMIZER,
@@ -9,7 +14,7 @@ from hetmp.profiling.profile import (
     Profile,
     WorkTimes,
 )
-from hetmp.profiling.run import device_title, profile_model
+from hetmp.profiling.run import device_title, profile_links, profile_model
 from hetmp.profiling.work import Kind, step_work
 
 __all__ = [
@@ -19,10 +24,15 @@ __all__ = [
     "Budget",
     "DeviceProfile",
     "Kind",
+    "Library",
     "LinkTimes",
     "Profile",
+    "Task",
     "WorkTimes",
     "device_title",
+    "keep_kinds",
+    "profile_by_kind",
+    "profile_links",
     "profile_model",
     "step_work",
 ]

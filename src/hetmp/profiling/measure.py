@@ -26,7 +26,7 @@ from hetmp.graph import ModelGraph
 from hetmp.ops import Mixing, Scheme
 from hetmp.partition import Partition
 from hetmp.plan import Plan
-from hetmp.profiling.machine import free_memory, quota_period
+from hetmp.profiling.machine import quota_period
 from hetmp.profiling.profile import OPTIMIZER, THOUSANDTHS, WorkTimes
 from hetmp.profiling.stopwatch import OTHER, StepTimes, Stopwatch
 from hetmp.profiling.work import Kind, step_work
@@ -90,6 +90,7 @@ class ShareMeter:
     Args:
         graph: of the model.
         example: the arguments of a call, with the batch that is to be measured.
+        memory: bytes that this rank may use; 0 where nobody tells.
         slowdown: see ``pace.py``.
     """
 
@@ -99,6 +100,7 @@ class ShareMeter:
         example: Any,
         device: torch.device,
         tuning: Tuning,
+        memory: int,
         slowdown: float = 1.0,
     ) -> None:
         self.graph, self.device, self.tuning = graph, device, tuning
@@ -110,7 +112,7 @@ class ShareMeter:
         self.rests: list[float] = []
         self.handlings: list[float] = []
         self.window = PERIODS * quota_period()
-        self.memory = free_memory(device)
+        self.memory = memory
         self.seconds: dict[float, float] = {}
         self.needs: dict[float, float] = {}
         self.most = math.inf

@@ -14,9 +14,9 @@ from hetmp.comm import Group, local_sharing, mpi_library
 from hetmp.errors import HetmpError
 from hetmp.graph import ModelGraph, read_graph
 from hetmp.profiling.links import exchanged_shapes, measure_links
-from hetmp.profiling.machine import device_name
+from hetmp.profiling.machine import device_name, free_memory
 from hetmp.profiling.measure import Budget, ShareMeter
-from hetmp.profiling.profile import DeviceProfile, Profile, title_of
+from hetmp.profiling.profile import DeviceProfile, LinkTimes, Profile, title_of
 from hetmp.schedule import make_schedule
 from hetmp.slicing import Tuning
 
@@ -53,13 +53,11 @@ def profile_model(
         HetmpError: on every rank, for a model that cannot be sliced.
     """
     budget, tuning, device = budget or Budget(), tuning or Tuning(), torch.device(device)
+    memory = free_for_rank(group, device)
     with group.together():
         graph = read_graph(module, example_input)
-        meter = ShareMeter(graph, example_input, device, tuning, slowdown)
+        meter = ShareMeter(graph, example_input, device, tuning, memory, slowdown)
         batch_size, dtype = _batch(example_input)
-    # What is free on a host, or on a GPU, is for all ranks that compute there.
-    _, sharing = local_sharing(group, str(device))
-    meter.memory //= sharing
     told("measuring the devices")
     with group.together():
         meter.run(budget)
@@ -75,14 +73,13 @@ def profile_model(
         threads=_threads(device),
         slowdown=slowdown,
         versions={"torch": version("torch"), "mpi": mpi_library()},
-        memory=meter.memory,
+        memory=memory,
         rest=meter.rest,
         handling=meter.handling,
         works=meter.works(),
     )
     told("measuring the links")
-    shapes = _shapes(graph, group.size, batch_size)
-    links = measure_links(group, shapes, dtype, device, tuning)
+    links = profile_links(graph, example_input, group, device=device, tuning=tuning)
     devices = [
         DeviceProfile.model_validate_json(t) for t in group.gather_texts(own.model_dump_json())
     ]
@@ -95,6 +92,42 @@ def profile_model(
         devices=tuple(devices),
         links=links,
     )
+
+
+def profile_links(
+    graph: ModelGraph,
+    example_input: Any,
+    group: Group,
+    *,
+    device: torch.device,
+    tuning: Tuning,
+) -> tuple[LinkTimes, ...]:
+    """Measure what a model's exchanges take between the ranks; none of one rank. Collective.
+
+    Takes seconds. The arguments are as in ``profile_model``.
+
+    Returns:
+        The same on every rank.
+
+    Raises:
+        HetmpError: on every rank, for an example without a batch.
+    """
+    with group.together():
+        batch_size, dtype = _batch(example_input)
+        schedule = make_schedule(graph, plan_from_weights(graph, [1.0] * group.size))
+        shapes = exchanged_shapes(schedule.training, batch_size)
+    return measure_links(group, shapes, dtype, device, tuning)
+
+
+def free_for_rank(group: Group, device: torch.device) -> int:
+    """Bytes that are free for this rank now; 0 where nobody tells. Collective.
+
+    What is free on a host, or on a GPU, is divided equally among the ranks that compute there.
+    """
+    with group.together():
+        free = free_memory(device)
+    _, sharing = local_sharing(group, str(device))
+    return free // sharing
 
 
 def device_title(device: torch.device, slowdown: float = 1.0) -> str:
@@ -112,8 +145,3 @@ def _batch(example: Any) -> tuple[int, torch.dtype]:
         if isinstance(item, Tensor) and item.is_floating_point() and item.dim():
             return int(item.shape[0]), item.dtype
     raise HetmpError("the example has no floating-point tensor whose first axis is the batch")
-
-
-def _shapes(graph: ModelGraph, ranks: int, batch_size: int) -> list[tuple[int, ...]]:
-    schedule = make_schedule(graph, plan_from_weights(graph, [1.0] * ranks))
-    return exchanged_shapes(schedule.training, batch_size)

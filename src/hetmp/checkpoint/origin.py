@@ -1,0 +1,65 @@
+"""What a checkpoint says of the run that it is of."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hetmp.checkpoint.catalog import under
+from hetmp.checkpoint.format import MODEL, TRAINING
+from hetmp.checkpoint.read import read_values
+from hetmp.checkpoint.seen import Seen, seen
+from hetmp.comm import Group
+from hetmp.errors import HetmpError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint comes from, as far as it says.
+
+    Attributes:
+        config: the run's settings; empty where the file has none.
+        step: steps taken; None where the file does not say.
+        dtype: of the network's parameters, by torch's name.
+    """
+
+    config: Mapping[str, Any]
+    step: int | None
+    dtype: str
+
+
+def read_origin(group: Group, file: Path) -> Origin:
+    """The origin of a checkpoint, on every rank; digests are not looked at. Collective.
+
+    Raises:
+        HetmpError: on every rank: a file that is no checkpoint, or one without a network.
+    """
+    with seen(group, file) as checkpoint:
+        training = read_values(group, checkpoint, TRAINING)
+        with group.together():
+            step = training.get("step")
+            return Origin(
+                _config(training, file),
+                step if isinstance(step, int) else None,
+                _dtype(checkpoint, file),
+            )
+
+
+def _config(training: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(training.get("config", "{}"))
+    except (TypeError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise HetmpError(f"{file}: /{TRAINING}/config is no JSON object: this is no sound file")
+    return config
+
+
+def _dtype(checkpoint: Seen, file: Path) -> str:
+    """That of the first parameter of real numbers: a network computes in one."""
+    dtypes = (stored.dtype for stored in under(checkpoint.stored, MODEL).values())
+    found = next((dtype for dtype in dtypes if "float" in dtype), None)
+    if found is None:
+        raise HetmpError(f"{file} holds no network: /{MODEL} has no parameter")
+    return found

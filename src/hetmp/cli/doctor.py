@@ -1,0 +1,46 @@
+"""``hetmp doctor``."""
+
+import click
+
+
+@click.command()
+@click.option(
+    "--srun-mpi", is_flag=True, help="Print only what srun --mpi= must be given here, for scripts."
+)
+def doctor(srun_mpi: bool) -> None:
+    """Look whether everything is in place for ranks to work together.
+
+    Started alone it looks at this machine; with mpirun or srun, at the ranks, too. A line for each
+    thing, with a remedy where something is off; exits with 1 if something is.
+
+    \b
+    Examples:
+      hetmp doctor
+      mpirun -n 3 hetmp doctor
+      srun --mpi=$(hetmp doctor --srun-mpi) -n 3 hetmp doctor
+    """
+    if srun_mpi:
+        from hetmp.comm import mpi_vendor
+        from hetmp.slurm import chosen_mpi_type
+
+        click.echo(chosen_mpi_type(mpi_vendor()))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from hetmp.doctor import examine
+
+    findings = examine()
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        table.add_row(
+            "[red]off[/]" if finding.remedy else "[green]ok[/]", finding.what, finding.found
+        )
+        if finding.remedy:
+            table.add_row("", "", f"remedy: {finding.remedy}")
+    Console().print(table)
+    if any(finding.remedy for finding in findings):
+        raise SystemExit(1)

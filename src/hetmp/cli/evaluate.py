@@ -1,0 +1,78 @@
+"""``hetmp evaluate``."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hetmp.cli.options import Numbers, check_folder
+from hetmp.comm import AgreedError, Group
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--weights", type=Numbers(float, "numbers"), help="Relative speeds, one per rank.")
+@click.option("--plan", type=click.Path(), help="A plan file (JSON) instead of weights.")
+@click.option("--model", help="Network by name, or package.module:function for your own.")
+@click.option("--data", help="Data set by name, of which the test images are taken.")
+@click.option("--shape", type=Numbers(int, "integers"), help="Of a synthetic image.")
+@click.option("--classes", type=click.INT, help="Of synthetic data: how many classes.")
+@click.option("--samples", type=click.INT, help="Of synthetic data: how many training images.")
+@click.option("--batch-size", type=click.INT, help="Images per evaluation step (default: 256).")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the ranks compute.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--out", type=click.Path(), help="File for the same JSON.")
+def evaluate(checkpoint: str, as_json: bool, out: str | None, **given: Any) -> None:
+    """Loss and accuracy of a checkpoint on the test set.
+
+    CHECKPOINT is a file, or a run's folder: its model.h5 is taken, else its newest sound
+    checkpoint. Start it with any ranks: the figures are the same. What 'hetmp train' writes says
+    its network and data; for other files, say --model and --data. A network of your own always
+    takes --model, so that no file chooses which code is run.
+
+    \b
+    Examples:
+      hetmp evaluate runs/demo
+      hetmp evaluate runs/long/checkpoints/latest.h5 --json
+      mpirun -n 3 hetmp evaluate runs/demo --weights 70,25,5
+      hetmp evaluate mine.h5 --model mymodels:build --data digits
+    """
+    from hetmp.evaluation import evaluate_checkpoint
+    from hetmp.train import count_ranks
+
+    group = Group()
+    with group.together():
+        if out is not None and group.is_root:
+            check_folder(out)
+    try:
+        found = evaluate_checkpoint(Path(checkpoint), given)
+    except AgreedError:
+        raise
+    except Exception as error:
+        group.fail(error)
+    told = asdict(found)
+    if not math.isfinite(found.loss):
+        told["loss"] = None  # JSON has no word for it
+    text = json.dumps(told, indent=1)
+    with group.together():
+        if out is not None and group.is_root:
+            Path(out).write_text(text + "\n")
+    if as_json:
+        group.say(text)
+        return
+    for why in found.passed_over:
+        group.say(f"passed over: {why}")
+    steps = "" if found.steps is None else f" ({found.steps} steps)"
+    group.say(
+        f"{100 * found.accuracy:.2f} % test accuracy, loss {found.loss:.4f}, over {found.images} "
+        f"images, on {count_ranks(found.ranks)}: {found.file}{steps}"
+    )

@@ -1,0 +1,24 @@
+"""Slurm, as a job sees it from inside and a login node from outside. Neither MPI nor torch."""
+
+from hetmp.slurm.commands import available, called
+from hetmp.slurm.job import (
+    component_tasks,
+    gpus_per_task,
+    inside_job,
+    node_kind,
+    safe_name,
+)
+from hetmp.slurm.mpi_types import chosen_mpi_type, fitting, offered_mpi_types
+
+__all__ = [
+    "available",
+    "called",
+    "chosen_mpi_type",
+    "component_tasks",
+    "fitting",
+    "gpus_per_task",
+    "inside_job",
+    "node_kind",
+    "offered_mpi_types",
+    "safe_name",
+]

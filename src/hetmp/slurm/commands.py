@@ -1,0 +1,38 @@
+"""Running Slurm's own commands."""
+
+import shutil
+import subprocess
+
+from hetmp.errors import HetmpError
+
+SECONDS = 60
+"""How long a command may take: a busy controller answers late."""
+
+
+def available(command: str = "srun") -> bool:
+    """Whether Slurm's commands are on this machine."""
+    return shutil.which(command) is not None
+
+
+def called(*command: str) -> str:
+    """What a command of Slurm's prints.
+
+    Raises:
+        HetmpError: it is not there, takes too long, or fails: with its own words.
+    """
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL
+        )
+    except FileNotFoundError:
+        raise HetmpError(
+            f"{command[0]} is not on this machine: is this a login node of a Slurm cluster? "
+            "Without Slurm, jobs/mpirun.sh starts the same runs"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise HetmpError(f"{command[0]} gave no answer within {SECONDS} s: try again") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise HetmpError(f"{command[0]} failed: {'; '.join(said[-2:])}")
+    # `srun --mpi=list` answers on stderr.
+    return done.stdout or done.stderr

@@ -1,0 +1,133 @@
+"""Watching a job from the login node: its state, and what its run records."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from hetmp.errors import HetmpError
+from hetmp.slurm import called
+from hetmp.submit.send import Submitted
+
+POLL_SECONDS = 2.0
+"""How often Slurm is asked: often enough to watch, seldom enough for a busy controller."""
+
+WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED"}
+ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "TIMEOUT",
+}  # fmt: skip
+
+
+class Records:
+    """The records of a metrics file as they come, also when a resumed run replaces the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+        self._read = 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """Those that have come since the last call; of a replaced file, those that were added."""
+        try:
+            with self._path.open("rb") as file:
+                content = file.read()
+                number = self._path.stat().st_ino
+        except OSError:  # not there yet
+            return
+        if self._file is not None and number != self._file:
+            # It repeats what it told up to the checkpoint, and goes on with a `run` record.
+            self._read = max(0, content.rfind(b'{"kind": "run"'))
+        self._file = number
+        whole = content.rfind(b"\n") + 1
+        told, self._read = content[self._read : whole], max(self._read, whole)
+        for line in told.splitlines():
+            yield json.loads(line)
+
+
+def job_state(number: int) -> tuple[str, str]:
+    """(state, reason or nodes) of a job; ``("", "")`` when Slurm has forgotten it."""
+    try:
+        shown = called("scontrol", "show", "job", "--oneliner", str(number))
+    except HetmpError as error:
+        if "Invalid job id" in str(error):
+            return "", ""
+        raise
+    # Of a heterogeneous job's components the first comes first.
+    told = dict(re.findall(r"(\w+)=(\S+)", shown.splitlines()[0]))
+    state = told.get("JobState", "")
+    return state, told.get("Reason" if state in WAITING else "NodeList", "")
+
+
+def follow(job: Submitted, console: Console | None = None) -> str:
+    """Show a job's progress until it ends; returns its last state, as Slurm calls it.
+
+    On a terminal it is a bar, elsewhere a line per evaluation.
+
+    Raises:
+        HetmpError: Slurm gives no answer.
+    """
+    console = console or Console()
+    records = Records(job.run / "metrics.jsonl")
+    last, state = ("", ""), ""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        bar = progress.add_task("", total=None, visible=False)
+        while True:
+            now = job_state(job.number)
+            for record in records.new():
+                _show(record, progress, bar)
+            if now != last:
+                console.print(_told(job, *now), highlight=False)
+                last = now
+            state = now[0] or state
+            if not now[0] or now[0] in ENDED:
+                break
+            time.sleep(POLL_SECONDS)
+    if state not in ("COMPLETED", "") and job.log.is_file():
+        console.print(f"the end of {job.log}:")
+        lines = job.log.read_text(errors="replace").splitlines()
+        console.print("\n".join(lines[-15:]), markup=False, highlight=False)
+    return state
+
+
+def _told(job: Submitted, state: str, more: str) -> str:
+    if state in WAITING:
+        why = "" if more in ("", "None", "(null)") else f" ({more})"
+        return f"job {job.number} waits{why}"
+    if state == "RUNNING":
+        return f"job {job.number} runs on {more}; log: {job.log}"
+    return f"job {job.number}: {state.lower().replace('_', ' ') or 'forgotten by Slurm'}"
+
+
+def _show(record: dict[str, Any], progress: Progress, bar: Any) -> None:
+    say = progress.console.print
+    if record["kind"] == "run":
+        progress.update(bar, total=record.get("steps"), completed=record["resumed"], visible=True)
+        say(
+            f"{record['config']['model']} on {record['config']['data']}, {record['ranks']} "
+            f"rank{'s' * (record['ranks'] != 1)}"
+            + (f", resumed after step {record['resumed']}" if record["resumed"] else ""),
+            highlight=False,
+        )
+    elif record["kind"] == "step":
+        progress.update(bar, completed=record["step"] + 1, description=f"loss {record['loss']:.4f}")
+    elif record["kind"] == "evaluation":
+        say(
+            f"epoch {record['epoch'] + 1:3}  step {record['step']:5}  loss {record['loss']:.4f}  "
+            f"test {100 * record['accuracy']:5.2f} %",
+            highlight=False,
+        )
+    elif record["kind"] == "stopped":
+        say(f"stopped after step {record['steps']}, before the time is up", highlight=False)
