@@ -45,9 +45,10 @@ class TrainConfig(BaseModel):
     """Network by name (see `hetmp models`), or package.module:function for your own."""
     data: str
     """Data set by name: digits, digits-segmentation (real images, in the box) or synthetic."""
-    weights: tuple[float, ...] | Literal["auto"] | None = None
-    """Relative speeds, one per rank, for example 70,25,5, or a file of them; equal if not given.
-    auto: measured, and the layers planned (see `hetmp profile` and `hetmp plan`)."""
+    weights: tuple[float, ...] | Literal["auto", "equal"] | None = None
+    """Relative speeds, one per rank, for example 70,25,5, or a file of them; equal for as many
+    ranks as there are, which is the default. auto: measured, and the layers planned (see
+    `hetmp profile` and `hetmp plan`)."""
     plan: Path | None = None
     """A plan file (JSON) instead of weights: partitions and schemes layer by layer."""
     profile: Path | None = None
@@ -123,7 +124,7 @@ class TrainConfig(BaseModel):
     @field_validator("weights")
     @classmethod
     def _weights_can_be_used(cls, weights: Any) -> Any:
-        if weights is not None and weights != "auto":
+        if weights is not None and not isinstance(weights, str):
             checked_weights(weights)
         return weights
 

@@ -6,14 +6,14 @@ import torch
 
 from hetmp.comm import Group, local_sharing
 from hetmp.errors import HetmpError
-from hetmp.slurm import gpus_per_task
+from hetmp.slurm import cpus_per_task, gpus_per_task
 
 
 def choose_device(group: Group, wanted: str) -> torch.device:
     """One GPU per rank of a host; with ``auto``, ranks without one compute on the CPU.
 
     Collective. Ranks that see the same GPUs share them out in rank order; a launcher that
-    shows each rank a GPU of its own (``CUDA_VISIBLE_DEVICES``) is followed.
+    shows each rank a GPU of its own is followed.
 
     Args:
         wanted: ``auto``, ``cpu`` or ``cuda``.
@@ -26,8 +26,8 @@ def choose_device(group: Group, wanted: str) -> torch.device:
         return torch.device("cpu")
     with group.together():
         _check_promised_gpus()
-    number, sharing = local_sharing(group, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number, sharing = local_sharing(group, ",".join(map(gpu_identity, range(count))))
     with group.together():
         if number < count:
             return _used(torch.device("cuda", number))
@@ -37,6 +37,15 @@ def choose_device(group: Group, wanted: str) -> torch.device:
                 "ranks there, or use --device auto to let ranks without one compute on the CPU"
             )
     return torch.device("cpu")
+
+
+def gpu_identity(number: int) -> str:
+    """What tells a GPU that this rank sees from others of its host.
+
+    Its number does not: where Slurm shows each task one GPU, all of them call it 0.
+    """
+    found = getattr(torch.cuda.get_device_properties(number), "uuid", None)
+    return str(found or f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}:{number}")
 
 
 def shown_gpus() -> int | None:
@@ -63,11 +72,14 @@ def _used(device: torch.device) -> torch.device:
 def share_cores(group: Group) -> int:
     """Share the cores among the ranks of a host that may use the same ones. Collective.
 
-    OMP_NUM_THREADS wins. Returns the number of threads that torch computes with.
+    OMP_NUM_THREADS wins; Slurm's --cpus-per-task is obeyed. Returns the number of threads that
+    torch computes with.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     count = len(cores) if cores else os.cpu_count() or 1
     _, sharing = local_sharing(group, str(cores))
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, count // sharing))
+        # Without task affinity, Slurm promises fewer cores than the process may use.
+        promised = min(count, cpus_per_task() or count)
+        torch.set_num_threads(max(1, min(promised, count // sharing)))
     return torch.get_num_threads()

@@ -20,13 +20,21 @@ class Pace:
     """How much slower than it is a rank behaves.
 
     Attributes:
-        factor: so many times.
         enough: asked at every exchange, and while it sleeps; it sleeps no more where that is true.
     """
 
     def __init__(self, factor: float = 1.0) -> None:
-        self.factor = factor
         self.enough: Callable[[], bool] | None = None
+        self.factor = factor
+
+    @property
+    def factor(self) -> float:
+        """How many times slower; what was computed before it is set is not stretched."""
+        return self._factor
+
+    @factor.setter
+    def factor(self, factor: float) -> None:
+        self._factor = factor
         self._mark = time.thread_time()
 
     def worked(self) -> None:

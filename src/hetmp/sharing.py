@@ -60,7 +60,7 @@ def share_work(
     """
     equal = (1.0,) * group.size
     slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
-    weights = equal if config.weights is None or config.weights == "auto" else config.weights
+    weights = config.weights if isinstance(config.weights, tuple) else equal
     if config.plan is None and (not config.plans or group.size == 1):
         return Sharing(None, weights)
     # Imported where needed: they take SciPy, whose import takes as long as a small run's start.

@@ -25,13 +25,13 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 
 
 class Weights(Numbers):
-    """Numbers separated by commas, a file of them, or ``auto``."""
+    """Numbers separated by commas, a file of them, ``equal`` or ``auto``."""
 
     def __init__(self) -> None:
         super().__init__(float, "numbers")
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if not isinstance(value, str) or value == "auto":
+        if not isinstance(value, str) or value in ("auto", "equal"):
             return value
         if Path(value).is_file():
             from hetmp.planner.sources import read_weights
@@ -40,7 +40,10 @@ class Weights(Numbers):
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter:
-            self.fail(f"{value!r} is no list of numbers such as 70,25,5, no file, and not 'auto'")
+            self.fail(
+                f"{value!r} is no list of numbers such as 70,25,5, no file, and neither 'equal' nor"
+                " 'auto'"
+            )
 
 
 def check_folder(path: str) -> None:

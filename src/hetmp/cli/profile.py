@@ -87,7 +87,7 @@ def profile(
     from rich.console import Console
 
     from hetmp import models
-    from hetmp.comm import check_world
+    from hetmp.comm import arranged, check_world
     from hetmp.device import choose_device, share_cores
     from hetmp.graph import read_graph
     from hetmp.pace import check_slowdown
@@ -118,6 +118,10 @@ def profile(
             raise HetmpError(f"a batch has 1 image or more, got {batch_size}")
         if group.is_root and out is not None:
             check_folder(out)
+    # As in training; there is one slowdown for each of the ranks as they were started.
+    comm, order = arranged(None, group)
+    group = Group(comm)
+    with group.together():
         with torch.device("meta"):
             module = models.build(model, input_shape, count).to(getattr(torch, dtype))
             example = torch.empty((batch_size, *input_shape), dtype=getattr(torch, dtype))
@@ -139,7 +143,7 @@ def profile(
             name=model,
             device=choose_device(group, device),
             budget=Budget(seconds, not filters_only),
-            slowdown=slowdown[group.rank] if slowdown else 1.0,
+            slowdown=slowdown[order[group.rank]] if slowdown else 1.0,
             told=group.say,
         )
     except AgreedError:

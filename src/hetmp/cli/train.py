@@ -67,7 +67,7 @@ def _option(name: str, field: Any) -> click.Option:
     if field.default is not None and not field.is_required():
         text = f"{text.rstrip('.')} (default: {field.default})."
     if name == "weights":
-        return click.Option([flag], type=Weights(), metavar="NUMBERS|FILE|auto", help=text)
+        return click.Option([flag], type=Weights(), metavar="NUMBERS|FILE|equal|auto", help=text)
     types: dict[Any, Any] = {
         int: click.INT,
         float: click.FLOAT,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hetmp.channel_groups import plan_from_weights
 from hetmp.comm import Group, local_sharing, mpi_library
+from hetmp.device import gpu_identity
 from hetmp.errors import HetmpError
 from hetmp.graph import ModelGraph, read_graph
 from hetmp.profiling.links import exchanged_shapes, measure_links
@@ -126,7 +127,8 @@ def free_for_rank(group: Group, device: torch.device) -> int:
     """
     with group.together():
         free = free_memory(device)
-    _, sharing = local_sharing(group, str(device))
+    where = gpu_identity(device.index or 0) if device.type == "cuda" else str(device)
+    _, sharing = local_sharing(group, where)
     return free // sharing
 
 

@@ -3,6 +3,7 @@
 from hetmp.slurm.commands import available, called
 from hetmp.slurm.job import (
     component_tasks,
+    cpus_per_task,
     gpus_per_task,
     inside_job,
     node_kind,
@@ -15,6 +16,7 @@ __all__ = [
     "called",
     "chosen_mpi_type",
     "component_tasks",
+    "cpus_per_task",
     "fitting",
     "gpus_per_task",
     "inside_job",

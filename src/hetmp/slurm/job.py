@@ -27,6 +27,11 @@ def gpus_per_task() -> int | None:
     return _number("SLURM_GPUS_PER_TASK")
 
 
+def cpus_per_task() -> int | None:
+    """How many cores each task was promised; None if that was not said by task."""
+    return _number("SLURM_CPUS_PER_TASK")
+
+
 def node_kind() -> str:
     """The kind of node that this process is on, fit for a file's name.
 
