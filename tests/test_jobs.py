@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,9 @@ pytestmark = pytest.mark.slurm
 CHECKOUT = Path(__file__).resolve().parents[1]
 HETMP = CHECKOUT / ".venv" / "bin" / "hetmp"
 
-SHORT = ("--batch-size", "400", "--epochs", "1")  # 4 steps
-EXACT = ("--dtype", "float64", "--batch-size", "100", "--epochs", "2")  # 30 steps
+DIGITS = ("--model", "digits", "--data", "digits")
+SHORT = (*DIGITS, "--batch-size", "400", "--epochs", "1")  # 4 steps
+EXACT = (*DIGITS, "--dtype", "float64", "--batch-size", "100", "--epochs", "2")  # 30 steps
 ONE_EACH = ["--partition=fast", ":", "--partition=mid", ":", "--partition=slow"]
 
 
@@ -95,7 +97,7 @@ def folder(tmp_path: Path, cluster: SlurmCluster) -> Iterator[Folder]:
 def curve(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of the EXACT run, uninterrupted on one rank."""
     run = tmp_path_factory.mktemp("uninterrupted")
-    words = ["train", "--model", "digits", "--data", "digits", *EXACT, "--out", str(run)]
+    words = ["train", *EXACT, "--out", str(run)]
     subprocess.run([HETMP, *words], check=True, capture_output=True, timeout=200)
     return [record["loss"] for record in records(run, "step")]
 
@@ -146,6 +148,40 @@ def test_nodes_are_profiled_once_and_planned_for_in_every_job(folder: Folder) ->
     assert "measuring the ranks" in folder.done(job)
     kept = sorted(path.parent.name for path in profiles.glob("*/*/*.json"))
     assert kept == ["fast", "mid", "slow"]
+
+
+def test_measured_speeds_follow_the_quotas_and_are_worth_it(
+    folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not folder.cluster.limited:
+        pytest.skip("no CPU quotas on this system")
+    work = ("--model", "paper-cifar", "--data", "synthetic", "--samples", "256", "--steps", "4")
+    options = [word for kind in ("fast", "mid", "slow")
+               for word in (":", f"--partition={kind}", "--cpus-per-task=1")][1:]  # fmt: skip
+    seconds = {}
+    for shares in ("equal", "auto"):
+        job = folder.submit(
+            "train_hetero", *work, "--weights", shares, "--profile-seconds", "8", options=options
+        )
+        folder.done(job, timeout=250)
+        steps = [sum(part[0] for part in step["seconds"].values())
+                 for step in folder.records(job, "step")]  # fmt: skip
+        seconds[shares] = statistics.median(steps)
+    with capsys.disabled():
+        ratio = seconds["equal"] / seconds["auto"]
+        print(f" [planned {ratio:.2f} times as fast as equal weights] ", end="")
+    speeds = {
+        path.parent.name: 1 / _step(json.loads(path.read_text())["devices"][0])
+        for path in (folder.path / "runs" / "profiles").glob("*/*/*.json")
+    }
+    assert speeds["mid"] / speeds["fast"] == pytest.approx(40 / 80, rel=0.25)
+    assert speeds["slow"] / speeds["fast"] == pytest.approx(25 / 80, rel=0.25)
+
+
+def _step(device: dict[str, Any]) -> float:
+    """Seconds of a step of the whole network on one device, without its exchanges."""
+    parts = ("forward", "backward", "parameters")
+    return device["rest"] + sum(work[part][-1] for work in device["works"] for part in parts)
 
 
 # --- the time is up, a node fails, a user cancels -------------------------------------------------
@@ -282,7 +318,7 @@ def test_submit_follows_a_job_to_its_end(folder: Folder) -> None:
     )
     done = folder.hetmp(
         "submit", "--config", "job.toml", "--cpus-per-task", "1", "--follow",
-        "--", "--model", "digits", "--data", "digits", *SHORT, "--weights", "2,1",
+        "--", *SHORT, "--weights", "2,1",
     )  # fmt: skip
     assert "submitted job" in done.stdout
     assert "runs on" in done.stdout
@@ -291,7 +327,8 @@ def test_submit_follows_a_job_to_its_end(folder: Folder) -> None:
 
 
 def test_submit_shows_why_a_followed_job_failed(folder: Folder) -> None:
-    done = folder.hetmp("submit", "train", "--follow", "--", "--model", "digit", check=False)
+    words = ["--model", "digit", "--data", "digits"]
+    done = folder.hetmp("submit", "train", "--follow", "--", *words, check=False)
     assert done.returncode == 1
     assert "unknown model 'digit': did you mean 'digits'?" in done.stdout
     done = folder.hetmp("submit", "train", "--partition", "nowhere", check=False)

@@ -37,12 +37,13 @@ def test_wheel_is_pure_python_of_the_version_in_the_source(wheel: Path) -> None:
     assert wheel.name == f"hetmp-{version[1]}-py3-none-any.whl"
 
 
-def test_wheel_has_every_module(wheel: Path) -> None:
+def test_wheel_has_every_module_and_template(wheel: Path) -> None:
     package = ROOT / "src"
-    expected = {path.relative_to(package).as_posix() for path in package.rglob("hetmp/**/*.py")}
+    files = [*package.rglob("hetmp/**/*.py"), *package.rglob("hetmp/submit/templates/*.j2")]
+    expected = {path.relative_to(package).as_posix() for path in files}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert expected
+    assert "hetmp/submit/templates/train.sbatch.j2" in expected
     assert expected <= names
     assert not [name for name in names if name.startswith("tests/")]
 

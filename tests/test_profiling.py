@@ -97,6 +97,16 @@ def test_the_period_of_a_quota(host):
     assert machine.quota_period() == 0.05
 
 
+def test_the_period_of_a_quota_in_control_groups_of_version_1(host):
+    folder = host(own="9:memory:/other\n4:cpu,cpuacct:/job/task\n") / "groups/cpu/job"
+    (folder / "task").mkdir(parents=True)
+    (folder / "task/cpu.cfs_quota_us").write_text("-1\n")
+    assert machine.quota_period() == 0
+    (folder / "cpu.cfs_quota_us").write_text("4000\n")
+    (folder / "cpu.cfs_period_us").write_text("20000\n")
+    assert machine.quota_period() == 0.02
+
+
 # --- the document
 
 

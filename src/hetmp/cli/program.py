@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the job failed, 2 bad input, 75 a run was asked to end and
 import contextlib
 import os
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,8 +24,11 @@ from hetmp.cli.profile import profile
 from hetmp.cli.submit import submit
 from hetmp.cli.train import train_command
 from hetmp.cli.transfer import export_command, import_command
-from hetmp.comm import speaks_first
+from hetmp.comm import mpi_started, speaks_first
 from hetmp.errors import HetmpError, report, unknown_name
+
+LET_SPEAK_SECONDS = 3.0
+"""How long a silent rank that fails before MPI starts waits for the one that says why."""
 
 
 class _Commands(click.Group):
@@ -103,4 +107,7 @@ def main() -> None:
                 error.show()
             elif speaks_first():
                 report(error)
+    if code and not speaks_first() and not mpi_started():
+        # Launchers kill the others when the first process fails: the one that speaks needs time.
+        time.sleep(LET_SPEAK_SECONDS)
     sys.exit(code)

@@ -86,10 +86,11 @@ def submit(
     if template is None:
         raise HetmpError(f"say which job: {', '.join(TEMPLATES)}")
     flags["components"] = [Component.parse(text) for text in components]
-    flags = {name: value for name, value in {**flags, "arguments": arguments}.items() if value}
+    flags = {**flags, "arguments": arguments}
+    flags = {name: value for name, value in flags.items() if value not in (None, (), [])}
     nodes = {name: flags.pop(name) for name in Component.model_fields if name in flags}
     told = {name: value for name, value in told.items() if name != "template"}
-    job = make_job(template, {**told, **flags}, nodes, config or "job")
+    job = make_job(str(template), {**told, **flags}, nodes, config or "job")
     if job.mpi == "auto" and available() and not dry_run:
         job = job.model_copy(update={"mpi": chosen_mpi_type(mpi_vendor())})
     if env_file is None and ENV_FILE.is_file():

@@ -7,7 +7,7 @@ commands for login nodes never start MPI.
 from hetmp.comm.group import AgreedError, Group
 from hetmp.comm.hosts import arranged, hosts, local_sharing, side_by_side
 from hetmp.comm.launch import check_world, launched, speaks_first
-from hetmp.comm.library import mpi_library, mpi_vendor, thread_level
+from hetmp.comm.library import mpi_library, mpi_started, mpi_vendor, thread_level
 from hetmp.comm.shared_memory import SharedMemory
 from hetmp.comm.stand_ins import LoneGroup, RehearsalGroup
 
@@ -23,6 +23,7 @@ __all__ = [
     "launched",
     "local_sharing",
     "mpi_library",
+    "mpi_started",
     "mpi_vendor",
     "side_by_side",
     "speaks_first",

@@ -18,6 +18,11 @@ def mpi() -> Any:
     return library
 
 
+def mpi_started() -> bool:
+    """Whether MPI has been started in this process."""
+    return "mpi4py.MPI" in sys.modules and bool(_loaded().Is_initialized())
+
+
 def _loaded() -> Any:
     """``mpi4py.MPI``; started only if the user's own program imported it before."""
     if "mpi4py.MPI" not in sys.modules:

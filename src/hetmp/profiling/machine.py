@@ -53,20 +53,25 @@ def quota_period() -> float:
             continue
         if quota != "max":
             return int(period) / 1e6
+    for folder in _own_folders("cpu"):
+        if (_number(folder / "cpu.cfs_quota_us") or -1) > 0:
+            return (_number(folder / "cpu.cfs_period_us") or 0) / 1e6
     return 0.0
 
 
-def _own_folders() -> list[Path]:
-    """This process's control group (version 2) and those above it."""
+def _own_folders(controller: str = "") -> list[Path]:
+    """This process's control group and those above it: version 2's, or version 1's *controller*."""
     try:
         lines = OWN_CGROUP.read_text().splitlines()
     except OSError:
         return []
-    path = next((line.partition("::")[2] for line in lines if line.startswith("0::")), None)
-    if path is None:
-        return []
-    own = CGROUPS / path.strip("/")
-    return [own, *(folder for folder in own.parents if folder.is_relative_to(CGROUPS))]
+    for line in lines:
+        _, names, path = (line.split(":", 2) + ["", ""])[:3]
+        if path and controller in names.split(","):
+            top = CGROUPS / controller
+            own = top / path.strip("/")
+            return [own, *(folder for folder in own.parents if folder.is_relative_to(top))]
+    return []
 
 
 def _number(path: Path) -> int | None:

@@ -24,10 +24,14 @@ def offered_mpi_types() -> tuple[str, ...]:
     Raises:
         HetmpError: there is no srun, or it fails.
     """
-    said = called("srun", "--mpi=list")
-    words = re.findall(r"[a-z][a-z0-9_]*", "\n".join(said.splitlines()[1:]))
-    plain = {"specific", "plugin", "versions", "available", "pmix_plugin"}
-    return tuple(dict.fromkeys(word for word in words if word not in plain))
+    found: list[str] = []
+    for line in called("srun", "--mpi=list").splitlines():
+        # Old ones begin every line with their name; new ones have a last line for the versions of
+        # a plugin, behind a colon.
+        told = line.removeprefix("srun:").rpartition(":")[2].strip()
+        if re.fullmatch(r"[a-z]\w*(, *[a-z]\w*)*", told):
+            found += re.split(", *", told)
+    return tuple(dict.fromkeys(found))
 
 
 def fitting(vendor: str, offered: tuple[str, ...]) -> str:
@@ -38,8 +42,10 @@ def fitting(vendor: str, offered: tuple[str, ...]) -> str:
     """
     wanted = FITTING.get(vendor, ("pmix", "pmi2"))
     for kind in wanted:
-        if kind in offered:
-            return kind
+        # The plain name comes before those of its versions, as pmix_v5.
+        found = sorted(name for name in offered if re.fullmatch(rf"{kind}(_v\d+)?", name))
+        if found:
+            return found[0]
     raise HetmpError(
         f"{vendor} starts with srun --mpi={' or '.join(wanted)}, and this Slurm offers "
         f"{', '.join(offered) or 'nothing'}: use the site's own MPI (make setup MPI=system), or "

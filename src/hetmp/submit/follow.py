@@ -1,6 +1,7 @@
 """Watching a job from the login node: its state, and what its run records."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -24,12 +25,16 @@ ENDED = {
 }  # fmt: skip
 
 
+_RUN = b'{"kind": "run"'
+
+
 class Records:
     """The records of a metrics file as they come, also when a resumed run replaces the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: int | None = None
+        self._run = b""
         self._read = 0
 
     def new(self) -> Iterator[dict[str, Any]]:
@@ -37,16 +42,21 @@ class Records:
         try:
             with self._path.open("rb") as file:
                 content = file.read()
-                number = self._path.stat().st_ino
+                number = os.fstat(file.fileno()).st_ino
         except OSError:  # not there yet
             return
-        if self._file is not None and number != self._file:
-            # It repeats what it told up to the checkpoint, and goes on with a `run` record.
-            self._read = max(0, content.rfind(b'{"kind": "run"'))
-        self._file = number
         whole = content.rfind(b"\n") + 1
+        if self._file is not None and number != self._file:
+            # It repeats what it told up to the checkpoint, and goes on with a `run` record, which
+            # may yet have to come.
+            self._read = max(0, content.rfind(_RUN))
+            if self._run and content[self._read :].startswith(self._run):
+                self._read = whole
+        self._file = number
         told, self._read = content[self._read : whole], max(self._read, whole)
-        for line in told.splitlines():
+        for line in told.splitlines(keepends=True):
+            if line.startswith(_RUN):
+                self._run = line
             yield json.loads(line)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from hetmp.documents import read, validated
 from hetmp.errors import HetmpError, unknown_name
@@ -19,7 +19,18 @@ else:
 _CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 Whole = Annotated[int, Field(ge=1)]
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9._%+\[\]=,:@&|*()/-]+$")]
+
+
+def _is_a_word(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._%+\[\]=,:@&|*()/-]+", value):
+        raise ValueError(
+            f"{value!r} cannot stand in a line of a script: letters, digits and ._%+[]=,:@&|*()/- "
+            "can, spaces and quotes cannot"
+        )
+    return value
+
+
+Word = Annotated[str, AfterValidator(_is_a_word)]
 """Text that stands in a line of a script as it is."""
 
 
@@ -156,12 +167,6 @@ class Job(BaseModel):
                 raise ValueError(f"{value!r} is no option of sbatch such as --reservation=night")
         return values
 
-    @model_validator(mode="after")
-    def _folder_is_told_once(self) -> "Job":
-        if any(told == "--out" or told.startswith("--out=") for told in self.arguments):
-            raise HetmpError("the run's folder is --run of hetmp submit, not --out in the job")
-        return self
-
 
 _DIGITS = ("--model", "digits", "--data", "digits", "--epochs", "12")
 
@@ -208,7 +213,8 @@ def make_job(
         source: who told, for messages.
 
     Raises:
-        HetmpError: no such template or field, or a wrong value: its place and the reason.
+        HetmpError: no such template or field, or a wrong value: its place and the reason; the
+            folder of a training run among its arguments.
     """
     if template not in TEMPLATES:
         raise unknown_name("job template", template, TEMPLATES)
@@ -224,4 +230,8 @@ def make_job(
                 f"{len(components)} components it is for: put it into --component"
             )
         fields["components"] = ({**components[0].model_dump(exclude_unset=True), **nodes},)
-    return validated(Job, fields, source)
+    job = validated(Job, fields, source)
+    outs = [told for told in job.arguments if told == "--out" or told.startswith("--out=")]
+    if outs and template.startswith("train"):
+        raise HetmpError("the run's folder is --run of hetmp submit, not --out in the job")
+    return job

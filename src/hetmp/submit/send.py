@@ -31,7 +31,7 @@ def submit(job: Job, script: str) -> Submitted:
         HetmpError: sbatch is not there or refuses it: with its own words.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, job.name)
+        path = Path(folder, "job.sbatch")
         path.write_text(script)
         said = called("sbatch", "--parsable", str(path))
     number = int(said.strip().splitlines()[-1].partition(";")[0])
