@@ -164,6 +164,15 @@ def test_a_runs_folder_has_the_jobs_name_and_number_or_is_the_users():
     assert in_bash(script, 'printf %s "$run"', HETMP_RUN="a b") == "runs/a 'b' $c"
 
 
+def test_settings_reach_the_shell_as_they_are():
+    script = render("train", make_job("train", SETTINGS["signs of the shell"]))
+    [mpi] = [line for line in script.splitlines() if line.startswith("mpi=")]
+    assert in_bash(script, f'{mpi}; printf %s "$mpi"') == "a|b(c)*"
+    start = script[script.index("launch hetmp train") :].partition("||")[0]
+    words = in_bash(script, f"launch() {{ printf '%s\\0' \"$@\"; }}\n{start}").split("\0")
+    assert words[words.index("--checkpoint-every") + 1] == "1&2"
+
+
 def test_a_script_without_a_sites_file_reads_none():
     script = render("train", make_job("train", {}), None)
     assert "source" not in script.replace("shellcheck source", "")

@@ -90,11 +90,11 @@ quota_folder() {
     local folder
     if [ -e $cgroups/cpu/cpu.shares ]; then
         folder=$cgroups/cpu/$ours
-        mkdir -p "$folder" && echo 8192 >"$folder/cpu.shares" # the quota decides, not other load
+        mkdir -p "$folder" && echo 131072 >"$folder/cpu.shares" # the quota decides, not other load
     elif grep -qsw cpu $cgroups/cgroup.controllers; then
         folder=$cgroups/$ours
         echo +cpu >$cgroups/cgroup.subtree_control && mkdir -p "$folder" &&
-            echo +cpu >"$folder/cgroup.subtree_control" && echo 800 >"$folder/cpu.weight"
+            echo +cpu >"$folder/cgroup.subtree_control" && echo 10000 >"$folder/cpu.weight"
     else
         return 1
     fi 2>/dev/null || return 1

@@ -66,7 +66,7 @@ def _own_folders(controller: str = "") -> list[Path]:
     except OSError:
         return []
     for line in lines:
-        _, names, path = (line.split(":", 2) + ["", ""])[:3]
+        _, names, path = [*line.split(":", 2), "", ""][:3]
         if path and controller in names.split(","):
             top = CGROUPS / controller
             own = top / path.strip("/")

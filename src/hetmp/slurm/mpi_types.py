@@ -26,9 +26,9 @@ def offered_mpi_types() -> tuple[str, ...]:
     """
     found: list[str] = []
     for line in called("srun", "--mpi=list").splitlines():
-        # Old ones begin every line with their name; new ones have a last line for the versions of
-        # a plugin, behind a colon.
-        told = line.removeprefix("srun:").rpartition(":")[2].strip()
+        # Old ones begin every line with `srun:`, new ones end with a line for the versions of a
+        # plugin.
+        told = line.rpartition(":")[2].strip()
         if re.fullmatch(r"[a-z]\w*(, *[a-z]\w*)*", told):
             found += re.split(", *", told)
     return tuple(dict.fromkeys(found))
