@@ -26,6 +26,7 @@ def doctor(srun_mpi: bool) -> None:
         click.echo(chosen_mpi_type(mpi_vendor()))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from hetmp.doctor import examine
@@ -37,10 +38,10 @@ def doctor(srun_mpi: bool) -> None:
     table.add_column(overflow="fold")
     for finding in findings:
         table.add_row(
-            "[red]off[/]" if finding.remedy else "[green]ok[/]", finding.what, finding.found
+            "[red]off[/]" if finding.remedy else "[green]ok[/]", finding.what, escape(finding.found)
         )
         if finding.remedy:
-            table.add_row("", "", f"remedy: {finding.remedy}")
+            table.add_row("", "", f"remedy: {escape(finding.remedy)}")
     Console().print(table)
     if any(finding.remedy for finding in findings):
         raise SystemExit(1)

@@ -99,7 +99,7 @@ class Component(BaseModel):
             HetmpError: an unknown name, or a wrong value.
         """
         told: dict[str, str] = {}
-        for part in text.split(","):
+        for part in re.split(r",(?=[\w-]+=)", text):  # a constraint may have commas
             name, equals, value = part.partition("=")
             name = name.strip().replace("-", "_")
             if not equals:
@@ -149,8 +149,14 @@ class Job(BaseModel):
 
     def same_flags(self) -> list[str]:
         """Flags of `hetmp submit` for a job like this one on other nodes."""
-        told = {"name": self.name, "time": self.time, "account": self.account, "qos": self.qos}
-        return [word for name, value in told.items() if value for word in (f"--{name}", value)]
+        told = self.model_dump(exclude_defaults=True, include=set(_FLAGS))
+        flags = [
+            word
+            for name in _FLAGS
+            if name in told
+            for word in (f"--{name.replace('_', '-')}", str(told[name]))
+        ]
+        return flags + [f"--option={option}" for option in self.options]
 
     @field_validator("signal")
     @classmethod
@@ -167,6 +173,12 @@ class Job(BaseModel):
                 raise ValueError(f"{value!r} is no option of sbatch such as --reservation=night")
         return values
 
+
+_FLAGS = (
+    "name", "time", "account", "qos", "profiles", "checkpoint_every", "signal", "notice",
+    "max_restarts",
+)  # fmt: skip
+"""The fields of a job that are flags of `hetmp submit` whatever its nodes are."""
 
 _DIGITS = ("--model", "digits", "--data", "digits", "--epochs", "12")
 
