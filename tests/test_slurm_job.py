@@ -53,6 +53,12 @@ def test_promises_by_task_are_numbers_or_nothing(told):
     assert gpus_per_task() is None and cpus_per_task() is None
 
 
+@pytest.mark.parametrize(("rank", "gpus"), [(0, 1), (1, None), (3, None), (4, None)])
+def test_a_heterogeneous_jobs_gpus_are_promised_by_component(told, rank, gpus):
+    told(**TWO_KINDS, SLURM_PROCID=str(rank), SLURM_GPUS_PER_TASK_HET_GROUP_0="1")
+    assert gpus_per_task() == gpus
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [

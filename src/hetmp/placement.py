@@ -84,10 +84,10 @@ def show_placement(places: Sequence[Place]) -> None:
     console.print(placement_table(places))
     blind = [str(rank) for rank, place in enumerate(places) if place.unused_gpus]
     if blind:
-        who = f"rank {blind[0]} was" if len(blind) == 1 else f"ranks {', '.join(blind)} were"
+        who = "rank {} was given a GPU" if len(blind) == 1 else "ranks {} were given GPUs"
         print(
-            f"note: {who} given GPUs that torch {torch.__version__} does not see, and compute on "
-            "the processor: install a torch for these GPUs, or ask for none",
+            f"note: {who.format(', '.join(blind))} that torch {torch.__version__} does not see: "
+            "processors compute there; install a torch for such GPUs, or ask for none",
             flush=True,
         )
 

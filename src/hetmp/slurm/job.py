@@ -23,8 +23,20 @@ def component_tasks() -> tuple[int, ...]:
 
 
 def gpus_per_task() -> int | None:
-    """How many GPUs each task was promised; None if that was not said by task."""
-    return _number("SLURM_GPUS_PER_TASK")
+    """How many GPUs this task was promised; None if that was not said by task."""
+    component = _component()
+    group = "" if component is None else f"_HET_GROUP_{component}"
+    return _number(f"SLURM_GPUS_PER_TASK{group}")
+
+
+def _component() -> int | None:
+    """Which component of a heterogeneous job this task is in; None in any other job."""
+    rank, below = _number("SLURM_PROCID"), 0
+    for component, tasks in enumerate(component_tasks()):
+        below += tasks
+        if rank is not None and rank < below:
+            return component
+    return None
 
 
 def cpus_per_task() -> int | None:

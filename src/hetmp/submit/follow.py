@@ -18,6 +18,9 @@ from hetmp.submit.send import Submitted
 POLL_SECONDS = 2.0
 """How often Slurm is asked: often enough to watch, seldom enough for a busy controller."""
 
+UNANSWERED = 150
+"""How often in a row Slurm may give no answer: controllers are restarted, too."""
+
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED"}
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
@@ -68,10 +71,12 @@ def job_state(number: int) -> tuple[str, str]:
         if "Invalid job id" in str(error):
             return "", ""
         raise
-    # Of a heterogeneous job's components the first comes first.
-    told = dict(re.findall(r"(\w+)=(\S+)", shown.splitlines()[0]))
-    state = told.get("JobState", "")
-    return state, told.get("Reason" if state in WAITING else "NodeList", "")
+    # A line for each component of a heterogeneous job; it waits and runs as one.
+    components = [dict(re.findall(r"(\w+)=(\S+)", line)) for line in shown.splitlines() if line]
+    state = components[0].get("JobState", "")
+    if state in WAITING:
+        return state, components[0].get("Reason", "")
+    return state, ",".join(component.get("NodeList", "") for component in components)
 
 
 def follow(job: Submitted, console: Console | None = None) -> str:
@@ -80,11 +85,11 @@ def follow(job: Submitted, console: Console | None = None) -> str:
     On a terminal it is a bar, elsewhere a line per evaluation.
 
     Raises:
-        HetmpError: Slurm gives no answer.
+        HetmpError: Slurm gives no answer for minutes.
     """
     console = console or Console()
     records = Records(job.run / "metrics.jsonl")
-    last, state = ("", ""), ""
+    last, state, unanswered = ("", ""), "", 0
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -95,14 +100,20 @@ def follow(job: Submitted, console: Console | None = None) -> str:
     ) as progress:
         bar = progress.add_task("", total=None, visible=False)
         while True:
-            now = job_state(job.number)
+            try:
+                now, unanswered = job_state(job.number), 0
+            except HetmpError:
+                unanswered += 1
+                if unanswered > UNANSWERED:
+                    raise
+                now = last
             for record in records.new():
                 _show(record, progress, bar)
             if now != last:
                 console.print(_told(job, *now), highlight=False)
                 last = now
             state = now[0] or state
-            if not now[0] or now[0] in ENDED:
+            if not unanswered and (not now[0] or now[0] in ENDED):
                 break
             time.sleep(POLL_SECONDS)
     if state not in ("COMPLETED", "") and job.log.is_file():
