@@ -66,7 +66,8 @@ def submit(
     \b
     Examples:
       hetmp submit train --dry-run
-      hetmp submit profile --constraint a100 --gpus-per-task 1 -- resnet18 --batch-size 256
+      hetmp submit profile --constraint a100 --gpus-per-task 1 \\
+          -- resnet18 --batch-size 256
       hetmp submit train --nodes 1-4 --time 8:00:00 --follow \\
           -- --model resnet18 --data synthetic --batch-size 256 --epochs 90
       hetmp submit train_hetero --component partition=new,gpus_per_task=1 \\
