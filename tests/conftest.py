@@ -63,11 +63,8 @@ def _settle_hypothesis(same_on_all_ranks: bool) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Generator[SlurmCluster, None, None]:
-    """A Slurm cluster of fast1, mid1 and slow1, up once for all tests; skips where none can be.
-
-    Two of them say that they have a GPU, so that what asks for GPUs can be submitted.
-    """
-    started = SlurmCluster.start("fast1:fast:2:80:1 mid1:mid:2:40:1 slow1:slow:2:25")
+    """A Slurm cluster of fast1, mid1 and slow1, up once for all tests; skips where none can be."""
+    started = SlurmCluster.start()
     if isinstance(started, str):
         pytest.skip(f"no Slurm cluster: {started}")
     yield started

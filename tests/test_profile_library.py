@@ -281,8 +281,12 @@ def test_only_what_is_missing_is_kept(tmp_path, counted):
     kept, last = folder(tmp_path) / "kept", world().rank == world().size - 1
     planned(kept, "new")
     before = kept_files(kept)["new"].read_text()
-    planned(kept, "old" if last else "new")
+    profile = planned(kept, "old" if last else "new")
     assert len(counted) == 2
+    # What is known counts for this job, too.
+    known = Profile.model_validate_json(before).devices[0].works
+    assert all(one.works == known for one in profile.devices[:-1])
+    assert profile.devices[-1].works != known
     files = kept_files(kept)
     assert set(files) == {"new", "old"} and files["new"].read_text() == before
 

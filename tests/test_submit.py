@@ -394,12 +394,13 @@ def test_a_job_that_is_sent_is_known_by_its_number(slurm, monkeypatch):
     """Where clusters are federated, sbatch names the cluster, too; some sites' prints a line."""
     kept = slurm.folder / "script"
     slurm.command("sbatch", f'echo "your quota: 3 TB"\necho "12;north"\ncat "$2" > {kept}')
-    sent = submit(make_job("train", {"name": "a/b"}), "#!/bin/bash\nexit\n")
+    sent = submit("train", make_job("train", {"name": "a/b"}), "#!/bin/bash\nexit\n")
     assert sent == Submitted(12, Path("a/b-12.out"), Path("runs/a/b-12"))
     assert kept.read_text() == "#!/bin/bash\nexit\n"
-    assert submit(make_job("train", {"run": "runs/x"}), "").run == Path("runs/x")
+    assert submit("train", make_job("train", {"run": "runs/x"}), "").run == Path("runs/x")
+    assert submit("profile", make_job("profile", {}), "").run is None
     monkeypatch.setenv("HETMP_RUN", "runs/y")
-    assert submit(make_job("train", {}), "").run == Path("runs/y")
+    assert submit("train", make_job("train", {}), "").run == Path("runs/y")
 
 
 LISTS = {

@@ -46,19 +46,21 @@ class Result:
         loss: of the last step.
         accuracy: over all labels of the test set, at the last evaluation.
         stopped: whether it was asked to end before its last step.
+        ranks: how many took part.
     """
 
     steps: int
     loss: float
     accuracy: float
     stopped: bool = False
+    ranks: int = 1
 
     @classmethod
     def from_rank(cls, rank: int, own: "Result", group: Group) -> "Result":
         """*rank*'s result on every rank. Collective."""
-        told = np.array([own.steps, own.loss, own.accuracy, own.stopped])
-        steps, loss, accuracy, stopped = group.broadcast(told, rank).tolist()
-        return cls(int(steps), loss, accuracy, bool(stopped))
+        told = np.array([own.steps, own.loss, own.accuracy, own.stopped, own.ranks])
+        steps, loss, accuracy, stopped, ranks = group.broadcast(told, rank).tolist()
+        return cls(int(steps), loss, accuracy, bool(stopped), int(ranks))
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,9 @@ def _train(
         if config.checkpoint_every is not None or stopping:
             progress.note(checkpoints.save(position))
         progress.note(checkpoints.finish())
-        result = Result(position.step, position.last("loss"), position.accuracy, stopping)
+        result = Result(
+            position.step, position.last("loss"), position.accuracy, stopping, group.size
+        )
         if stopping:
             metrics.write("stopped", steps=result.steps, loss=result.loss)
         else:

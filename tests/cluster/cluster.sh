@@ -15,7 +15,7 @@
 #                       and both may be up at once.
 set -euo pipefail
 
-nodes=${HETMP_CLUSTER_NODES:-fast1:fast:2:80 mid1:mid:2:40 slow1:slow:2:25}
+nodes=${HETMP_CLUSTER_NODES:-fast1:fast:2:80:1 mid1:mid:2:40:1 slow1:slow:2:25}
 dir=$(realpath -m -- "${HETMP_CLUSTER_DIR:-/tmp/hetmp-cluster}")
 # Names of network namespaces and control groups are global to the machine. The folder's checksum
 # in them tells whose they are, so that `down` takes only its own, whatever state that is in.

@@ -10,7 +10,40 @@ from hetmp.errors import HetmpError
 ENV_FILE = Path("jobs", "env.sh")
 
 
-@click.command()
+def _command(template: str) -> click.Command:
+    """hetmp's command that a template's job runs, to look at its arguments before it waits."""
+    if template == "profile":
+        from hetmp.cli.profile import profile
+
+        return profile
+    if template == "evaluate":
+        from hetmp.cli.evaluate import evaluate
+
+        return evaluate
+    from hetmp.cli.train import train_command
+
+    return train_command()
+
+
+class _Submit(click.Command):
+    """A command that knows whose a flag is that was given to it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, list(args))
+        except click.NoSuchOption as error:
+            template = next((word for word in args if not word.startswith("-")), "")
+            flags = [flag for option in _command(template).params for flag in option.opts]
+            if error.option_name not in flags:
+                raise
+            raise click.UsageError(
+                f"{error.option_name} belongs to the job: put it behind --, as in "
+                f"hetmp submit {template} -- {error.option_name} ...",
+                ctx,
+            ) from None
+
+
+@click.command(cls=_Submit)
 @click.argument("template", required=False)
 @click.argument("arguments", nargs=-1, metavar="[-- ARGUMENT...]")
 @click.option("--config", type=click.Path(), help="A job in a file (TOML); flags win over it.")
@@ -92,6 +125,9 @@ def submit(
     nodes = {name: flags.pop(name) for name in Component.model_fields if name in flags}
     told = {name: value for name, value in told.items() if name != "template"}
     job = make_job(str(template), {**told, **flags}, nodes, config or "job")
+    if not dry_run:  # a misspelt flag is told now, and not after hours in the queue
+        command = _command(str(template))
+        command.make_context(f"hetmp {command.name}", list(job.arguments))
     if job.mpi == "auto" and available() and not dry_run:
         job = job.model_copy(update={"mpi": chosen_mpi_type(mpi_vendor())})
     if env_file is None and ENV_FILE.is_file():
@@ -100,7 +136,8 @@ def submit(
     if dry_run:
         click.echo(script, nl=False)
         return
-    sent = submitted(job, script)
-    click.echo(f"submitted job {sent.number}; log: {sent.log}; run: {sent.run}")
+    sent = submitted(str(template), job, script)
+    run = f"; run: {sent.run}" if sent.run else ""
+    click.echo(f"submitted job {sent.number}; log: {sent.log}{run}")
     if follow and followed(sent) not in ("COMPLETED", ""):
         raise SystemExit(1)

@@ -31,7 +31,8 @@ def _train(**values: Any) -> None:
         raise SystemExit(EXIT_CODE)
     group.say(
         f"{100 * result.accuracy:.2f} % test accuracy after {result.steps} steps on "
-        f"{count_ranks(group.size)}"
+        + (f"{result.ranks} of " if result.ranks < group.size else "")
+        + count_ranks(group.size)
     )
     if config.out:
         group.say(f"wrote metrics.jsonl, plan.json and model.h5 to {config.out}")

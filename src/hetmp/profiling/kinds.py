@@ -39,7 +39,8 @@ def profile_by_kind(
     """The ranks' profile, with the devices as *folder* has them, measured if it lacks one.
 
     Collective. If every rank's device is kept, only the links are measured. Else all devices are
-    measured, and those that were missing are kept. Says which it is.
+    measured, and those that were missing are kept; for the others the kept figures count. Says
+    which it is.
 
     Args:
         folder: of kept profiles. Only rank 0 reads and writes there.
@@ -68,16 +69,20 @@ def profile_by_kind(
             missing = [key for key in distinct if key not in found]
             for key in missing:
                 library.check_writable(key[0])
-            if not missing:
+            if found:
                 free = _least(zip(keys, [memory for _, _, memory in ranks], strict=True))
                 kept = _joined(library.task, found, free)
     kept = group.broadcast_text(kept)
+    # One object for all ranks of a kind: the planner has one table for them.
+    by_key: dict[Key, DeviceProfile] = {}
+    missing = [tuple(key) for key in json.loads(group.broadcast_text(json.dumps(missing)))]
     if kept:
+        profile = Profile.model_validate_json(kept)
+        known = [key for key in distinct if key not in missing]
+        by_key = dict(zip(known, profile.devices, strict=True))
+    if kept and not missing:
         kinds = _some(sorted({kind for kind, _ in keys}))
         group.say(f"nodes of kind {kinds} as kept in {folder}: measuring the links alone")
-        profile = Profile.model_validate_json(kept)
-        # One object for all ranks of a kind: the planner has one table for them.
-        by_key = dict(zip(distinct, profile.devices, strict=True))
         links = profile_links(graph, example, group, device=device, tuning=tuning)
         devices = tuple(by_key[key] for key in keys)
         return profile.model_copy(update={"devices": devices, "links": links})
@@ -97,7 +102,11 @@ def profile_by_kind(
         slowdown=slowdown,
     )
     keep_kinds(library, group, [kind for kind, _ in keys], profile, only=missing)
-    return profile
+    # What is kept was perhaps measured for longer, and every job is planned from the same.
+    devices = tuple(
+        by_key.get(key, measured) for key, measured in zip(keys, profile.devices, strict=True)
+    )
+    return profile.model_copy(update={"devices": devices})
 
 
 def keep_kinds(

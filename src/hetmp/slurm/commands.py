@@ -8,6 +8,9 @@ from hetmp.errors import HetmpError
 SECONDS = 60
 """How long a command may take: a busy controller answers late."""
 
+NOBODY = ("configuration source", "Unable to contact", "fetch config")
+"""What the commands say where no controller answers."""
+
 
 def available(command: str = "srun") -> bool:
     """Whether Slurm's commands are on this machine."""
@@ -33,6 +36,11 @@ def called(*command: str) -> str:
         raise HetmpError(f"{command[0]} gave no answer within {SECONDS} s: try again") from None
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
+        if any(words in line for words in NOBODY for line in said):
+            raise HetmpError(
+                f"Slurm is installed, but no cluster answers here ({said[-1].strip()}): submit "
+                "from a login node; without one, jobs/mpirun.sh starts the same runs"
+            )
         raise HetmpError(f"{command[0]} failed: {'; '.join(said[-2:])}")
     # `srun --mpi=list` answers on stderr.
     return done.stdout or done.stderr

@@ -18,6 +18,9 @@ from hetmp.submit.send import Submitted
 POLL_SECONDS = 2.0
 """How often Slurm is asked: often enough to watch, seldom enough for a busy controller."""
 
+LOG_LINES = 15
+"""How much is shown of a failed job's log."""
+
 UNANSWERED = 150
 """How often in a row Slurm may give no answer: controllers are restarted, too."""
 
@@ -82,13 +85,13 @@ def job_state(number: int) -> tuple[str, str]:
 def follow(job: Submitted, console: Console | None = None) -> str:
     """Show a job's progress until it ends; returns its last state, as Slurm calls it.
 
-    On a terminal it is a bar, elsewhere a line per evaluation.
+    Of a run it is a bar on a terminal, elsewhere a line per evaluation; of another job its log.
 
     Raises:
         HetmpError: Slurm gives no answer for minutes.
     """
     console = console or Console()
-    records = Records(job.run / "metrics.jsonl")
+    records = Records(job.run / "metrics.jsonl") if job.run else None
     last, state, unanswered = ("", ""), "", 0
     with Progress(
         TextColumn("{task.description}"),
@@ -107,7 +110,7 @@ def follow(job: Submitted, console: Console | None = None) -> str:
                 if unanswered > UNANSWERED:
                     raise
                 now = last
-            for record in records.new():
+            for record in records.new() if records else ():
                 _show(record, progress, bar)
             if now != last:
                 console.print(_told(job, *now), highlight=False)
@@ -116,10 +119,12 @@ def follow(job: Submitted, console: Console | None = None) -> str:
             if not unanswered and (not now[0] or now[0] in ENDED):
                 break
             time.sleep(POLL_SECONDS)
-    if state not in ("COMPLETED", "") and job.log.is_file():
-        console.print(f"the end of {job.log}:")
+    failed = state not in ("COMPLETED", "")
+    if (failed or job.run is None) and job.log.is_file():
+        console.print(f"the end of {job.log}:" if failed else f"{job.log}:")
         lines = job.log.read_text(errors="replace").splitlines()
-        console.print("\n".join(lines[-15:]), markup=False, highlight=False)
+        shown = lines[-LOG_LINES:] if failed else lines
+        console.print("\n".join(shown), markup=False, highlight=False, soft_wrap=True)
     return state
 
 
@@ -146,8 +151,8 @@ def _show(record: dict[str, Any], progress: Progress, bar: Any) -> None:
         progress.update(bar, completed=record["step"] + 1, description=f"loss {record['loss']:.4f}")
     elif record["kind"] == "evaluation":
         say(
-            f"epoch {record['epoch'] + 1:3}  step {record['step']:5}  loss {record['loss']:.4f}  "
-            f"test {100 * record['accuracy']:5.2f} %",
+            f"epoch {record['epoch'] + 1:3}  step {record['step']:5}  "
+            f"test {100 * record['accuracy']:5.2f} %, loss {record['loss']:.4f}",
             highlight=False,
         )
     elif record["kind"] == "stopped":

@@ -16,16 +16,16 @@ class Submitted:
     Attributes:
         number: as Slurm counts.
         log: where its output goes.
-        run: the folder of the run.
+        run: the folder of the run; None of a job that trains nothing.
     """
 
     number: int
     log: Path
-    run: Path
+    run: Path | None
 
 
-def submit(job: Job, script: str) -> Submitted:
-    """Give a job's *script* to sbatch, to run in the present folder.
+def submit(template: str, job: Job, script: str) -> Submitted:
+    """Give a job's *script*, made from *template*, to sbatch, to run in the present folder.
 
     Raises:
         HetmpError: sbatch is not there or refuses it: with its own words.
@@ -37,4 +37,4 @@ def submit(job: Job, script: str) -> Submitted:
     number = int(said.strip().splitlines()[-1].partition(";")[0])
     log = job.output.replace("%x", job.name).replace("%j", str(number))
     run = job.run or os.environ.get("HETMP_RUN") or f"runs/{job.name}-{number}"
-    return Submitted(number, Path(log), Path(run))
+    return Submitted(number, Path(log), Path(run) if template.startswith("train") else None)
