@@ -227,6 +227,19 @@ def test_it_is_queued_again_so_often_and_no_more(folder: Folder) -> None:
     assert "not queued again: this was restart 0 of 0" in folder.log(job)
 
 
+def test_a_run_that_cannot_go_on_is_not_queued_again(folder: Folder) -> None:
+    """Though the last thing that its records tell is that it was stopped in time."""
+    run = folder.path / "runs" / "before"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"kind": "stopped", "steps": 7, "loss": 1.0}\n')
+    wrong = ("--weights", "2,1")
+    job = folder.submit(
+        "train", *SHORT, *wrong, options=["--nodes=1", "--export=ALL,HETMP_RUN=runs/before"]
+    )
+    folder.cluster.wait(job, until={"FAILED"}, timeout=60)
+    assert "queued again" not in folder.log(job)
+
+
 def test_a_run_goes_on_with_the_nodes_that_are_left(folder: Folder, curve: list[float]) -> None:
     job = folder.submit(
         "train", *EXACT, "--weights", "equal", "--checkpoint-every", "2",
