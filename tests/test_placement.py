@@ -148,6 +148,6 @@ def test_gpus_that_nobody_uses_are_told(capsys):
     show_placement([PLACE])
     assert "note:" not in capsys.readouterr().out
     show_placement([PLACE, blind])
-    assert "note: rank 1 was given GPUs that torch" in capsys.readouterr().out
+    assert "note: rank 1 was given a GPU that torch" in capsys.readouterr().out
     show_placement([blind, PLACE, blind])
     assert "note: ranks 0, 2 were given GPUs that torch" in capsys.readouterr().out
