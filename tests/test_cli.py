@@ -164,7 +164,10 @@ def test_measure_plan_and_train(tmp_path):
     auto = ("--weights", "auto", "--profile", profile)
     done = hetmp_run(*TRAIN, "--steps", 2, "--device", "cpu", *auto, ranks=2)
     assert done.returncode == 0, done.stderr
-    assert "planned: " in done.stdout and "after 2 steps on 2 ranks" in done.stdout
+    assert "planned: " in done.stdout
+    left_out = done.stdout.count(" is left out: ")  # by a planner that had little time to measure
+    told = "2 ranks" if left_out == 0 else "1 of 2 ranks"
+    assert f"after 2 steps on {told}\n" in done.stdout
 
 
 def invoked(*arguments):
