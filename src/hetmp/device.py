@@ -69,14 +69,26 @@ def _used(device: torch.device) -> torch.device:
     return device
 
 
+def unseen_gpus() -> int:
+    """How many GPUs this rank was given that torch does not see."""
+    return 0 if torch.cuda.is_available() else shown_gpus() or 0
+
+
+def usable_cores() -> list[int]:
+    """The cores that this process may use, perhaps with others."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def share_cores(group: Group) -> int:
     """Share the cores among the ranks of a host that may use the same ones. Collective.
 
     OMP_NUM_THREADS wins; Slurm's --cpus-per-task is obeyed. Returns the number of threads that
     torch computes with.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    count = len(cores) if cores else os.cpu_count() or 1
+    cores = usable_cores()
+    count = len(cores)
     _, sharing = local_sharing(group, str(cores))
     if "OMP_NUM_THREADS" not in os.environ:
         # Without task affinity, Slurm promises fewer cores than the process may use.

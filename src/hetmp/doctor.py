@@ -86,9 +86,7 @@ def _torch() -> Finding:
 
 def _devices(group: Group | None) -> list[Finding]:
     """A line per rank, or one where they are alike. Collective."""
-    import torch
-
-    from hetmp.device import choose_device, share_cores, shown_gpus
+    from hetmp.device import choose_device, share_cores, unseen_gpus
     from hetmp.profiling.machine import device_name
 
     if group is None:
@@ -101,7 +99,7 @@ def _devices(group: Group | None) -> list[Finding]:
     if device.type == "cpu":
         own += f", {threads} thread{'s' * (threads != 1)}"
     own += f" on {platform.node()}"
-    blind = device.type == "cpu" and bool(shown_gpus()) and not torch.cuda.is_available()
+    blind = unseen_gpus() > 0
     told = group.gather_texts(own + ("|blind" if blind else ""))
     return _by_rank(told)
 

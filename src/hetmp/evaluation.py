@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hetmp import data, models
+from hetmp import models
 from hetmp.checkpoint.finding import newest_sound
 from hetmp.checkpoint.origin import Origin, read_origin
 from hetmp.checkpoint.state import restore
@@ -22,6 +23,7 @@ from hetmp.graph import Trace
 from hetmp.plan import Plan
 from hetmp.sharing import among_members, share_work
 from hetmp.slicing import SlicedModel, Tuning, slice_model
+from hetmp.workload import load_dataset, outline
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -136,33 +138,22 @@ def evaluate_checkpoint(
     with group.together():
         config = _config(origin, file, given).in_order(order)
         torch.manual_seed(config.seed)
-        dataset = data.load(
-            config.data,
-            seed=config.seed,
-            shape=config.shape,
-            classes=config.classes,
-            samples=config.samples,
-        )
+        dataset = load_dataset(config)
     share_cores(group)
     device = choose_device(group, config.device)
     shape, dtype = (config.batch_size, *dataset.input_shape), getattr(torch, config.dtype)
 
-    def outline() -> nn.Module:
-        with torch.device("meta"):
-            return models.build(config.model, dataset.input_shape, dataset.classes).to(dtype)
-
     example = torch.empty(shape, dtype=dtype, device="meta")
-    sharing = share_work(config, outline, example, group, device, Tuning())
+    sharing = share_work(
+        config, partial(outline, config, dataset), example, group, device, Tuning()
+    )
 
     def run(members: "MPI.Intracomm | None", plan: Plan | None) -> tuple[float, float]:
         model = _loaded(config, dataset, file, plan or sharing.weights, device, members)
         return evaluate(model, dataset.test, dtype, device, config.batch_size)
 
-    if sharing.plan is None or not sharing.plan.left_out:
-        loss, accuracy = run(comm, sharing.plan)
-    else:
-        figures = among_members(group, sharing.plan, run, (0.0, 0.0))
-        loss, accuracy = group.broadcast(np.array(figures), sharing.plan.members[0]).tolist()
+    figures = among_members(comm, group, sharing.plan, run, (0.0, 0.0))
+    loss, accuracy = group.broadcast(np.array(figures), sharing.first_member).tolist()
     return Evaluation(
         file=str(file),
         model=config.model,

@@ -1,6 +1,5 @@
 """Which rank runs where: host, device, cores and memory."""
 
-import os
 import platform
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hetmp.comm import Group
-from hetmp.device import shown_gpus
+from hetmp.device import unseen_gpus, usable_cores
 from hetmp.profiling.machine import device_name, free_memory
 from hetmp.slurm import node_kind
 from hetmp.units import bytes_text
@@ -47,12 +46,10 @@ def gather_places(group: Group, device: torch.device, threads: int) -> tuple[Pla
         host=platform.node(),
         kind=node_kind(),
         device=device_name(device),
-        cores=len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        cores=len(usable_cores()),
         threads=threads,
         memory=free_memory(device),
-        unused_gpus=0 if torch.cuda.is_available() else shown_gpus() or 0,
+        unused_gpus=unseen_gpus(),
     )
     return tuple(Place.model_validate_json(t) for t in group.gather_texts(own.model_dump_json()))
 

@@ -39,6 +39,11 @@ class Sharing:
     weights: tuple[float, ...]
     told: str = ""
 
+    @property
+    def first_member(self) -> int:
+        """The first rank that takes part."""
+        return self.plan.members[0] if self.plan is not None else 0
+
 
 def share_work(
     config: TrainConfig,
@@ -145,13 +150,28 @@ def _told(planned: "Planned") -> str:
 
 
 def among_members(
-    group: Group, plan: Plan, run: "Callable[[MPI.Intracomm, Plan], Any]", waiting: Any
+    comm: "MPI.Intracomm | None",
+    group: Group,
+    plan: Plan | None,
+    run: "Callable[[MPI.Intracomm | None, Plan | None], Any]",
+    waiting: Any,
 ) -> Any:
     """What *run* gives on the ranks that take part; the others wait and give *waiting*. Collective.
 
     Args:
+        comm: of all ranks, whose *group* it is.
+        plan: of all ranks; None where all take part.
         run: called with the members' communicator and the plan for them.
     """
+    if plan is None or not plan.left_out:
+        return run(comm, plan)
+    return _among_some(group, plan, run, waiting)
+
+
+def _among_some(
+    group: Group, plan: Plan, run: "Callable[[MPI.Intracomm, Plan], Any]", waiting: Any
+) -> Any:
+    """``among_members`` where some are left out."""
     comm = group.part(plan.members)
     with contextlib.ExitStack() as stack:
         if comm is not None and comm.rank == 0 and not group.is_root:

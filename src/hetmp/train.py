@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from hetmp.progress import Progress
 from hetmp.sharing import Sharing, among_members, share_work
 from hetmp.slicing import SlicedModel, Tuning, slice_model
 from hetmp.slicing.same_batch import SameBatch
+from hetmp.workload import load_dataset, outline
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -94,7 +96,7 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
         if config.slowdown:
             check_slowdown(config.slowdown, group.size)
         torch.manual_seed(config.seed)
-        dataset = _load(config)
+        dataset = load_dataset(config)
     comm, order = arranged(comm, group)
     group, config = Group(comm), config.in_order(order)
     # Without a folder there is nothing to stop for: signals then do what they do to any program.
@@ -118,23 +120,18 @@ def _train_arranged(
         show_placement(places)
     shape = (config.batch_size, *dataset.input_shape)
     example = torch.empty(shape, dtype=getattr(torch, config.dtype), device="meta")
-
-    def outline() -> nn.Module:
-        with torch.device("meta"):
-            module = models.build(config.model, dataset.input_shape, dataset.classes)
-        return module.to(example.dtype)
-
-    sharing = share_work(config, outline, example, group, device, _tuning(config))
+    sharing = share_work(
+        config, partial(outline, config, dataset), example, group, device, _tuning(config)
+    )
     slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
     workplace = Workplace(places, device, threads, slowdown, interruption)
 
     def run(members: "MPI.Intracomm | None", plan: Plan | None) -> Result:
         return _train(config, members, dataset, sharing, plan, workplace)
 
-    if sharing.plan is None or not sharing.plan.left_out:
-        return run(comm, sharing.plan)
-    result: Result = among_members(group, sharing.plan, run, Result(0, math.nan, math.nan))
-    return Result.from_rank(sharing.plan.members[0], result, group)
+    waiting = Result(0, math.nan, math.nan)
+    result: Result = among_members(comm, group, sharing.plan, run, waiting)
+    return Result.from_rank(sharing.first_member, result, group)
 
 
 def _tuning(config: TrainConfig) -> Tuning:
@@ -262,16 +259,6 @@ def _keeping(config: TrainConfig, group: Group) -> Keeping:
             folder.tidy()
     cadence = Cadence.parse(config.checkpoint_every) if config.checkpoint_every else None
     return Keeping(folder, cadence, config.save_behind, config.on_save_error == "stop")
-
-
-def _load(config: TrainConfig) -> Dataset:
-    return data.load(
-        config.data,
-        seed=config.seed,
-        shape=config.shape,
-        classes=config.classes,
-        samples=config.samples,
-    )
 
 
 def _build(config: TrainConfig, dataset: Dataset, group: Group) -> nn.Module:

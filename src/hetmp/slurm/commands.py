@@ -12,9 +12,9 @@ NOBODY = ("configuration source", "Unable to contact", "fetch config")
 """What the commands say where no controller answers."""
 
 
-def available(command: str = "srun") -> bool:
+def available() -> bool:
     """Whether Slurm's commands are on this machine."""
-    return shutil.which(command) is not None
+    return shutil.which("srun") is not None
 
 
 def called(*command: str) -> str:
