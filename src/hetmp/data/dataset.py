@@ -1,21 +1,63 @@
-"""What a data set is: images and labels in memory, and how they were made ready."""
+"""What a data set is: images and labels that can be read, and how they are made ready."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from hetmp.errors import HetmpError
 
+Indices = npt.NDArray[np.int64]
+
+
+class Part(ABC):
+    """The training or the test part of a data set: images that are read when they are needed.
+
+    Attributes:
+        shape: of an image: channels, then the spatial sides.
+        dtype: of the images as they are read: uint8 or float32.
+        label_shape: of a label: () for a class per image, the spatial sides for one per pixel.
+        everywhere: whether every rank has the images at hand, so that each reads all that it
+            needs; else each image is read on one rank, and shared.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    label_shape: tuple[int, ...] = ()
+    everywhere: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    @abstractmethod
+    def read(self, chosen: Indices) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
+        """Images (k, *shape) of ``dtype`` and labels (k, *label_shape), in the order *chosen*.
+
+        Called by several threads at a time. Not collective.
+
+        Raises:
+            HetmpError: an image cannot be read, or is not what it should be: which, and why.
+        """
+
+    def titles(self, chosen: Indices) -> list[str]:
+        """What a person knows the images by: their numbers, if there is nothing better."""
+        return [str(index) for index in chosen]
+
 
 # Tensors compare element by element, so the equality that dataclasses offer would raise.
 @dataclass(frozen=True, eq=False)
-class Split:
-    """The training or the test part of a data set."""
+class Split(Part):
+    """A part that every rank holds in memory."""
 
     images: Tensor
-    """(n, c, *spatial), float32."""
+    """(n, c, *spatial), float32 or uint8."""
     labels: Tensor
     """int64, each 0 to classes - 1: (n,) for a class per image, (n, *spatial) per pixel."""
+
+    everywhere = True
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -24,19 +66,34 @@ class Split:
                 "give one label per image"
             )
 
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.images.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:  # type: ignore[override]
+        return self.images.numpy().dtype
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.labels.shape[1:])
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    def read(self, chosen: Indices) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
+        return self.images.numpy()[chosen], self.labels.numpy()[chosen]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set, ready to train on. Every rank holds all of it."""
+    """A data set, ready to train on."""
 
     name: str
     """What `load` takes."""
-    train: Split
+    train: Part
     """What the network learns from."""
-    test: Split
+    test: Part
     """What it is judged by. None of its images is in the training part."""
     classes: int
     """How many classes the labels tell apart."""
@@ -47,6 +104,10 @@ class Dataset:
     split_seed: int
     """Which image is in which part, given `split_name`."""
     mean: tuple[float, ...]
-    """Per channel, in units of the source: what was subtracted from both parts."""
+    """Per channel, in units of the source: what is subtracted from both parts."""
     std: tuple[float, ...]
-    """Per channel, in units of the source: what both parts were then divided by."""
+    """Per channel, in units of the source: what both parts are then divided by."""
+    normalised: bool = False
+    """Whether the parts give images that are normalised already, by `mean` and `std`."""
+    class_names: tuple[str, ...] = ()
+    """What the classes are called, in order; empty where nobody says."""

@@ -4,23 +4,27 @@ import math
 
 import torch
 
-from hetmp.checks import whole_number
 from hetmp.data.dataset import Dataset, Split
+from hetmp.data.once import Found
+from hetmp.data.options import Options
 
 NAME = "digits"
+OPTIONS = ("split_seed",)
 SPLIT_NAME = "digits-80-20"
 """1,437 training and 360 test images, stratified by class. Another way gets another name."""
 
 
-def load(split_seed: int) -> Dataset:
+def survey(options: Options) -> Found:
+    """Nothing: every rank has the digits."""
+    return {}
+
+
+def assemble(options: Options, found: Found) -> Dataset:
     """The digits, standardised with the mean and deviation of the training part.
 
     Images are (n, 1, 8, 8); the source's pixels are whole numbers, 0 (paper) to 16 (ink).
-
-    Raises:
-        HetmpError: *split_seed* is not a whole number of 0 to 2**32 - 1.
     """
-    split_seed = whole_number("split_seed", split_seed, 0, 2**32 - 1)
+    split_seed = options.split_seed or 0
     # Takes about a second: not at import, so that listing the data sets stays quick.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -53,4 +57,5 @@ def load(split_seed: int) -> Dataset:
         split_seed=split_seed,
         mean=(mean,),
         std=(std,),
+        normalised=True,
     )

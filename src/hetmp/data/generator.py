@@ -13,6 +13,8 @@ class Purpose(IntEnum):
     PROTOTYPES = 1
     TRAIN_NOISE = 2
     TEST_NOISE = 3
+    AUGMENTATION = 4
+    SPLIT = 5
 
 
 def words(seed: int, purpose: Purpose, number: int, count: int) -> npt.NDArray[np.uint64]:

@@ -1,60 +1,73 @@
 """The data sets by name."""
 
-from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
 
-from hetmp.checks import whole_number
+from hetmp.comm import Group
 from hetmp.data import digits, segmentation, synthetic
 from hetmp.data.dataset import Dataset
-from hetmp.errors import HetmpError, unknown_name
+from hetmp.data.once import Found, read_once
+from hetmp.data.options import Options
+from hetmp.errors import unknown_name
 
-_OF_DIGITS = {digits.NAME: digits.load, segmentation.NAME: segmentation.load}
-"""The data sets of the handwritten digits, which take a split seed and nothing else."""
+
+class Loader(Protocol):
+    """A module that loads a data set, in two steps.
+
+    Attributes:
+        NAME: what `load` takes.
+        OPTIONS: the settings that apply to it.
+    """
+
+    NAME: str
+    OPTIONS: tuple[str, ...]
+
+    def survey(self, options: Options) -> Found:
+        """What one rank finds out and all must know, as arrays: the files are checked here.
+
+        Called on rank 0 alone; what cannot be read in parts is read here, once.
+        """
+        ...
+
+    def assemble(self, options: Options, found: Found) -> Dataset:
+        """The data set, on every rank alike. Opens files, but reads no images."""
+        ...
+
+
+def _loaders() -> dict[str, Loader]:
+    loaders: tuple[Any, ...] = (digits, segmentation, synthetic)
+    return {loader.NAME: loader for loader in loaders}
 
 
 def names() -> list[str]:
     """The data sets, in alphabetical order."""
-    return sorted([*_OF_DIGITS, synthetic.NAME])
+    return sorted(_loaders())
 
 
-def load(
-    name: str,
-    *,
-    seed: int = 0,
-    split_seed: int = 0,
-    shape: Sequence[int] | None = None,
-    classes: int | None = None,
-    samples: int | None = None,
-) -> Dataset:
+def load(name: str, group: Group | None = None, **settings: Any) -> Dataset:
     """The data set *name*, the same on every rank and every machine.
+
+    Collective where a *group* is given: rank 0 checks the files and reads once for all what
+    cannot be read in parts. Without one, this process does it all.
 
     Args:
         name: one of `names`.
-        seed: the run's seed, 0 or more. ``synthetic`` is generated from it; ``digits`` and
-            ``digits-segmentation`` do not depend on it.
-        split_seed: for ``digits`` and ``digits-segmentation``, which images are test images,
-            0 to 2**32 - 1. Apart from *seed*, so that another training run never learns from
-            this one's test images.
-        shape: for ``synthetic``, (channels, *spatial sides) of an image; (3, 32, 32) if None.
-        classes: for ``synthetic``, 2 or more; 10 if None.
-        samples: for ``synthetic``, how many training images, 1 or more; 1000 if None.
+        settings: fields of `Options`; which apply to a data set is told in data/README.md.
 
     Raises:
-        HetmpError: an unknown name, a value out of range, an option of another data set.
+        HetmpError: on every rank: an unknown name, a value out of range, an option of another
+            data set, a file that is missing or damaged.
     """
-    if name not in names():
+    loaders = _loaders()
+    if name not in loaders:
         raise unknown_name("data set", name, names())
-    seed = whole_number("seed", seed, 0)
-    if name in _OF_DIGITS:
-        _refuse(name, {"shape": shape, "classes": classes, "samples": samples}, synthetic.NAME)
-        return _OF_DIGITS[name](split_seed)
-    _refuse(name, {"split_seed": split_seed or None}, digits.NAME)
-    return synthetic.load(seed, shape, classes, samples)
-
-
-def _refuse(name: str, options: dict[str, object], other: str) -> None:
-    for option, value in options.items():
-        if value is not None:
-            raise HetmpError(
-                f"{option}={value!r} does not apply to data set {name!r}: "
-                f"leave it out, or choose {other!r}"
-            )
+    loader = loaders[name]
+    options = Options(**{key: value for key, value in settings.items() if value is not None})
+    others = [other for other in loaders.values() if other is not loader]
+    instead = {option: other.NAME for other in others for option in other.OPTIONS}
+    options.refuse_others(name, loader.OPTIONS, instead)
+    found = read_once(group, partial(loader.survey, options))
+    if group is None:
+        return loader.assemble(options, found)
+    with group.together():
+        return loader.assemble(options, found)

@@ -5,9 +5,12 @@ from dataclasses import replace
 import torch
 
 from hetmp.data import digits
-from hetmp.data.dataset import Dataset, Split
+from hetmp.data.dataset import Dataset, Part, Split
+from hetmp.data.once import Found
+from hetmp.data.options import Options
 
 NAME = "digits-segmentation"
+OPTIONS = ("split_seed",)
 
 INK = 5
 """The least value of a pixel, 0 (paper) to 16, that counts as ink: about a third of full ink."""
@@ -16,15 +19,17 @@ PAPER = 10
 """The class of the pixels that are not ink, after those of the digits 0 to 9."""
 
 
-def load(split_seed: int) -> Dataset:
-    """The images of ``digits``, in the same two parts, with labels (n, 8, 8) of 11 classes.
+def survey(options: Options) -> Found:
+    """Nothing: every rank has the digits."""
+    return {}
 
-    Raises:
-        HetmpError: *split_seed* is not a whole number of 0 to 2**32 - 1.
-    """
-    whole = digits.load(split_seed)
 
-    def split(part: Split) -> Split:
+def assemble(options: Options, found: Found) -> Dataset:
+    """The images of ``digits``, in the same two parts, with labels (n, 8, 8) of 11 classes."""
+    whole = digits.assemble(options, found)
+
+    def split(part: Part) -> Split:
+        assert isinstance(part, Split)
         # Whole numbers again: what rounding took from the standardised pixels cannot decide.
         pixels = (part.images.double() * whole.std[0] + whole.mean[0]).round()  # (n, 1, 8, 8)
         ink = pixels.squeeze(1) >= INK

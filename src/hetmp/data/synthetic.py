@@ -5,8 +5,6 @@ Everything is made of the words of a counter-based generator by arithmetic that 
 correctly rounded, so the images are the same bits on every machine.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -14,8 +12,11 @@ import torch
 from hetmp.checks import image_shape, whole_number
 from hetmp.data.dataset import Dataset, Split
 from hetmp.data.generator import Purpose, words
+from hetmp.data.once import Found
+from hetmp.data.options import Options
 
 NAME = "synthetic"
+OPTIONS = ("shape", "classes", "samples")
 SPLIT_NAME = "synthetic-5-1"
 """A test image for every five training images, from another stream of the generator."""
 
@@ -23,23 +24,23 @@ PROTOTYPE_SIDE = 4
 """Even patches of a prototype along each spatial axis: coarse, so that pooling keeps them."""
 
 
-def load(
-    seed: int, shape: Sequence[int] | None, classes: int | None, samples: int | None
-) -> Dataset:
-    """*samples* training images and a fifth as many test images (at least one).
+def survey(options: Options) -> Found:
+    """Nothing: every rank makes the images."""
+    return {}
 
-    Image i has label ``i % classes``, so the classes are even; its pixels are in [-2, 2) and
-    depend on *seed*, *shape*, its label and i only, so a larger set begins with a smaller one.
 
-    Args:
-        seed: 0 or more.
-        shape: (c, *spatial) of an image in pixels; (3, 32, 32) if None.
-        classes: 2 or more; 10 if None.
-        samples: 1 or more; 1000 if None.
+def assemble(options: Options, found: Found) -> Dataset:
+    """So many training images as told (1000), and a fifth as many test images (at least one).
+
+    Image i has label ``i % classes`` (10 classes if not told), so the classes are even; its
+    pixels are in [-2, 2) and depend on the seed, the shape (3, 32, 32 if not told), its label and
+    i only, so a larger set begins with a smaller one.
 
     Raises:
         HetmpError: a value out of range.
     """
+    seed, shape = options.seed, options.shape
+    classes, samples = options.classes, options.samples
     shape = image_shape("shape", (3, 32, 32) if shape is None else shape)
     classes = whole_number("classes", 10 if classes is None else classes, 2)
     samples = whole_number("samples", 1000 if samples is None else samples, 1)
@@ -61,6 +62,7 @@ def load(
         split_seed=seed,
         mean=(0.0,) * shape[0],
         std=(1.0,) * shape[0],
+        normalised=True,
     )
 
 

@@ -1,0 +1,101 @@
+"""What a data set is told when it is loaded."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hetmp.checks import whole_number
+from hetmp.errors import HetmpError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a data set; each takes those that apply to it. None: not told.
+
+    Attributes:
+        seed: the run's. ``synthetic`` is generated from it; no other depends on it.
+        split_seed: which images are test images, where the data does not say.
+        test_share: how large a share of the images that is, above 0 and below 1.
+        shape: (channels, *spatial sides) of an image.
+        classes: how many classes there are.
+        samples: how many training images.
+        data_path: the file or folder of the data, or of its training part alone.
+        test_path: the file or folder of the test part.
+        images_key, labels_key: names of the images and labels within a file.
+        patch: side, in pixels, of what is cut out around a pixel to be classified; odd.
+        mean, std: per channel, in units of the source; else of the training part.
+    """
+
+    seed: int = 0
+    split_seed: int | None = None
+    test_share: float | None = None
+    shape: tuple[int, ...] | None = None
+    classes: int | None = None
+    samples: int | None = None
+    data_path: Path | None = None
+    test_path: Path | None = None
+    images_key: str | None = None
+    labels_key: str | None = None
+    patch: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        whole_number("seed", self.seed, 0)
+        if self.split_seed is not None:
+            whole_number("split_seed", self.split_seed, 0, 2**32 - 1)
+        if self.test_share is not None and not 0 < self.test_share < 1:
+            raise HetmpError(f"test_share is above 0 and below 1, got {self.test_share}")
+        if (self.mean is None) != (self.std is None):
+            raise HetmpError("mean and std belong together: give both, or neither")
+        if self.mean and not all(map(math.isfinite, self.mean)):
+            raise HetmpError(f"mean is a finite number per channel, got {self.mean}")
+        if self.std and not all(math.isfinite(x) and x > 0 for x in self.std):
+            raise HetmpError(f"std is a number above 0 per channel, got {self.std}")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The settings' names."""
+        return tuple(field.name for field in fields(cls))
+
+    def told(self) -> dict[str, Any]:
+        """The settings that were told, but for the run's seed, which every run has."""
+        given = {name: getattr(self, name) for name in self.names() if name != "seed"}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def refuse_others(self, name: str, applying: Sequence[str], instead: dict[str, str]) -> None:
+        """Refuse what does not apply to data set *name*.
+
+        Args:
+            applying: the settings that do.
+            instead: another data set to which a setting applies, by setting.
+
+        Raises:
+            HetmpError: naming the setting, and a data set that takes it.
+        """
+        for option, value in self.told().items():
+            if option not in applying and not (option == "split_seed" and value == 0):
+                raise HetmpError(
+                    f"{option}={value!r} does not apply to data set {name!r}: "
+                    f"leave it out, or choose {instead[option]!r}"
+                )
+
+    def path(self, name: str) -> Path:
+        """``data_path``, which data set *name* cannot do without.
+
+        Raises:
+            HetmpError: it is not told, or there is nothing.
+        """
+        if self.data_path is None:
+            raise HetmpError(
+                f"data set {name!r} is read from files of yours: say where they are with data_path "
+                "(--data-path); data/README.md says what to put there"
+            )
+        if not Path(self.data_path).exists():
+            raise HetmpError(
+                f"data_path {self.data_path} does not exist: data/README.md says what to put there "
+                f"for data set {name!r}"
+            )
+        return Path(self.data_path)
