@@ -67,6 +67,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Importing torch takes seconds, so it waits until something needs it.
+    if name == "slice_model":
+        import_module("hetmp.optim")  # it watches for optimizers that are wrong on slices
     if name in _HOMES:
         return getattr(import_module(f"hetmp.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'hetmp' has no attribute {name!r}")

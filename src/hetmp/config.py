@@ -11,26 +11,36 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hetmp.checkpoint import Cadence
+from hetmp.data.options import Options
 from hetmp.errors import HetmpError, unknown_name
 from hetmp.pace import check_slowdown
 from hetmp.partition import checked_weights
 
-OPTIMIZERS = ("sgd", "adamw")
-SCHEDULES = ("constant", "cosine", "step")
+SCHEDULES = (
+    "constant", "cosine", "linear", "polynomial", "exponential", "step", "milestones",
+)  # fmt: skip
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
 SAVE_ERRORS = ("stop", "continue")
 STOP_SIGNALS = ("USR1", "USR2", "TERM")
+AUTOCASTS = ("none", "bfloat16", "float16")
+NAN_ACTIONS = ("stop", "skip")
 
 CHOICES = {
-    "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "device": DEVICES,
     "dtype": DTYPES,
     "on_save_error": SAVE_ERRORS,
     "stop_signal": STOP_SIGNALS,
+    "on_nan": NAN_ACTIONS,
 }
 """The fields that take one of a few names."""
+
+OF_DATA = tuple(name for name in Options.names() if name != "seed")
+"""The fields that say what the data set is."""
+
+MOVABLE = "data_path", "test_path"
+"""The fields that say where the data is: it may move between a run and its resumption."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=1)]
@@ -44,7 +54,42 @@ class TrainConfig(BaseModel):
     model: str
     """Network by name (see `hetmp models`), or package.module:function for your own."""
     data: str
-    """Data set by name: digits, digits-segmentation (real images, in the box) or synthetic."""
+    """Data set by name: digits, digits-segmentation (real images, in the box), synthetic, or
+    images of yours: mnist, cifar10, cifar100, hdf5, npz, folder, hyperspectral (see
+    data/README.md)."""
+    data_path: Path | None = None
+    """File or folder of the data, where they are yours."""
+    test_path: Path | None = None
+    """File or folder of the test part, where it is not in data_path."""
+    images_key: str | None = None
+    """Name of the images within an HDF5, npz or mat file."""
+    labels_key: str | None = None
+    """Name of the labels within an HDF5, npz or mat file."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the images that are for testing, where the data does not say which are."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Which images are for testing, where the data does not say."""
+    shape: tuple[int, ...] | None = None
+    """Of an image: channels, then sides, for example 3,32,32. Synthetic images are made, and
+    files brought to it."""
+    classes: int | None = None
+    """How many classes there are, where it is not what the labels say."""
+    samples: int | None = None
+    """Of synthetic data: how many images."""
+    patch: int | None = None
+    """Of a hyperspectral scene: side of what is cut out around a pixel."""
+    disjoint: bool | None = None
+    """Of a hyperspectral scene: training and test pixels whose patches share none."""
+    mean: tuple[float, ...] | None = None
+    """What is subtracted from each channel; the mean of the training images if not given."""
+    std: tuple[float, ...] | None = None
+    """What each channel is then divided by; the deviation of the training images if not given."""
+    flip: bool = False
+    """Mirror every other training image, at random."""
+    crop: Annotated[int, Field(ge=0)] = 0
+    """Pad training images by so many pixels, and cut their size out again anywhere."""
+    readers: Whole = 1
+    """Threads of each rank that read images ahead of the training."""
     weights: tuple[float, ...] | Literal["auto", "equal"] | None = None
     """Relative speeds, one per rank, for example 70,25,5, or a file of them; equal for as many
     ranks as there are, which is the default. auto: measured, and the layers planned (see
@@ -68,21 +113,44 @@ class TrainConfig(BaseModel):
     lr: Positive = 0.05
     """Learning rate at the start."""
     optimizer: str = "sgd"
-    """Optimizer: sgd or adamw."""
+    """Optimizer: an elementwise one of torch.optim (sgd, adamw, rmsprop, ...), lars or lamb."""
+    optimizer_options: dict[str, Any] = {}
+    """Options of the optimizer, by its own names, for example nesterov=true."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of sgd."""
+    """Momentum of sgd and lars."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Weight decay."""
     schedule: str = "cosine"
-    """Learning rate over the run: constant, cosine (to 0) or step (a tenth at each third)."""
+    """Learning rate over the run: constant, cosine or linear (to 0), polynomial, exponential, step
+    (a tenth at each third) or milestones (times gamma at each)."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate first rises."""
+    gamma: Positive | None = None
+    """Factor of the learning rate: at each of the milestones, or exponential, at each step."""
+    power: Positive | None = None
+    """Power of the polynomial schedule."""
+    milestones: tuple[int, ...] | None = None
+    """Steps at which the learning rate is multiplied by gamma."""
     clip: Positive | None = None
     """Largest norm of all gradients together; not clipped if not given."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each label that is spread over all classes in the training."""
+    accumulate: Whole = 1
+    """Compute a step's batch in so many parts, one after the other: less memory."""
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay, such as 0.999, of an exponential moving average of the weights, which is then what is
+    evaluated and kept."""
+    on_nan: str = "stop"
+    """When the loss or a gradient is not finite: stop, or skip the step."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the initial weights, the order of the images and dropout."""
     device: str = "auto"
     """auto (a GPU per rank of a host, ranks without one on the CPU), cpu or cuda."""
     dtype: str = "float32"
-    """Precision of the computation: float32 or float64."""
+    """Precision of the weights, and of the computation: float32 or float64."""
+    autocast: tuple[str, ...] | None = None
+    """Compute convolutions and the like in bfloat16 or float16: for all ranks, or one for each
+    (bfloat16,none)."""
     strict: bool = False
     """Refuse operations that hetmp has no rule for, instead of computing them on every rank."""
     regather: bool = False
@@ -93,12 +161,6 @@ class TrainConfig(BaseModel):
     """Send float32 between layers as bfloat16: half the bytes, and each exchange rounds."""
     drop_last: bool = False
     """Leave out the short last batch of an epoch."""
-    shape: tuple[int, ...] | None = None
-    """Of a synthetic image: channels, then sides, for example 3,32,32."""
-    classes: int | None = None
-    """Of synthetic data: how many classes."""
-    samples: int | None = None
-    """Of synthetic data: how many images."""
     slowdown: tuple[float, ...] | None = None
     """Test aid: how many times slower each rank behaves than it is, for example 1,2,4."""
     out: Path | None = None
@@ -134,6 +196,14 @@ class TrainConfig(BaseModel):
         check_slowdown(slowdown or ())
         return slowdown
 
+    @field_validator("autocast")
+    @classmethod
+    def _autocast_is_known(cls, autocast: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for value in autocast or ():
+            if value not in AUTOCASTS:
+                raise unknown_name("autocast", value, AUTOCASTS)
+        return autocast
+
     @field_validator(*CHOICES)
     @classmethod
     def _is_a_choice(cls, value: str, info: Any) -> str:
@@ -168,7 +238,7 @@ class TrainConfig(BaseModel):
         """The same run on ranks of which the first is the present rank ``order[0]``, and so on."""
         lists = {
             name: tuple(told[rank] for rank in order)
-            for name in ("weights", "slowdown")
+            for name in ("weights", "slowdown", "autocast")
             if isinstance(told := getattr(self, name), tuple) and len(told) == len(order)
         }
         return self.model_copy(update=lists)
@@ -176,12 +246,22 @@ class TrainConfig(BaseModel):
     def lasting(self, steps: int) -> dict[str, Any]:
         """What must be the same when a run of *steps* steps is resumed, as plain values."""
         names = (
-            "model", "data", "batch_size", "lr", "optimizer", "momentum", "weight_decay",
-            "schedule", "clip", "seed", "dtype", "drop_last", "shape", "classes", "samples",
+            "model", "batch_size", "lr", "optimizer", "optimizer_options", "momentum",
+            "weight_decay", "schedule", "warmup", "gamma", "power", "milestones", "clip",
+            "label_smoothing", "accumulate", "average", "seed", "dtype", "drop_last", "flip",
+            "crop", "data", *OF_DATA,
         )  # fmt: skip
         told = self.model_dump(mode="json", include=set(names))
         # The learning rate follows the length of the run, unless it is constant.
-        return told if self.schedule == "constant" else {**told, "steps": steps}
+        if self.schedule != "constant":
+            told["steps"] = steps
+        for name in MOVABLE:
+            told[name] = None if told[name] is None else str(Path(told[name]).absolute())
+        return told
+
+    def data_settings(self) -> dict[str, Any]:
+        """The settings of the data set: the fields of ``hetmp.data.Options``."""
+        return {name: getattr(self, name) for name in OF_DATA}
 
     def total_steps(self, per_epoch: int) -> int:
         """How many steps the run takes, at *per_epoch* steps an epoch."""

@@ -26,7 +26,7 @@ def read(path: str | Path, what: str) -> str:
         HetmpError: it cannot be read; *what* it is, and why.
     """
     try:
-        return Path(path).read_text()
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise HetmpError(f"{what} {path} cannot be read: {error}") from error
 

@@ -4,6 +4,7 @@ Records have a ``kind``: ``run`` (first line), ``step``, ``evaluation``, and ``e
 """
 
 import json
+import math
 import time
 from pathlib import Path
 from types import TracebackType
@@ -32,28 +33,40 @@ class StepClock:
         self._before = np.array(self._runtime.exchange_seconds(self._model))
         self._began = time.perf_counter()
 
-    def stop(self, asked: bool = False) -> tuple[dict[str, list[float]], bool]:
+    def stop(
+        self, asked: bool = False, reading: float = 0.0
+    ) -> tuple[dict[str, list[float]], bool]:
         """What became of the step, on every rank the same. Collective.
 
         Args:
+            reading: seconds that this rank waited for the step's images, before it.
             asked: whether this rank was asked to end the run. It is told along with the times, so
                 that agreeing on it costs no message of its own.
 
         Returns:
-            Seconds of compute, exchange and waiting, by rank; whether any rank was asked.
+            Seconds of compute, exchange, waiting and reading, by rank; whether any rank was asked.
         """
         elapsed = time.perf_counter() - self._began
         spent = np.array(self._runtime.exchange_seconds(self._model)) - self._before
-        told = self._runtime.group.allgather(np.array([*spent, elapsed, float(asked)]))
-        exchanges, elapsed_by_rank, any_asked = told[:, :-2], told[:, -2], told[:, -1].any()
+        told = self._runtime.group.allgather(np.array([*spent, elapsed, reading, float(asked)]))
+        exchanges, elapsed_by_rank, any_asked = told[:, :-3], told[:, -3], told[:, -1].any()
         cost = exchanges.min(axis=0).sum()
         waited = exchanges.sum(axis=1) - cost
         seconds = {
             "compute": _rounded(elapsed_by_rank - exchanges.sum(axis=1)),
             "exchange": _rounded(np.full(len(told), cost)),
             "waiting": _rounded(waited),
+            "reading": _rounded(told[:, -2]),
         }
         return seconds, bool(any_asked)
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """What JSON has words for: a number that is not finite is null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
 
 
 def _rounded(seconds: np.ndarray) -> list[float]:
@@ -96,7 +109,7 @@ class MetricsFile:
     def write(self, kind: str, **record: Any) -> None:
         """Add one record."""
         if self._file is not None:
-            self._file.write(json.dumps({"kind": kind, **record}) + "\n")
+            self._file.write(json.dumps({"kind": kind, **_plain(record)}) + "\n")
 
 
 def _told_until(path: Path, step: int) -> list[str]:

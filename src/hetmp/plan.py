@@ -116,6 +116,12 @@ class Plan(BaseModel):
         """The ranks that take part."""
         return tuple(rank for rank in range(self.ranks) if rank not in self.left_out)
 
+    @property
+    def held(self) -> tuple[int, ...]:
+        """How many channels each rank holds, over all layers that are cut."""
+        cut = [layer for layer in self.layers if layer.scheme != "whole"]
+        return tuple(sum(layer.counts[rank] for layer in cut) for rank in range(self.ranks))
+
     def of_members(self) -> "Plan":
         """The plan of the ranks that take part alone, numbered anew."""
         if not self.left_out:

@@ -3,7 +3,6 @@
 import math
 import platform
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,27 +11,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import hetmp
 from hetmp import data, models
 from hetmp.checkpoint import Cadence, Folder, Keeping, Position, RunCheckpoints
-from hetmp.comm import Group, arranged, check_world, mpi_library
-from hetmp.config import TrainConfig
-from hetmp.data import Dataset, Split
+from hetmp.comm import AgreedError, Group, arranged, check_world, mpi_library
+from hetmp.config import MOVABLE, TrainConfig
+from hetmp.config_file import present_versions, write_run_config
+from hetmp.data import Augmentation, Dataset, Feed, Reading
 from hetmp.device import choose_device, share_cores
-from hetmp.errors import HetmpError
-from hetmp.evaluation import check_output, count_correct, evaluate
+from hetmp.evaluation import evaluate
 from hetmp.interruption import Interruption
 from hetmp.metrics import MetricsFile, StepClock
-from hetmp.optim import clip_grad_norm_
 from hetmp.pace import check_slowdown
 from hetmp.placement import Place, gather_places, show_placement
 from hetmp.plan import Plan
+from hetmp.precision import wire_of
 from hetmp.progress import Progress
 from hetmp.sharing import Sharing, among_members, share_work
 from hetmp.slicing import SlicedModel, Tuning, slice_model
 from hetmp.slicing.same_batch import SameBatch
+from hetmp.steps import Steps
+from hetmp.trained import EVALUATION_BATCH, check_output
 from hetmp.workload import load_dataset, outline
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
         if config.slowdown:
             check_slowdown(config.slowdown, group.size)
         torch.manual_seed(config.seed)
-        dataset = load_dataset(config)
+    dataset = load_dataset(config, group)
+    with group.together():
+        augmentation(config).check(dataset)
     comm, order = arranged(comm, group)
     group, config = Group(comm), config.in_order(order)
     # Without a folder there is nothing to stop for: signals then do what they do to any program.
@@ -134,11 +137,17 @@ def _train_arranged(
     return Result.from_rank(sharing.first_member, result, group)
 
 
+def augmentation(config: TrainConfig) -> Augmentation:
+    """What happens to the training images."""
+    return Augmentation(config.flip, config.crop)
+
+
 def _tuning(config: TrainConfig) -> Tuning:
     return Tuning(
         shared_memory=not config.no_shared_memory,
         regather=config.regather,
         rounded=config.rounded,
+        wire=wire_of(config),
     )
 
 
@@ -170,13 +179,21 @@ def _train(
     del module
     check_output(model.hetmp.graph.training, dataset, config.model)
     model.hetmp.group.pace.factor = workplace.slowdown
-    optimizer = _optimizer(config, model)
     steps = config.total_steps(per_epoch)
-    schedule = _schedule(config, optimizer, steps)
+    with group.together():
+        stepping = Steps(config, model, device, steps)
     whole_plan = sharing.plan or model.hetmp.plan
     checkpoints = RunCheckpoints(
-        model, optimizer, schedule, whole_plan, config.lasting(steps), _keeping(config, group)
+        model,
+        stepping,
+        whole_plan,
+        {**config.lasting(steps), "images": dataset.about()},
+        _keeping(config, group),
+        movable=(*MOVABLE, "images"),
     )
+    reading = Reading(model.hetmp.plan.held, config.readers, device, dtype)
+    feed = Feed(dataset, dataset.train, group, reading, augmentation(config))
+    test_feed = Feed(dataset, dataset.test, group, reading)
     position, resumed = Position(), ""
     if config.resume is not None:
         position, resumed = checkpoints.resume(config.resume, config.out)
@@ -197,35 +214,44 @@ def _train(
         epochs = config.total_epochs(per_epoch) if position.step < steps else 0
         for epoch in range(position.epoch, epochs):
             model.train()
-            for images, labels in _batches(
-                config, dataset.train, epoch, dtype, device, position.batch
+            waited = feed.waited
+            for images, labels in feed.shuffled(
+                config.batch_size,
+                seed=config.seed,
+                epoch=epoch,
+                start=position.batch,
+                drop_last=config.drop_last,
             ):
                 labels_alike.check(labels)
                 clock.start()
-                loss, correct = _step(config, model, optimizer, images, labels)
-                seconds, stopping = clock.stop(workplace.interruption.asked)
+                rate = stepping.optimizer.param_groups[0]["lr"]
+                try:
+                    taken = stepping.take(images, labels)
+                except AgreedError as error:
+                    raise AgreedError(f"{error}{checkpoints.last_good()}") from error
+                seconds, stopping = clock.stop(workplace.interruption.asked, feed.waited - waited)
+                waited = feed.waited
                 record = {
-                    "loss": loss,
-                    "accuracy": correct / labels.numel(),
-                    "lr": optimizer.param_groups[0]["lr"],
+                    "loss": taken.loss,
+                    "accuracy": taken.correct / labels.numel(),
+                    "lr": rate,
                 }
-                metrics.write("step", step=position.step, epoch=epoch, **record, seconds=seconds)
-                schedule.step()
+                metrics.write(
+                    "step", step=position.step, epoch=epoch, **record, seconds=seconds,
+                    **({"skipped": True} if taken.skipped else {}),
+                )  # fmt: skip
+                stepping.schedule.step()
                 position.took(record, per_epoch)
                 stopping = stopping and position.step < steps
-                if not math.isfinite(loss):
-                    raise HetmpError(
-                        f"the loss is {loss} at step {position.step} of {steps}: lower --lr, or "
-                        "use --clip"
-                    )
-                progress.step(position.step, epoch, loss, len(labels))
+                progress.step(position.step, epoch, taken.loss, len(labels))
                 if position.step == steps or (stopping and position.batch):
                     break
                 if position.batch:  # at the end of an epoch it is evaluated first
                     progress.note(checkpoints.passed(position))
             if stopping and position.batch:
                 break
-            test_loss, accuracy = evaluate(model, dataset.test, dtype, device)
+            with stepping.evaluated(), stepping.casting():
+                test_loss, accuracy = evaluate(model, test_feed, EVALUATION_BATCH)
             record = {"step": position.step, "loss": test_loss, "accuracy": accuracy}
             metrics.write("evaluation", epoch=epoch, **record)
             position.evaluated(record)
@@ -245,7 +271,8 @@ def _train(
         else:
             metrics.write("end", steps=result.steps, loss=result.loss, accuracy=result.accuracy)
     if config.out and not stopping:
-        _write(config, checkpoints, whole_plan, position, group)
+        with stepping.evaluated():
+            _write(config, checkpoints, whole_plan, position, group)
     return result
 
 
@@ -266,64 +293,6 @@ def _build(config: TrainConfig, dataset: Dataset, group: Group) -> nn.Module:
     shipped = config.model in models.names()
     with nullcontext() if group.is_root or not shipped else torch.device("meta"):
         return models.build(config.model, dataset.input_shape, dataset.classes)
-
-
-def _optimizer(config: TrainConfig, model: SlicedModel) -> torch.optim.Optimizer:
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-
-
-def _schedule(
-    config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    if config.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    if config.schedule == "step":
-        return torch.optim.lr_scheduler.StepLR(optimizer, max(1, math.ceil(steps / 3)), gamma=0.1)
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-
-def _batches(
-    config: TrainConfig,
-    split: Split,
-    epoch: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    start: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in data.batches(
-        split,
-        config.batch_size,
-        seed=config.seed,
-        epoch=epoch,
-        drop_last=config.drop_last,
-        start=start,
-    ):
-        yield images.to(device, dtype), labels.to(device)
-
-
-def _step(
-    config: TrainConfig,
-    model: SlicedModel,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-) -> tuple[float, int]:
-    """One optimizer step; (loss, how many of the batch's labels were right)."""
-    optimizer.zero_grad()
-    output = model(images)
-    loss = nn.functional.cross_entropy(output, labels)
-    loss.backward()
-    if config.clip is not None:
-        clip_grad_norm_(model, config.clip)
-    optimizer.step()
-    return float(loss.detach()), count_correct(output, labels)
 
 
 def _about(
@@ -348,11 +317,8 @@ def _about(
 
 def _headline(config: TrainConfig, model: SlicedModel, dataset: Dataset, steps: int) -> str:
     runtime = model.hetmp
-    held = [
-        sum(layer.counts[rank] for layer in runtime.plan.layers if layer.scheme != "whole")
-        for rank in range(runtime.group.size)
-    ]
-    shares = ", ".join(f"{100 * count / max(1, sum(held)):.0f} %" for count in held)
+    counts = runtime.plan.held
+    shares = ", ".join(f"{100 * count / max(1, sum(counts)):.0f} %" for count in counts)
     slowed = ""
     if config.slowdown:
         factors = ", ".join(f"{factor:g}" for factor in config.slowdown)
@@ -376,4 +342,6 @@ def _write(
     with group.together():
         if group.is_root:
             plan.save(config.out / "plan.json")
+            planned = config.plan is not None or (config.plans and plan.ranks > 1)
+            write_run_config(config.out, config, planned, present_versions(), plan.ranks)
     checkpoints.save_network(config.out / "model.h5", position.step)

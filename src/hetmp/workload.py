@@ -4,23 +4,19 @@ import torch
 from torch import nn
 
 from hetmp import data, models
+from hetmp.comm import Group
 from hetmp.config import TrainConfig
 from hetmp.data import Dataset
 
 
-def load_dataset(config: TrainConfig) -> Dataset:
-    """The data set that *config* names.
+def load_dataset(config: TrainConfig, group: Group) -> Dataset:
+    """The data set that *config* names. Collective.
 
     Raises:
-        HetmpError: there is none of that name, or its sizes are wrong.
+        HetmpError: on every rank: there is none of that name, its settings are wrong, or its
+            files are missing or damaged.
     """
-    return data.load(
-        config.data,
-        seed=config.seed,
-        shape=config.shape,
-        classes=config.classes,
-        samples=config.samples,
-    )
+    return data.load(config.data, group, seed=config.seed, **config.data_settings())
 
 
 def outline(config: TrainConfig, dataset: Dataset) -> nn.Module:

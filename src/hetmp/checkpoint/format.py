@@ -17,9 +17,9 @@ from hetmp.errors import HetmpError
 FORMAT = "hetmp-checkpoint"
 VERSION = 1
 
-MODEL, BUFFERS, OPTIMIZER = "model", "buffers", "optimizer"
+MODEL, BUFFERS, AVERAGE, OPTIMIZER = "model", "buffers", "average", "optimizer"
 TRAINING, PLAN, META, EXTRA = "training", "plan", "meta", "extra"
-GROUPS = (MODEL, BUFFERS, OPTIMIZER, TRAINING, PLAN, META, EXTRA)
+GROUPS = (MODEL, BUFFERS, AVERAGE, OPTIMIZER, TRAINING, PLAN, META, EXTRA)
 """What the root holds; a reader ignores other names."""
 
 DIGEST, DTYPE, AXIS, OWNERS = "digest", "dtype", "axis", "owners"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hetmp.checkpoint.catalog import under
-from hetmp.checkpoint.format import MODEL, TRAINING
+from hetmp.checkpoint.format import AVERAGE, MODEL, TRAINING, unescaped
 from hetmp.checkpoint.read import read_values
 from hetmp.checkpoint.seen import Seen, seen
 from hetmp.comm import Group
@@ -22,11 +22,13 @@ class Origin:
         config: the run's settings; empty where the file has none.
         step: steps taken; None where the file does not say.
         dtype: of the network's parameters, by torch's name.
+        averaged: the parameters of which it has a moving average, too.
     """
 
     config: Mapping[str, Any]
     step: int | None
     dtype: str
+    averaged: tuple[str, ...] = ()
 
 
 def read_origin(group: Group, file: Path) -> Origin:
@@ -43,6 +45,7 @@ def read_origin(group: Group, file: Path) -> Origin:
                 _config(training, file),
                 step if isinstance(step, int) else None,
                 _dtype(checkpoint, file),
+                tuple(map(unescaped, under(checkpoint.stored, AVERAGE))),
             )
 
 

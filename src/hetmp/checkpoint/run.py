@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hetmp.checkpoint.cadence import Cadence, Timer
 from hetmp.checkpoint.finding import newest_sound
@@ -21,8 +22,7 @@ from hetmp.comm import AgreedError, Group
 from hetmp.errors import HetmpError
 from hetmp.plan import Plan
 from hetmp.slicing import SlicedModel
-
-Schedule = torch.optim.lr_scheduler.LRScheduler
+from hetmp.slicing.diagnosis import not_finite
 
 STEPS = "loss", "accuracy", "lr"
 EVALUATIONS = "step", "loss", "accuracy"
@@ -93,6 +93,28 @@ class Position:
         )
 
 
+class Advancing(Protocol):
+    """What a run's steps need to go on, besides the model.
+
+    Attributes:
+        optimizer: of the model's parameters.
+    """
+
+    optimizer: torch.optim.Optimizer
+
+    def averaged(self) -> Mapping[str, Tensor]:
+        """The moving averages of parameters, by name, whose values may be set."""
+        ...
+
+    def state(self) -> str:
+        """All else, as JSON."""
+        ...
+
+    def resume(self, told: str) -> None:
+        """Go on from what ``state`` said."""
+        ...
+
+
 @dataclass(frozen=True)
 class Keeping:
     """How a run is saved.
@@ -114,25 +136,28 @@ class RunCheckpoints:
     """Saves a run, and takes one up again.
 
     Args:
-        config: of the run, as plain values; what must be the same when it is resumed.
+        config: of the run, as plain values; what must be the same when it is resumed, but for
+            those that are ``movable``.
         plan: of all ranks of the job.
     """
 
     def __init__(
         self,
         model: SlicedModel,
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
+        steps: Advancing,
         plan: Plan,
         config: Mapping[str, Any],
         keeping: Keeping,
+        movable: Collection[str] = (),
     ) -> None:
-        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.model, self.steps = model, steps
         self.plan, self.config, self.keeping = plan, dict(config), keeping
+        self.movable = movable
         self.group: Group = model.hetmp.group
         self._timer = Timer(keeping.cadence, self.group) if keeping.cadence else None
         self._saver = Saver(self.group, behind=keeping.behind)
         self._saved = -1
+        self._newest: Path | None = None
 
     # --- taking up
 
@@ -152,6 +177,7 @@ class RunCheckpoints:
         file, damaged = newest_sound(self.group, path, named=given != "auto")
         if file is not None:
             position = self._taken_up(file)
+            self._newest = file
             told = f"resumed from {file}: {position.step} steps, {position.epoch} whole epochs"
             return position, "\n".join([*(f"passed over: {why}" for why in damaged), told])
         if given != "auto" or damaged:
@@ -170,14 +196,21 @@ class RunCheckpoints:
                 )
             before = json.loads(training["config"])
             for name, value in self.config.items():
-                if before.get(name) != value:
+                if name not in self.movable and before.get(name) != value:
                     raise HetmpError(
                         f"{file} is of a run with {name} {before.get(name)}, this one has {value}: "
                         "a resumed run goes on as it was; give the same, or start anew"
                     )
 
-        told = restore(self.model, file, self.optimizer, verified=True, check=check)[TRAINING]
-        self.schedule.load_state_dict(json.loads(told["schedule"]))
+        told = restore(
+            self.model,
+            file,
+            self.steps.optimizer,
+            averages=self.steps.averaged(),
+            verified=True,
+            check=check,
+        )[TRAINING]
+        self.steps.resume(told["schedule"])
         return Position.of(told)
 
     # --- saving
@@ -198,15 +231,21 @@ class RunCheckpoints:
         folder = self.keeping.folder
         if folder is None or self._saved == position.step:
             return ""
+        wrong = not_finite(self.model)
+        if wrong is not None:
+            raise AgreedError(
+                f"after step {position.step} {wrong} is not finite, so that nothing is saved"
+                f"{self.last_good()}"
+            )
         training = {
             **position.values(),
-            "schedule": json.dumps(self.schedule.state_dict()),
+            "schedule": self.steps.state(),
         }
-        contents = self._gathered(self.optimizer, training)
+        contents = self._gathered(training, whole=True)
         try:
             step = position.step
             self._saver.save(folder.at(step), contents, lambda: folder.written(step))
-            self._saved = step
+            self._saved, self._newest = step, folder.at(step)
         except HetmpError as error:
             return self._failed(error)
         return ""
@@ -217,15 +256,29 @@ class RunCheckpoints:
         Raises:
             HetmpError: on every rank, if it cannot be written; what was at *path* stays.
         """
-        write(self.group, path, self._gathered(None, {"step": step}))
+        write(self.group, path, self._gathered({"step": step}, whole=False))
 
-    def _gathered(
-        self, optimizer: torch.optim.Optimizer | None, training: Mapping[str, Any]
-    ) -> Contents:
-        """What a file of this run holds: it says what the run is. Collective."""
+    def last_good(self) -> str:
+        """The newest checkpoint, as the end of a message on why the run ended."""
+        if self._newest is None:
+            return ""
+        return f"; the last good checkpoint is {self._newest}, from which --resume goes on"
+
+    def _gathered(self, training: Mapping[str, Any], *, whole: bool) -> Contents:
+        """What a file of this run holds: it says what the run is. Collective.
+
+        Args:
+            whole: with what it takes to go on, not the network alone.
+        """
         told = {**training, "config": json.dumps(self.config)}
-        about = {"model": str(self.config.get("model", ""))}
-        return gather(self.model, optimizer, told, plan=self.plan, about=about)
+        return gather(
+            self.model,
+            self.steps.optimizer if whole else None,
+            told,
+            plan=self.plan,
+            about={"model": str(self.config.get("model", ""))},
+            averages=self.steps.averaged() if whole else None,
+        )
 
     def finish(self) -> str:
         """Wait for what is being written; see ``save``. Collective."""

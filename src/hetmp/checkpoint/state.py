@@ -12,10 +12,12 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from torch import Tensor
 
 import hetmp
 from hetmp.checkpoint.catalog import under
 from hetmp.checkpoint.format import (
+    AVERAGE,
     BUFFERS,
     EXTRA,
     FORMAT,
@@ -104,11 +106,14 @@ def gather(
     *,
     plan: Plan | None = None,
     about: Mapping[str, Any] | None = None,
+    averages: Mapping[str, Tensor] | None = None,
 ) -> Contents:
     """What a checkpoint of a model holds. Collective.
 
     Args:
         training: goes to ``/training``.
+        averages: goes to ``/average``: by parameter's name, of which it is a moving average, cut
+            as the parameter is.
         plan: of all ranks of the job, if it is not the model's.
         about: more attributes of ``/meta``.
     """
@@ -116,7 +121,7 @@ def gather(
     group = runtime.group
     told = dict(training)
     with group.together():
-        items = list(_tensors(model))
+        items = [*_tensors(model), *_averages(model, averages or {})]
         if optimizer is not None:
             told[SETTINGS] = settings(model, optimizer)
             told[RNG] = torch.get_rng_state().numpy()
@@ -141,12 +146,14 @@ def restore(
     path: Path,
     optimizer: torch.optim.Optimizer | None = None,
     *,
+    averages: Mapping[str, Tensor] | None = None,
     verified: bool = False,
     check: Callable[[Mapping[str, Any]], None] = lambda training: None,
 ) -> dict[str, dict[str, Any]]:
     """Load a model and an optimizer; ``extra`` and ``training`` as dicts. Collective.
 
     Args:
+        averages: by parameter's name, take what ``/average`` holds.
         verified: whether the numbers were compared with their digests just now.
         check: is given ``training`` before anything is changed, and may refuse it.
 
@@ -158,7 +165,7 @@ def restore(
         verify(group, path)
     with seen(group, path) as checkpoint:
         with group.together():
-            targets = list(_targets(model, checkpoint))
+            targets = [*_targets(model, checkpoint), *_average_targets(model, averages or {})]
             check_targets(checkpoint, targets)
             _check_nothing_left(model, checkpoint)
         training = read_values(group, checkpoint, TRAINING)
@@ -248,6 +255,19 @@ def _tensors(model: SlicedModel) -> Iterator[Item]:
         if entry.persistent and entry.alias_of is None:
             path = f"{_folder(entry.parameter)}/{escaped(entry.name)}"
             yield tensor_item(path, entry.shape, entry.state, tensors[entry.name])
+
+
+def _averages(model: SlicedModel, averages: Mapping[str, Tensor]) -> Iterator[Item]:
+    for name, average in averages.items():
+        entry = model.hetmp.table[name]
+        yield tensor_item(f"{AVERAGE}/{escaped(name)}", entry.shape, entry.state, average)
+
+
+def _average_targets(model: SlicedModel, averages: Mapping[str, Tensor]) -> Iterator[Target]:
+    for name, average in averages.items():
+        entry = model.hetmp.table[name]
+        path = f"{AVERAGE}/{escaped(name)}"
+        yield Target(path, tuple(entry.shape), entry.state, average)
 
 
 def _values(values: Mapping[str, Any]) -> Iterator[Item]:

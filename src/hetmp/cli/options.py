@@ -1,5 +1,6 @@
 """What several commands take."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,11 @@ from typing import Any
 import click
 
 from hetmp.errors import HetmpError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -44,6 +50,26 @@ class Weights(Numbers):
                 f"{value!r} is no list of numbers such as 70,25,5, no file, and neither 'equal' nor"
                 " 'auto'"
             )
+
+
+class KeyValue(click.ParamType):  # type: ignore[type-arg]
+    """``KEY=VALUE``, whose value is one of TOML (``true``, ``0.9``, ``[0.9, 0.99]``), else text."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
+        if not isinstance(value, str):
+            return value
+        key, equals, text = value.partition("=")
+        key = key.strip()
+        if not key or not equals:
+            self.fail(f"{value!r} is not KEY=VALUE, such as nesterov=true", param, ctx)
+        try:
+            told = tomllib.loads(f"it = {text}")
+        except tomllib.TOMLDecodeError:
+            return key, text
+        plain = isinstance(told["it"], bool | int | float | str | list | dict)
+        return key, told["it"] if plain and len(told) == 1 else text
 
 
 def check_folder(path: str) -> None:

@@ -1,11 +1,14 @@
 """``hetmp submit``."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hetmp.errors import HetmpError
+
+if TYPE_CHECKING:
+    from hetmp.submit import Job
 
 ENV_FILE = Path("jobs", "env.sh")
 
@@ -25,6 +28,25 @@ def _command(template: str) -> click.Command:
     return train_command()
 
 
+def _flags(option: click.Parameter) -> list[str]:
+    return [*option.opts, *option.secondary_opts]
+
+
+def _check_arguments(template: str, job: "Job") -> None:
+    """Refuse what the job's command would refuse: now, and not after hours in the queue."""
+    command = _command(template)
+    context = command.make_context(f"hetmp {command.name}", list(job.arguments))
+    if command.name == "train":
+        from hetmp.cli.train import told_config
+
+        told_config(
+            context.params,
+            out="run",
+            profiles=job.profiles,
+            checkpoint_every=job.checkpoint_every,
+        )
+
+
 class _Submit(click.Command):
     """A command that knows whose a flag is that was given to it."""
 
@@ -33,7 +55,7 @@ class _Submit(click.Command):
             return super().parse_args(ctx, list(args))
         except click.NoSuchOption as error:
             template = next((word for word in args if not word.startswith("-")), "")
-            flags = [flag for option in _command(template).params for flag in option.opts]
+            flags = [flag for option in _command(template).params for flag in _flags(option)]
             if error.option_name not in flags:
                 raise
             raise click.UsageError(
@@ -125,9 +147,8 @@ def submit(
     nodes = {name: flags.pop(name) for name in Component.model_fields if name in flags}
     told = {name: value for name, value in told.items() if name != "template"}
     job = make_job(str(template), {**told, **flags}, nodes, config or "job")
-    if not dry_run:  # a misspelt flag is told now, and not after hours in the queue
-        command = _command(str(template))
-        command.make_context(f"hetmp {command.name}", list(job.arguments))
+    if not dry_run:
+        _check_arguments(str(template), job)
     if job.mpi == "auto" and available() and not dry_run:
         job = job.model_copy(update={"mpi": chosen_mpi_type(mpi_vendor())})
     if env_file is None and ENV_FILE.is_file():

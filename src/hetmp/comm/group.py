@@ -44,6 +44,7 @@ class Group:
         kept: what lives as long as the user's communicator, by purpose.
         pace: a test aid that makes this rank slower.
         rehearsing: whether exchanges move nothing, to measure what is left of a step.
+        wire: the dtype, by name, in which all that is floating travels; None for its own.
         patient: whether small messages are waited for without burning a core.
     """
 
@@ -62,6 +63,7 @@ class Group:
         self.on_one_host = _on_one_host(self.control, self.kept)
         self.pace = Pace()
         self.rehearsing = False
+        self.wire: str | None = None
         self.patient = False
 
     def __copy__(self) -> "Group":
@@ -111,6 +113,16 @@ class Group:
         else:
             self.control.Allgather(values, gathered)
         return gathered
+
+    def start_allgather(
+        self, own: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8], counts: Sequence[int]
+    ) -> "MPI.Request":
+        """Begin to gather every rank's bytes in rank order; neither array may change. Collective.
+
+        Args:
+            counts: how many bytes each rank gives.
+        """
+        return self.control.Iallgatherv(own, [into, counts])
 
     def broadcast(self, values: npt.NDArray[Any], root: int = 0) -> npt.NDArray[Any]:
         """*root*'s values, written into and returned as *values*. Collective."""

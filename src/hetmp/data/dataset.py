@@ -111,3 +111,15 @@ class Dataset:
     """Whether the parts give images that are normalised already, by `mean` and `std`."""
     class_names: tuple[str, ...] = ()
     """What the classes are called, in order; empty where nobody says."""
+
+    def about(self) -> dict[str, object]:
+        """What a trained network must know of its images, as plain values."""
+        return {
+            "shape": list(self.input_shape),
+            "dtype": self.train.dtype.name,
+            "classes": self.classes,
+            "class_names": list(self.class_names),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "normalised": self.normalised,
+        }

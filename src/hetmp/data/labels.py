@@ -1,5 +1,7 @@
 """Labels as they are found in files, checked."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -7,7 +9,7 @@ from hetmp.errors import HetmpError
 
 
 def checked_labels(
-    where: str, labels: npt.NDArray[np.generic], classes: int | None = None
+    where: str, labels: npt.NDArray[Any], classes: int | None = None
 ) -> npt.NDArray[np.int64]:
     """*labels* as int64, each 0 or more and, with *classes*, below it.
 

@@ -49,9 +49,7 @@ def sample(count: int) -> Indices:
     return np.sort(np.argsort(keys, kind="stable")[:SAMPLE])
 
 
-def told_or_measured(
-    options: Options, train: Part
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def told_or_measured(options: Options, train: Part) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, deviation) as *options* say, else of (a sample of) the training images.
 
     Raises:

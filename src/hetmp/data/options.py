@@ -25,6 +25,7 @@ class Options:
         test_path: the file or folder of the test part.
         images_key, labels_key: names of the images and labels within a file.
         patch: side, in pixels, of what is cut out around a pixel to be classified; odd.
+        disjoint: training and test pixels of a scene so far apart that their patches share none.
         mean, std: per channel, in units of the source; else of the training part.
     """
 
@@ -39,6 +40,7 @@ class Options:
     images_key: str | None = None
     labels_key: str | None = None
     patch: int | None = None
+    disjoint: bool | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 

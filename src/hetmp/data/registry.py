@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from hetmp.comm import Group
-from hetmp.data import digits, segmentation, synthetic
+from hetmp.data import cifar, digits, folder, hdf5, mnist, npz, scene, segmentation, synthetic
 from hetmp.data.dataset import Dataset
 from hetmp.data.once import Found, read_once
 from hetmp.data.options import Options
@@ -35,7 +35,10 @@ class Loader(Protocol):
 
 
 def _loaders() -> dict[str, Loader]:
-    loaders: tuple[Any, ...] = (digits, segmentation, synthetic)
+    ours: tuple[Any, ...] = (digits, segmentation, synthetic)
+    published: tuple[Any, ...] = (mnist, cifar.CIFAR10, cifar.CIFAR100)
+    yours: tuple[Any, ...] = (folder, hdf5, npz, scene)
+    loaders = (*published, *yours, *ours)
     return {loader.NAME: loader for loader in loaders}
 
 

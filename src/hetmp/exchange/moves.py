@@ -113,7 +113,9 @@ def start(
         return Move(counter, began, move(group, x, source, target), group.pace)
     dtype, order = x.dtype, how.order or tuple(range(x.dim()))
     x, source, target = x.permute(order), _ordered(source, order), _ordered(target, order)
-    if how.rounded and dtype is torch.float32 and name != "Allreduce":
+    if group.wire is not None and x.is_floating_point():
+        x = x.to(getattr(torch, group.wire))
+    if how.rounded and x.dtype is torch.float32 and name != "Allreduce":
         x = x.to(torch.bfloat16)
     if group.rehearsing:
         arrived = rehearse(group, x, source, target, blocking=blocking)

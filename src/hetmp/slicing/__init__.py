@@ -1,6 +1,6 @@
 """A user's module -> its sliced form and back: ``slice_model`` and ``merge_model``."""
 
-from hetmp.slicing.build import slice_model
+from hetmp.slicing.build import slice_model, sliced_parameters
 from hetmp.slicing.merge import merge_model, merged_tensors
 from hetmp.slicing.model import SlicedModel
 from hetmp.slicing.table import Entry, Table, make_table, tensors_of
@@ -16,5 +16,6 @@ __all__ = [
     "merge_model",
     "merged_tensors",
     "slice_model",
+    "sliced_parameters",
     "tensors_of",
 ]

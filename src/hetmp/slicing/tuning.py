@@ -15,7 +15,12 @@ class Tuning:
         regather: a layer's gathered input is not kept for the backward pass, but gathered again
             there: less memory, one exchange more.
         rounded: float32 activations and their gradients travel between layers as bfloat16, half
-            the bytes. The one choice that changes results: every exchange rounds to 8 bits.
+            the bytes. Every exchange rounds to 8 bits.
+        wire: a dtype by name, such as ``float32``, in which all that is floating travels, and
+            arrives as what it was. Needed where ranks compute in unlike dtypes, as under an
+            autocast of their own: what a rank rounds to, the others need not.
+
+    ``rounded`` and ``wire`` are the choices that change results.
     """
 
     shared_memory: bool = True
@@ -23,6 +28,7 @@ class Tuning:
     channels_last: bool = True
     regather: bool = False
     rounded: bool = False
+    wire: str | None = None
 
 
 PLAIN = Tuning(shared_memory=False, overlap=False, channels_last=False)

@@ -1,4 +1,4 @@
-"""What is global in an optimizer: the norm of all gradients."""
+"""The norm of all gradients, which no rank sees whole, and clipping by it."""
 
 import math
 
@@ -32,15 +32,37 @@ def clip_grad_norm_(model: SlicedModel, max_norm: float, norm_type: float = 2.0)
     """
     if not max_norm >= 0:
         raise AgreedError(f"max_norm is 0 or more, got {max_norm}")
+    norm = grad_norm(model, norm_type)
+    scale = min(1.0, max_norm / (norm + 1e-6))  # the constant is torch's
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(scale)
+    return torch.tensor(norm, dtype=torch.float64)
+
+
+@torch.no_grad()
+def grad_norm(model: SlicedModel, norm_type: float = 2.0) -> float:
+    """The norm of all gradients of a sliced model, as if they were one vector. Collective.
+
+    Summed in float64; 0 without gradients, and not a number where any gradient is none.
+
+    Args:
+        model: a model made by ``slice_model``, after ``backward()``.
+        norm_type: p of the p-norm, above 0; ``math.inf`` for the largest absolute value.
+
+    Returns:
+        The same number on every rank.
+
+    Raises:
+        HetmpError: on every rank, for a *norm_type* out of range.
+    """
     if not norm_type > 0:
         raise AgreedError(f"norm_type is above 0 (math.inf for the maximum), got {norm_type}")
     runtime = model.hetmp
     sliced, whole = 0.0, 0.0
-    gradients = []
     for name, parameter in model.named_parameters():
         if parameter.grad is None or parameter.grad.numel() == 0:
             continue
-        gradients.append(parameter.grad)
         size = float(torch.linalg.vector_norm(parameter.grad, norm_type, dtype=torch.float64))
         power = size if math.isinf(norm_type) else size**norm_type
         if runtime.table[name].state != FULL:
@@ -49,14 +71,10 @@ def clip_grad_norm_(model: SlicedModel, max_norm: float, norm_type: float = 2.0)
             whole = _joined(whole, power, norm_type)
     # A replicated parameter counts once: every rank takes rank 0's sum for it.
     marks = runtime.group.allgather(np.array([sliced, whole]))
-    total = marks[0, 1]
+    total = float(marks[0, 1])
     for power in marks[:, 0]:
-        total = _joined(total, power, norm_type)
-    norm = float(total) if math.isinf(norm_type) else float(total) ** (1 / norm_type)
-    scale = min(1.0, max_norm / (norm + 1e-6))  # the constant is torch's
-    for gradient in gradients:
-        gradient.mul_(scale)
-    return torch.tensor(norm, dtype=torch.float64)
+        total = _joined(total, float(power), norm_type)
+    return total if math.isinf(norm_type) else total ** (1 / norm_type)
 
 
 def _joined(total: float, power: float, norm_type: float) -> float:

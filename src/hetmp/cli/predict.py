@@ -1,0 +1,53 @@
+"""``hetmp predict``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hetmp.cli.options import used_options
+from hetmp.comm import AgreedError, Group
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option(
+    "--out", type=click.Path(), required=True, help="File to write: .csv, or .h5 for HDF5."
+)
+@click.option("--part", default="test", show_default=True, help="Of the data set: test or train.")
+@click.option(
+    "--images", type=click.Path(), help="A folder of pictures without classes, or one picture."
+)
+@used_options
+def predict(checkpoint: str, out: str, part: str, images: str | None, **given: Any) -> None:
+    """Class and probability of every image, to CSV or HDF5.
+
+    CHECKPOINT is a file, or a run's folder: its model.h5 is taken, else its newest sound
+    checkpoint. Start it with any ranks: the predictions are the same. The images are the test
+    images of the data that the network was trained on, unless another is given.
+
+    \b
+    Examples:
+      hetmp predict runs/demo --out predictions.csv
+      hetmp predict runs/demo --images holiday --out holiday.csv
+      mpirun -n 3 hetmp predict runs/demo --weights 70,25,5 --part train --out train.h5
+    """
+    from hetmp.prediction import predict as predicted
+    from hetmp.train import count_ranks
+
+    group = Group()
+    try:
+        found = predicted(
+            Path(checkpoint), Path(out), given, part=part, images=Path(images) if images else None
+        )
+    except AgreedError:
+        raise
+    except Exception as error:
+        group.fail(error)
+    for why in found.passed_over:
+        group.say(f"passed over: {why}")
+    right = "" if found.accuracy is None else f", {100 * found.accuracy:.2f} % of the labels met"
+    group.say(
+        f"wrote the classes of {found.images} images to {found.out}{right}, on "
+        f"{count_ranks(found.ranks)}: {found.file}"
+    )

@@ -1,0 +1,83 @@
+"""Images and labels that come as arrays: checked, and brought into the order we use."""
+
+import numpy as np
+import numpy.typing as npt
+
+from hetmp.data.axes import channels_first, find_channels
+from hetmp.errors import HetmpError
+
+_BLOCK = 500
+"""How many images are looked at at a time."""
+
+Array = npt.NDArray[np.generic]
+
+
+def ordered_images(where: str, images: Array, shape: tuple[int, ...] | None = None) -> Array:
+    """*images* as (n, c, *spatial), uint8 or float32, contiguous.
+
+    With *shape*, (c, *spatial), it decides which axis is the channels; where both ends would do,
+    they come first. Else images of three axes have one channel. Of four axes the last is the
+    channels if it has a length of 1, 3 or 4 and the one after n has not; in any other case they
+    come first.
+
+    Args:
+        where: what holds the images, for the message.
+        images: bytes, floating numbers, or whole numbers from 0 to 255.
+
+    Raises:
+        HetmpError: another type, no images, not of *shape*, or a value that is not finite.
+    """
+    if 0 in images.shape:
+        raise HetmpError(f"{where}: there are no images in an array of shape {images.shape}")
+    channels, _ = find_channels(where, images.shape[1:], shape)
+    return np.ascontiguousarray(channels_first(_numbers(where, images), channels))
+
+
+def ordered_labels(where: str, labels: Array, images: Array) -> Array:
+    """*labels* as (n,), or (n, *spatial) with one per pixel, for *images* (n, c, *spatial).
+
+    Raises:
+        HetmpError: another shape; labels as rows of 0 and 1.
+    """
+    count, _, *spatial = images.shape
+    if labels.ndim == 2 and labels.shape[1] == 1 and spatial != [1]:
+        labels = labels[:, 0]
+    if labels.ndim and len(labels) != count:
+        raise HetmpError(f"{where}: {len(labels)} labels for {count} images: give one for each")
+    if labels.shape in ((count,), (count, *spatial)):
+        return labels
+    one_hot = labels.ndim == 2 and bool(
+        np.isin(labels, (0, 1)).all() and (labels.sum(axis=1, dtype=np.int64) == 1).all()
+    )
+    raise HetmpError(
+        f"{where}: labels of shape {labels.shape} are one-hot: save labels.argmax(axis=1) instead"
+        if one_hot
+        else f"{where}: labels have shape {labels.shape}: give one for each image ({count},), or "
+        f"one for each pixel {(count, *spatial)}"
+    )
+
+
+def _numbers(where: str, images: Array) -> Array:
+    if images.dtype in (np.dtype(np.uint8), np.dtype(np.bool_)):
+        return images.astype(np.uint8, copy=False)
+    if np.issubdtype(images.dtype, np.integer):
+        least, most = int(images.min()), int(images.max())
+        if least < 0 or most > 255:
+            raise HetmpError(
+                f"{where}: images of {images.dtype} go from {least} to {most}: whole numbers are "
+                "read from 0 to 255; save others as float32"
+            )
+        return images.astype(np.uint8)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise HetmpError(f"{where}: images of type {images.dtype}: save them as uint8 or float32")
+    with np.errstate(over="ignore"):  # it becomes infinite, which is refused with its place
+        numbers = images.astype(np.float32, copy=False)
+    for begin in range(0, len(numbers), _BLOCK):
+        block = numbers[begin : begin + _BLOCK]
+        wrong = ~np.isfinite(block.reshape(len(block), -1)).all(axis=1)
+        if wrong.any():
+            raise HetmpError(
+                f"{where}: image {begin + int(np.argmax(wrong))} has a number that is not finite "
+                "in float32: mend or leave out such images"
+            )
+    return numbers

@@ -1,0 +1,117 @@
+"""A batch of which every rank has read a share, put together on all ranks.
+
+On the wire a rank's share is a byte that says whether it could be read, then its images, then
+its labels, each as they lie in memory: ranks of one job are of one byte order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hetmp.comm import Group
+from hetmp.data.dataset import Indices, Part
+from hetmp.errors import HetmpError
+from hetmp.partition import apportion
+
+READ, FAILED = 0, 1
+
+
+@dataclass(frozen=True)
+class Share:
+    """Images (k, c, *spatial) and labels (k, ...) of the part of a batch that a rank has read."""
+
+    images: npt.NDArray[np.generic]
+    labels: npt.NDArray[np.int64]
+
+
+class Joining:
+    """The batches of a part, joined one after the other: ``start``, then ``wait``.
+
+    Args:
+        weights: how large a share of every batch each rank reads, relative to the others'; equal
+            shares where all are 0.
+    """
+
+    def __init__(self, part: Part, group: Group, weights: Sequence[float]) -> None:
+        self._part, self._group = part, group
+        self._weights = tuple(weights) if any(weights) else (1.0,) * group.size
+        self._alone = part.everywhere or group.size == 1
+        self._image_bytes = int(np.prod(part.shape, dtype=np.int64)) * part.dtype.itemsize
+        self._label_bytes = int(np.prod(part.label_shape, dtype=np.int64)) * 8
+        self._failure: HetmpError | None = None
+        self._share: Share | None = None
+        self._chosen: Indices = np.empty(0, dtype=np.int64)
+        self._request: Any = None
+        self._arrived = self._sent = np.empty(0, dtype=np.uint8)
+
+    def own(self, chosen: Indices) -> Indices:
+        """The images of a batch that this rank reads."""
+        return chosen if self._alone else chosen[self._places(chosen)[self._group.rank]]
+
+    def start(self, chosen: Indices, outcome: Share | HetmpError) -> None:
+        """Begin to join the batch *chosen*, of which this rank has read its `own`. Collective."""
+        self._chosen = chosen
+        self._failure = outcome if isinstance(outcome, HetmpError) else None
+        self._share = None if isinstance(outcome, HetmpError) else outcome
+        if self._alone:
+            return
+        counts = [self._size(len(places)) for places in self._places(chosen)]
+        self._sent = np.empty(counts[self._group.rank], dtype=np.uint8)
+        self._sent[0] = READ if self._share is not None else FAILED
+        if self._share is not None:
+            images, labels = self._share.images, self._share.labels
+            split = 1 + len(images) * self._image_bytes
+            self._sent[1:split] = _bytes(images.astype(self._part.dtype, copy=False))
+            self._sent[split:] = _bytes(labels.astype(np.int64, copy=False))
+        self._arrived = np.empty(sum(counts), dtype=np.uint8)
+        self._request = self._group.start_allgather(self._sent, self._arrived, counts)
+
+    def wait(self) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
+        """The batch that was begun: images and labels, in its order. Collective.
+
+        Raises:
+            HetmpError: on every rank, if a rank could not read its share.
+        """
+        if self._alone:
+            if self._failure is not None:
+                raise self._failure
+            assert self._share is not None
+            return self._share.images, self._share.labels
+        self._request.Wait()
+        self._request = None
+        places = self._places(self._chosen)
+        starts = np.cumsum([0, *(self._size(len(own)) for own in places)])
+        if any(self._arrived[start] == FAILED for start in starts[:-1]):
+            with self._group.together():
+                if self._failure is not None:
+                    raise self._failure
+        count, part = len(self._chosen), self._part
+        images = np.empty((count, *part.shape), dtype=part.dtype)
+        labels = np.empty((count, *part.label_shape), dtype=np.int64)
+        for start, stop, own in zip(starts[:-1], starts[1:], places, strict=True):
+            split = start + 1 + len(own) * self._image_bytes
+            images[own] = self._arrived[start + 1 : split].view(part.dtype).reshape(-1, *part.shape)
+            labels[own] = self._arrived[split:stop].view(np.int64).reshape(-1, *part.label_shape)
+        return images, labels
+
+    def drop(self) -> None:
+        """Let go of what was begun. Collective."""
+        if self._request is not None:
+            self._request.Wait()
+            self._request = None
+
+    def _places(self, chosen: Indices) -> list[npt.NDArray[np.intp]]:
+        """Where in the batch the images are that each rank reads: neighbours of the file."""
+        order = np.argsort(chosen, kind="stable")
+        ends = np.cumsum(apportion(len(chosen), self._weights).counts)
+        return np.split(order, ends[:-1])
+
+    def _size(self, images: int) -> int:
+        return 1 + images * (self._image_bytes + self._label_bytes)
+
+
+def _bytes(array: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
