@@ -79,7 +79,9 @@ def test_three_ranks_train_and_write(tmp_path):
     assert done.stderr == ""
     assert done.stdout.count("test accuracy") == 1
     assert "71 %, 26 %, 4 %" in done.stdout
-    assert sorted(path.name for path in out.iterdir()) == ["metrics.jsonl", "model.h5", "plan.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.toml", "metrics.jsonl", "model.h5", "plan.json"
+    ]  # fmt: skip
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["kind"] == "end"
 

@@ -1,6 +1,7 @@
 """A run in one file: what is read is what was written, and who is refused, in which words."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -418,7 +419,6 @@ def test_a_file_that_one_rank_lacks_is_told_with_the_rank(config_file, tmp_path)
         'n=${PMI_RANK:-$OMPI_COMM_WORLD_RANK}; file=$1; [ "$n" = 1 ] && file=$1.gone\n'
         f"exec {sys.executable} -m hetmp.cli train --config $file\n"
     )
-    import subprocess
 
     done = subprocess.run(
         [str(MPIRUN), "-n", "2", "sh", str(script), str(path)],

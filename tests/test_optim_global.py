@@ -67,12 +67,27 @@ def lamb(module, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, exclude_1d=
 
 
 OPTIMIZERS = {
-    "lars": (LARS, lars, {"lr": 2.0, "weight_decay": 0.01}),
-    "lars with momentum": (LARS, lars, {"lr": 5.0, "momentum": 0.9, "trust": 0.01}),
-    "lars on all": (LARS, lars, {"lr": 5.0, "weight_decay": 0.1, "exclude_1d": False, "eps": 0.1}),
+    "lars": (LARS, lars, {"lr": 0.1, "weight_decay": 0.01, "trust": 0.3}),
+    "lars with momentum": (LARS, lars, {"lr": 0.1, "momentum": 0.9, "trust": 0.1}),
+    "lars on all": (
+        LARS,
+        lars,
+        {"lr": 0.3, "weight_decay": 0.1, "trust": 0.1, "exclude_1d": False, "eps": 0.1},
+    ),
     "lamb": (LAMB, lamb, {"lr": 0.01, "weight_decay": 0.1}),
     "lamb on all": (LAMB, lamb, {"lr": 0.01, "exclude_1d": False, "betas": (0.5, 0.6)}),
 }
+
+
+def lean() -> nn.Sequential:
+    """All of it is cut: a rank with a share of 0 has no number of it."""
+    return nn.Sequential(
+        nn.Conv2d(3, 7, 3, bias=False),
+        nn.BatchNorm2d(7),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(112, 5),
+    )
 
 
 @pytest.mark.parametrize("schemes", SCHEMES)
@@ -86,7 +101,7 @@ def test_layerwise_optimizers(name, kind, schemes):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_layerwise_optimizers_where_there_is_nothing_to_do(name):
-    """Frozen parameters, all zeros, empty slices without gradients; the zero share is rank 1's."""
+    """Frozen parameters, all zeros, empty slices without gradients."""
     pair = Pair("one zero", frozen=["3.weight"])
     with torch.no_grad():
         for module in (pair.model, pair.reference):
@@ -130,7 +145,8 @@ def test_groups_with_options_of_their_own():
     parts = [names[:2], names[2:]]
     mine = LARS(
         pair.model,
-        3.0,
+        0.1,
+        trust=0.2,
         params=[
             {"params": [pair.model.get_parameter(name) for name in part], "weight_decay": decay}
             for part, decay in zip(parts, (0.1, 0.0), strict=True)
@@ -141,7 +157,7 @@ def test_groups_with_options_of_their_own():
         pair.backward(number)
         for part, decay in zip(parts, (0.1, 0.0), strict=True):
             chosen = nn.ParameterList(pair.reference.get_parameter(name) for name in part)
-            lars(chosen, 3.0 * 0.5**number, weight_decay=decay)()
+            lars(chosen, 0.1 * 0.5**number, trust=0.2, weight_decay=decay)()
         assert mine.step(lambda: torch.is_grad_enabled()) is True
         schedule.step()
     pair.finish()
@@ -235,7 +251,7 @@ SCALED = {
 @pytest.mark.parametrize("name", SCALED)
 def test_all_ranks_skip_a_step_or_none(name, kind, unscale):
     """Overflow in one rank's slice: nobody steps, every scale falls; then all goes on."""
-    pair = Pair(kind)
+    pair = Pair(kind, build=lean if kind == "all on last" else network)
     options = {"init_scale": 1024.0, "growth_interval": 2}
     mine = GradScaler(pair.model, "cpu", **options)
     expected = torch.amp.GradScaler("cpu", **options)
@@ -269,12 +285,25 @@ def test_all_ranks_skip_a_step_or_none(name, kind, unscale):
     pair.finish()
 
 
+@pytest.mark.parametrize("make", [LARS, LAMB])
+def test_a_rank_without_any_gradient_takes_part(make):
+    pair = Pair("all on last", build=lean)
+    reference = lars if make is LARS else lamb
+    mine, step = make(pair.model, 0.1), reference(pair.reference, 0.1)
+    for number in range(2):
+        pair.backward(number)
+        pair.forget_empty_gradients()
+        mine.step()
+        step()
+    pair.finish()
+
+
 def test_a_scaler_of_a_layerwise_optimizer():
     pair = Pair("one zero")
     scaler = GradScaler(pair.model, "cpu", init_scale=64.0)
     mine, step = LAMB(pair.model, 0.1), lamb(pair.reference, 0.1)
     for number in range(3):
-        pair.backward(number, scaler.scale, lambda loss: loss)
+        pair.backward(number, scaler.scale)
         scaler.step(mine)
         scaler.update()
         step()
@@ -301,7 +330,7 @@ def test_a_disabled_scaler_does_nothing():
     scaler = GradScaler(pair.model, "cpu", enabled=False)
     mine, expected = SCALED["sgd"](pair.model), SCALED["sgd"](pair.reference)
     for number in range(2):
-        pair.backward(number, scaler.scale, lambda loss: loss)
+        pair.backward(number, scaler.scale)
         scaler.step(mine)
         scaler.update()
         expected.step()

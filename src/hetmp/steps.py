@@ -174,8 +174,9 @@ class Steps:
 def _options(config: TrainConfig) -> dict[str, Any]:
     """The optimizer's options; its own entries win over the fields that many share."""
     shared: dict[str, Any] = {"weight_decay": config.weight_decay}
-    if config.optimizer in ("sgd", "lars"):
+    name = config.optimizer.lower()
+    if name in ("sgd", "lars"):
         shared["momentum"] = config.momentum
-    if config.optimizer == "rprop":  # the one that knows no weight decay
+    if name == "rprop":  # the one that knows no weight decay
         del shared["weight_decay"]
     return {**shared, **config.optimizer_options}

@@ -47,7 +47,7 @@ def ordered_labels(where: str, labels: Array, images: Array) -> Array:
     if labels.shape in ((count,), (count, *spatial)):
         return labels
     one_hot = labels.ndim == 2 and bool(
-        np.isin(labels, (0, 1)).all() and (labels.sum(axis=1, dtype=np.int64) == 1).all()
+        np.isin(labels, (0, 1)).all() and ((labels == 1).sum(axis=1) == 1).all()
     )
     raise HetmpError(
         f"{where}: labels of shape {labels.shape} are one-hot: save labels.argmax(axis=1) instead"

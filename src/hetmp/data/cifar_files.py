@@ -1,6 +1,8 @@
 """The files of CIFAR-10 and CIFAR-100: where they are, and what is in them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import exists, isdir
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +92,7 @@ def _versions(
     path: Path, layouts: tuple[Layout, ...]
 ) -> list[tuple[Layout, Path, dict[str, Source]]]:
     """For each version, and each place where it may be, those of its files that are there."""
-    if not path.is_dir():
+    if not isdir(path):
         content = read_tar(path, {file for layout in layouts for file in layout.files})
         inside = {file: Source(f"{file} in {path}", None, content[file]) for file in content}
         return [(layout, path, inside) for layout in layouts]
@@ -99,7 +101,7 @@ def _versions(
         (
             layout,
             at,
-            {f: Source(str(at / f), at / f) for f in layout.files if (at / f).exists()},
+            {f: Source(str(at / f), at / f) for f in layout.files if exists(at / f)},
         )
         for layout, at in places
     ]
@@ -153,7 +155,7 @@ def read_batch(
 
 
 def _checked(
-    where: str, columns: dict[str, npt.NDArray[np.generic]], labels: Labels
+    where: str, columns: Mapping[str, npt.NDArray[np.generic]], labels: Labels
 ) -> npt.NDArray[np.int64]:
     """The labels that are learnt; the others too are checked, for they tell of damage."""
     limits = dict(labels)

@@ -79,7 +79,7 @@ def survey(options: Options) -> Found:
         train, test, share, seed = drawn(options, labels, lambda k: f"an image of {names[k]}")
         found |= _part("test", train_base, [files[i] for i in test], labels[test])
         files, labels = [files[i] for i in train], labels[train]
-        found |= {"split_name": f"folder-by-class-{share:g}", "split_seed": seed}
+        found |= {"split_name": f"folder-by-class-{share!r}", "split_seed": seed}
     else:
         refuse_split(options, test_root)
         found |= _part("test", test_base, *list_classes(test_root, test_base, names)[1:])

@@ -139,7 +139,7 @@ def _checked(path: Path, file: Any, key: str) -> Any:
                 or any(source.file_name != "." for source in sources)
             ):
                 raise _elsewhere(path, key)
-            if found.shape is not None and found.dtype.kind in "biufcSUOVmM":
+            if found.shape is not None and found.dtype.kind in "biufc":
                 return found
     except HetmpError:
         raise
@@ -152,7 +152,8 @@ def _checked(path: Path, file: Any, key: str) -> Any:
         raise HetmpError(
             f"{path}: {key!r} is a group, not a dataset; in it: {within}. Name one of its datasets"
         )
-    raise HetmpError(f"{path}: {key!r} is not a dataset of numbers")
+    kind = f"holds {found.dtype}" if isinstance(found, h5py.Dataset) else "is a type"
+    raise HetmpError(f"{path}: {key!r} is not a dataset of numbers: it {kind}")
 
 
 def _elsewhere(path: Path, key: str) -> HetmpError:

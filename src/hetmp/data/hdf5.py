@@ -153,7 +153,7 @@ def _split(options: Options, found: Found) -> Found:
         "test_rows": test,
         "train_labels": labels[train] if len(labels) else labels,
         "test_labels": labels[test] if len(labels) else labels,
-        "split_name": f"hdf5-{way}-{share:g}",
+        "split_name": f"hdf5-{way}-{share!r}",
         "split_seed": seed,
     }
 

@@ -4,6 +4,7 @@ Plain images are read from their file as they are needed. Compressed ones are un
 rank 0, and every rank holds them: one cannot begin to read a compressed file in its middle.
 """
 
+from os.path import exists, isdir
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def survey(options: Options) -> Found:
         HetmpError: a file is missing or damaged, or two do not belong together.
     """
     folder = options.path(NAME)
-    if not folder.is_dir():
+    if not isdir(folder):
         raise HetmpError(
             f"data_path {folder} is a file: for data set {NAME!r} give the folder that has "
             f"{_names('train-images', 3)[0]} and the three others"
@@ -92,7 +93,7 @@ def _names(stem: str, axes: int) -> list[str]:
 def _find(folder: Path, stem: str, axes: int) -> Path:
     names = _names(stem, axes)
     for name in names:
-        if (folder / name).exists():
+        if exists(folder / name):
             return folder / name
     raise HetmpError(
         f"{folder} has no {names[0]}, and no {names[0]}.gz: data/README.md says what to put there "

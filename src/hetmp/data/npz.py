@@ -57,12 +57,13 @@ def survey(options: Options) -> Found:
     """
     path, test_path = options.path(NAME), options.test_path
     with open_npz(path) as file:
-        keys = _keys(options, file, TRAIN_KEYS)
+        keys = _keys(options, file, (*TRAIN_KEYS, WHOLE_KEYS))
         train = _read(options, file, keys)
         classes = class_count(options, train[1], f"{keys[1]} in {path}")
         checked_labels(f"{keys[1]} in {path}", train[1], classes)
-        if test_path is None and keys in TRAIN_KEYS:
-            parts = {"train": train, "test": _test(options, file, train, classes)}
+        told = options.images_key is not None or options.labels_key is not None
+        if test_path is None and keys in TRAIN_KEYS and not told:
+            parts = {"train": train, "test": _test(options, file, TEST_KEYS, train, classes)}
             found: Found = {"split_name": f"{NAME}-parts"}
             refuse_split(options, path)
         elif test_path is None:
@@ -70,7 +71,8 @@ def survey(options: Options) -> Found:
     if test_path is not None:
         refuse_split(options, test_path)
         with open_npz(Path(test_path)) as file:
-            parts = {"train": train, "test": _test(options, file, train, classes)}
+            test = _test(options, file, (*TEST_KEYS, WHOLE_KEYS), train, classes)
+        parts = {"train": train, "test": test}
         found = {"split_name": f"{NAME}-files"}
     for part, (images, labels) in parts.items():
         found |= {f"{part}_images": images, f"{part}_labels": labels}
@@ -83,14 +85,14 @@ def assemble(options: Options, found: Found) -> Dataset:
     return assembled(NAME, found)
 
 
-def _keys(options: Options, file: NpzFile, parted: tuple[Keys, ...]) -> Keys:
-    """What a part is called in *file*: as told, else by the first of the names that is there."""
+def _keys(options: Options, file: NpzFile, usual: tuple[Keys, ...]) -> Keys:
+    """What a part is called in *file*: as told, else the first of the *usual* that is there."""
     if options.images_key is not None or options.labels_key is not None:
         return options.images_key or WHOLE_KEYS[0], options.labels_key or WHOLE_KEYS[1]
-    for keys in (*parted, WHOLE_KEYS):
+    for keys in usual:
         if keys[0] in file.keys:
             return keys
-    known = ", ".join(images for images, _ in (*parted, WHOLE_KEYS))
+    known = ", ".join(images for images, _ in usual)
     raise HetmpError(
         f"{file.path} has no images by the name of {known}: it has "
         f"{', '.join(sorted(file.keys)) or 'no arrays'}; say with images_key and labels_key "
@@ -105,9 +107,11 @@ def _read(options: Options, file: NpzFile, keys: Keys) -> Pair:
     return images, checked_labels(where, ordered_labels(where, file.read(keys[1]), images))
 
 
-def _test(options: Options, file: NpzFile, train: Pair, classes: int) -> Pair:
+def _test(
+    options: Options, file: NpzFile, usual: tuple[Keys, ...], train: Pair, classes: int
+) -> Pair:
     """The test part, which must be of one kind with *train*."""
-    keys = _keys(options, file, TEST_KEYS)
+    keys = _keys(options, file, usual)
     images, labels = _read(options, file, keys)
     checked_labels(f"{keys[1]} in {file.path}", labels, classes)
     for what, here, there in (

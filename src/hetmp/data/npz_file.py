@@ -53,22 +53,25 @@ class NpzFile:
                         f"{where} holds Python objects, which are not read: save numbers in an "
                         "array with one type and one shape"
                     )
-                if dtype.names or dtype.subdtype or min(shape, default=0) < 0:
-                    raise HetmpError(f"{where} is no plain array: {dtype} of shape {shape}")
+                if dtype.kind not in "biufc":
+                    raise HetmpError(f"{where} is no array of numbers, but of {dtype}")
+                if min(shape, default=0) < 0:
+                    raise ValueError(f"shape {shape}")
                 size = prod(shape) * dtype.itemsize
                 # One byte more: the end is where the checksum is compared.
                 content = read_up_to(stream, size + 1)
+            if len(content) == size:
+                array = np.frombuffer(content, dtype) if size else np.empty(0, dtype)
+                return array.reshape(shape, order="F" if by_column else "C")
         except HetmpError:
             raise
         except Exception as error:  # damage makes zipfile and numpy raise nearly anything
             raise HetmpError(f"{where} is damaged ({error}): get it again") from error
-        if len(content) != size:
-            follow = "more" if len(content) > size else f"only {len(content)}"
-            raise HetmpError(
-                f"{where} is damaged: an array {shape} of {dtype} has {size} bytes, and {follow} "
-                "follow: get it again"
-            )
-        return np.frombuffer(content, dtype).reshape(shape, order="F" if by_column else "C")
+        follow = "more" if len(content) > size else f"only {len(content)}"
+        raise HetmpError(
+            f"{where} is damaged: an array {shape} of {dtype} has {size} bytes, and {follow} "
+            "follow: get it again"
+        )
 
 
 @contextmanager

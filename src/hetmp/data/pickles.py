@@ -78,8 +78,8 @@ def read_pickle(where: str, content: bytes) -> dict[str, Any]:
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.proto > NEWEST:
                 raise ValueError(f"written in a protocol newer than {NEWEST}")
-            if opcode.name in ("LONG_BINPUT", "PUT") and argument > len(content):
-                raise ValueError(f"item {argument} of {len(content)} bytes")
+            if opcode.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > len(content):
+                raise ValueError(f"item {argument} in {len(content)} bytes")
         table = _Reader(where, content).load()
     except HetmpError:
         raise

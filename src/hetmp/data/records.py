@@ -25,7 +25,7 @@ class Readable(Protocol):
 
 
 class RecordFile(NamedTuple):
-    """A file of images: *count* records of *length* bytes, from byte *start* on."""
+    """A file of images: *images* records of *length* bytes, from byte *start* on."""
 
     path: str
     size: int
@@ -34,7 +34,7 @@ class RecordFile(NamedTuple):
     length: int
     skip: int
     """Bytes at the head of a record that are not pixels."""
-    count: int
+    images: int
 
 
 class Records(Part):
@@ -62,11 +62,11 @@ class Records(Part):
             HetmpError: a file cannot be opened here, or is not as long as on rank 0.
         """
         assert all(file.length - file.skip == prod(shape) for file in files)
-        assert sum(file.count for file in files) == len(labels)
+        assert sum(file.images for file in files) == len(labels)
         self.shape = shape
         self._files = tuple(files)
         self._labels = labels
-        self._ends = np.cumsum([file.count for file in files])
+        self._ends = np.cumsum([file.images for file in files])
         self._opened = []
         for file in files:
             try:
@@ -90,7 +90,7 @@ class Records(Part):
         which = np.searchsorted(self._ends, chosen, side="right")
         for row, (number, index) in enumerate(zip(which.tolist(), chosen.tolist(), strict=True)):
             file = self._files[number]
-            within = index - (int(self._ends[number]) - file.count)
+            within = index - (int(self._ends[number]) - file.images)
             pixels[row] = self._pixels(number, file, within)
         return pixels.reshape(-1, *self.shape), labels
 

@@ -91,9 +91,9 @@ def survey(options: Options) -> Found:
     train, test, share, seed = drawn(
         options, labels, lambda label: f"a pixel of class {label + 1} of {truth}", TEST_SHARE
     )
-    name = f"scene-by-class-{share:g}"
+    name = f"scene-by-class-{share!r}"
     if options.disjoint:
-        name = f"scene-disjoint-{share:g}-patch-{patch}"
+        name = f"scene-disjoint-{share!r}-patch-{patch}"
         train, test = split_apart(pixels, labels, (height, width), patch, share, seed)
     cube = np.ascontiguousarray(read_standardised(image).transpose(2, 0, 1))
     margin = patch // 2

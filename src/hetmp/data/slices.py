@@ -37,7 +37,7 @@ class Slices(Part):
         with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite: told below
             images = np.ascontiguousarray(images, dtype=self.dtype)
         if self.dtype != np.uint8:
-            whole = np.isfinite(images).reshape(len(rows), -1).all(axis=1)
+            whole = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))
             if not whole.all():
                 raise HetmpError(
                     f"{self._file.path}: image {rows[np.argmin(whole)]} of dataset "
