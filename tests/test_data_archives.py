@@ -1,6 +1,8 @@
 """Data sets in the files that others publish: MNIST, CIFAR, and NumPy's archives."""
 
 import builtins
+import codecs
+import gc
 import gzip
 import io
 import os
@@ -8,6 +10,7 @@ import pickle
 import random
 import shutil
 import struct
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -141,21 +144,19 @@ def test_mean_and_deviation_are_those_of_the_training_images(kind: str, tmp_path
 def test_every_rank_gets_the_same(kind: str) -> None:
     name, parts, write, _ = FORMATS[kind]
     group = hetmp.Group()
-    folder = group.broadcast_text(tempfile.mkdtemp() if group.is_root else "")
-    try:
-        if group.is_root:
-            write(Path(folder) / "set")
-        path = Path(folder) / "set" if kind != "npz" else Path(folder) / "set" / "own.npz"
-        path = path / "cifar-10-batches-bin" if name == "cifar10" else path
-        dataset = data.load(name, group, data_path=path)
+    folder = Path(group.broadcast_text(tempfile.mkdtemp() if group.is_root else ""))
+    where = group.broadcast_text(str(write(folder / "set")) if group.is_root else "")
+    dataset = data.load(name, group, data_path=where)
+    with group.together():  # nobody reads any more when the files go
         check(dataset, parts)
-        assert (dataset.mean, dataset.std) == moments(
-            parts[0].reshape(-1, *dataset.input_shape).copy()
-        )
-    finally:
-        group.barrier()
-        if group.is_root:
-            shutil.rmtree(folder)
+        images = parts[0].reshape(-1, *dataset.input_shape)
+        assert (dataset.mean, dataset.std) == moments(images)
+    if group.is_root:
+        (folder / "set").rename(folder / "away")
+    with group.together(), pytest.raises(HetmpError, match="does not exist"):
+        data.load(name, group, data_path=where)
+    if group.is_root:
+        shutil.rmtree(folder)
 
 
 # MNIST
@@ -225,15 +226,17 @@ def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
         dataset.train.read(np.array([0]))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc/self/fd to look into")
 def test_files_are_closed_when_the_data_set_is_gone(tmp_path: Path) -> None:
-    path = write_cifar10(tmp_path, *COLOUR)
-    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else -1
-    dataset = data.load("cifar10", data_path=path)
-    if before < 0:
-        pytest.skip("no /proc/self/fd here to count open files")
-    assert len(os.listdir("/proc/self/fd")) == before + 6
+    def opened() -> int:
+        links = Path("/proc/self/fd").iterdir()
+        return sum(str(tmp_path) in os.readlink(link) for link in links if link.is_symlink())
+
+    dataset = data.load("cifar10", data_path=write_cifar10(tmp_path, *COLOUR))
+    assert opened() == 6
     del dataset
-    assert len(os.listdir("/proc/self/fd")) == before
+    gc.collect()
+    assert opened() == 0
 
 
 # CIFAR
@@ -317,8 +320,6 @@ def test_what_a_pickle_names_is_not_called_even_where_it_may_be_named() -> None:
     """Neither a large array is made, nor one of Python's codecs is run."""
     array = pickle.dumps({b"data": Making(np.ndarray, (10**14,), "u1")}, 2)
     assert read_pickle("batch", array)["data"].arguments == ((10**14,), "u1")
-    import codecs
-
     with pytest.raises(HetmpError, match="batch is no pickle, or damaged"):
         read_pickle("batch", pickle.dumps({b"data": Making(codecs.encode, "x", "rot13")}, 2))
 
@@ -566,8 +567,6 @@ def lying_directory(content: bytes) -> bytes:
 
 def without_test(content: bytes) -> bytes:
     """The archive of CIFAR without its test part."""
-    import tarfile
-
     file = io.BytesIO()
     with (
         tarfile.open(fileobj=io.BytesIO(content)) as source,

@@ -1,6 +1,7 @@
 """Data sets in files of people's own: folders of images, HDF5, hyperspectral scenes."""
 
 import os
+import signal
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -172,6 +173,7 @@ def test_the_shape_decides_the_channels(tmp_path: Path, channels: int) -> None:
         assert (read == image[:channels]).all()
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_palette_becomes_its_colours(tmp_path: Path) -> None:
     image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4), mode=None)
     image = image.convert("P")
@@ -335,6 +337,7 @@ def test_a_forked_process_opens_the_file_anew(tmp_path: Path) -> None:
     with part._file._lock:  # as if another thread was reading  # type: ignore[attr-defined]
         child = os.fork()
         if child == 0:
+            signal.alarm(20)  # ends the child, should it wait for its parent's lock
             os._exit(0 if (everything(part)[0] == expected).all() else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 

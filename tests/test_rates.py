@@ -19,7 +19,7 @@ TORCHS = {
     "linear": (lambda o, n: lr_scheduler.LinearLR(o, 1.0, 0.0, total_iters=n), {}),
     "milestones": (
         lambda o, n: lr_scheduler.MultiStepLR(o, [2, 5], 0.5),
-        {"at": [2, 5], "gamma": 0.5},
+        {"milestones": [2, 5], "gamma": 0.5},
     ),
     "polynomial": (lambda o, n: lr_scheduler.PolynomialLR(o, n, power=2.0), {"power": 2.0}),
     "step": (lambda o, n: lr_scheduler.StepLR(o, max(1, math.ceil(n / 3)), gamma=0.1), {}),
@@ -122,9 +122,9 @@ def test_a_schedule_goes_on_from_its_state(schedule):
         ("step", 9, 0, {"gamma": True}, "gamma is a number above 0, got True"),
         ("step", 9, 0, {"gamma": math.nan}, "gamma is a number above 0, got nan"),
         ("exponential", 9, 0, {}, "the schedule exponential needs gamma, a number above 0"),
-        ("milestones", 9, 0, {}, "the schedule milestones needs at, a list of steps"),
-        ("milestones", 9, 0, {"at": 3}, "at is a list of steps, got 3"),
-        ("milestones", 9, 0, {"at": [3.5]}, r"at is a list of steps, got \[3.5\]"),
+        ("milestones", 9, 0, {}, "the schedule milestones needs milestones, a list of steps"),
+        ("milestones", 9, 0, {"milestones": 3}, "milestones is a list of steps, got 3"),
+        ("milestones", 9, 0, {"milestones": [3.5]}, r"milestones is a list of steps, got \[3.5\]"),
         ("onecycle", 9, 0, {"peak": 1}, "peak is a number between 0 and 1, got 1"),
     ],
 )

@@ -17,7 +17,7 @@ from hetmp.pace import check_slowdown
 from hetmp.partition import checked_weights
 
 SCHEDULES = (
-    "constant", "cosine", "linear", "polynomial", "exponential", "step", "milestones",
+    "constant", "cosine", "linear", "polynomial", "exponential", "step", "milestones", "onecycle",
 )  # fmt: skip
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
@@ -122,7 +122,7 @@ class TrainConfig(BaseModel):
     """Weight decay."""
     schedule: str = "cosine"
     """Learning rate over the run: constant, cosine or linear (to 0), polynomial, exponential, step
-    (a tenth at each third) or milestones (times gamma at each)."""
+    (a tenth at each third), milestones (times gamma at each) or onecycle."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate first rises."""
     gamma: Positive | None = None
@@ -151,6 +151,8 @@ class TrainConfig(BaseModel):
     autocast: tuple[str, ...] | None = None
     """Compute convolutions and the like in bfloat16 or float16: for all ranks, or one for each
     (bfloat16,none)."""
+    layerwise: bool = False
+    """Start the weights layer by layer, so that no rank ever holds the network whole."""
     strict: bool = False
     """Refuse operations that hetmp has no rule for, instead of computing them on every rank."""
     regather: bool = False

@@ -166,7 +166,9 @@ def _csv(found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> str:
     for i, title in enumerate(titles):
         name = [names[found.classes[i]]] if names else []
         label = [int(found.labels[i])] if labelled else []
-        rows.writerow([title, int(found.classes[i]), *name, f"{found.probabilities[i]:.6f}", *label])
+        rows.writerow(
+            [title, int(found.classes[i]), *name, f"{found.probabilities[i]:.6f}", *label]
+        )
     return text.getvalue()
 
 

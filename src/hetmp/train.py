@@ -1,24 +1,19 @@
 """A training run, top to bottom: data, model, optimizer, epochs, evaluation."""
 
 import math
-import platform
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-import hetmp
 from hetmp import data, models
 from hetmp.checkpoint import Cadence, Folder, Keeping, Position, RunCheckpoints
-from hetmp.comm import AgreedError, Group, arranged, check_world, mpi_library
+from hetmp.comm import AgreedError, Group, arranged, check_world
 from hetmp.config import MOVABLE, TrainConfig
-from hetmp.config_file import present_versions, write_run_config
 from hetmp.data import Augmentation, Dataset, Feed, Reading
 from hetmp.device import choose_device, share_cores
 from hetmp.evaluation import evaluate
@@ -29,8 +24,9 @@ from hetmp.placement import Place, gather_places, show_placement
 from hetmp.plan import Plan
 from hetmp.precision import wire_of
 from hetmp.progress import Progress
+from hetmp.run_record import headline, keep_settings, run_record
 from hetmp.sharing import Sharing, among_members, share_work
-from hetmp.slicing import SlicedModel, Tuning, slice_model
+from hetmp.slicing import Tuning, slice_model
 from hetmp.slicing.same_batch import SameBatch
 from hetmp.steps import Steps
 from hetmp.trained import EVALUATION_BATCH, check_output
@@ -71,12 +67,14 @@ class Workplace:
     """What this rank works with.
 
     Attributes:
+        told: the run's configuration, before ranks of a host became neighbours.
         places: of all ranks of the job.
         device, threads: of this rank.
         slowdown: of this rank, on purpose.
         interruption: whether it was asked to end the run.
     """
 
+    told: TrainConfig
     places: tuple[Place, ...]
     device: torch.device
     threads: int
@@ -101,15 +99,16 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
     with group.together():
         augmentation(config).check(dataset)
     comm, order = arranged(comm, group)
-    group, config = Group(comm), config.in_order(order)
+    group, told, config = Group(comm), config, config.in_order(order)
     # Without a folder there is nothing to stop for: signals then do what they do to any program.
     heeded = (config.stop_signal, "TERM") if config.out else ()
     with Interruption(heeded) as interruption:
-        return _train_arranged(config, comm, group, dataset, interruption)
+        return _train_arranged(config, told, comm, group, dataset, interruption)
 
 
 def _train_arranged(
     config: TrainConfig,
+    told: TrainConfig,
     comm: "MPI.Intracomm | None",
     group: Group,
     dataset: Dataset,
@@ -127,7 +126,7 @@ def _train_arranged(
         config, partial(outline, config, dataset), example, group, device, _tuning(config)
     )
     slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
-    workplace = Workplace(places, device, threads, slowdown, interruption)
+    workplace = Workplace(told, places, device, threads, slowdown, interruption)
 
     def run(members: "MPI.Intracomm | None", plan: Plan | None) -> Result:
         return _train(config, members, dataset, sharing, plan, workplace)
@@ -172,6 +171,7 @@ def _train(
         plan or sharing.weights,
         comm,
         example_input=example,
+        init=models.layer_by_layer(module) if config.layerwise else None,
         device=device,
         strict=config.strict,
         tuning=_tuning(config),
@@ -203,13 +203,11 @@ def _train(
         MetricsFile(group, path, after=position.step) as metrics,
         Progress(group, steps, position.step) as progress,
     ):
-        about = _about(config, model, whole_plan, workplace)
+        about = run_record(config, model, whole_plan, workplace.places, workplace.threads)
         metrics.write("run", **about, steps=steps, resumed=position.step)
-        progress.begin(
-            "\n".join(
-                filter(None, [sharing.told, _headline(config, model, dataset, steps), resumed])
-            )
-        )
+        keep_settings(workplace.told, whole_plan, group)
+        lines = [sharing.told, headline(config, model, dataset, steps), resumed]
+        progress.begin("\n".join(filter(None, lines)))
         clock, stopping = StepClock(model), False
         epochs = config.total_epochs(per_epoch) if position.step < steps else 0
         for epoch in range(position.epoch, epochs):
@@ -272,7 +270,7 @@ def _train(
             metrics.write("end", steps=result.steps, loss=result.loss, accuracy=result.accuracy)
     if config.out and not stopping:
         with stepping.evaluated():
-            _write(config, checkpoints, whole_plan, position, group)
+            checkpoints.save_network(config.out / "model.h5", position.step)
     return result
 
 
@@ -289,59 +287,11 @@ def _keeping(config: TrainConfig, group: Group) -> Keeping:
 
 
 def _build(config: TrainConfig, dataset: Dataset, group: Group) -> nn.Module:
-    """The whole network; the values are rank 0's, so other ranks spare the memory."""
+    """The whole network; the values are rank 0's, so other ranks spare the memory.
+
+    Layer by layer, no rank has values.
+    """
     shipped = config.model in models.names()
-    with nullcontext() if group.is_root or not shipped else torch.device("meta"):
+    here = not config.layerwise and (group.is_root or not shipped)
+    with nullcontext() if here else torch.device("meta"):
         return models.build(config.model, dataset.input_shape, dataset.classes)
-
-
-def _about(
-    config: TrainConfig, model: SlicedModel, plan: Plan, workplace: Workplace
-) -> dict[str, object]:
-    runtime = model.hetmp
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "config": config.model_dump(mode="json"),
-        "ranks": runtime.group.size,
-        "threads": workplace.threads,
-        "host": platform.node(),
-        "placement": [place.model_dump() for place in workplace.places],
-        "mpi": mpi_library(),
-        "versions": {
-            "hetmp": hetmp.__version__,
-            **{name: version(name) for name in ("torch", "mpi4py", "numpy")},
-        },
-        "plan": plan.model_dump(mode="json"),
-    }
-
-
-def _headline(config: TrainConfig, model: SlicedModel, dataset: Dataset, steps: int) -> str:
-    runtime = model.hetmp
-    counts = runtime.plan.held
-    shares = ", ".join(f"{100 * count / max(1, sum(counts)):.0f} %" for count in counts)
-    slowed = ""
-    if config.slowdown:
-        factors = ", ".join(f"{factor:g}" for factor in config.slowdown)
-        slowed = f"\nranks slowed on purpose by {factors}: times are not those of this machine"
-    return (
-        f"{config.model} on {config.data}: {len(dataset.train)} training and {len(dataset.test)} "
-        f"test images, {steps} steps of {config.batch_size}\n"
-        f"{count_ranks(runtime.group.size)} with {shares} of the channels{slowed}"
-    )
-
-
-def count_ranks(count: int) -> str:
-    """``1 rank``, ``3 ranks``."""
-    return f"{count} rank" + ("s" if count != 1 else "")
-
-
-def _write(
-    config: TrainConfig, checkpoints: RunCheckpoints, plan: Plan, position: Position, group: Group
-) -> None:
-    assert config.out is not None
-    with group.together():
-        if group.is_root:
-            plan.save(config.out / "plan.json")
-            planned = config.plan is not None or (config.plans and plan.ranks > 1)
-            write_run_config(config.out, config, planned, present_versions(), plan.ranks)
-    checkpoints.save_network(config.out / "model.h5", position.step)

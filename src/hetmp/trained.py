@@ -16,7 +16,7 @@ from hetmp.checkpoint.origin import Origin, read_origin
 from hetmp.checkpoint.state import restore
 from hetmp.comm import AgreedError, Group, arranged, check_world
 from hetmp.config import OF_DATA, TrainConfig, train_config
-from hetmp.data import Dataset, Feed, Part, Reading
+from hetmp.data import Dataset, Feed, Part, Reading, options_of
 from hetmp.device import choose_device, share_cores
 from hetmp.errors import HetmpError
 from hetmp.graph import Trace
@@ -148,6 +148,7 @@ def _config(origin: Origin, file: Path, given: Mapping[str, Any]) -> TrainConfig
     }
     if "data" in chosen and chosen["data"] != told.get("data"):
         told = {name: value for name, value in told.items() if name not in OF_DATA}
+    told |= _normalisation(origin, chosen.get("data", told.get("data")))
     if "model" not in chosen and ":" in str(told.get("model", "")):
         raise HetmpError(
             f"{file} is of {told['model']}, and no file chooses which code is run: give --model"
@@ -159,6 +160,14 @@ def _config(origin: Origin, file: Path, given: Mapping[str, Any]) -> TrainConfig
             + " and ".join(f"--{name}" for name in missing)
         )
     return train_config(**{"batch_size": EVALUATION_BATCH, **told, "dtype": origin.dtype, **chosen})
+
+
+def _normalisation(origin: Origin, data: str | None) -> dict[str, Any]:
+    """Mean and deviation that the network was trained with, where data set *data* takes them."""
+    images = origin.config.get("images")
+    if not isinstance(images, dict) or images["normalised"] or "mean" not in options_of(data):
+        return {}
+    return {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
 
 
 def _loaded(

@@ -8,3 +8,8 @@ def bytes_text(size: float) -> str:
             return f"{size:.0f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
+
+
+def count_ranks(count: int) -> str:
+    """``1 rank``, ``3 ranks``."""
+    return f"{count} rank" + ("s" if count != 1 else "")

@@ -8,29 +8,16 @@ from typing import Any
 
 import click
 
-from hetmp.cli.options import Numbers, check_folder
+from hetmp.cli.options import check_folder
+from hetmp.cli.used import used_options
 from hetmp.comm import AgreedError, Group
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--weights", type=Numbers(float, "numbers"), help="Relative speeds, one per rank.")
-@click.option("--plan", type=click.Path(), help="A plan file (JSON) instead of weights.")
-@click.option("--model", help="Network by name, or package.module:function for your own.")
-@click.option("--data", help="Data set by name, of which the test images are taken.")
-@click.option("--shape", type=Numbers(int, "integers"), help="Of a synthetic image.")
-@click.option("--classes", type=click.INT, help="Of synthetic data: how many classes.")
-@click.option("--samples", type=click.INT, help="Of synthetic data: how many training images.")
-@click.option("--batch-size", type=click.INT, help="Images per evaluation step (default: 256).")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where the ranks compute.",
-)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--out", type=click.Path(), help="File for the same JSON.")
+@used_options
 def evaluate(checkpoint: str, as_json: bool, out: str | None, **given: Any) -> None:
     """Loss and accuracy of a checkpoint on the test set.
 
@@ -47,7 +34,7 @@ def evaluate(checkpoint: str, as_json: bool, out: str | None, **given: Any) -> N
       hetmp evaluate mine.h5 --model mymodels:build --data digits
     """
     from hetmp.evaluation import evaluate_checkpoint
-    from hetmp.train import count_ranks
+    from hetmp.units import count_ranks
 
     group = Group()
     with group.together():

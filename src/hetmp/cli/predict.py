@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from hetmp.cli.options import used_options
+from hetmp.cli.used import used_options
 from hetmp.comm import AgreedError, Group
 
 
@@ -33,7 +33,7 @@ def predict(checkpoint: str, out: str, part: str, images: str | None, **given: A
       mpirun -n 3 hetmp predict runs/demo --weights 70,25,5 --part train --out train.h5
     """
     from hetmp.prediction import predict as predicted
-    from hetmp.train import count_ranks
+    from hetmp.units import count_ranks
 
     group = Group()
     try:

@@ -20,6 +20,7 @@ from hetmp.cli.explain import explain
 from hetmp.cli.inspect import inspect
 from hetmp.cli.models import models
 from hetmp.cli.plan import plan
+from hetmp.cli.predict import predict
 from hetmp.cli.profile import profile
 from hetmp.cli.submit import submit
 from hetmp.cli.train import train_command
@@ -81,6 +82,7 @@ for command in (
     train_command(),
     submit,
     evaluate,
+    predict,
     inspect,
     export_command,
     import_command,

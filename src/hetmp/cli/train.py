@@ -57,7 +57,8 @@ def _train(**values: Any) -> None:
 
         click.echo(config_text(told_config(values)[0]), nl=False)
         return
-    from hetmp.train import count_ranks, train
+    from hetmp.train import train
+    from hetmp.units import count_ranks
 
     group = Group()
     with group.together():  # a file may lie on some nodes alone

@@ -6,7 +6,17 @@ from typing import Any
 from hetmp.cli.train import field_option
 from hetmp.config import OF_DATA
 
-FIELDS = ("weights", "plan", "model", "data", *OF_DATA, "batch_size", "readers", "autocast", "device")
+FIELDS = (
+    "weights",
+    "plan",
+    "model",
+    "data",
+    *OF_DATA,
+    "batch_size",
+    "readers",
+    "autocast",
+    "device",
+)
 """The settings of a run that apply where a network is used."""
 
 

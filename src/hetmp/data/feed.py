@@ -38,7 +38,7 @@ class Reading:
 
     weights: Sequence[float]
     readers: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
 
 

@@ -110,7 +110,7 @@ def decode(path: Path, shape: tuple[int, ...] | None = None) -> npt.NDArray[np.u
             channels = _CHANNELS[image.mode] if shape is None else shape[0]
             image.load()
             upright: Image.Image = image
-            # Opacity of a palette's colours is lost on any way but this.
+            # On any other way the decoder warns that a palette's opacity may be lost.
             if image.mode == "P" and "transparency" in image.info:
                 upright = image.convert("RGBA")
             ImageOps.exif_transpose(upright, in_place=True)

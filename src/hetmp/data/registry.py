@@ -47,6 +47,12 @@ def names() -> list[str]:
     return sorted(_loaders())
 
 
+def options_of(name: str | None) -> tuple[str, ...]:
+    """The settings that apply to data set *name*; none to one that there is not."""
+    found = _loaders().get(name or "")
+    return found.OPTIONS if found is not None else ()
+
+
 def load(name: str, group: Group | None = None, **settings: Any) -> Dataset:
     """The data set *name*, the same on every rank and every machine.
 

@@ -50,7 +50,12 @@ def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = No
     shape = tuple(about["shape"])
 
     def survey() -> Found:
-        if about["normalised"] or about["dtype"] != "uint8" or len(shape) != 3 or shape[0] not in MODES:
+        if (
+            about["normalised"]
+            or about["dtype"] != "uint8"
+            or len(shape) != 3
+            or shape[0] not in MODES
+        ):
             raise HetmpError(
                 f"the network was trained on images of shape {shape} and dtype {about['dtype']}, "
                 "which no picture becomes: give images of that kind with --data and --data-path"

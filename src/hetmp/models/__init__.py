@@ -6,5 +6,6 @@ modules with a ``forward`` of their own.
 """
 
 from hetmp.models.registry import CatalogRow, build, catalog, names, published
+from hetmp.models.start import layer_by_layer
 
-__all__ = ["CatalogRow", "build", "catalog", "names", "published"]
+__all__ = ["CatalogRow", "build", "catalog", "layer_by_layer", "names", "published"]

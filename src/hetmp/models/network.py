@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
@@ -39,12 +39,15 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
+_Convolution = TypeVar("_Convolution", bound=nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
 def is_small(image: Iterable[int]) -> bool:
     """Whether an *image* of those sides gets the small-image variant."""
     return min(image) < SMALL_SIDE
 
 
-def he_start(convolution: nn.Conv2d) -> nn.Conv2d:
+def he_start(convolution: _Convolution) -> _Convolution:
     """The same *convolution* with He's start: weights of variance 2 / fan-in, bias 0.
 
     Networks without a norm need it: with torch's own start the signal, and with it the gradient,

@@ -64,9 +64,9 @@ def _exponential(now: Moment, *, gamma: float) -> float:
     return float(gamma**now.since)
 
 
-def _milestones(now: Moment, *, at: Sequence[int], gamma: float = 0.1) -> float:
-    """A factor *gamma* at each of the steps *at*, counted from the run's beginning."""
-    return float(gamma ** sum(now.step >= milestone for milestone in at))
+def _milestones(now: Moment, *, milestones: Sequence[int], gamma: float = 0.1) -> float:
+    """A factor *gamma* at each of the *milestones*, counted from the run's beginning."""
+    return float(gamma ** sum(now.step >= milestone for milestone in milestones))
 
 
 def _onecycle(now: Moment, *, peak: float = 0.3, start: float = 25.0, end: float = 1e4) -> float:
@@ -112,7 +112,7 @@ def rate(schedule: str, step: int, steps: int, warmup: int = 0, **settings: Any)
         steps: of the whole run, 1 or more; afterwards what falls to an end stays there.
         warmup: steps of linear warm-up, 0 to *steps*.
         settings: of the schedule: gamma (step, exponential, milestones), power (polynomial),
-            at (milestones: a list of steps), peak, start and end (onecycle).
+            milestones (a list of steps), peak, start and end (onecycle).
 
     Raises:
         HetmpError: an unknown schedule or setting, one that is missing, a number out of range.
@@ -183,7 +183,7 @@ def _are_steps(value: Any) -> bool:
 _ABOVE_0 = ("a number above 0", lambda value: _is_number(value) and value > 0)
 
 _LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "at": ("a list of steps", _are_steps),
+    "milestones": ("a list of steps", _are_steps),
     "end": _ABOVE_0,
     "gamma": _ABOVE_0,
     "peak": ("a number between 0 and 1", lambda value: _is_number(value) and 0 < value < 1),
