@@ -96,7 +96,15 @@ BAD = {
     "a weight that is no number": (["--weights", "1,nan,1"], ["weight nan of rank 1"]),
     "an unknown model": (["--model", "digit"], ["'digit'", "did you mean 'digits'"]),
     "an unknown data set": (["--data", "digitz"], ["'digitz'", "did you mean 'digits'"]),
-    "an unknown optimizer": (["--optimizer", "adam"], ["'adam'", "did you mean 'adamw'"]),
+    "an unknown optimizer": (["--optimizer", "adamm"], ["'adamm'", "did you mean 'adam'"]),
+    "an optimizer that slices cannot have": (
+        ["--optimizer", "adafactor"],
+        ["adafactor is wrong on slices: it keeps the means of a tensor's rows", "use adamw"],
+    ),
+    "an unknown option of the optimizer": (
+        ["--optimizer-option", "nesterofv=true"],
+        ["option of sgd 'nesterofv'", "did you mean 'nesterov'"],
+    ),
     "an unknown schedule": (["--schedule", "cosin"], ["did you mean 'cosine'"]),
     "an unknown device": (["--device", "gpu"], ["unknown device 'gpu'", "cuda"]),
     "no GPU": (["--device", "cuda"], ["has no GPU", "--device auto"]),

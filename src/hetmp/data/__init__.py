@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hetmp.data.augmentation import Augmentation
-    from hetmp.data.batches import batch_indices, batches, count_batches
+    from hetmp.data.batching import batch_indices, batches, count_batches
     from hetmp.data.dataset import Dataset, Part, Split
     from hetmp.data.feed import Feed, Reading
     from hetmp.data.options import Options
@@ -25,9 +25,9 @@ _HOMES = {
     "Part": "dataset",
     "Reading": "feed",
     "Split": "dataset",
-    "batch_indices": "batches",
-    "batches": "batches",
-    "count_batches": "batches",
+    "batch_indices": "batching",
+    "batches": "batching",
+    "count_batches": "batching",
     "load": "registry",
     "load_pictures": "unlabelled",
     "names": "registry",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hetmp.comm import Group
 from hetmp.data.augmentation import Augmentation
-from hetmp.data.batches import batch_indices
+from hetmp.data.batching import batch_indices
 from hetmp.data.dataset import Dataset, Indices, Part
 from hetmp.data.joining import Joining, Share
 from hetmp.errors import HetmpError

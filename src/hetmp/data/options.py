@@ -1,6 +1,7 @@
 """What a data set is told when it is loaded."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -95,7 +96,7 @@ class Options:
                 f"data set {name!r} is read from files of yours: say where they are with data_path "
                 "(--data-path); data/README.md says what to put there"
             )
-        if not Path(self.data_path).exists():
+        if not os.path.exists(self.data_path):  # Path.exists raises where it may not look
             raise HetmpError(
                 f"data_path {self.data_path} does not exist: data/README.md says what to put there "
                 f"for data set {name!r}"
