@@ -54,3 +54,15 @@ def with_a_layer_of_my_own(input_shape: Sequence[int], classes: int) -> nn.Modul
     return nn.Sequential(
         Doubled(input_shape[0], 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, classes)
     )
+
+
+def per_pixel(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """A class for every pixel, by two convolutions that keep the image's size."""
+    return nn.Sequential(
+        nn.Conv2d(input_shape[0], 7, 3, padding=1),
+        nn.BatchNorm2d(7),
+        nn.ReLU(),
+        nn.Conv2d(7, 5, 3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(5, classes, 1),
+    )

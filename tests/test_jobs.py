@@ -109,7 +109,7 @@ def test_train_takes_the_nodes_that_it_gets(folder: Folder) -> None:
     job = folder.submit("train", *SHORT, "--weights", "3,2,1", options=["--nodes=1-3"])
     log = folder.done(job)
     assert "3 ranks with" in log
-    assert "wrote metrics.jsonl, plan.json and model.h5" in log
+    assert "wrote config.toml, metrics.jsonl, plan.json and model.h5" in log
     [run] = folder.records(job, "run")
     assert [place["host"] for place in run["placement"]] == ["fast1", "mid1", "slow1"]
     assert [place["kind"] for place in run["placement"]] == ["fast", "mid", "slow"]

@@ -12,7 +12,7 @@ import hetmp
 from comparison import WEIGHTS, Differences, batch, pick_weights, seeded, world_size
 from hetmp.comm import AgreedError
 from hetmp.config import TrainConfig, train_config
-from hetmp.precision import casting, wire_of
+from hetmp.precision import autocast_of, casting, wire_of
 from hetmp.slicing.diagnosis import first_not_finite, not_finite
 from hetmp.steps import MOST_SKIPPED, Steps
 
@@ -55,7 +55,8 @@ def sliced(told: TrainConfig, module: nn.Module, weights=None) -> tuple[hetmp.Sl
     model = hetmp.slice_model(
         module, weights or pick_weights(1), tuning=hetmp.Tuning(wire=wire_of(told))
     )
-    return model, Steps(told, model, CPU, COUNT)
+    autocast = autocast_of(told.autocast, model.hetmp.group)
+    return model, Steps(told, model, COUNT, CPU, autocast)
 
 
 @pytest.mark.parametrize("kind", sorted(WEIGHTS))
@@ -253,6 +254,6 @@ def test_scaled_steps_that_overflow_are_skipped_on_all_ranks_and_saved():
     after = hetmp.merge_model(model)
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert steps.scaler.get_scale() == 2.0**126
-    again = Steps(made, model, CPU, COUNT)
+    again = Steps(made, model, COUNT, CPU)
     again.resume(steps.state())
     assert again.scaler.get_scale() == 2.0**126

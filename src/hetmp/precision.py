@@ -1,5 +1,6 @@
 """In which precision each rank computes, and in which they tell each other."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -7,18 +8,24 @@ import torch
 from torch import Tensor
 
 from hetmp.comm import AgreedError, Group
-from hetmp.config import TrainConfig
+from hetmp.config import AUTOCASTS, TrainConfig
+from hetmp.errors import unknown_name
 
 
-def autocast_of(config: TrainConfig, group: Group) -> torch.dtype | None:
+def autocast_of(told: Sequence[str] | None, group: Group) -> torch.dtype | None:
     """What this rank's convolutions are computed in, where it is not the weights' dtype.
 
+    Args:
+        told: one of ``AUTOCASTS``, or one for each rank; None for none.
+
     Raises:
-        AgreedError: a list for another number of ranks.
+        AgreedError: an unknown name, or a list for another number of ranks.
     """
-    told = config.autocast
     if told is None:
         return None
+    for name in told:
+        if name not in AUTOCASTS:
+            raise AgreedError(str(unknown_name("autocast", name, AUTOCASTS)))
     if len(told) not in (1, group.size):
         raise AgreedError(
             f"autocast has {len(told)} entries for {group.size} ranks: give one for each, or one"

@@ -15,7 +15,7 @@ from hetmp.comm import AgreedError
 from hetmp.config import TrainConfig
 from hetmp.evaluation import count_correct
 from hetmp.optim import Averages, GradScaler, clip_grad_norm_, make_optimizer, make_schedule
-from hetmp.precision import autocast_of, casting, wide
+from hetmp.precision import casting, wide
 from hetmp.slicing import SlicedModel
 from hetmp.slicing.diagnosis import first_not_finite, is_finite
 
@@ -47,17 +47,24 @@ class Steps:
         averages: of the weights, where they are averaged.
     """
 
-    def __init__(self, config: TrainConfig, model: SlicedModel, device: torch.device, steps: int):
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: SlicedModel,
+        steps: int,
+        device: torch.device,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         """
         Args:
-            device: of this rank.
             steps: how many the run takes.
+            device: of this rank.
+            autocast: what this rank's convolutions are computed in, if not as the weights are.
 
         Raises:
             HetmpError: an optimizer that cannot be, or options that it does not take.
         """
         self._config, self._model, self._device = config, model, device
-        group = model.hetmp.group
         self.optimizer = make_optimizer(model, config.optimizer, config.lr, _options(config))
         self.schedule = make_schedule(
             self.optimizer,
@@ -70,7 +77,7 @@ class Steps:
                 if (value := getattr(config, name)) is not None
             },
         )
-        self._autocast = autocast_of(config, group)
+        self._autocast = autocast
         halves = any(dtype == "float16" for dtype in config.autocast or ())
         self.scaler = GradScaler(model, device.type) if halves else None
         self.averages = Averages(model, config.average) if config.average is not None else None

@@ -22,7 +22,7 @@ from hetmp.metrics import MetricsFile, StepClock
 from hetmp.pace import check_slowdown
 from hetmp.placement import Place, gather_places, show_placement
 from hetmp.plan import Plan
-from hetmp.precision import wire_of
+from hetmp.precision import autocast_of, wire_of
 from hetmp.progress import Progress
 from hetmp.run_record import headline, keep_settings, run_record
 from hetmp.sharing import Sharing, among_members, share_work
@@ -70,6 +70,7 @@ class Workplace:
         told: the run's configuration, before ranks of a host became neighbours.
         places: of all ranks of the job.
         device, threads: of this rank.
+        autocast: what this rank's convolutions are computed in, if not as the weights are.
         slowdown: of this rank, on purpose.
         interruption: whether it was asked to end the run.
     """
@@ -78,6 +79,7 @@ class Workplace:
     places: tuple[Place, ...]
     device: torch.device
     threads: int
+    autocast: torch.dtype | None
     slowdown: float
     interruption: Interruption
 
@@ -126,7 +128,8 @@ def _train_arranged(
         config, partial(outline, config, dataset), example, group, device, _tuning(config)
     )
     slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
-    workplace = Workplace(told, places, device, threads, slowdown, interruption)
+    autocast = autocast_of(config.autocast, group)
+    workplace = Workplace(told, places, device, threads, autocast, slowdown, interruption)
 
     def run(members: "MPI.Intracomm | None", plan: Plan | None) -> Result:
         return _train(config, members, dataset, sharing, plan, workplace)
@@ -181,7 +184,7 @@ def _train(
     model.hetmp.group.pace.factor = workplace.slowdown
     steps = config.total_steps(per_epoch)
     with group.together():
-        stepping = Steps(config, model, device, steps)
+        stepping = Steps(config, model, steps, device, workplace.autocast)
     whole_plan = sharing.plan or model.hetmp.plan
     checkpoints = RunCheckpoints(
         model,

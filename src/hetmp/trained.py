@@ -113,9 +113,11 @@ def use_trained(
     tuning = Tuning(wire=wire_of(config))
     sharing = share_work(config, partial(outline, config, dataset), example, group, device, tuning)
 
+    autocast = autocast_of(config.autocast, group)
+
     def run(members: "MPI.Intracomm | None", plan: Plan | None) -> Sequence[float]:
         model = _loaded(trained, plan or sharing.weights, tuning, members)
-        with casting(autocast_of(config, model.hetmp.group), device):
+        with casting(autocast, device):
             return work(model, trained)
 
     found = among_members(comm, group, sharing.plan, run, (0.0,) * figures)

@@ -22,6 +22,11 @@ from hetmp.errors import HetmpError
     help="Precision of the computation.",
 )
 @click.option(
+    "--autocast",
+    type=Numbers(str, "names"),
+    help="As in 'hetmp train': bfloat16, float16 or none, for all ranks or for each.",
+)
+@click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
@@ -61,6 +66,7 @@ def profile(
     classes: int | None,
     batch_size: int,
     dtype: str,
+    autocast: tuple[str, ...] | None,
     device: str,
     seconds: float,
     filters_only: bool,
@@ -92,6 +98,7 @@ def profile(
     from hetmp.graph import read_graph
     from hetmp.pace import check_slowdown
     from hetmp.planner.render import render_profile
+    from hetmp.precision import autocast_of, casting
     from hetmp.profiling import Budget, Library, Profile, Task, keep_kinds, profile_model
     from hetmp.slicing import Tuning
     from hetmp.slurm import node_kind
@@ -114,6 +121,8 @@ def profile(
         check_world(group)
         if slowdown is not None:
             check_slowdown(slowdown, group.size)
+        if autocast is not None and len(autocast) not in (1, group.size):
+            raise HetmpError(f"autocast has {len(autocast)} entries for {group.size} ranks")
         if batch_size < 1:
             raise HetmpError(f"a batch has 1 image or more, got {batch_size}")
         if group.is_root and out is not None:
@@ -135,17 +144,20 @@ def profile(
                 for one in set(kinds):
                     library.check_writable(one)
     share_cores(group)
+    precisions = [autocast[rank] for rank in order] if autocast and autocast[1:] else autocast
     try:
-        found = profile_model(
-            module,
-            example,
-            group,
-            name=model,
-            device=choose_device(group, device),
-            budget=Budget(seconds, not filters_only),
-            slowdown=slowdown[order[group.rank]] if slowdown else 1.0,
-            told=group.say,
-        )
+        used = choose_device(group, device)
+        with casting(autocast_of(precisions, group), used):
+            found = profile_model(
+                module,
+                example,
+                group,
+                name=model,
+                device=used,
+                budget=Budget(seconds, not filters_only),
+                slowdown=slowdown[order[group.rank]] if slowdown else 1.0,
+                told=group.say,
+            )
     except AgreedError:
         raise
     except Exception as error:

@@ -83,7 +83,7 @@ def _train(**values: Any) -> None:
         + count_ranks(group.size)
     )
     if config.out:
-        group.say(f"wrote metrics.jsonl, plan.json and model.h5 to {config.out}")
+        group.say(f"wrote config.toml, metrics.jsonl, plan.json and model.h5 to {config.out}")
 
 
 def train_command() -> click.Command:

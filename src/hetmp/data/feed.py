@@ -148,6 +148,11 @@ class Feed:
 
     def _read(self, chosen: Indices, draws: npt.NDArray[np.uint64] | None) -> Share:
         own = self._joining.own(chosen)
+        if not len(own):
+            return Share(
+                np.empty((0, *self._part.shape), self._part.dtype),
+                np.empty((0, *self._part.label_shape), np.int64),
+            )
         share = Share(*self._part.read(own))
         if draws is None:
             return share

@@ -166,7 +166,8 @@ def _classes(options: Options, path: Path, found: Found) -> int:
             f"{path} has a label for every pixel: say how many classes there are with classes "
             "(--classes), because to find out, all of them would have to be read"
         )
-    classes = 1 + max(int(found[f"{part}_labels"].max()) for part in ("train", "test"))
+    classes = 1 + int(found["train_labels"].max())
+    checked_labels(f"{path}: the test part", found["test_labels"], classes)
     if classes < 2:
         raise HetmpError(f"{path}: every label is 0, and it takes two classes to tell apart")
     return classes

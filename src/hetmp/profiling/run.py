@@ -70,7 +70,7 @@ def profile_model(
         meter.again()
     own = DeviceProfile(
         host=platform.node(),
-        device=device_name(device),
+        device=_computing(device),
         threads=_threads(device),
         slowdown=slowdown,
         versions={"torch": version("torch"), "mpi": mpi_library()},
@@ -134,7 +134,16 @@ def free_for_rank(group: Group, device: torch.device) -> int:
 
 def device_title(device: torch.device, slowdown: float = 1.0) -> str:
     """What a profile calls this rank's device."""
-    return title_of(device_name(device), _threads(device), slowdown)
+    return title_of(_computing(device), _threads(device), slowdown)
+
+
+def _computing(device: torch.device) -> str:
+    """The device's name, with the precision that it is to compute in: what its speed is of."""
+    name = device_name(device)
+    if not torch.is_autocast_enabled(device.type):
+        return name
+    dtype = torch.get_autocast_dtype(device.type)
+    return f"{name} in {str(dtype).removeprefix('torch.')}"
 
 
 def _threads(device: torch.device) -> int:
