@@ -127,6 +127,15 @@ def test_titles_tell_threads_and_slowdown(profile):
     assert device_title(CPU, 3.0).endswith(", slowed 3 times")
 
 
+def test_a_speed_is_of_the_precision_that_is_computed_in():
+    """A device in bfloat16 is another one than in float32: what is kept of one is not the other."""
+    plain = device_title(CPU)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert device_title(CPU) != plain
+        assert "in bfloat16" in device_title(CPU)
+    assert device_title(CPU) == plain
+
+
 def work(document):
     return document["devices"][1]["works"][0]
 

@@ -105,6 +105,23 @@ def test_measured_and_planned_it_is_the_same_training(tmp_path, capsys):
 
 
 @pytest.mark.mpi(min_size=2)
+def test_ranks_are_measured_in_the_precision_that_each_computes_in(tmp_path):
+    """Also where the plan leaves some out, the others keep theirs."""
+    ranks = world().size
+    out = folder(tmp_path) / "unlike"
+    autocast = tuple("bfloat16" if rank % 2 else "none" for rank in range(ranks))
+    unlike = {**DIGITS, "dtype": "float32", "autocast": autocast}
+    result = train(train_config(**unlike, weights="auto", profile_seconds=0.3, out=out))
+    same_everywhere(result)
+    world().Barrier()
+    devices = hetmp.Plan.load(out / "plan.json").devices
+    assert ["in bfloat16" in name for name in devices] == [rank % 2 == 1 for rank in range(ranks)]
+    again = train(train_config(**unlike, plan=out / "plan.json"))
+    assert again.loss == pytest.approx(result.loss, rel=1e-6)
+    refused_everywhere("the plan was made for", plan=out / "plan.json")
+
+
+@pytest.mark.mpi(min_size=2)
 def test_a_profile_is_used_again_and_only_for_its_own_work(tmp_path):
     path = folder(tmp_path) / "profile.json"
     group = hetmp.Group()

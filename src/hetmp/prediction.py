@@ -1,5 +1,6 @@
 """What a trained network says of images: the class and its probability, in a file."""
 
+import contextlib
 import csv
 import io
 from collections.abc import Mapping
@@ -140,7 +141,8 @@ def _write(out: Path, found: _Found, dataset: Dataset, part: Part, *, labelled: 
         beside.write_bytes(content)
         beside.replace(out)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder is none, neither is this
+            beside.unlink(missing_ok=True)
         raise HetmpError(f"{out} cannot be written: {error}") from error
 
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -68,21 +68,24 @@ class Options:
         given = {name: getattr(self, name) for name in self.names() if name != "seed"}
         return {name: value for name, value in given.items() if value is not None}
 
-    def refuse_others(self, name: str, applying: Sequence[str], instead: dict[str, str]) -> None:
+    def refuse_others(
+        self, name: str, applying: Sequence[str], takers: Mapping[str, Sequence[str]]
+    ) -> None:
         """Refuse what does not apply to data set *name*.
 
         Args:
             applying: the settings that do.
-            instead: another data set to which a setting applies, by setting.
+            takers: the data sets to which each setting applies.
 
         Raises:
-            HetmpError: naming the setting, and a data set that takes it.
+            HetmpError: naming the setting, and the data sets that take it.
         """
         for option, value in self.told().items():
             if option not in applying and not (option == "split_seed" and value == 0):
+                told = str(value) if isinstance(value, Path) else repr(value)
                 raise HetmpError(
-                    f"{option}={value!r} does not apply to data set {name!r}: "
-                    f"leave it out, or choose {instead[option]!r}"
+                    f"{option}={told} does not apply to data set {name!r}: "
+                    f"leave it out, or choose {' or '.join(map(repr, takers[option]))}"
                 )
 
     def path(self, name: str) -> Path:

@@ -72,9 +72,11 @@ def load(name: str, group: Group | None = None, **settings: Any) -> Dataset:
         raise unknown_name("data set", name, names())
     loader = loaders[name]
     options = Options(**{key: value for key, value in settings.items() if value is not None})
-    others = [other for other in loaders.values() if other is not loader]
-    instead = {option: other.NAME for other in others for option in other.OPTIONS}
-    options.refuse_others(name, loader.OPTIONS, instead)
+    takers = {
+        option: [other for other in names() if option in loaders[other].OPTIONS]
+        for option in Options.names()
+    }
+    options.refuse_others(name, loader.OPTIONS, takers)
     found = read_once(group, partial(loader.survey, options))
     if group is None:
         return loader.assemble(options, found)
