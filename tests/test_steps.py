@@ -231,6 +231,17 @@ def test_a_spoilt_step_is_skipped_if_told_to():
         steps.take(spoilt, labels(2))
 
 
+def test_a_skipped_step_leaves_running_statistics_as_they_were():
+    module = nn.Sequential(*seeded(network)[:2], nn.BatchNorm2d(7).double(), *seeded(network)[3:])
+    model, steps = sliced(config(on_nan="skip"), module)
+    steps.take(images(0), labels(0))
+    before = hetmp.merge_model(model)
+    assert steps.take(images(1) * math.nan, labels(1)).skipped
+    after = hetmp.merge_model(model)
+    assert "2.running_var" in before
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 def test_what_is_not_finite_is_found_on_whichever_rank_it_is():
     model = hetmp.slice_model(seeded(network), WEIGHTS["equal"](world_size()))
     assert not_finite(model) is None

@@ -65,6 +65,7 @@ class Steps:
             HetmpError: an optimizer that cannot be, or options that it does not take.
         """
         self._config, self._model, self._device = config, model, device
+        self._steps = steps
         self.optimizer = make_optimizer(model, config.optimizer, config.lr, _options(config))
         self.schedule = make_schedule(
             self.optimizer,
@@ -81,7 +82,7 @@ class Steps:
         halves = any(dtype == "float16" for dtype in config.autocast or ())
         self.scaler = GradScaler(model, device.type) if halves else None
         self.averages = Averages(model, config.average) if config.average is not None else None
-        self._skipped = 0
+        self._skips, self._skipped = config.on_nan == "skip", 0
 
     def casting(self) -> AbstractContextManager[Any]:
         """Within it this rank computes in the precision that it is to."""
@@ -94,6 +95,8 @@ class Steps:
             HetmpError: on every rank, where the loss is not finite and the run is to stop.
         """
         self.optimizer.zero_grad()
+        # A forward pass leaves its mark on running statistics, which a skipped one must not.
+        before = [b.clone() for b in self._model.buffers()] if self._skips else []
         loss, correct = 0.0, 0
         part_size = math.ceil(len(images) / self._config.accumulate)
         for some, their in zip(images.split(part_size), labels.split(part_size), strict=True):
@@ -103,10 +106,11 @@ class Steps:
             self._skipped = 0
             self._update()
             return Taken(loss, correct)
-        if self._config.on_nan == "stop":
+        if not self._skips:
             raise AgreedError(
-                f"the loss is {loss}: the first number that is not finite is in "
-                f"{self._culprit(images)}"
+                f"the loss is {loss} at step {self.schedule.last_epoch + 1} of {self._steps}: the "
+                f"first number that is not finite is in {self._culprit(images)}; lower --lr, use "
+                "--clip, or give --on-nan skip"
             )
         self._skipped += 1
         if self._skipped == MOST_SKIPPED:
@@ -114,6 +118,8 @@ class Steps:
                 f"{MOST_SKIPPED} steps in a row were skipped because loss or gradients were not "
                 f"finite, the last time in {self._culprit(images)}"
             )
+        for buffer, kept in zip(self._model.buffers(), before, strict=True):
+            buffer.copy_(kept)
         return Taken(loss, correct, skipped=True)
 
     def _culprit(self, images: Tensor) -> str:
@@ -133,7 +139,7 @@ class Steps:
     def _is_good(self, loss: float) -> bool:
         """Whether all ranks can use the gradients. Collective."""
         good = math.isfinite(loss)
-        if self._config.on_nan == "skip" and self.scaler is None:
+        if self._skips and self.scaler is None:
             gradients = (p.grad for p in self._model.parameters() if p.grad is not None)
             good = good and all(map(is_finite, gradients))
         told = self._model.hetmp.group.allgather(np.array([good], dtype=np.int8))

@@ -37,13 +37,13 @@ class _Look:
 def first_not_finite(model: SlicedModel, *inputs: Tensor) -> str:
     """What gives the first number that is not finite, in words, the same on every rank.
 
-    Looks at the inputs, at parameters and buffers, and then at a forward pass in the model's
-    mode. Collective.
+    Looks at the inputs, at the parameters, and then at a forward pass in the model's mode, of
+    which running statistics are a result. Collective.
     """
     group = model.hetmp.group
     if not all(map(is_finite, inputs)):
         return "the images"  # the same on every rank
-    if (name := not_finite(model)) is not None:
+    if (name := not_finite(model, buffers=False)) is not None:
         return name
     look, before = _Look(), model.hetmp.watch
     model.hetmp.watch = look
@@ -56,10 +56,10 @@ def first_not_finite(model: SlicedModel, *inputs: Tensor) -> str:
     return "the loss itself" if first == _NOWHERE else f"the output of {look.titles[first]}"
 
 
-def not_finite(model: SlicedModel) -> str | None:
+def not_finite(model: SlicedModel, *, buffers: bool = True) -> str | None:
     """The first parameter or buffer that is not finite on any rank, by name. Collective."""
     tensors = tensors_of(model)
-    names = list(model.hetmp.table)
+    names = [entry.name for entry in model.hetmp.table.values() if entry.parameter or buffers]
     wrong = np.array([not is_finite(tensors[name]) for name in names], dtype=np.int8)
     anywhere = model.hetmp.group.allgather(wrong).any(axis=0)
     return names[int(anywhere.argmax())] if anywhere.any() else None
