@@ -22,6 +22,7 @@ from hetmp.checkpoint.items import Item, as_stored, dtype_name, from_stored, ten
 from hetmp.checkpoint.native import as_array, as_value, flattened, nested
 from hetmp.checkpoint.regions import Cut, pack, pick, place, unpack
 from hetmp.checkpoint.state import about_this_process
+from hetmp.checkpoint.transfer import export_state
 from hetmp.checkpoint.write import Contents, write_alone
 from hetmp.errors import HetmpError
 from hetmp.partition import Layout, Partition, Piece
@@ -419,6 +420,9 @@ def test_export_and_import_are_inverse(tmp_path):
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
     assert found["tied"].data_ptr() == found["0.weight"].data_ptr()
+    for nowhere in (tmp_path / "no folder" / "b.pt", tmp_path / "a.pt" / "b.pt"):
+        with pytest.raises(HetmpError, match=r"b\.pt could not be written"):
+            export_state(tmp_path / "a.h5", nowhere)
 
 
 class Runs:

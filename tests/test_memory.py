@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import command_limited
 import hetmp
 from hetmp.comm import Group
 from hetmp.exchange.arena import Arena
@@ -36,6 +37,29 @@ def test_what_one_rank_has_no_room_for_trains_on_three():
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("loss ")
     assert math.isfinite(float(done.stdout.split()[1]))
+
+
+def command_in(budget, ranks, *more):
+    """Run ``hetmp train`` with so many bytes of private memory for each rank."""
+    program = ("-m", "mpi4py", str(HERE / "command_limited.py"), str(budget))
+    flags = ["--model", "command_limited:wide", "--data", "synthetic", "--shape", "1,2,2"]
+    flags += ["--classes", 3, "--samples", 20, "--batch-size", 4, "--steps", 2, "--lr", 1e-4]
+    flags += ["--momentum", 0, "--device", "cpu", *more]
+    return hetmp_run("train", *flags, ranks=ranks, module=program, MALLOC_MMAP_THRESHOLD_="65536")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on private memory is Linux's")
+def test_the_program_trains_layer_by_layer_what_no_rank_has_room_for():
+    """With less memory than the weights alone take, which is half of what one rank needs."""
+    weights = 4 * command_limited.DEPTH * command_limited.WIDTH**2
+    budget = int(0.9 * weights)
+    for ranks, flags in ((1, ["--layerwise"]), (3, [])):
+        done = command_in(budget, ranks, *flags)
+        assert done.returncode != 0, done.stdout
+        assert "can't allocate memory" in done.stderr or "MemoryError" in done.stderr, done.stderr
+    done = command_in(budget, 3, "--layerwise")
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy after 2 steps on 3 ranks" in done.stdout
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ Averages, a warm-up, the scale of a loss in float16, parts of a batch, images ch
 """
 
 import json
+import re
 from pathlib import Path
 
 import h5py
@@ -85,6 +86,12 @@ def tensors(file: Path) -> dict[str, np.ndarray]:
     return found
 
 
+def scale_of(file: Path) -> dict[str, float]:
+    """The state of the loss's scale in a checkpoint."""
+    with h5py.File(file) as opened:
+        return json.loads(opened["training/schedule"].asstr()[()])["scaler"]
+
+
 @pytest.mark.parametrize("step", [3, 9])
 @pytest.mark.parametrize("precision", ["float64", "float16"])
 def test_a_resumed_run_has_the_curve_of_one_that_was_not_broken_off(tmp_path, precision, step):
@@ -116,6 +123,11 @@ def test_a_resumed_run_has_the_curve_of_one_that_was_not_broken_off(tmp_path, pr
         for tensor, values in one.items():
             np.testing.assert_array_equal(other[tensor], values)
     assert any(name.startswith("average/") for name in tensors(whole / last))
+    if precision == "float16":
+        scale = scale_of(again / last)
+        assert scale == scale_of(whole / last)
+        # Begun anew at the checkpoint it could not have counted so many good steps.
+        assert scale["_growth_tracker"] > STEPS - step
 
 
 def test_other_ranks_go_on_with_averages_parts_and_changed_images(tmp_path):
@@ -139,70 +151,38 @@ def test_other_ranks_go_on_with_averages_parts_and_changed_images(tmp_path):
         np.testing.assert_allclose(other[tensor], values, rtol=1e-8, atol=1e-10)
 
 
-def scale_of(file: str) -> dict[str, float]:
-    with h5py.File(file) as opened:
-        return json.loads(opened["training/schedule"].asstr()[()])["scaler"]
+REFUSED = {
+    "crop 1, this one has 2": {"crop": 2},
+    "flip True, this one has False": {"flip": False},
+    "label_smoothing 0.1, this one has 0.2": {"label_smoothing": 0.2},
+    "accumulate 3, this one has 2": {"accumulate": 2},
+    "average 0.8, this one has 0.9": {"average": 0.9},
+    "warmup 6, this one has 5": {"warmup": 5},
+    "mean None, this one has [90.0]": {"mean": (90.0,), "std": (80.0,)},
+    "data npz, this one has folder": {"data": "folder", "data_path": "png"},
+}
 
 
-def test_the_scale_of_the_loss_goes_on_from_the_checkpoint(tmp_path):
-    """A scale that overflows halves itself: what is saved later tells where it went on from."""
+def test_another_run_is_refused_in_words(tmp_path):
     folder = shared(tmp_path)
     path, out = digits_in(folder), folder / "run"
-    how = {"data_path": path, "autocast": ("float16",), "steps": 6, "schedule": "constant"}
-    run(out, **how)
-    world().Barrier()
-    file = out / "checkpoints" / "step-00000003.h5"
-    before = scale_of(file)
-    other = {**before, "scale": before["scale"] / 8, "_growth_tracker": 100}
-    changed = folder / "changed"
-    broken_off(out, changed, 3)
-    kept = changed / "checkpoints" / file.name
+    images, labels = digit_parts()[:2]
     if world().rank == 0:
-        with h5py.File(kept, "r+") as opened:
-            told = json.loads(opened["training/schedule"].asstr()[()])
-            attributes = dict(opened["training/schedule"].attrs)
-            del opened["training/schedule"]
-            opened["training/schedule"] = json.dumps({**told, "scaler": other})
-            for name, value in attributes.items():
-                if "sha" not in name and "digest" not in name:
-                    opened["training/schedule"].attrs[name] = value
+        write_folder(folder / "png", images[:, None], labels, tuple(map(str, range(10))), part="")
     world().Barrier()
-    run(changed, resume=str(kept), **how)
+    run(out, data_path=path, steps=6, schedule="constant")
     world().Barrier()
-    after = scale_of(changed / "checkpoints" / "step-00000006.h5")
-    assert after["scale"] == other["scale"]
-    assert after["_growth_tracker"] == 103
-
-
-@pytest.mark.parametrize(
-    ("told", "words"),
-    [
-        ({"crop": 2}, "is of a run with crop 1, this one has 2"),
-        ({"flip": False}, "is of a run with flip True, this one has False"),
-        ({"label_smoothing": 0.2}, r"label_smoothing 0\.1, this one has 0\.2"),
-        ({"accumulate": 2}, "accumulate 3, this one has 2"),
-        ({"average": 0.9}, r"average 0\.8, this one has 0\.9"),
-        ({"warmup": 5}, "warmup 6, this one has 5"),
-        ({"data": "folder"}, "is of a run with data npz, this one has folder"),
-        ({"classes": 11}, "."),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_another_run_is_refused_in_words(tmp_path, told, words):
-    folder = shared(tmp_path)
-    path, out = digits_in(folder), folder / "run"
-    if told.get("data") == "folder":
-        images, labels = digit_parts()[:2]
-        if world().rank == 0:
-            write_folder(folder / "png", images[:, None], labels, tuple(map(str, range(10))))
-        world().Barrier()
-        told = {**told, "data_path": folder / "png"}
-    run(out, data_path=path, steps=3, schedule="constant")
+    again = {"data_path": path, "steps": 7, "schedule": "constant", "resume": str(out)}
+    for words, told in REFUSED.items():
+        if "data_path" in told:
+            told = {**told, "data_path": folder / told["data_path"]}
+        with pytest.raises(hetmp.HetmpError, match=re.escape(f"of a run with {words}")) as refusal:
+            run(folder / "again", **{**again, **told})
+        assert len(set(world().allgather(str(refusal.value)))) == 1
+    # Nothing but those stood in its way.
+    run(folder / "again", **again)
     world().Barrier()
-    again = {"data_path": path, "steps": 5, "schedule": "constant", "resume": str(out), **told}
-    with pytest.raises(hetmp.HetmpError, match=words) as refusal:
-        run(folder / "again", **again)
-    assert len(set(world().allgather(str(refusal.value)))) == 1
+    assert len(told_by(folder / "again")) == 1
 
 
 # --- a run that is repeated

@@ -1,5 +1,6 @@
 """Checkpoints to and from the files of ``torch.save``. No MPI."""
 
+import contextlib
 import os
 import pickle
 from collections.abc import Mapping
@@ -44,10 +45,11 @@ def export_state(checkpoint: str | Path, target: str | Path) -> int:
     try:
         torch.save(state, beside)
         os.replace(beside, target)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch's own, where there is no such folder
         raise HetmpError(f"{target} could not be written: {error}") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder is none, neither is this
+            beside.unlink(missing_ok=True)
     return len(state)
 
 
