@@ -10,6 +10,7 @@ import torch
 from test_cli import TRAIN, hetmp_run
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 
 
 def python_blocks(page: str) -> list[str]:
@@ -55,8 +56,60 @@ def test_the_documented_way_to_save_in_a_loop_of_ones_own(tmp_path, ranks):
     assert done.stdout.count("{'epoch': 3, 'note': 'before the long run'}") == ranks
 
 
-def test_the_readmes_commands_are_the_programs():
-    text = (ROOT / "README.md").read_text()
-    for name, command in re.findall(r"hetmp (train|evaluate) (.*?)(?: +#|\n|`)", text):
-        flags = set(re.findall(r"--[a-z-]+", command))
-        assert flags <= set(re.findall(r"--[a-z-]+", hetmp_run(name, "--help").stdout)), command
+@pytest.mark.parametrize(("ranks", "held"), [(1, ["12170"]), (3, ["4760", "3705", "3705"])])
+def test_the_documented_start_layer_by_layer(tmp_path, ranks, held):
+    program = tmp_path / "layers.py"
+    (block,) = python_blocks("docs/larger-than-one-device.md")
+    program.write_text(block)
+    done = hetmp_run(module=("-m", "mpi4py", str(program)), ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    # Ranks may print into one line.
+    assert sorted(re.findall("12170|4760|3705", done.stdout)) == sorted(held)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/training.md", "docs/larger-than-one-device.md", "docs/formats.md"]
+)
+def test_the_documented_commands_are_the_programs(page):
+    text = (ROOT / page).read_text().replace("\\\n", "")
+    commands = re.findall(r"hetmp (train|evaluate|predict) (.*?)(?: +#|\n|`)", text)
+    assert commands
+    known = {
+        name: set(re.findall(r"--[a-z-]+", hetmp_run(name, "--help").stdout))
+        for name in {name for name, _ in commands}
+    }
+    for name, command in commands:
+        assert set(re.findall(r"--[a-z-]+", command)) <= known[name], command
+
+
+@pytest.mark.parametrize(
+    "page", ["docs/training.md", "docs/larger-than-one-device.md", "docs/formats.md"]
+)
+def test_the_options_that_the_text_names_are_of_some_command(page):
+    commands = ("train", "evaluate", "predict", "plan", "submit")
+    known = {
+        flag for c in commands for flag in re.findall(r"--[a-z-]+", hetmp_run(c, "--help").stdout)
+    }
+    of_others = {"--user", "--scope", "--mem", "--mem-per-cpu"}  # systemd-run, Slurm
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text()))
+    assert named <= known | of_others, named - known
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "data/README.md", *sorted(f"docs/{p.name}" for p in DOCS.glob("*.md"))]
+)
+def test_links_lead_to_pages_and_headings(page):
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, heading = target.partition("#")
+        found = (ROOT / page).parent / path if path else ROOT / page
+        assert found.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", found.read_text(), flags=re.MULTILINE)
+            assert heading in {_anchor(title) for title in titles}, target
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")

@@ -185,6 +185,18 @@ def test_ranks_of_unlike_precision_train_one_network(told):
         assert torch.allclose(moved[name], parameter, atol=0.01), name
 
 
+@pytest.mark.mpi(min_size=2)
+def test_unlike_autocasts_without_a_wire_are_refused_on_all_ranks():
+    """What one rank would send in 16 bits another would take for 32."""
+    model = hetmp.slice_model(seeded(network).float(), [1.0] * world_size())
+    own = torch.bfloat16 if model.hetmp.group.rank == 1 else None
+    with (
+        pytest.raises(AgreedError, match="rank 1 is under autocast bfloat16, rank 0 under none"),
+        casting(own, CPU),
+    ):
+        model(images(0).float())
+
+
 @pytest.mark.parametrize("where", ["loss", "weight", "image"])
 def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoilt(where):
     """In words that say where it came from, on every rank the same."""

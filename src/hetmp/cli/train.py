@@ -151,11 +151,11 @@ def field_option(name: str, wanted: bool = True) -> click.Option:
         (tuple, int): Numbers(int, "integers"),
         (tuple, str): Numbers(str, "names"),
     }
+    choices = "|".join(CHOICES.get(name, ()))
+    if len(f"  {flag} {choices}") > 80:  # the help has them in words
+        choices = "NAME"
     return click.Option(
-        [flag],
-        type=types.get(kind, click.STRING),
-        metavar="|".join(CHOICES[name]) if name in CHOICES else None,
-        help=text,
+        [flag], type=types.get(kind, click.STRING), metavar=choices or None, help=text
     )
 
 

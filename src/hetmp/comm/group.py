@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 FAIL_TOGETHER_SECONDS = 3.0
 """How long a rank that fails waits for the others to fail too before it aborts the job."""
 
+LET_SPEAK_SECONDS = 1.0
+"""How long a rank that aborts the job leaves the launcher to pass on what it said of it: what is
+still on its way then may be lost."""
+
 PATIENCE_SECONDS = 0.05
 """How often a rank that waits patiently looks whether the others are there."""
 
@@ -226,6 +230,7 @@ class Group:
                 report(error)
             raise SystemExit(1)
         report(error, prefix=f"rank {self.rank} failed while the others went on: ")
+        time.sleep(LET_SPEAK_SECONDS)
         mpi().COMM_WORLD.Abort(1)
         raise SystemExit(1)
 

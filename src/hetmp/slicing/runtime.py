@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hetmp.comm import Group
+from hetmp.comm import AgreedError, Group
 from hetmp.errors import HetmpError
 from hetmp.exchange import Entry as EntryExchange
 from hetmp.exchange import Exchange
@@ -21,6 +21,9 @@ from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
 from hetmp.slicing.watch import Watch
 from hetmp.state import FULL
+
+_PRECISIONS = (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""What autocast may cast to."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ class Runtime(nn.Module):
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse inputs that cannot be right, on every rank at once."""
+        if self.same_batch.left and self.tuning.wire is None:
+            self._check_precision(next(iter(tensors.values())).device if tensors else None)
         self.same_batch.check(*tensors.values())
         for x in list(tensors.values())[:1]:
             if self.dims is not None and x.dim() != self.dims:
@@ -127,6 +132,20 @@ class Runtime(nn.Module):
                     f"{tuple(x.shape)}: give the batch axis also for one sample, or an "
                     "example_input to slice_model"
                 )
+
+    def _check_precision(self, device: torch.device | None) -> None:
+        """Refuse ranks under unlike autocasts: what one sends is not what another expects."""
+        if self.group.size == 1 or device is None:
+            return
+        cast = torch.is_autocast_enabled(device.type)
+        own = torch.get_autocast_dtype(device.type) if cast else None
+        told = self.group.allgather(np.array([_PRECISIONS.index(own)], dtype=np.int8)).ravel()
+        for rank in np.flatnonzero(told != told[0]):
+            names = [str(_PRECISIONS[told[i]] or "none").removeprefix("torch.") for i in (rank, 0)]
+            raise AgreedError(
+                f"rank {rank} is under autocast {names[0]}, rank 0 under {names[1]}: put all under "
+                "the same, or slice the model with Tuning(wire='float32'), in which they exchange"
+            )
 
     def check_modes(self, model: nn.Module) -> None:
         """Refuse a part in another mode than the model, where the two run other operations."""
