@@ -1,6 +1,7 @@
 """The README's and the docs' Python runs as it is written."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,13 @@ DOCS = ROOT / "docs"
 
 def python_blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+@cache
+def flags(command: str) -> set[str]:
+    done = hetmp_run(command, "--help")
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"--[a-z-]+", done.stdout))
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
@@ -74,12 +82,8 @@ def test_the_documented_commands_are_the_programs(page):
     text = (ROOT / page).read_text().replace("\\\n", "")
     commands = re.findall(r"hetmp (train|evaluate|predict) (.*?)(?: +#|\n|`)", text)
     assert commands
-    known = {
-        name: set(re.findall(r"--[a-z-]+", hetmp_run(name, "--help").stdout))
-        for name in {name for name, _ in commands}
-    }
     for name, command in commands:
-        assert set(re.findall(r"--[a-z-]+", command)) <= known[name], command
+        assert set(re.findall(r"--[a-z-]+", command)) <= flags(name), command
 
 
 @pytest.mark.parametrize(
@@ -87,9 +91,7 @@ def test_the_documented_commands_are_the_programs(page):
 )
 def test_the_options_that_the_text_names_are_of_some_command(page):
     commands = ("train", "evaluate", "predict", "plan", "submit")
-    known = {
-        flag for c in commands for flag in re.findall(r"--[a-z-]+", hetmp_run(c, "--help").stdout)
-    }
+    known = set().union(*map(flags, commands))
     of_others = {"--user", "--scope", "--mem", "--mem-per-cpu"}  # systemd-run, Slurm
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text()))
     assert named <= known | of_others, named - known

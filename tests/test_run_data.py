@@ -206,14 +206,15 @@ def test_an_image_damaged_in_the_middle_of_a_run_ends_it_on_every_rank(tmp_path)
     assert train(good, world()).steps == 1
 
 
-def test_the_program_ends_with_the_images_name(tmp_path):
+@pytest.mark.parametrize("number", [None, 2])
+def test_the_program_ends_with_the_images_name(tmp_path, number):
     torn, before = damage(tmp_path, TOLD["batch_size"])
     flags = [
         *("--model", "digits", "--data", "folder", "--data-path", tmp_path / "png"),
         *("--batch-size", 8, "--mean", "90,90,90", "--std", "80,80,80"),
     ]
     out = tmp_path / "run"
-    done = hetmp_run("train", *flags, "--epochs", 2, "--out", out, ranks=2)
+    done = hetmp_run("train", *flags, "--epochs", 2, "--out", out, ranks=number)
     refused(done, f"{torn} cannot be decoded")
     assert done.returncode == 2
     assert len(losses(out)[0]) == before

@@ -115,7 +115,7 @@ class TrainConfig(BaseModel):
     optimizer: str = "sgd"
     """Optimizer: an elementwise one of torch.optim (sgd, adamw, rmsprop, ...), lars or lamb."""
     optimizer_options: dict[str, Any] = {}
-    """Options of the optimizer, by its own names, for example nesterov=true."""
+    """Options of the optimizer, by its own names, for example nesterov=true or betas=[0.9,0.99]."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of sgd and lars."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -141,7 +141,7 @@ class TrainConfig(BaseModel):
     """Decay, such as 0.999, of an exponential moving average of the weights, which is then what is
     evaluated and kept."""
     on_nan: str = "stop"
-    """When the loss or a gradient is not finite: stop, or skip the step."""
+    """When the loss is not finite: stop; or skip such steps, and those with such gradients."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the initial weights, the order of the images and dropout."""
     device: str = "auto"

@@ -22,7 +22,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> HetmpError:
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return HetmpError(f"unknown {kind} {name!r}: {hint}(known: {', '.join(known)})")
+    begun = f"unknown {kind} {name!r}" + (f": {hint}" if hint else " ")
+    return HetmpError(f"{begun}(known: {', '.join(known)})")
 
 
 def describe(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from hetmp.comm import AgreedError, Group
 from hetmp.config import AUTOCASTS, TrainConfig
 from hetmp.errors import unknown_name
+from hetmp.units import count_ranks
 
 
 def autocast_of(told: Sequence[str] | None, group: Group) -> torch.dtype | None:
@@ -28,7 +29,8 @@ def autocast_of(told: Sequence[str] | None, group: Group) -> torch.dtype | None:
             raise AgreedError(str(unknown_name("autocast", name, AUTOCASTS)))
     if len(told) not in (1, group.size):
         raise AgreedError(
-            f"autocast has {len(told)} entries for {group.size} ranks: give one for each, or one"
+            f"autocast has {len(told)} entries for {count_ranks(group.size)}: give one for "
+            "each, or one"
         )
     own = told[group.rank if len(told) > 1 else 0]
     return None if own == "none" else getattr(torch, own)

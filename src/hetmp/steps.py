@@ -104,8 +104,7 @@ class Steps:
             loss, correct = loss + part, correct + right
         if self._is_good(loss):
             self._skipped = 0
-            self._update()
-            return Taken(loss, correct)
+            return Taken(loss, correct, skipped=not self._update())
         if not self._skips:
             raise AgreedError(
                 f"the loss is {loss} at step {self.schedule.last_epoch + 1} of {self._steps}: the "
@@ -141,12 +140,12 @@ class Steps:
         good = math.isfinite(loss)
         if self._skips and self.scaler is None:
             gradients = (p.grad for p in self._model.parameters() if p.grad is not None)
-            good = good and all(map(is_finite, gradients))
+            good = good and all(map(is_finite, (*gradients, *self._model.buffers())))
         told = self._model.hetmp.group.allgather(np.array([good], dtype=np.int8))
         return bool(told.all())
 
-    def _update(self) -> None:
-        """Clip, step, average."""
+    def _update(self) -> bool:
+        """Clip, step, average; whether the step was taken, which the scaler decides."""
         if self._config.clip is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(self.optimizer)
@@ -154,10 +153,14 @@ class Steps:
         if self.scaler is None:
             self.optimizer.step()
         else:
+            before = self.scaler.get_scale()
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            if self.scaler.get_scale() < before:  # a 16-bit gradient has overflowed
+                return False
         if self.averages is not None:
             self.averages.update()
+        return True
 
     def evaluated(self) -> AbstractContextManager[Any]:
         """Within it the model has the weights that the run is judged by."""

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from hetmp.checkpoint.catalog import Catalog, Stored
 from hetmp.checkpoint.figures import Difference, Figures, figures, histogram
-from hetmp.checkpoint.format import BUFFERS, EXTRA, MODEL, OPTIMIZER, TRAINING, unescaped
+from hetmp.checkpoint.format import AVERAGE, BUFFERS, EXTRA, MODEL, OPTIMIZER, TRAINING, unescaped
 from hetmp.checkpoint.native import TEXT, as_value
 from hetmp.units import bytes_text
 
@@ -32,7 +32,7 @@ def overview(catalog: Catalog, *, everything: bool = False) -> RenderableType:
         everything: show the optimizer's state tensor by tensor, too.
     """
     parts: list[RenderableType] = [_heading(catalog)]
-    for name in (MODEL, BUFFERS):
+    for name in (MODEL, BUFFERS, AVERAGE):
         if catalog.under(name):
             parts.append(_tensors(catalog, name, catalog.under(name)))
     if catalog.under(OPTIMIZER):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.comm import Group
+from hetmp.comm import AgreedError, Group
 from hetmp.data.dataset import Indices, Part
 from hetmp.errors import HetmpError
 from hetmp.partition import apportion
@@ -76,6 +76,8 @@ class Joining:
             HetmpError: on every rank, if a rank could not read its share.
         """
         if self._alone:
+            if self._failure is not None and self._group.size == 1:
+                raise AgreedError(str(self._failure)) from self._failure
             if self._failure is not None:
                 raise self._failure
             assert self._share is not None

@@ -271,7 +271,8 @@ def _init_slice(into: Tensor, entry: Entry, init: Init | None, seed: int, group:
             last = entry.name.rpartition(".")[2]
             if last not in _RESET:
                 raise HetmpError(
-                    f"buffer {entry.name!r} is on the meta device and has no values: give it some"
+                    f"buffer {entry.name!r} is on the meta device and has no values: make it with "
+                    "device='cpu'"
                 )
             into.fill_(_RESET[last])
             return
