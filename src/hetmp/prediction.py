@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from hetmp.checkpoint.origin import Origin
-from hetmp.comm import Group
+from hetmp.comm import AgreedError, Group
 from hetmp.config import TrainConfig
 from hetmp.data import Dataset, Part, load_pictures
 from hetmp.errors import HetmpError, unknown_name
@@ -72,19 +73,23 @@ def predict(
     Raises:
         HetmpError: on every rank at once: bad input, or a file that cannot be used or written.
     """
-    with Group(comm).together():
+    group = Group(comm)
+    with group.together():
         if part not in PARTS:
             raise unknown_name("part", part, PARTS)
         if out.suffix.lower() not in SUFFIXES:
             raise HetmpError(f"{out} is to be written as what? Choose one of {', '.join(SUFFIXES)}")
+        if group.is_root:
+            _make_room(out)
 
     def load(config: TrainConfig, origin: Origin, group: Group) -> Dataset:
-        if images is None:
-            return load_dataset(config, group)
-        about = origin.config.get("images")
-        if not isinstance(about, dict):
-            raise HetmpError("the checkpoint does not say what images it is for: give --data")
-        return load_pictures(images, about, group)
+        dataset = _images(images, config, origin, group)
+        if dataset.test.label_shape and out.suffix.lower() == ".csv":
+            raise AgreedError(
+                "the network gives every pixel a class, which no table holds: write HDF5 "
+                "(--out predictions.h5)"
+            )
+        return dataset
 
     def work(model: SlicedModel, trained: Trained) -> list[float]:
         chosen = getattr(trained.dataset, part)
@@ -106,6 +111,26 @@ def predict(
     )
 
 
+def _images(pictures: Path | None, config: TrainConfig, origin: Origin, group: Group) -> Dataset:
+    """What the network is used on: pictures, or a data set. Collective."""
+    if pictures is None:
+        return load_dataset(config, group)
+    about = origin.config.get("images")
+    if not isinstance(about, dict):
+        raise AgreedError("the checkpoint does not say what images it is for: give --data")
+    return load_pictures(pictures, about, group)
+
+
+def _make_room(out: Path) -> None:
+    """The folder of a file that will be written, before there is anything to lose."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(out.parent, os.W_OK):
+            raise PermissionError(f"{out.parent} may not be written to")
+    except OSError as error:
+        raise HetmpError(f"{out} cannot be written: {error}") from error
+
+
 @dataclass(frozen=True)
 class _Found:
     """Of every image, or of every pixel of it: class, its probability, and label."""
@@ -121,8 +146,7 @@ def _predictions(model: SlicedModel, trained: Trained, part: Part) -> _Found:
     classes, probabilities, told = [], [], []
     with torch.no_grad():
         for images, labels in trained.feed(model, part).in_order(trained.config.batch_size):
-            scores = wide(model(images))[:, : trained.dataset.classes]
-            best = scores.softmax(dim=1).max(dim=1)
+            best = wide(model(images)).softmax(dim=1).max(dim=1)
             classes.append(best.indices.cpu().numpy())
             probabilities.append(best.values.cpu().to(torch.float32).numpy())
             told.append(labels.cpu().numpy())
@@ -137,7 +161,6 @@ def _write(out: Path, found: _Found, dataset: Dataset, part: Part, *, labelled: 
         content = _hdf5(found, dataset, part, labelled=labelled)
     beside = out.with_name(f".{out.name}.part")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(content)
         beside.replace(out)
     except OSError as error:
@@ -147,26 +170,17 @@ def _write(out: Path, found: _Found, dataset: Dataset, part: Part, *, labelled: 
 
 
 def _csv(found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> str:
-    """A row per image: image, class, its name if it has one, probability, label if known.
-
-    Raises:
-        HetmpError: there is a class for every pixel.
-    """
-    if found.classes.ndim > 1:
-        raise HetmpError(
-            f"the network gives every pixel a class, {found.classes[0].size} of an image: write "
-            "them as HDF5 (--out predictions.h5)"
-        )
+    """A row per image: image, class, its name if it has one, probability, label if known."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    names = dataset.class_names
+    names = dict(enumerate(dataset.class_names))
     rows.writerow(
         ["image", "class", *(["name"] if names else []), "probability"]
         + (["label"] if labelled else [])
     )
     titles = part.titles(np.arange(len(part)))
     for i, title in enumerate(titles):
-        name = [names[found.classes[i]]] if names else []
+        name = [names.get(int(found.classes[i]), "")] if names else []
         label = [int(found.labels[i])] if labelled else []
         rows.writerow(
             [title, int(found.classes[i]), *name, f"{found.probabilities[i]:.6f}", *label]

@@ -116,6 +116,7 @@ class Dataset:
         """What a trained network must know of its images, as plain values."""
         return {
             "shape": list(self.input_shape),
+            "label_shape": list(self.train.label_shape),
             "dtype": self.train.dtype.name,
             "classes": self.classes,
             "class_names": list(self.class_names),

@@ -17,12 +17,19 @@ NAME = "pictures"
 
 
 class Pictures(Part):
-    """Files of images, brought to one shape; each has label 0."""
+    """Files of images, brought to one shape; each has label 0, or each pixel of it."""
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, folder: Path, names: Sequence[str], shape: tuple[int, ...]) -> None:
-        self._folder, self._names, self.shape = folder, names, shape
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        shape: tuple[int, ...],
+        label_shape: tuple[int, ...],
+    ) -> None:
+        self._folder, self._names = folder, names
+        self.shape, self.label_shape = shape, label_shape
 
     def __len__(self) -> int:
         return len(self._names)
@@ -31,7 +38,7 @@ class Pictures(Part):
         images = np.empty((len(chosen), *self.shape), dtype=self.dtype)
         for place, index in enumerate(chosen):
             images[place] = decode(self._folder / self._names[index], self.shape)
-        return images, np.zeros(len(chosen), dtype=np.int64)
+        return images, np.zeros((len(chosen), *self.label_shape), dtype=np.int64)
 
     def titles(self, chosen: Indices) -> list[str]:
         return [self._names[index] for index in chosen]
@@ -68,7 +75,7 @@ def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = No
         return {"folder": str(path), "names": names}
 
     found = read_once(group, survey)
-    part = Pictures(Path(found["folder"]), found["names"], shape)
+    part = Pictures(Path(found["folder"]), found["names"], shape, tuple(about["label_shape"]))
     return Dataset(
         name=NAME,
         train=part,
