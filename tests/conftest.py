@@ -28,6 +28,10 @@ HANG = float(os.environ.get("HETMP_TEST_HANG", "300"))
 GRACE = float(os.environ.get("HETMP_TEST_GRACE", "60"))
 """Seconds that a rank whose test failed waits for the others to finish theirs."""
 
+FEW = 3
+"""Whole runs from data to files are tested on so many ranks at most: what differs with the number
+of ranks, the parts of them are tested for on more."""
+
 LOGS = Path(__file__).resolve().parents[1] / "build" / "mpi-logs"
 """Where the output of ranks above 0 goes."""
 
@@ -37,6 +41,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mpi(min_size=1): runs on several ranks, with --with-mpi")
+    config.addinivalue_line(
+        "markers", f"few_ranks: takes long and learns little from more than {FEW} ranks"
+    )
     config.addinivalue_line("markers", "slurm: runs jobs on a real Slurm cluster")
     shown = os.dup(2)  # nothing is captured now: this is the real standard error
     ranks = None
@@ -184,6 +191,15 @@ class Lockstep:
         for plugin in session.config.pluginmanager.get_plugins():
             if type(plugin).__name__ == "MPIPlugin":
                 plugin._is_testing_mpi = False  # our header says what its long summary would
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        if self.ranks.size <= FEW:
+            return
+        left_out = [item for item in items if item.get_closest_marker("few_ranks")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:

@@ -12,7 +12,7 @@ from hetmp.config import train_config
 from hetmp.train import train
 from saving import ranks, shared, world
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.few_ranks]
 
 STEPS = 30
 

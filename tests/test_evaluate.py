@@ -18,6 +18,8 @@ from hetmp.train import train
 from saving import ranks, shared, uneven, world
 from test_cli import TRAIN, hetmp_run, refused
 
+pytestmark = pytest.mark.few_ranks
+
 EPOCH = 15  # steps of 100 images
 
 

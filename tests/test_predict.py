@@ -23,6 +23,8 @@ from hetmp.train import train
 from saving import ranks, shared, uneven, world
 from test_cli import TRAIN, hetmp_run, refused
 
+pytestmark = pytest.mark.few_ranks
+
 
 def trained(folder: Path, **told) -> Path:
     """The folder of a short run on all ranks."""

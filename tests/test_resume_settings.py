@@ -19,7 +19,7 @@ from hetmp.config_file import read_config
 from hetmp.train import train
 from saving import ranks, shared, uneven, world
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.few_ranks]
 
 STEPS = 14
 TOLD = {

@@ -16,6 +16,8 @@ from hetmp.train import train
 from saving import ranks, shared, uneven, world
 from test_cli import hetmp_run, refused
 
+pytestmark = pytest.mark.few_ranks
+
 COUNT = 24
 """Training images, of which a folder holds this many for each test."""
 

@@ -15,6 +15,8 @@ from hetmp.errors import HetmpError
 from hetmp.train import train
 from saving import ranks, shared, world
 
+pytestmark = pytest.mark.few_ranks
+
 SIZES = {
     "densenet121": (3, 32, 32),
     "digits": (1, 8, 8),
