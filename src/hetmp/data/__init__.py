@@ -1,6 +1,7 @@
 """Data sets by name, and the same batches of them on every rank.
 
->>> digits = load("digits")
+>>> from hetmp import data
+>>> digits = data.load("digits")
 >>> len(digits.train), len(digits.test), digits.input_shape
 (1437, 360, (1, 8, 8))
 """

@@ -1,5 +1,7 @@
 """The data sets by name."""
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -67,18 +69,22 @@ def load(name: str, group: Group | None = None, **settings: Any) -> Dataset:
         HetmpError: on every rank: an unknown name, a value out of range, an option of another
             data set, a file that is missing or damaged.
     """
+    with group.together() if group is not None else nullcontext():
+        loader, options = _told(name, settings)
+    found = read_once(group, partial(loader.survey, options))
+    with group.together() if group is not None else nullcontext():
+        return loader.assemble(options, found)
+
+
+def _told(name: str, settings: Mapping[str, Any]) -> tuple[Loader, Options]:
+    """The loader of data set *name* and what it is told, checked."""
     loaders = _loaders()
     if name not in loaders:
         raise unknown_name("data set", name, names())
-    loader = loaders[name]
     options = Options(**{key: value for key, value in settings.items() if value is not None})
     takers = {
         option: [other for other in names() if option in loaders[other].OPTIONS]
         for option in Options.names()
     }
-    options.refuse_others(name, loader.OPTIONS, takers)
-    found = read_once(group, partial(loader.survey, options))
-    if group is None:
-        return loader.assemble(options, found)
-    with group.together():
-        return loader.assemble(options, found)
+    options.refuse_others(name, loaders[name].OPTIONS, takers)
+    return loaders[name], options
