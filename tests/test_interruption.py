@@ -117,7 +117,7 @@ def curve(out, kind="step"):
 @pytest.fixture
 def signalled(monkeypatch):
     """Makes one rank send itself a signal in the middle of a step."""
-    from hetmp import train
+    from hetmp.steps import Steps
 
     def at(step, rank, name="USR2"):
         taken = []
@@ -128,9 +128,9 @@ def signalled(monkeypatch):
                 os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
             return whole_step(*given)
 
-        monkeypatch.setattr(train, "_step", stepping)
+        monkeypatch.setattr(Steps, "take", stepping)
 
-    whole_step = train._step
+    whole_step = Steps.take
     yield at
     monkeypatch.undo()
 

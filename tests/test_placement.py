@@ -80,6 +80,7 @@ def test_a_communicator_is_arranged_once(dealt_out):
 @pytest.mark.mpi(min_size=2)
 def test_arranged_ranks_train_the_same_each_with_what_it_was_told(tmp_path, monkeypatch, request):
     from hetmp import train
+    from hetmp.steps import Steps
 
     folder = shared(tmp_path)
     weights = [5.0, 1.0, 3.0, 2.0, 4.0][: world().size]
@@ -99,13 +100,13 @@ def test_arranged_ranks_train_the_same_each_with_what_it_was_told(tmp_path, monk
     usual = losses("usual")
     order = request.getfixturevalue("dealt_out")
     seen = []
-    whole_step = train._step
+    whole = Steps.__init__
 
-    def step(config, model, *given):
+    def made(steps, config, model, *given):
         seen.append(model)
-        return whole_step(config, model, *given)
+        whole(steps, config, model, *given)
 
-    monkeypatch.setattr(train, "_step", step)
+    monkeypatch.setattr(Steps, "__init__", made)
     np.testing.assert_allclose(losses("arranged"), usual, rtol=1e-10)
     runtime = seen[0].hetmp
     assert order[runtime.group.rank] == world().rank
