@@ -3,6 +3,7 @@
 import fcntl
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -85,7 +86,24 @@ class SlurmCluster:
             control("down")
             lock.close()
             raise RuntimeError(f"the Slurm cluster does not start: {done.stderr}")
-        return cls(lock, "no CPU quotas" not in done.stdout)
+        started = cls(lock, "no CPU quotas" not in done.stdout)
+        if nodes is None:
+            started._warm_up()
+        return started
+
+    def _warm_up(self) -> None:
+        """Let ranks of all nodes meet once, before the tests' own jobs.
+
+        Slurm 22.05's pmi2 takes what a rank says in pieces for several requests, now and then, and
+        MPI_Init then fails with "mpi/pmi2: invalid client request". It was seen in the first job of
+        a fresh cluster alone.
+        """
+        meet = "import torch; from mpi4py import MPI; MPI.COMM_WORLD.Barrier()"
+        for _ in range(3):
+            words = ("srun", "--mpi=pmi2", "--nodes=3", "--ntasks=3", "--time=1")
+            met = self.run(*words, sys.executable, "-c", meet, check=False, timeout=120)
+            if met.returncode == 0:
+                return
 
     def stop(self) -> None:
         """End everything that runs on it."""
