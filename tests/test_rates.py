@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from hetmp.config import SCHEDULES as TOLD
 from hetmp.errors import HetmpError
 from hetmp.optim import SCHEDULES, make_schedule, rate
 
@@ -133,3 +134,8 @@ def test_mistakes_are_told(schedule, steps, warmup, settings, told):
         rate(schedule, 0, steps, warmup, **settings)
     with pytest.raises(HetmpError, match=told):
         make_schedule(optimizer(), schedule, steps, warmup, **settings)
+
+
+def test_the_command_line_knows_every_schedule():
+    """It names them itself: on a login node torch is slow to come."""
+    assert sorted(TOLD) == list(SCHEDULES)

@@ -15,7 +15,6 @@ from hetmp.config import TrainConfig
 from hetmp.errors import HetmpError
 from hetmp.graph import fingerprint, read_graph
 from hetmp.plan import Plan
-from hetmp.precision import autocast_of, casting
 from hetmp.slicing import Tuning
 from hetmp.slurm import node_kind
 
@@ -56,7 +55,7 @@ def share_work(
 ) -> Sharing:
     """How *config* shares the work of a model over *group*. Collective.
 
-    What is measured is measured in the precision that each rank will compute in.
+    What is measured, and compared with a file, is a rank's speed under the autocast in force.
 
     Args:
         outline: makes the model, on the meta device.
@@ -66,18 +65,6 @@ def share_work(
         HetmpError: on every rank: a file that cannot be used, or one for other ranks, another
             model or other work.
     """
-    with casting(autocast_of(config.autocast, group), device):
-        return _shared(config, outline, example, group, device, tuning)
-
-
-def _shared(
-    config: TrainConfig,
-    outline: Callable[[], nn.Module],
-    example: Tensor,
-    group: Group,
-    device: torch.device,
-    tuning: Tuning,
-) -> Sharing:
     equal = (1.0,) * group.size
     slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
     weights = config.weights if isinstance(config.weights, tuple) else equal

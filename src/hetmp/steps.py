@@ -79,7 +79,7 @@ class Steps:
             },
         )
         self._autocast = autocast
-        halves = any(dtype == "float16" for dtype in config.autocast or ())
+        halves = "float16" in (config.autocast or ())
         self.scaler = GradScaler(model, device.type) if halves else None
         self.averages = Averages(model, config.average) if config.average is not None else None
         self._skips, self._skipped = config.on_nan == "skip", 0

@@ -22,7 +22,7 @@ from hetmp.metrics import MetricsFile, StepClock
 from hetmp.pace import check_slowdown
 from hetmp.placement import Place, gather_places, show_placement
 from hetmp.plan import Plan
-from hetmp.precision import autocast_of, wire_of
+from hetmp.precision import autocast_of, casting, wire_of
 from hetmp.progress import Progress
 from hetmp.run_record import headline, keep_settings, run_record
 from hetmp.sharing import Sharing, among_members, share_work
@@ -124,11 +124,12 @@ def _train_arranged(
         show_placement(places)
     shape = (config.batch_size, *dataset.input_shape)
     example = torch.empty(shape, dtype=getattr(torch, config.dtype), device="meta")
-    sharing = share_work(
-        config, partial(outline, config, dataset), example, group, device, _tuning(config)
-    )
-    slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
     autocast = autocast_of(config.autocast, group)
+    with casting(autocast, device):
+        sharing = share_work(
+            config, partial(outline, config, dataset), example, group, device, _tuning(config)
+        )
+    slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
     workplace = Workplace(told, places, device, threads, autocast, slowdown, interruption)
 
     def run(members: "MPI.Intracomm | None", plan: Plan | None) -> Result:

@@ -111,9 +111,11 @@ def use_trained(
     shape = config.batch_size, *dataset.input_shape
     example = torch.empty(shape, dtype=trained.dtype, device="meta")
     tuning = Tuning(wire=wire_of(config))
-    sharing = share_work(config, partial(outline, config, dataset), example, group, device, tuning)
-
     autocast = autocast_of(config.autocast, group)
+    with casting(autocast, device):
+        sharing = share_work(
+            config, partial(outline, config, dataset), example, group, device, tuning
+        )
 
     def run(members: "MPI.Intracomm | None", plan: Plan | None) -> Sequence[float]:
         model = _loaded(trained, plan or sharing.weights, tuning, members)

@@ -5,7 +5,7 @@ import sys
 import click
 
 from hetmp.cli.options import Numbers, image_sizes
-from hetmp.comm import AgreedError, Group
+from hetmp.comm import Group
 
 
 @click.command()
@@ -90,12 +90,8 @@ def bench(
         only=split_names(only) if only else None,
         data_parallel=data_parallel,
     )
-    try:
+    with group.failing():
         result = measured(config)
-    except AgreedError:
-        raise
-    except Exception as error:
-        group.fail(error)
     if not group.is_root:
         return
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")

@@ -10,7 +10,7 @@ import click
 
 from hetmp.cli.options import check_folder
 from hetmp.cli.used import used_options
-from hetmp.comm import AgreedError, Group
+from hetmp.comm import Group
 
 
 @click.command()
@@ -40,12 +40,8 @@ def evaluate(checkpoint: str, as_json: bool, out: str | None, **given: Any) -> N
     with group.together():
         if out is not None and group.is_root:
             check_folder(out)
-    try:
+    with group.failing():
         found = evaluate_checkpoint(Path(checkpoint), given)
-    except AgreedError:
-        raise
-    except Exception as error:
-        group.fail(error)
     told = asdict(found)
     if not math.isfinite(found.loss):
         told["loss"] = None  # JSON has no word for it

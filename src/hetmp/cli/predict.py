@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hetmp.cli.used import used_options
-from hetmp.comm import AgreedError, Group
+from hetmp.comm import Group
 
 
 @click.command()
@@ -36,14 +36,10 @@ def predict(checkpoint: str, out: str, part: str, images: str | None, **given: A
     from hetmp.units import count_ranks
 
     group = Group()
-    try:
+    with group.failing():
         found = predicted(
             Path(checkpoint), Path(out), given, part=part, images=Path(images) if images else None
         )
-    except AgreedError:
-        raise
-    except Exception as error:
-        group.fail(error)
     for why in found.passed_over:
         group.say(f"passed over: {why}")
     right = "" if found.accuracy is None else f", {100 * found.accuracy:.2f} % of the labels met"

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from hetmp.cli.options import Numbers, check_folder, image_sizes
-from hetmp.comm import AgreedError, Group
+from hetmp.comm import Group
 from hetmp.errors import HetmpError
 
 
@@ -145,7 +145,7 @@ def profile(
                     library.check_writable(one)
     share_cores(group)
     precisions = [autocast[rank] for rank in order] if autocast and autocast[1:] else autocast
-    try:
+    with group.failing():
         used = choose_device(group, device)
         with casting(autocast_of(precisions, group), used):
             found = profile_model(
@@ -158,10 +158,6 @@ def profile(
                 slowdown=slowdown[order[group.rank]] if slowdown else 1.0,
                 told=group.say,
             )
-    except AgreedError:
-        raise
-    except Exception as error:
-        group.fail(error)
     written = keep_kinds(library, group, kinds, found) if keep is not None else []
     with group.together():
         if group.is_root and out is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 import click
 
 from hetmp.cli.options import KeyValue, Numbers, Weights
-from hetmp.comm import AgreedError, Group
+from hetmp.comm import Group
 from hetmp.errors import HetmpError
 from hetmp.interruption import EXIT_CODE
 
@@ -65,12 +65,8 @@ def _train(**values: Any) -> None:
         config, note = told_config(values)
     if note:
         group.say(note)
-    try:
+    with group.failing():
         result = train(config)
-    except AgreedError:
-        raise
-    except Exception as error:
-        group.fail(error)
     if result.stopped:
         group.say(
             f"stopped after step {result.steps}, as asked by a signal; the run goes on from "

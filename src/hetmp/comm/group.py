@@ -219,6 +219,16 @@ class Group:
             time.sleep(0.01)
         return bool(all_failed)
 
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Around what a program does: an error in it that was not agreed on ends the job."""
+        try:
+            yield
+        except AgreedError:
+            raise
+        except Exception as error:
+            self.fail(error)
+
     def fail(self, error: BaseException) -> NoReturn:
         """End the job after an error that was not agreed on: nonzero exit on all, no hang.
 

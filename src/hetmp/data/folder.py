@@ -43,9 +43,9 @@ class Pictures(Part):
         """
         Args:
             files: paths within *base*.
-            labels: (n,), one per file.
+            labels: (n,), or (n, *spatial) with one per pixel.
         """
-        self.shape = shape
+        self.shape, self.label_shape = shape, labels.shape[1:]
         self._base, self._files, self._labels = base, files, labels
 
     def __len__(self) -> int:

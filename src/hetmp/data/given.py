@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetmp.data.dataset import Indices
+from hetmp.data.once import Found
 from hetmp.data.options import Options
 from hetmp.data.splitting import TEST_SHARE, split_by_class
 from hetmp.errors import HetmpError
@@ -42,12 +43,26 @@ def drawn(
     """
     share = options.test_share or usual
     seed = options.split_seed or 0
-    found, counts = np.unique(labels, return_counts=True)
-    if (counts == 1).any():
-        which = called(int(found[np.argmax(counts == 1)]))
-        raise HetmpError(
-            f"{which} is there once only: it takes two to have one for training and one for "
-            "testing; add one, or leave the class out"
-        )
-    train, test = split_by_class(labels, share, seed)
+    train, test = split_by_class(labels, share, seed, called)
     return train, test, share, seed
+
+
+def divided(
+    options: Options, name: str, labels: npt.NDArray[np.int64] | None, count: int
+) -> tuple[Indices, Indices, Found]:
+    """(training, test, how it was done): of each class, or of all where pixels have the classes.
+
+    Args:
+        name: of the data set.
+        labels: (n,), 0 or more; None where each pixel has a label.
+        count: how many images there are.
+
+    Raises:
+        HetmpError: as ``drawn``.
+    """
+    if labels is None:
+        way, told = "random", drawn(options, np.zeros(count, np.int64), lambda _: "an image")
+    else:
+        way, told = "by-class", drawn(options, labels, lambda kind: f"an image of class {kind}")
+    train, test, share, seed = told
+    return train, test, {"split_name": f"{name}-{way}-{share!r}", "split_seed": seed}

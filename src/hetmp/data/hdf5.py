@@ -4,16 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
-from hetmp.checks import image_shape, whole_number
+from hetmp.checks import image_shape
 from hetmp.data.axes import find_channels
 from hetmp.data.dataset import Dataset
-from hetmp.data.given import drawn, refuse_split
+from hetmp.data.given import divided, refuse_split
 from hetmp.data.h5file import H5File
 from hetmp.data.labels import checked_labels
 from hetmp.data.moments import told_or_measured
 from hetmp.data.once import Found
 from hetmp.data.options import Options
 from hetmp.data.slices import Slices
+from hetmp.data.surveyed import class_count
 from hetmp.errors import HetmpError
 
 NAME = "hdf5"
@@ -142,32 +143,23 @@ def _labels(options: Options, file: H5File, found: Found, part: str) -> Found:
 def _split(options: Options, found: Found) -> Found:
     """A share of the images for testing: of each class, or of all if pixels have the classes."""
     labels = found["train_labels"]
-    if found["per_pixel"]:
-        everything = np.zeros(found["count"], np.int64)
-        way, (train, test, share, seed) = "random", drawn(options, everything, lambda _: "an image")
-    else:
-        way = "by-class"
-        train, test, share, seed = drawn(options, labels, lambda k: f"an image of class {k}")
-    return {
+    kinds = None if found["per_pixel"] else labels
+    train, test, how = divided(options, NAME, kinds, found["count"])
+    return how | {
         "train_rows": train,
         "test_rows": test,
         "train_labels": labels[train] if len(labels) else labels,
         "test_labels": labels[test] if len(labels) else labels,
-        "split_name": f"hdf5-{way}-{share!r}",
-        "split_seed": seed,
     }
 
 
 def _classes(options: Options, path: Path, found: Found) -> int:
-    if options.classes is not None:
-        return whole_number("classes", options.classes, 2)
-    if found["per_pixel"]:
+    if options.classes is None and found["per_pixel"]:
         raise HetmpError(
             f"{path} has a label for every pixel: say how many classes there are with classes "
             "(--classes), because to find out, all of them would have to be read"
         )
-    classes = 1 + int(found["train_labels"].max())
-    checked_labels(f"{path}: the test part", found["test_labels"], classes)
-    if classes < 2:
-        raise HetmpError(f"{path}: every label is 0, and it takes two classes to tell apart")
+    classes = class_count(options, found["train_labels"], str(path))
+    if not found["per_pixel"]:
+        checked_labels(f"{path}: the test part", found["test_labels"], classes)
     return classes

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from hetmp.checks import image_shape
 from hetmp.data.arrays import Array, ordered_images, ordered_labels
 from hetmp.data.dataset import Dataset
-from hetmp.data.given import drawn, refuse_split
+from hetmp.data.given import divided, refuse_split
 from hetmp.data.labels import checked_labels
 from hetmp.data.npz_file import NpzFile, open_npz
 from hetmp.data.once import Found
@@ -130,12 +130,7 @@ def _test(
 def _divided(options: Options, whole: Pair) -> tuple[dict[str, Pair], Found]:
     """Both parts: of each class the same share is for testing, or of all if pixels have them."""
     images, labels = whole
-    if labels.ndim == 1:
-        way, kinds = "by-class", labels
-    else:
-        way, kinds = "random", np.zeros(len(labels), np.int64)
-    train, test, share, seed = drawn(
-        options, kinds, lambda kind: f"an image of class {kind}" if labels.ndim == 1 else "an image"
-    )
+    kinds = labels if labels.ndim == 1 else None
+    train, test, how = divided(options, NAME, kinds, len(labels))
     parts = {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
-    return parts, {"split_name": f"{NAME}-{way}-{share!r}", "split_seed": seed}
+    return parts, how

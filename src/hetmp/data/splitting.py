@@ -1,5 +1,7 @@
 """Which images are test images, where the data does not say."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,7 +14,7 @@ TEST_SHARE = 0.2
 
 
 def split_by_class(
-    labels: npt.NDArray[np.int64], test_share: float, seed: int
+    labels: npt.NDArray[np.int64], test_share: float, seed: int, called: Callable[[int], str]
 ) -> tuple[Indices, Indices]:
     """(training, test): indices into *labels*, ascending; every class is in both.
 
@@ -22,6 +24,7 @@ def split_by_class(
     Args:
         labels: (n,), 0 or more.
         test_share: above 0 and below 1.
+        called: what a person knows a class by.
 
     Raises:
         HetmpError: a class has one image, which cannot be in both parts.
@@ -30,8 +33,8 @@ def split_by_class(
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
         if count < 2:
             raise HetmpError(
-                f"class {label} has {count} image: it takes 2 to have one for training and one for "
-                "testing; leave the class out, or give the test part by itself (test_path)"
+                f"{called(int(label))} is there once only: it takes two to have one for training "
+                "and one for testing; add one, or leave the class out"
             )
         wanted = min(max(round(test_share * int(count)), 1), int(count) - 1)
         keys = words(seed, Purpose.SPLIT, int(label), int(count))

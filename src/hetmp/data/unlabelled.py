@@ -1,51 +1,25 @@
 """Pictures without classes, for a trained network to say which they have."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hetmp.comm import Group
-from hetmp.data.dataset import Dataset, Indices, Part
+from hetmp.data.dataset import Dataset
+from hetmp.data.folder import Pictures
 from hetmp.data.once import Found, read_once
-from hetmp.data.pictures import MODES, decode, list_pictures
+from hetmp.data.pictures import MODES, list_pictures
 from hetmp.errors import HetmpError
 
 NAME = "pictures"
 
 
-class Pictures(Part):
-    """Files of images, brought to one shape; each has label 0, or each pixel of it."""
-
-    dtype = np.dtype(np.uint8)
-
-    def __init__(
-        self,
-        folder: Path,
-        names: Sequence[str],
-        shape: tuple[int, ...],
-        label_shape: tuple[int, ...],
-    ) -> None:
-        self._folder, self._names = folder, names
-        self.shape, self.label_shape = shape, label_shape
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def read(self, chosen: Indices) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
-        images = np.empty((len(chosen), *self.shape), dtype=self.dtype)
-        for place, index in enumerate(chosen):
-            images[place] = decode(self._folder / self._names[index], self.shape)
-        return images, np.zeros((len(chosen), *self.label_shape), dtype=np.int64)
-
-    def titles(self, chosen: Indices) -> list[str]:
-        return [self._names[index] for index in chosen]
-
-
 def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = None) -> Dataset:
     """The pictures in a folder, or one of them, as the images of a trained network. Collective.
+
+    Each has label 0, or each pixel of it.
 
     Args:
         path: the folder, whose subfolders are not looked into, or one file.
@@ -75,7 +49,8 @@ def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = No
         return {"folder": str(path), "names": names}
 
     found = read_once(group, survey)
-    part = Pictures(Path(found["folder"]), found["names"], shape, tuple(about["label_shape"]))
+    names, nobody_knows = found["names"], (len(found["names"]), *about["label_shape"])
+    part = Pictures(Path(found["folder"]), names, np.zeros(nobody_knows, np.int64), shape)
     return Dataset(
         name=NAME,
         train=part,
