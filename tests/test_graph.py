@@ -193,7 +193,7 @@ def test_both_modes_are_left_as_they_were_when_tracing_fails():
 # --- what is computed whole ---------------------------------------------------------------------
 
 
-class Doubled(nn.Conv2d):
+class Stretched(nn.MaxPool2d):
     def forward(self, x):
         return 2 * super().forward(x)
 
@@ -203,14 +203,12 @@ class Doubled(nn.Conv2d):
     [
         (nn.AlphaDropout(), "no rule"),
         (nn.FractionalMaxPool2d(2, output_size=2), "no rule"),
-        (Doubled(4, 4, 1), "no rule"),
-        (nn.MaxPool2d(2, return_indices=True), "gives indices too"),
-        (nn.AdaptiveMaxPool2d(2, return_indices=True), "gives indices too"),
+        (Stretched(2), "no rule"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_a_layer_that_cannot_be_sliced_says_why(layer, reason):
-    """A subclass of a known layer may do anything."""
+    """A subclass of a known layer may do anything; of a pooling, it is not looked into."""
     graph = read_graph(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(), layer)))
     (node,) = graph.fallbacks()
     assert node.place == f"'1.1' ({type(layer).__name__})"

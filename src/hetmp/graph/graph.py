@@ -131,15 +131,24 @@ class ModelGraph:
         """Whether a layer shares a tensor with another layer or with a function or method."""
         layer, path = node.call.layer, node.path
         names = {self._first(f"{path}.{name}") for name in (*layer._parameters, *layer._buffers)}
-        read = {self._first(place) for trace in self.traces for place in trace.read}
-        others = [*names, *(other for other, first in self.aliases.items() if first in names)]
-        return bool(names & read) or any(self._owner(name) is not layer for name in others)
+        return bool(names & self._read) or any(self._owners[name] != {layer} for name in names)
+
+    @cached_property
+    def _read(self) -> set[str]:
+        """The first names of the attributes that functions and methods look at."""
+        return {self._first(place) for trace in self.traces for place in trace.read}
+
+    @cached_property
+    def _owners(self) -> dict[str, set[nn.Module]]:
+        """The layers that have each parameter and buffer, by its first name."""
+        owners: dict[str, set[nn.Module]] = {}
+        for path, layer in self.skeleton.named_modules(remove_duplicate=False):
+            for name in (*layer._parameters, *layer._buffers):
+                owners.setdefault(self._first(f"{path}.{name}".lstrip(".")), set()).add(layer)
+        return owners
 
     def _first(self, name: str) -> str:
         return self.aliases.get(name, name)
-
-    def _owner(self, name: str) -> nn.Module:
-        return self.skeleton.get_submodule(name.rpartition(".")[0])
 
     def fallbacks(self) -> Iterator[Node]:
         """The operations that every rank computes whole for want of a rule."""

@@ -12,8 +12,9 @@ from typing import Any
 from torch import fx, nn
 
 from hetmp.errors import HetmpError
-from hetmp.graph.tracing import ASSIGNMENTS, users_line
-from hetmp.ops import Value
+from hetmp.graph.proxies import ASSIGNMENTS
+from hetmp.graph.tracing import users_line
+from hetmp.ops import Value, assigned
 
 _VIEWS = """
 getitem getattr view view_as reshape reshape_as flatten unflatten ravel chunk split tensor_split
@@ -34,16 +35,7 @@ _VIEW_LAYERS = (
 
 
 def changed(node: fx.Node, skeleton: nn.Module, values: Mapping[str, Value]) -> fx.Node | None:
-    """The tensor that *node* changes in place and gives, or None.
-
-    Raises:
-        HetmpError: it assigns into part of an activation.
-    """
-    if node.target is operator.setitem:
-        raise HetmpError(
-            f"an assignment into part of an activation cannot be sliced{_at(node)}: write it with "
-            "torch.cat or torch.where, or mark the module with hetmp.leaf"
-        )
+    """The tensor that *node* changes in place and gives, or None."""
     if not _is_in_place(node, skeleton):
         return None
     first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
@@ -56,7 +48,7 @@ def _is_in_place(node: fx.Node, skeleton: nn.Module) -> bool:
     target: Any = node.target
     if node.op == "call_method":
         return str(target).endswith("_") and not str(target).endswith("__")
-    if node.op != "call_function" or target in ASSIGNMENTS:
+    if node.op != "call_function" or target in (*ASSIGNMENTS, assigned):
         return node.op == "call_function"
     if getattr(target, "__name__", "").endswith("_"):
         return target.__module__ != operator.add.__module__  # and_ and or_ only avoid a keyword

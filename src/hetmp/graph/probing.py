@@ -1,6 +1,5 @@
 """Shapes of all values, by running a graph on the meta device with inputs of unlike sizes."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hetmp.errors import HetmpError
-from hetmp.graph.tracing import modes_kept
+from hetmp.graph.running import modes_kept, on_meta, run_layer, run_method, without_data
 from hetmp.ops import LAYERS, Value, rule_for
 
 SIDES = (224, 256, 32, 28, 64, 96, 128, 299, 48, 40, 16, 8, 9, 12, 10, 7, 6, 5, 4, 20, 24)
@@ -25,10 +24,7 @@ def probe(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
     try:
         first = _run(skeleton, graph, _empty(examples, shapes), tolerant=False)
     except Exception as error:
-        shown = ", ".join(str(shape) for shape in shapes.values())
-        raise HetmpError(
-            f"an input of shape {shown} does not fit the model: {_short(error)}"
-        ) from error
+        raise misfit(examples, error) from error
     runs = [first]
     batch = next((shape[0] for shape in shapes.values() if shape), 1)
     # All inputs may have a batch axis, or only those that are as long as the first one.
@@ -40,6 +36,12 @@ def probe(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
         if len(runs) == 1:
             runs += _attempt(skeleton, graph, _empty(examples, larger), like=first)
     return {name: _value([run[name] for run in runs], max(1, batch)) for name in first}
+
+
+def misfit(examples: Mapping[str, Tensor], error: Exception) -> HetmpError:
+    """What to raise for examples that a module fails on with *error*."""
+    shown = ", ".join(str(tuple(example.shape)) for example in examples.values())
+    return HetmpError(f"an input of shape {shown} does not fit the model: {_short(error)}")
 
 
 def probe_unseen(
@@ -116,7 +118,7 @@ def _run(
     skeleton: nn.Module, graph: fx.Graph, given: Mapping[str, Tensor], *, tolerant: bool
 ) -> dict[str, Any]:
     """Every value of a run, by the name of its node."""
-    with modes_kept(skeleton), torch.device("meta"), torch.no_grad():
+    with modes_kept(skeleton), without_data():
         skeleton.eval()  # batch norm would refuse one value per channel
         interpreter = _Shapes(fx.GraphModule(skeleton, graph), tolerant)
         entries = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
@@ -139,46 +141,16 @@ class _Shapes(fx.Interpreter):
         return value
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        value = super().get_attr(target, args, kwargs)
-        return value.to("meta") if isinstance(value, Tensor) else value
+        return on_meta(super().get_attr(target, args, kwargs))
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
-        try:
-            return super().call_method(target, args, kwargs)
-        except NotImplementedError:
-            if target not in ("cpu", "cuda", "to"):
-                raise
-            # There is no data to copy to another device.
-            dtypes = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.dtype)]
-            return args[0].to(*dtypes[:1]) if dtypes else args[0]
+        return run_method(target, args, kwargs)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         layer = self.fetch_attr(target)
         if self.tolerant and type(layer) in LAYERS and args and isinstance(args[0], Tensor):
             args = (_demanded(layer, args[0]), *args[1:])
-        try:
-            return layer(*args, **kwargs)
-        except Exception:
-            if rule_for(layer) is not None:
-                raise
-            return _run_on_numbers(layer, args, kwargs)
-
-
-def _run_on_numbers(layer: nn.Module, args: Any, kwargs: Any) -> Any:
-    """What a layer gives that looks at values: those of its tensors and operands are made up."""
-
-    def numbers(item: Any) -> Any:
-        return torch.rand(item.shape).to(item.dtype) if isinstance(item, Tensor) else item
-
-    def shapes(item: Any) -> Any:
-        return item.to("meta") if isinstance(item, Tensor) else item
-
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        memo: dict[int, Any] = {id(p): nn.Parameter(numbers(p), False) for p in layer.parameters()}
-        memo |= {id(buffer): numbers(buffer) for buffer in layer.buffers()}
-        args, kwargs = (fx.node.map_aggregate(given, numbers) for given in (args, kwargs))
-        given = copy.deepcopy(layer, memo)(*args, **kwargs)
-    return fx.node.map_aggregate(given, shapes)
+        return run_layer(layer, args, kwargs)
 
 
 def _demanded(layer: nn.Module, x: Tensor) -> Tensor:

@@ -12,9 +12,12 @@ from torch import Tensor, fx, nn
 from hetmp.errors import HetmpError
 from hetmp.graph.graph import ModelGraph, Node, Trace, place
 from hetmp.graph.inplace import changed, check_memory
-from hetmp.graph.inputs import read_inputs
-from hetmp.graph.probing import probe, probe_unseen
-from hetmp.graph.tracing import attribute, trace_modes, users_line
+from hetmp.graph.inputs import Inputs, read_inputs
+from hetmp.graph.probing import misfit, probe, probe_unseen
+from hetmp.graph.proxies import confirm
+from hetmp.graph.running import attribute
+from hetmp.graph.subclasses import as_bases
+from hetmp.graph.tracing import Misfit, trace_modes, users_line
 from hetmp.ops import LAYERS, Call, Ref, Value, Whole, draws, mapped, references, rule_for
 
 _WHOLE = Whole()
@@ -43,8 +46,9 @@ def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
         )
     _check_hooks(module)
     skeleton = skeleton_of(module)
+    as_bases(skeleton)
     inputs, examples = read_inputs(skeleton, example_input)
-    graphs = trace_modes(skeleton, inputs)
+    graphs = _traced(skeleton, inputs, examples)
     training = _read(skeleton, graphs[0], examples)
     same = graphs[0] is graphs[1]
     evaluation = training if same else _read(skeleton, graphs[1], examples)
@@ -62,6 +66,15 @@ def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
             f"{type(skeleton).__name__} has no convolution or linear layer: nothing can be sliced"
         )
     return graph
+
+
+def _traced(
+    skeleton: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor]
+) -> tuple[fx.Graph, fx.Graph]:
+    try:
+        return trace_modes(skeleton, inputs, examples)
+    except Misfit as error:
+        raise misfit(examples, error) from error.__cause__
 
 
 def skeleton_of(module: nn.Module) -> nn.Module:
@@ -182,7 +195,7 @@ def _live(nodes: Sequence[Node], result: Any) -> list[Node]:
     wanted = set(references(result))
     live: list[Node] = []
     for node in reversed(nodes):
-        if node.name in wanted or node.call.layer is not None:
+        if node.name in wanted or node.call.layer is not None or node.call.target is confirm:
             live.append(node)
             wanted.update(node.call.values)
     return live[::-1]

@@ -1,34 +1,36 @@
 """torch.fx on a module in both of its modes."""
 
 import functools
-import operator
 import os
 import random
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from hetmp.errors import HetmpError
+from hetmp.graph.functional import UNFOLDED, as_layers
+from hetmp.graph.graph import place
 from hetmp.graph.inputs import Inputs, proxied
-from hetmp.ops import LAYERS
+from hetmp.graph.proxies import KnownProxy, Proxy, TensorProxy, confirm, instances, known
+from hetmp.graph.running import attribute, modes_kept, on_meta, run_layer, run_method, without_data
+from hetmp.ops import LAYERS, mapped, rule_for
 
 _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
 """Folders whose lines are not the user's."""
 
 _LEAF = "_hetmp_leaf"
 
-_ASSIGNED = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift"
 
-ASSIGNMENTS = tuple(
-    getattr(operator, name) for name in _ASSIGNED.split() if hasattr(Tensor, f"__{name}__")
-)
-"""``+=`` and its kin, as far as they change a tensor in place."""
+class Misfit(Exception):
+    """An example does not fit the module."""
+
 
 _Module = TypeVar("_Module", nn.Module, type[nn.Module])
 
@@ -46,8 +48,13 @@ def leaf(module: _Module) -> _Module:
     return module
 
 
-def trace_modes(skeleton: nn.Module, inputs: Inputs) -> tuple[fx.Graph, fx.Graph]:
+def trace_modes(
+    skeleton: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor]
+) -> tuple[fx.Graph, fx.Graph]:
     """The graphs in training and in evaluation, the same object where they are alike.
+
+    Args:
+        examples: of the inputs, by name; without them, nothing can depend on a size.
 
     Raises:
         HetmpError: torch.fx cannot trace the module; the message names the line.
@@ -55,19 +62,18 @@ def trace_modes(skeleton: nn.Module, inputs: Inputs) -> tuple[fx.Graph, fx.Graph
     drawn = _generators()
     graphs = []
     try:
-        with modes_kept(skeleton), _recorded_creation():
+        with modes_kept(skeleton), instances(), _recorded_creation(), _recorded_autograd():
             for mode in (True, False):
                 skeleton.train(mode)
-                graphs.append(_Tracer(inputs).trace(skeleton))
+                graphs.append(_Tracer(inputs, examples).trace(skeleton))
             _check_buffers(skeleton)
-    except HetmpError:
+    except (HetmpError, Misfit):
         raise
     except Exception as error:
         line = users_line("".join(traceback.format_tb(error.__traceback__)))
         raise HetmpError(
-            f"torch.fx cannot trace {inputs.title}{', at ' if line else ''}{line}: {error}. What "
-            "depends on an activation's values cannot be sliced: mark the module that does it "
-            "with hetmp.leaf(module) to keep it whole"
+            f"torch.fx cannot trace {inputs.title}{', at ' if line else ''}{line}: {error}. "
+            + _remedy(skeleton, error, bool(examples))
         ) from error
     if drawn != _generators():
         raise HetmpError(
@@ -75,20 +81,25 @@ def trace_modes(skeleton: nn.Module, inputs: Inputs) -> tuple[fx.Graph, fx.Graph
             "drawn once, when it is read; draw them with torch.rand_like or for an activation's "
             "shape, or mark the module that does it with hetmp.leaf(module)"
         )
+    as_layers(skeleton, graphs)
     training, evaluation = graphs
     same = _written(training, skeleton) == _written(evaluation, skeleton)
     return training, training if same else evaluation
 
 
-@contextmanager
-def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Whatever mode *module* and its parts are put in inside, they come out as they were."""
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
+def _remedy(skeleton: nn.Module, error: Exception, by_example: bool) -> str:
+    """What a user can do about *error*, which came up while *skeleton* was traced."""
+    names = {id(part): path for path, part in skeleton.named_modules() if path}
+    at = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        part = frame.f_locals.get("self")
+        if isinstance(part, nn.Module) and id(part) in names:
+            at = f", {place(names[id(part)], part)},"
+    sizes = "" if by_example else "What depends on a size needs an example_input. "
+    return (
+        f"{sizes}What depends on an activation's values cannot be sliced: mark the module that "
+        f"does it{at} with hetmp.leaf(module) to keep it whole"
+    )
 
 
 def _generators() -> list[Any]:
@@ -108,37 +119,78 @@ def _check_buffers(skeleton: nn.Module) -> None:
             )
 
 
-class _Proxy(fx.Proxy):
-    """Records assignments such as ``x += 1``, which torch.fx takes for work on a copy."""
-
-
-def _recorded(function: Callable[..., Any]) -> Callable[..., fx.Proxy]:
-    def record(self: fx.Proxy, *args: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, *args), {})
-
-    return record
-
-
-for _function in (*ASSIGNMENTS, operator.setitem):
-    setattr(_Proxy, f"__{_function.__name__}__", _recorded(_function))
-
-
 class _Tracer(fx.Tracer):
+    """Keeps layers with a rule as one, and runs what it records on an example if there is one."""
+
     record_stack_traces = True  # so that errors can name the user's line
     proxy_buffer_attributes = True  # what is computed from a buffer belongs to the graph
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, examples: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self._inputs = inputs
-        self.trace_asserts = True
+        self._inputs, self._examples = inputs, examples
+        self._running = False
+        self._confirmed: set[fx.Node] = set()
+        self.trace_asserts = not examples
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return Proxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        # Some stand-ins say that they are tensors, which are taken for constants.
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
+    ) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
+        if not self._examples or target is confirm:
+            return proxy
+        try:
+            value = self._run(kind, target, _values(args), _values(kwargs))
+        except Exception as error:
+            raise Misfit(error) from error
+        return known(proxy.node, self, value)
+
+    def confirm(self, proxy: KnownProxy) -> None:
+        """Record that the module depends on what *proxy* is."""
+        if proxy.node in self._confirmed:
+            return
+        self._confirmed.add(proxy.node)
+        line = users_line("".join(traceback.format_stack()))
+        self.create_proxy("call_function", confirm, (proxy, proxy.value, line), {})
+
+    def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        """What a node gives, on the meta device."""
+        self._running = True
+        try:
+            with without_data():
+                if kind == "placeholder":
+                    return torch.empty_like(self._examples[target], device="meta")
+                if kind == "get_attr":
+                    return on_meta(attribute(self.root, target))
+                if kind == "call_module":
+                    return run_layer(self.root.get_submodule(target), args, kwargs)
+                if kind == "call_method":
+                    return run_method(target, args, kwargs)
+                return target(*args, **kwargs)
+        finally:
+            self._running = False
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        return forward(*args, **kwargs) if self._running else super().call_module(
+            m, forward, args, kwargs
+        )  # fmt: skip
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._running:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # A subclass of a known layer is called as one: what it does inside is its own.
-        if getattr(m, _LEAF, False) or isinstance(m, LAYERS):
+        if getattr(m, _LEAF, False) or rule_for(m) is not None:
             return True
+        if isinstance(m, LAYERS):
+            return not isinstance(m, UNFOLDED) or is_parametrized(m)
         return super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(
@@ -155,13 +207,46 @@ class _Tracer(fx.Tracer):
         return forward, [self.root, *args]
 
 
-_CREATION = "arange empty eye full linspace ones rand randint randn randperm zeros"
+def _values(structure: Any) -> Any:
+    """Arguments with what stands-in know in their place."""
+
+    def value(item: Any) -> Any:
+        return item.value if isinstance(item, KnownProxy) else on_meta(item)
+
+    return mapped(structure, value)
+
+
+@contextmanager
+def _recorded_autograd() -> Iterator[None]:
+    """Record the user's own ``torch.autograd.Function``s as one operation each."""
+    original = vars(torch.autograd.Function)["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        found = next((item for item in args if type(item) in (Proxy, TensorProxy)), None)
+        if found is None:
+            return original.__func__(cls, *args, **kwargs)
+        return found.tracer.create_proxy("call_function", cls.apply, args, kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original  # type: ignore[method-assign]
+
+
+_CREATION = "arange empty eye full linspace ones rand randint randn randperm tensor zeros"
+
+
+_TAKING = ("as_tensor", "asarray")
+"""Functions that give a tensor as it is."""
 
 
 @contextmanager
 def _recorded_creation() -> Iterator[None]:
     """Record ``torch.zeros(x.shape[0], 3)`` and its like: torch.fx sees only what takes tensors."""
-    originals = {name: getattr(torch, name) for name in _CREATION.split()}
+    with torch.device("meta"):
+        torch.empty(0)  # torch remembers, once and for all, what a device is for: not our stand-ins
+    originals = {name: getattr(torch, name) for name in (*_CREATION.split(), *_TAKING)}
 
     def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -176,6 +261,8 @@ def _recorded_creation() -> Iterator[None]:
             fx.node.map_aggregate((args, kwargs), find)
             if not found:
                 return original(*args, **kwargs)
+            if original.__name__ in _TAKING and type(args[0]) is TensorProxy and not kwargs:
+                return args[0]
             return found[0].tracer.create_proxy("call_function", original, args, kwargs)
 
         return create
@@ -200,11 +287,6 @@ def _written(graph: fx.Graph, skeleton: nn.Module) -> list[str]:
         arguments = fx.node.map_arg((node.args, node.kwargs), places.__getitem__)
         lines.append(f"{node.op} {target} {arguments}")
     return lines
-
-
-def attribute(module: nn.Module, path: str) -> Any:
-    """What stands at a dotted path in *module*."""
-    return functools.reduce(getattr, path.split("."), module)
 
 
 def users_line(stack: str) -> str:

@@ -199,7 +199,8 @@ def add_layers(model: SlicedModel, device: torch.device) -> None:
             inside.add(path)
         elif path in steps:
             local = _local(steps[path], runtime.group, device)
-            inside.add(path)
+            if steps[path].node.reason is not None:
+                inside.add(path)
         else:
             kept = type(layer) in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
             local = type(layer)() if kept else nn.Module()

@@ -1,0 +1,81 @@
+"""One operation on the meta device: what shapes it gives, without computing."""
+
+import copy
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from hetmp.ops import rule_for
+
+
+@contextmanager
+def modes_kept(module: nn.Module) -> Iterator[None]:
+    """Whatever mode *module* and its parts are put in inside, they come out as they were."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def without_data() -> Iterator[None]:
+    """What is made inside has shapes only."""
+    with torch.device("meta"), torch.no_grad():
+        yield
+
+
+def on_meta(item: Any) -> Any:
+    """A tensor without its data; anything else as it is."""
+    return item.to("meta") if isinstance(item, Tensor) else item
+
+
+def run_layer(layer: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """What *layer* gives in evaluation: batch norm would refuse one value per channel.
+
+    A layer without a rule that looks at values is run on made-up ones.
+    """
+    with modes_kept(layer):
+        layer.eval()
+        try:
+            return layer(*args, **kwargs)
+        except Exception:
+            if rule_for(layer) is not None:
+                raise
+            return _run_on_numbers(layer, args, kwargs)
+
+
+def run_method(name: str, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """What a tensor's method gives."""
+    try:
+        return getattr(args[0], name)(*args[1:], **kwargs)
+    except NotImplementedError:
+        if name not in ("cpu", "cuda", "to"):
+            raise
+        # There is no data to copy to another device.
+        dtypes = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.dtype)]
+        return args[0].to(*dtypes[:1]) if dtypes else args[0]
+
+
+def _run_on_numbers(layer: nn.Module, args: Any, kwargs: Any) -> Any:
+    """What a layer gives that looks at values: those of its tensors and operands are made up."""
+
+    def numbers(item: Any) -> Any:
+        return torch.rand(item.shape).to(item.dtype) if isinstance(item, Tensor) else item
+
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        memo: dict[int, Any] = {id(p): nn.Parameter(numbers(p), False) for p in layer.parameters()}
+        memo |= {id(buffer): numbers(buffer) for buffer in layer.buffers()}
+        args, kwargs = (fx.node.map_aggregate(given, numbers) for given in (args, kwargs))
+        given = copy.deepcopy(layer, memo)(*args, **kwargs)
+    return fx.node.map_aggregate(given, on_meta)
+
+
+def attribute(module: nn.Module, path: str) -> Any:
+    """What stands at a dotted path in *module*."""
+    return functools.reduce(getattr, path.split("."), module)

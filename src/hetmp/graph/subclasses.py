@@ -1,0 +1,33 @@
+"""Subclasses of known layers: those that compute as their base does are taken for it."""
+
+from torch import nn
+
+from hetmp.ops import LAYERS
+
+_HARMLESS = {"__init__", "__doc__", "__module__", "__repr__", "extra_repr", "reset_parameters"}
+"""What a subclass may have of its own of what its base has."""
+
+_TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+"""What a layer finds on itself when it runs: a property may stand in for it."""
+
+
+def as_bases(skeleton: nn.Module) -> None:
+    """Make every layer whose class adds nothing to how its base computes an object of that base.
+
+    Such as a convolution whose class only has another ``__init__``.
+    """
+    for layer in skeleton.modules():
+        base = next((known for known in type(layer).__mro__ if known in LAYERS), None)
+        if base is not None and base is not type(layer) and _computes_like(type(layer), base):
+            layer.__class__ = base
+
+
+def _computes_like(kind: type, base: type) -> bool:
+    used = (set(dir(base)) | _TENSORS | {"__call__"}) - _HARMLESS
+    added = kind.__mro__[: kind.__mro__.index(base)]
+    own = {name for one in added for name in vars(one)} - set(vars(object))
+    return not (own - set(_BOOKKEEPING)) & used
+
+
+_BOOKKEEPING = tuple(vars(type("_Empty", (nn.Module,), {"__annotations__": {}})))
+"""What Python itself gives every class."""

@@ -1,0 +1,207 @@
+"""Functions that a module calls with its own parameters are layers, sliced as any other."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import hetmp
+from comparison import batch, compare_training, make_plan, pick_weights, seeded, world_size
+from hetmp.graph import read_graph
+
+SHAPE = (3, 3, 7, 6)
+
+
+class SamePadded(nn.Conv2d):
+    """A convolution that pads its input by what its size asks for."""
+
+    def forward(self, x):
+        wanted = [math.ceil(size / 2) * 2 for size in x.shape[-2:]]
+        x = F.pad(x, [0, wanted[1] - x.shape[-1], 0, wanted[0] - x.shape[-2]])
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class PaddedBy(nn.Conv2d):
+    """A convolution with a layer inside."""
+
+    def __init__(self, *sizes, **how):
+        super().__init__(*sizes, **how)
+        self.pad = nn.ZeroPad2d(1)
+
+    def forward(self, x):
+        return F.conv2d(self.pad(x), self.weight, stride=self.stride, groups=self.groups)
+
+
+class Depthwise(nn.Conv2d):
+    """Only made in another way."""
+
+    def __init__(self, channels):
+        super().__init__(channels, channels, 3, groups=channels)
+
+
+class ChannelsFirst(nn.LayerNorm):
+    """Layer norm over the channels of an image."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Plain(nn.Module):
+    """No layer at all."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape))
+        self.bias = nn.Parameter(torch.randn(shape[0]))
+
+
+class Linear(Plain):
+    def forward(self, x):
+        return F.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+class Upwards(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape))
+
+    def forward(self, x):
+        return F.conv_transpose2d(x, self.weight, stride=2)
+
+
+class Forgetful(Plain):
+    """It has a bias and does not use it."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight)
+
+
+class Slopes(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(channels))
+
+    def forward(self, x):
+        return F.prelu(x, self.weight)
+
+
+class Groups(nn.GroupNorm):
+    def forward(self, x):
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, eps=1e-3)
+
+
+CASES = {
+    "same-padded": (lambda: SamePadded(7, 11, 3, stride=2), 11),
+    "same-padded depthwise": (lambda: SamePadded(7, 7, 3, groups=7, bias=False), 7),
+    "with a layer inside": (lambda: PaddedBy(7, 8, 2, bias=False), 8),
+    "made in another way": (lambda: Depthwise(7), 7),
+    "layer norm of channels": (lambda: ChannelsFirst(7), 7),
+    "linear": (lambda: Linear(5, 7), 5),
+    "transposed": (lambda: Upwards(7, 4, 2, 2), 4),
+    "prelu": (lambda: Slopes(7), 7),
+    "group norm": (lambda: Groups(7, 7), 7),
+}
+
+
+def network(layer: nn.Module, channels: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 7, 1), nn.Tanh(), layer, nn.Conv2d(channels, 5, 1))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_falls_back(name):
+    build, channels = CASES[name]
+    graph = read_graph(network(build(), channels), torch.empty(SHAPE))
+    assert not list(graph.fallbacks())
+    assert not [node.path for node in graph.mixing() if graph.is_tied(node)]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("name", CASES)
+def test_it_trains_as_the_unsliced_module(name, number):
+    build, channels = CASES[name]
+    module = seeded(lambda: network(build(), channels))
+    compare_training(module, pick_weights(number), SHAPE, example=True, steps=3)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("scheme", ["inputs", "whole"])
+def test_it_follows_other_schemes(scheme):
+    module = seeded(lambda: network(SamePadded(7, 11, 3), 11))
+    weights = pick_weights(3)
+    plan = make_plan(module, weights, ("filters", scheme, "filters"))
+    compare_training(module, plan, SHAPE, example=True, steps=3)
+
+
+class Twice(nn.Conv2d):
+    def forward(self, x):
+        y = F.conv2d(x, self.weight, self.bias, padding=1)
+        return y + F.conv2d(y, self.weight, self.bias, padding=self.again)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("again", [1, (1, 1)], ids=["alike", "in another way"])
+def test_a_parameter_that_two_calls_use(again):
+    """The same layer twice; or a layer and a function with one parameter, which is whole."""
+    module = seeded(lambda: network(Twice(7, 7, 3), 7))
+    module[2].again = again
+    compare_training(module, pick_weights(1), SHAPE, example=True, steps=3)
+
+
+class Computed(nn.Conv2d):
+    """Its weight is standardised before it is used."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    "build", [lambda: Computed(7, 5, 3), lambda: Forgetful(5, 7, 1, 1)], ids=["computed", "unused"]
+)
+def test_what_is_not_quite_a_layer_is_whole(build):
+    module = seeded(lambda: network(build(), 5))
+    (node,) = read_graph(module, batch(SHAPE)).fallbacks()
+    assert node.call.title == "conv2d"
+    compare_training(module, pick_weights(2), SHAPE, example=True, steps=3)
+
+
+class Watchful(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 1)
+
+    def forward(self, x):
+        return self.conv(x) if x.shape[2] == x.shape[3] else self.conv(x.transpose(2, 3))
+
+
+@pytest.mark.mpi
+def test_another_decision_than_in_the_example_is_refused():
+    weights = [1.0] * world_size()
+    model = hetmp.slice_model(seeded(Watchful), weights, example_input=batch((2, 3, 4, 4)))
+    assert model(batch((3, 3, 6, 6))).shape == (3, 5, 6, 6)
+    with pytest.raises(hetmp.HetmpError, match=r"decides by a number at .* that is False here"):
+        model(batch((2, 3, 4, 6)))
+
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 7, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        y[:, :, 0] = 0.5
+        z = y * 2
+        z[:, 1:3] = x[:, :2] * 3
+        return z.sum(1)
+
+
+@pytest.mark.mpi
+def test_assignments_into_parts():
+    """The first takes all channels and stays on slices, the second does not."""
+    module = seeded(Part)
+    compare_training(module, pick_weights(0), SHAPE, example=True, steps=3)
