@@ -160,6 +160,13 @@ else
     fi
 fi
 
+# Networks that others wrote, for the tests: with the torch that is there, or not at all.
+constraint=$venv/hetmp-torch
+"$venv/bin/python" -c 'import torch; print(f"torch=={torch.__version__}")' >"$constraint"
+say "installing networks that others wrote, for the tests"
+pip_install --constraint "$constraint" --editable ".[architectures]" 2>/dev/null ||
+    say "they do not go with this Python and torch: tests/test_architectures.py will be skipped"
+
 # --- does it start? -------------------------------------------------------------------------
 
 hello='from mpi4py import MPI

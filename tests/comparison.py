@@ -132,12 +132,18 @@ def mean_loss(output: Tensor, ranks: int, step: int = 0) -> Tensor:
 
 
 class Differences:
-    """What differed, by name, and by how much of what is allowed."""
+    """What differed, by name, and by how much of what is allowed.
+
+    Attributes:
+        found: a line for everything that differed by more than is allowed.
+        largest: the largest error, relative to what it is measured by.
+    """
 
     def __init__(self, model: hetmp.SlicedModel, reference: nn.Module) -> None:
         self.model, self.reference = model, reference
         self.found: list[str] = []
         self.scale = 0.0
+        self.largest = 0.0
         self.idle: set[str] = set()
 
     def note_gradients(self) -> None:
@@ -159,8 +165,10 @@ class Differences:
         if a.shape != b.shape or a.dtype != b.dtype:
             self.found.append(f"{what}: {a.dtype} {tuple(a.shape)}, not {b.dtype} {tuple(b.shape)}")
             return
-        limit = allowed * max(float(b.detach().double().norm()), self.scale)
+        measure = max(float(b.detach().double().norm()), self.scale)
+        limit = allowed * measure
         error = float((a.detach().double() - b.detach().double()).norm())
+        self.largest = max(self.largest, error / measure if error else 0.0)
         if not error <= limit:
             self.found.append(f"{what}: off by {error:.2e}, allowed {limit:.2e}")
 

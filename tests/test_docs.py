@@ -75,6 +75,15 @@ def test_the_documented_start_layer_by_layer(tmp_path, ranks, held):
     assert sorted(re.findall("12170|4760|3705", done.stdout)) == sorted(held)
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_documented_operators_of_ones_own(tmp_path, ranks):
+    program = tmp_path / "operators.py"
+    program.write_text("\n".join(python_blocks("docs/operators.md")) + "print('same')\n")
+    done = hetmp_run(module=("-m", "mpi4py", str(program)), ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("same") == ranks
+
+
 @pytest.mark.parametrize(
     "page", ["README.md", "docs/training.md", "docs/larger-than-one-device.md", "docs/formats.md"]
 )

@@ -10,8 +10,16 @@ from torch.nn import functional as F
 import hetmp
 from comparison import batch, compare_training, make_plan, pick_weights, seeded, world_size
 from hetmp.graph import read_graph
+from hetmp.ops.assignment import Assignment
+from hetmp.ops.given_weights import GivenWeight
+from hetmp.ops.normalization import BareNorm
+from hetmp.schedule import CallStep
+from hetmp.state import Sliced
 
 SHAPE = (3, 3, 7, 6)
+
+NAMED = (*GivenWeight.functions, *BareNorm.functions, *Assignment.functions)
+"""The functions that are compared here."""
 
 
 class SamePadded(nn.Conv2d):
@@ -71,13 +79,6 @@ class Upwards(nn.Module):
         return F.conv_transpose2d(x, self.weight, stride=2)
 
 
-class Forgetful(Plain):
-    """It has a bias and does not use it."""
-
-    def forward(self, x):
-        return F.conv2d(x, self.weight)
-
-
 class Slopes(nn.Module):
     def __init__(self, channels):
         super().__init__()
@@ -92,7 +93,15 @@ class Groups(nn.GroupNorm):
         return F.group_norm(x, self.num_groups, self.weight, self.bias, eps=1e-3)
 
 
+class Bare(nn.Module):
+    """Norms without parameters."""
+
+    def forward(self, x):
+        return F.layer_norm(F.instance_norm(x).sin(), x.shape[2:])
+
+
 CASES = {
+    "norms without parameters": (Bare, 7),
     "same-padded": (lambda: SamePadded(7, 11, 3, stride=2), 11),
     "same-padded depthwise": (lambda: SamePadded(7, 7, 3, groups=7, bias=False), 7),
     "with a layer inside": (lambda: PaddedBy(7, 8, 2, bias=False), 8),
@@ -150,23 +159,71 @@ def test_a_parameter_that_two_calls_use(again):
     compare_training(module, pick_weights(1), SHAPE, example=True, steps=3)
 
 
-class Computed(nn.Conv2d):
-    """Its weight is standardised before it is used."""
+class Forgetful(Plain):
+    """It has a bias and does not use it."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight)
+
+
+class Standardised(nn.Conv2d):
+    """Its weight is computed before it is used."""
 
     def forward(self, x):
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return F.conv2d(x, weight, self.bias)
+        return F.conv2d(x, weight, self.bias, 1, 0, 1, self.groups)
+
+
+class Upscaled(nn.ConvTranspose2d):
+    def forward(self, x):
+        weight = 2 * self.weight
+        return F.conv_transpose2d(x, weight, bias=self.bias, stride=2, groups=self.groups)
+
+
+class Blurred(nn.Module):
+    """A filter for every channel, which is a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("kernel", torch.rand(1, 1, 3, 3))
+
+    def forward(self, x):
+        return F.conv2d(x, self.kernel.expand(x.shape[1], -1, -1, -1), groups=x.shape[1])
+
+
+class Tripled(nn.Linear):
+    def forward(self, x):
+        y = F.linear(x.permute(0, 2, 3, 1), 3 * self.weight, self.bias)
+        return y.permute(0, 3, 1, 2)
+
+
+COMPUTED = {
+    "bias not used": (lambda: Forgetful(5, 7, 1, 1), 5),
+    "standardised": (lambda: Standardised(7, 5, 3), 5),
+    "standardised groups": (lambda: Standardised(7, 14, 3, groups=7), 14),
+    "transposed": (lambda: Upscaled(7, 5, 2), 5),
+    "transposed groups": (lambda: Upscaled(7, 14, 2, groups=7), 14),
+    "blurred": (Blurred, 7),
+    "linear": (lambda: Tripled(7, 5), 5),
+}
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize(
-    "build", [lambda: Computed(7, 5, 3), lambda: Forgetful(5, 7, 1, 1)], ids=["computed", "unused"]
-)
-def test_what_is_not_quite_a_layer_is_whole(build):
-    module = seeded(lambda: network(build(), 5))
-    (node,) = read_graph(module, batch(SHAPE)).fallbacks()
-    assert node.call.title == "conv2d"
-    compare_training(module, pick_weights(2), SHAPE, example=True, steps=3)
+@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("name", COMPUTED)
+def test_a_weight_that_no_layer_owns(name, number):
+    """It is whole on every rank; the filters are computed by all ranks together."""
+    build, channels = COMPUTED[name]
+    module = seeded(lambda: network(build(), channels))
+    assert not list(read_graph(module, batch(SHAPE)).fallbacks())
+    model, _ = compare_training(module, pick_weights(number), SHAPE, example=True, steps=3)
+    names = ("conv2d", "conv_transpose2d", "linear")
+    (step,) = (
+        step
+        for step in model.hetmp.schedule.steps
+        if isinstance(step, CallStep) and step.node.call.title in names
+    )
+    assert isinstance(step.after, Sliced)
 
 
 class Watchful(nn.Module):

@@ -65,8 +65,8 @@ def test_functions_and_methods_that_nothing_uses_are_left_out():
 @pytest.mark.parametrize(
     ("run", "reason"),
     [
-        (lambda self, x: self.conv(x).flip(1), "hetmp has no rule for it"),
-        (lambda self, x: torch.cumsum(self.conv(x), 1), "hetmp has no rule for it"),
+        (lambda self, x: self.conv(x).renorm(2, 1, 5), "hetmp has no rule for it"),
+        (lambda self, x: torch.renorm(self.conv(x), 2, 1, 5), "hetmp has no rule for it"),
         (lambda self, x: self.conv(x) + torch.randn(x.shape), "it draws random numbers"),
         (lambda self, x: self.conv(x) + torch.rand_like(x), "no rule"),
         (lambda self, x: self.conv(x).view(torch.int32).view(torch.float32), "another dtype"),
@@ -79,9 +79,9 @@ def test_an_operation_that_cannot_be_sliced_says_why_and_where(run, reason):
 
 
 def test_an_operation_is_placed_in_the_module_that_calls_it():
-    outer = nn.Sequential(nn.Conv2d(3, 3, 1), Running(lambda self, x: self.conv(x).flip(1)))
+    outer = nn.Sequential(nn.Conv2d(3, 3, 1), Running(lambda self, x: self.conv(x).renorm(2, 1, 5)))
     (node,) = read_graph(outer).fallbacks()
-    assert node.place.startswith("'flip' of '1' at ")
+    assert node.place.startswith("'renorm' of '1' at ")
 
 
 # --- modes --------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ from torch import nn
 
 from comparison import compare_training, make_plan, pick_weights, seeded
 from hetmp.ops import LAYERS, rule_for
+from test_ops_axes import Layers
 from test_ops_groups import GROUPED
 from test_ops_norms import NORMS
+from test_ops_unpooling import Remembering
 
 CONV = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 SIZES = {3: (3, 3, 10), 4: (3, 3, 7, 9), 5: (2, 3, 4, 6, 5)}
@@ -345,6 +347,8 @@ def test_every_layer_that_has_a_rule_is_compared():
         for *_, make in table.values():
             compared |= {type(layer) for layer in make().modules()}
     compared |= {type(layer) for _, make in POOLING.values() for layer in make()}
+    for module in (Layers(), *map(Remembering, (1, 2, 3))):
+        compared |= {type(layer) for layer in module.modules()}
     known = {layer for layer in LAYERS if "Dropout" not in layer.__name__}
     assert known - compared == set()
     assert all(rule_for(make()) is not None for _, make in MIXING.values())

@@ -112,7 +112,7 @@ POOLED = {
         ),
         channels=(2, 2),
     ),
-    "with-indices": full(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]),
+    "with-indices": sliced(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]),
     "channels-last": full(lambda x: F.avg_pool2d(x.permute(0, 2, 3, 1), 2)),
     "interpolate": sliced(lambda x: F.interpolate(x, scale_factor=2)),
     "interpolate-size": sliced(

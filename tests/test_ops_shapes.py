@@ -155,7 +155,7 @@ JOINED = {
     "cat-of-unlike-axes": full(
         lambda x, y: torch.cat([x[:, :4], y.transpose(1, 2)[:, :4]], 2), shape=(3, 3, 8, 6)
     ),
-    "cat-of-a-tuple": full(lambda x: torch.cat(x.chunk(2, 1), 2)),
+    "cat-of-a-tuple": sliced(lambda x: torch.cat(x.chunk(2, 1), 2)),
     "stack": sliced(lambda x, y: torch.stack([x, y], 1)),
     "stack-behind": sliced(lambda x, y: torch.stack((x, y), dim=2)),
     "stack-last": sliced(lambda x, y: torch.stack([y, x, y], -1)),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hetmp.errors import HetmpError
     from hetmp.exchange import Exchange
     from hetmp.graph import leaf, read_graph
+    from hetmp.ops import operator, register
     from hetmp.optim import clip_grad_norm_
     from hetmp.partition import Layout, Partition, apportion
     from hetmp.plan import Plan
@@ -37,8 +38,10 @@ _HOMES = {
     "leaf": "graph",
     "load": "checkpoint",
     "merge_model": "slicing",
+    "operator": "ops",
     "plan_from_weights": "channel_groups",
     "read_graph": "graph",
+    "register": "ops",
     "save": "checkpoint",
     "slice_model": "slicing",
 }
@@ -58,8 +61,10 @@ __all__ = [
     "leaf",
     "load",
     "merge_model",
+    "operator",
     "plan_from_weights",
     "read_graph",
+    "register",
     "save",
     "slice_model",
 ]

@@ -27,16 +27,33 @@ class Atom:
         length: in units.
         parts: what it turned out to consist of: (atom, indices per unit) pairs; None while it
             stands for itself.
+        height: no less than the longest chain of atoms that leads to it.
     """
 
     length: int
     parts: "list[tuple[Atom, int]] | None" = field(default=None, repr=False)
+    height: int = field(default=0, repr=False)
 
     def leaves(self, block: int = 1) -> "list[tuple[Atom, int]]":
         """(atom, block) pairs of what it consists of now, each unit *block* indices long."""
-        if self.parts is None:
-            return [(self, block)]
-        return [leaf for atom, units in self.parts for leaf in atom.leaves(units * block)]
+        return _leaves([(self, block)])
+
+
+def _leaves(pieces: "Sequence[tuple[Atom, int]]") -> "list[tuple[Atom, int]]":
+    """What (atom, block) pairs consist of now, in order."""
+    ahead, found = [*reversed(pieces)], []
+    while ahead:
+        found.append(_next(ahead))
+    return found
+
+
+def _next(ahead: "list[tuple[Atom, int]]") -> "tuple[Atom, int]":
+    """Take the first leaf of what lies *ahead*, last piece first."""
+    atom, block = ahead.pop()
+    while atom.parts is not None:
+        ahead.extend((part, units * block) for part, units in reversed(atom.parts))
+        atom, block = ahead.pop()
+    return atom, block
 
 
 def _undone_if_it_fails(
@@ -76,9 +93,9 @@ class Axis:
     @property
     def leaves(self) -> list[tuple[Atom, int]]:
         """The (atom, block) pairs that it consists of now."""
-        return [leaf for atom, block in self._pieces for leaf in atom.leaves(block)]
+        return _leaves(self._pieces)
 
-    @property
+    @functools.cached_property
     def total(self) -> int:
         """The length of the axis in indices."""
         return sum(atom.length * block for atom, block in self._pieces)
@@ -110,7 +127,7 @@ class Axis:
             if atom.length * block % together:
                 return None
             if together != block:
-                whole = Atom(atom.length * block // together)
+                whole = Atom(atom.length * block // together, height=atom.height + 1)
                 atom.parts = [(whole, together // block)]
                 atom = whole
             units.append((atom, together // size))
@@ -137,20 +154,23 @@ class Axis:
         """Make both axes one, so that they are cut alike; False if that cannot be."""
         if self.total != other.total:
             return False
-        while True:
-            mine, theirs = self.leaves, other.leaves
-            pair = next(((a, b) for a, b in zip(mine, theirs, strict=False) if a != b), None)
-            if pair is None:
-                return len(mine) == len(theirs)
-            (a, s), (b, t) = pair
+        # What was made one stays one, whatever becomes of it: both are gone through once.
+        mine, theirs = [*reversed(self._pieces)], [*reversed(other._pieces)]
+        while mine and theirs:
+            (a, s), (b, t) = _next(mine), _next(theirs)
+            if a is b and s == t:
+                continue
             if a.length * s > b.length * t:
-                if not _split(a, s, b.length * t):
-                    return False
+                changed = _split(a, s, b.length * t)
             elif a.length * s < b.length * t:
-                if not _split(b, t, a.length * s):
-                    return False
-            elif not _merge(a, s, b, t):
+                changed = _split(b, t, a.length * s)
+            else:
+                changed = _merge(a, s, b, t)
+            if not changed:
                 return False
+            mine.append((a, s))
+            theirs.append((b, t))
+        return not mine and not theirs
 
     def _cut_at(self, index: int) -> bool:
         begin = 0
@@ -166,7 +186,8 @@ def _split(atom: Atom, block: int, index: int) -> bool:
     units, rest = divmod(index, block)
     if rest:
         return False
-    atom.parts = [(Atom(units), 1), (Atom(atom.length - units), 1)]
+    height = atom.height + 1
+    atom.parts = [(Atom(part, height=height), 1) for part in (units, atom.length - units)]
     return True
 
 
@@ -177,10 +198,14 @@ def _merge(a: Atom, s: int, b: Atom, t: int) -> bool:
     together = math.lcm(s, t)
     if a.length * s % together:
         return False
-    if together in (s, t):
-        (kept, larger), (tied, smaller) = ((a, s), (b, t)) if together == s else ((b, t), (a, s))
-        tied.parts = [(kept, larger // smaller)]
+    if together not in (s, t):
+        both = Atom(a.length * s // together, height=max(a.height, b.height) + 1)
+        a.parts, b.parts = [(both, together // s)], [(both, together // t)]
         return True
-    both = Atom(a.length * s // together)
-    a.parts, b.parts = [(both, together // s)], [(both, together // t)]
+    # Where either could stand for both, it is the higher one: so chains stay short, however many
+    # residual blocks are tied one after the other.
+    keeps_a = a.height >= b.height if s == t else together == s
+    (kept, larger), (tied, smaller) = ((a, s), (b, t)) if keeps_a else ((b, t), (a, s))
+    tied.parts = [(kept, larger // smaller)]
+    kept.height = max(kept.height, tied.height + 1)
     return True

@@ -121,6 +121,11 @@ class Program:
     result: Any
 
     @cached_property
+    def returned(self) -> frozenset[str]:
+        """The names of the values that are returned."""
+        return frozenset(references(self.result))
+
+    @cached_property
     def consumers(self) -> dict[str, list[Step]]:
         """The steps that take each value, by its name."""
         found: dict[str, list[Step]] = {}
@@ -162,7 +167,7 @@ def takers(program: Program, step: Step) -> tuple[tuple[CallStep, ...], bool]:
     name = step.name
     if not isinstance(step, ExchangeStep) or step.after != FULL or step.before == PARTIAL:
         return (), False
-    if name in references(program.result):
+    if name in program.returned:
         return (), False
     found = program.consumers.get(name, [])
     mixing = tuple(other for other in found if isinstance(other, CallStep) and other.takes_filters)
@@ -287,7 +292,7 @@ class Scheduler:
 
     def wanted_full(self, node: Node) -> bool:
         """Whether all that takes this value needs all its channels."""
-        if node.name in references(self.trace.result):
+        if node.name in self.trace.returned:
             return True
         consumers = self.trace.consumers(node.name)
         return all(
@@ -331,7 +336,7 @@ class Scheduler:
     def taken_apart(self, node: Node) -> bool:
         """Whether a tuple is used only item by item."""
         consumers = self.trace.consumers(node.name)
-        return node.name not in references(self.trace.result) and all(
+        return node.name not in self.trace.returned and all(
             c.call.title == "getitem" and isinstance(c.call.argument(1, "index"), int)
             for c in consumers
         )

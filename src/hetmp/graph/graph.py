@@ -65,6 +65,11 @@ class Trace:
         return self._consumers.get(name, [])
 
     @cached_property
+    def returned(self) -> frozenset[str]:
+        """The names of the values that the module returns."""
+        return frozenset(references(self.result))
+
+    @cached_property
     def _consumers(self) -> dict[str, list[Node]]:
         found: dict[str, list[Node]] = {}
         for node in self.nodes:
@@ -75,11 +80,10 @@ class Trace:
     @cached_property
     def read(self) -> set[str]:
         """The places of the attributes whose values or sizes are looked at."""
-        result = set(references(self.result))
         return {
             place
             for name, place in self.attributes.items()
-            if name in result or not all(map(_asks_for_kind, self.consumers(name)))
+            if name in self.returned or not all(map(_asks_for_kind, self.consumers(name)))
         }
 
 

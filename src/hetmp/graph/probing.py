@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from hetmp.errors import HetmpError
 from hetmp.graph.running import modes_kept, on_meta, run_layer, run_method, without_data
-from hetmp.ops import LAYERS, Value, rule_for
+from hetmp.ops import Value, rule_for
 
 SIDES = (224, 256, 32, 28, 64, 96, 128, 299, 48, 40, 16, 8, 9, 12, 10, 7, 6, 5, 4, 20, 24)
 """The image sides that are tried where no example is given; the first two that fit are used."""
@@ -148,7 +148,7 @@ class _Shapes(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         layer = self.fetch_attr(target)
-        if self.tolerant and type(layer) in LAYERS and args and isinstance(args[0], Tensor):
+        if self.tolerant and rule_for(layer) is not None and args and isinstance(args[0], Tensor):
             args = (_demanded(layer, args[0]), *args[1:])
         return run_layer(layer, args, kwargs)
 

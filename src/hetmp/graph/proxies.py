@@ -8,6 +8,7 @@ them to Python: that fixes the number, so it is confirmed whenever the model run
 
 import builtins
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -98,6 +99,13 @@ class TensorProxy(KnownProxy):
             return _Method(self, name)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
+    @classmethod
+    def __torch_function__(cls, orig_method: Any, types: Any, *given: Any, **named: Any) -> Any:
+        caller = sys._getframe(1)
+        for proxy in (*_flat(given), *_flat(named)):
+            proxy.tracer.forget((id(caller), caller.f_lasti))
+        return super().__torch_function__(orig_method, types, *given, **named)
+
     def __len__(self) -> int:
         return int(self.size(0))
 
@@ -139,7 +147,10 @@ class NumberProxy(KnownProxy):
         return int(self.fixed())
 
     def __index__(self) -> int:
-        return operator.index(self.fixed())
+        # torch's C code asks so before it finds that it is to record the call: see forget.
+        caller = sys._getframe(1)
+        self.tracer.confirm(self, (id(caller), caller.f_lasti))
+        return operator.index(self.value)
 
     def __float__(self) -> float:
         return float(self.fixed())
@@ -165,8 +176,26 @@ class NamedProxy(KnownProxy):
         return iter([self.item(i) for i in range(len(self))])
 
 
+def _flat(structure: Any) -> Iterator["KnownProxy"]:
+    """The stand-ins in a structure of tuples, lists and dicts."""
+    if type(structure) in (TensorProxy, NumberProxy):
+        yield structure
+    elif type(structure) in (tuple, list, Shape):
+        for item in structure:
+            yield from _flat(item)
+    elif type(structure) is dict:
+        yield from _flat(list(structure.values()))
+
+
 class Shape(tuple[Any, ...]):
     """What ``x.shape`` is: a stand-in for every size."""
+
+    def __add__(self, other: Any) -> "Shape":
+        return Shape((*self, *other))
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return Shape(found) if type(index) is slice else found
 
     def numel(self) -> Any:
         """How many elements."""
@@ -176,6 +205,9 @@ class Shape(tuple[Any, ...]):
         return total
 
 
+_isinstance = builtins.isinstance
+
+
 @contextmanager
 def instances() -> Iterator[None]:
     """Stand-ins are instances of what they stand for, inside, as Python's code sees it.
@@ -183,18 +215,29 @@ def instances() -> Iterator[None]:
     A class of theirs that lies would fool torch's C code too, which would look for a tensor's
     memory in them.
     """
-    original = builtins.isinstance
-
-    def is_instance(item: Any, kinds: Any) -> bool:
-        if type(item) in (TensorProxy, NumberProxy) and issubclass(item.stands_for, kinds):
-            return True
-        return original(item, kinds)
-
-    builtins.isinstance = is_instance
+    before = builtins.isinstance
+    builtins.isinstance = _is_instance
     try:
         yield
     finally:
-        builtins.isinstance = original
+        builtins.isinstance = before
+
+
+@contextmanager
+def no_instances() -> Iterator[None]:
+    """Python's own ``isinstance``, which is quicker, where no stand-ins are met."""
+    before = builtins.isinstance
+    builtins.isinstance = _isinstance
+    try:
+        yield
+    finally:
+        builtins.isinstance = before
+
+
+def _is_instance(item: Any, kinds: Any) -> bool:
+    if type(item) in (TensorProxy, NumberProxy) and issubclass(item.stands_for, kinds):
+        return True
+    return _isinstance(item, kinds)
 
 
 def known(node: fx.Node, tracer: Any, value: Any) -> Any:

@@ -18,7 +18,18 @@ from hetmp.graph.proxies import confirm
 from hetmp.graph.running import attribute
 from hetmp.graph.subclasses import as_bases
 from hetmp.graph.tracing import Misfit, trace_modes, users_line
-from hetmp.ops import LAYERS, Call, Ref, Value, Whole, draws, mapped, references, rule_for
+from hetmp.ops import (
+    Call,
+    Ref,
+    Rule,
+    Value,
+    Whole,
+    draws,
+    known_layers,
+    mapped,
+    references,
+    rule_for,
+)
 
 _WHOLE = Whole()
 
@@ -40,7 +51,7 @@ def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
     """
     if not isinstance(module, nn.Module):
         raise HetmpError(f"only an nn.Module can be sliced, got {module!r}")
-    if isinstance(module, LAYERS):
+    if isinstance(module, known_layers()):
         raise HetmpError(
             f"a single {type(module).__name__} cannot be sliced: put it into an nn.Sequential"
         )
@@ -176,17 +187,22 @@ def _node(skeleton: nn.Module, node: fx.Node, named: Any, values: Mapping[str, V
     if call.operands and rule is None:
         reason = "hetmp has no rule for it"
     elif call.operands and rule is not None:
-        reason = rule.unfit(call) or _unlike(call)
+        reason = rule.unfit(call) or _unlike(call, rule)
     elif draws(call):
         reason = "it draws random numbers"
     chosen = _WHOLE if rule is None or reason is not None else rule
     return Node(node.name, path, call, chosen, reason, users_line(node.stack_trace or ""))
 
 
-def _unlike(call: Call) -> str | None:
+def _unlike(call: Call, rule: Rule) -> str | None:
     """Why a layer's call is not the one that its rule expects, or None."""
-    if call.layer is not None and (len(call.values) != 1 or len(call.args) + len(call.kwargs) != 1):
+    if call.layer is None or rule.several:
+        return None
+    if len(call.values) != 1 or len(call.args) + len(call.kwargs) != 1:
         return "it is called with more than one tensor"
+    parts = [part for part in call.layer.modules() if part is not call.layer]
+    if not rule.mixes and any(part._parameters or part._buffers for part in parts):
+        return "it holds layers with tensors of their own"
     return None
 
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from hetmp.ops import LAYERS
+from hetmp.ops import known_layers
 
 _HARMLESS = {"__init__", "__doc__", "__module__", "__repr__", "extra_repr", "reset_parameters"}
 """What a subclass may have of its own of what its base has."""
@@ -16,8 +16,9 @@ def as_bases(skeleton: nn.Module) -> None:
 
     Such as a convolution whose class only has another ``__init__``.
     """
+    known = known_layers()
     for layer in skeleton.modules():
-        base = next((known for known in type(layer).__mro__ if known in LAYERS), None)
+        base = next((kind for kind in type(layer).__mro__ if kind in known), None)
         if base is not None and base is not type(layer) and _computes_like(type(layer), base):
             layer.__class__ = base
 

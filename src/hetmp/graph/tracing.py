@@ -18,9 +18,17 @@ from hetmp.errors import HetmpError
 from hetmp.graph.functional import UNFOLDED, as_layers
 from hetmp.graph.graph import place
 from hetmp.graph.inputs import Inputs, proxied
-from hetmp.graph.proxies import KnownProxy, Proxy, TensorProxy, confirm, instances, known
+from hetmp.graph.proxies import (
+    KnownProxy,
+    Proxy,
+    TensorProxy,
+    confirm,
+    instances,
+    known,
+    no_instances,
+)
 from hetmp.graph.running import attribute, modes_kept, on_meta, run_layer, run_method, without_data
-from hetmp.ops import LAYERS, mapped, rule_for
+from hetmp.ops import known_layers, mapped, rule_for
 
 _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
 """Folders whose lines are not the user's."""
@@ -72,8 +80,8 @@ def trace_modes(
     except Exception as error:
         line = users_line("".join(traceback.format_tb(error.__traceback__)))
         raise HetmpError(
-            f"torch.fx cannot trace {inputs.title}{', at ' if line else ''}{line}: {error}. "
-            + _remedy(skeleton, error, bool(examples))
+            f"torch.fx cannot trace {inputs.title}{', at ' if line else ''}{line}: "
+            f"{str(error).split('. ')[0]}. " + _remedy(skeleton, error, bool(examples))
         ) from error
     if drawn != _generators():
         raise HetmpError(
@@ -130,6 +138,7 @@ class _Tracer(fx.Tracer):
         self._inputs, self._examples = inputs, examples
         self._running = False
         self._confirmed: set[fx.Node] = set()
+        self._asked: dict[tuple[int, int], list[tuple[fx.Node, fx.Node]]] = {}
         self.trace_asserts = not examples
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -151,19 +160,27 @@ class _Tracer(fx.Tracer):
             raise Misfit(error) from error
         return known(proxy.node, self, value)
 
-    def confirm(self, proxy: KnownProxy) -> None:
-        """Record that the module depends on what *proxy* is."""
+    def confirm(self, proxy: KnownProxy, call: tuple[int, int] | None = None) -> None:
+        """Record that the module depends on what *proxy* is, as the *call* of a frame asks."""
         if proxy.node in self._confirmed:
             return
         self._confirmed.add(proxy.node)
         line = users_line("".join(traceback.format_stack()))
-        self.create_proxy("call_function", confirm, (proxy, proxy.value, line), {})
+        made = self.create_proxy("call_function", confirm, (proxy, proxy.value, line), {})
+        if call is not None:
+            self._asked.setdefault(call, []).append((proxy.node, made.node))
+
+    def forget(self, call: tuple[int, int]) -> None:
+        """What *call* asked for was not used: the call is recorded with its stand-ins."""
+        for node, confirming in self._asked.pop(call, ()):
+            self._confirmed.discard(node)
+            self.graph.erase_node(confirming)
 
     def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """What a node gives, on the meta device."""
         self._running = True
         try:
-            with without_data():
+            with without_data(), no_instances():
                 if kind == "placeholder":
                     return torch.empty_like(self._examples[target], device="meta")
                 if kind == "get_attr":
@@ -189,7 +206,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if getattr(m, _LEAF, False) or rule_for(m) is not None:
             return True
-        if isinstance(m, LAYERS):
+        if isinstance(m, known_layers()):
             return not isinstance(m, UNFOLDED) or is_parametrized(m)
         return super().is_leaf_module(m, module_qualified_name)
 

@@ -1,11 +1,9 @@
 """The rule of every family of operators: found by a layer's exact class, a function or a method."""
 
-from collections.abc import Callable
-from typing import Any
-
-from torch import nn
-
 from hetmp.ops.activation import AcrossAxis, AcrossChannels, Activation, PReLU
+from hetmp.ops.along import Along
+from hetmp.ops.assignment import Assignment, assigned
+from hetmp.ops.attention import Attention
 from hetmp.ops.axes import Axes, Expand
 from hetmp.ops.call import (
     SCHEMES,
@@ -20,30 +18,39 @@ from hetmp.ops.call import (
     mapped,
     references,
 )
+from hetmp.ops.comparisons import CosineSimilarity, Loss
 from hetmp.ops.convolution import Convolution
 from hetmp.ops.dropout import Dropout, KeyedDropout
+from hetmp.ops.gating import Gating
+from hetmp.ops.given_weights import GivenWeight
 from hetmp.ops.joins import Concatenation, Elementwise, Stacking
 from hetmp.ops.linear import Linear
 from hetmp.ops.mixing import Mixing, add_bias
-from hetmp.ops.normalization import ChannelNorm
+from hetmp.ops.normalization import BareNorm, ChannelNorm
 from hetmp.ops.normalization_across import GroupNorm, LayerNorm
+from hetmp.ops.patches import Patches
 from hetmp.ops.pieces import Indexing, Narrow, Splitting
-from hetmp.ops.pooling import Pooling
+from hetmp.ops.pooling import Pooling, Unpooling
 from hetmp.ops.postponed import Postponed
-from hetmp.ops.questions import Questions
+from hetmp.ops.products import AddedProduct, Einsum, MatrixProduct
+from hetmp.ops.questions import NewTensors, Questions
 from hetmp.ops.reduction import Reduction
+from hetmp.ops.registry import known_layers, operator, register, rule_for
+from hetmp.ops.repeats import Repeat, RepeatInterleave
 from hetmp.ops.resampling import ChannelShuffle, Padding, PixelShuffle, PixelUnshuffle, Resampling
 from hetmp.ops.reshape import Reshape
-from hetmp.ops.rule import Cuts, Rule, fresh_tensors
+from hetmp.ops.rule import Cuts, Rule, States, cut_along, fresh_tensors
 from hetmp.ops.whole import Whole, draws, seeded
 
 _RULES: tuple[Rule, ...] = (
     Convolution(),
     Linear(),
     ChannelNorm(),
+    BareNorm(),
     GroupNorm(),
     LayerNorm(),
     Pooling(),
+    Unpooling(),
     Resampling(),
     Padding(),
     PixelShuffle(),
@@ -65,25 +72,27 @@ _RULES: tuple[Rule, ...] = (
     Narrow(),
     Splitting(),
     Reduction(),
+    Assignment(),
+    GivenWeight(),
+    MatrixProduct(),
+    AddedProduct(),
+    Einsum(),
+    Attention(),
+    Along(),
+    Repeat(),
+    RepeatInterleave(),
+    Patches(),
+    Loss(),
+    CosineSimilarity(),
+    Gating(),
+    NewTensors(),
 )
 
-_LAYERS: dict[type[nn.Module], Rule] = {layer: rule for rule in _RULES for layer in rule.layers}
-_FUNCTIONS: dict[Any, Rule] = {function: rule for rule in _RULES for function in rule.functions}
-_METHODS: dict[str, Rule] = {method: rule for rule in _RULES for method in rule.methods}
+for _rule in _RULES:
+    register(_rule, replace=True)
 
-LAYERS = tuple(_LAYERS)
-"""Every layer class that has a rule."""
-
-
-def rule_for(target: nn.Module | Callable[..., Any] | str) -> Rule | None:
-    """The rule that speaks for a layer's exact class, a function or a method's name, or None.
-
-    A subclass of a layer may do anything.
-    """
-    if isinstance(target, nn.Module):
-        return _LAYERS.get(type(target))
-    return _METHODS.get(target) if isinstance(target, str) else _FUNCTIONS.get(target)
-
+LAYERS = known_layers()
+"""The layer classes that hetmp itself has rules for: ``known_layers`` has the user's, too."""
 
 __all__ = [
     "LAYERS",
@@ -99,14 +108,20 @@ __all__ = [
     "Run",
     "Scheme",
     "Shape",
+    "States",
     "Value",
     "Whole",
     "add_bias",
+    "assigned",
+    "cut_along",
     "draws",
     "filled",
     "fresh_tensors",
+    "known_layers",
     "mapped",
+    "operator",
     "references",
+    "register",
     "rule_for",
     "seeded",
 ]

@@ -38,6 +38,7 @@ class Activation(Rule):
         nn.Threshold,
         nn.Identity,
     )
+    keeps_shape = True
 
 
 class PReLU(Rule):
@@ -77,7 +78,8 @@ class AcrossAxis(Rule):
 class AcrossChannels(Rule):
     """Every output needs every channel, or those of other ranks."""
 
-    layers = (nn.Softmax2d, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.GLU)
+    layers = (nn.Softmax2d, nn.LocalResponseNorm, nn.CrossMapLRN2d)
+    functions = (F.local_response_norm,)
 
     def gives(self, call: Call, source: Sliced) -> State | None:
         return None

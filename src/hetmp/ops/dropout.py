@@ -38,6 +38,7 @@ class Dropout(Rule):
 
     layers = (nn.Dropout, *_PER_CHANNEL)
     functions = tuple(_FUNCTIONS)
+    keeps_shape = True
 
     def unfit(self, call: Call) -> str | None:
         if call.layer is None and not all(isinstance(value, int | float) for value in _told(call)):

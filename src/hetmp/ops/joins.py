@@ -32,7 +32,7 @@ selu_ celu_ hardtanh_ threshold_
 """
 _METHODS_ONLY = """
 float double half bfloat16 int long bool to type type_as contiguous masked_fill masked_fill_
-requires_grad_ cpu
+requires_grad_ cpu expand_as
 """
 
 

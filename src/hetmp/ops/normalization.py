@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hetmp.ops.call import Call, Run
@@ -26,6 +27,7 @@ class ChannelNorm(Rule):
     """Parameters and running statistics are cut like the channels."""
 
     layers = tuple(_DIMS)
+    keeps_shape = True
     runs_empty = False
 
     def input_dims(self, layer: nn.Module) -> int | None:
@@ -54,6 +56,22 @@ class ChannelNorm(Rule):
         if stand_in.momentum is None:  # it would look at how many batches there were: on meta
             stand_in.momentum = 0.1
         return IdleBatchNorm(empty, stand_in, **self.idle_axes(run))
+
+
+class BareNorm(Rule):
+    """Instance and layer norm as functions without parameters, over other axes than the cut one."""
+
+    functions = (F.instance_norm, F.layer_norm)
+    runs_empty = False
+
+    def unfit(self, call: Call) -> str | None:
+        return "its parameters are no layer's own" if len(call.operands) > 1 else None
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        if call.target is F.instance_norm:
+            return source if source.axis == 1 else None
+        shape = call.argument(1, "normalized_shape")
+        return source if source.axis < call.taken.dims - len(shape) else None
 
 
 class IdleBatchNorm(Idle, _BatchNorm):

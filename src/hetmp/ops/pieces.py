@@ -30,7 +30,7 @@ class Indexing(Rule):
         return None if given is None else Flow({name: state}, given)
 
     def gives(self, call: Call, source: Sliced) -> State | None:
-        found = _index_of(call, source.axis)
+        found = index_of(call, source.axis)
         if found is None:
             return None
         axis, index = found
@@ -42,7 +42,7 @@ class Indexing(Rule):
 
     def function(self, run: Run, group: Group) -> Callable[..., Any]:
         source = run.source
-        found = _index_of(run.call, source.axis) if isinstance(source, Sliced) else None
+        found = index_of(run.call, source.axis) if isinstance(source, Sliced) else None
         if found is None or found[1] == slice(None):
             return super().function(run, group)
         bounds = _bounds(found[1], source.layout.total)
@@ -67,7 +67,7 @@ def _expanded(index: Any, dims: int) -> list[Any]:
     return [*parts[:at], *[slice(None)] * missing, *parts[at + 1 :]]
 
 
-def _index_of(call: Call, axis: int) -> tuple[int, slice] | None:
+def index_of(call: Call, axis: int) -> tuple[int, slice] | None:
     """(the axis's place in the result, the slice taken of it); None if it is not a slice."""
     parts = _expanded(call.argument(1, "index"), call.taken.dims)
     if any(not isinstance(part, int | slice | Ref | type(None)) for part in parts):

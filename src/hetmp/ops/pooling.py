@@ -1,10 +1,17 @@
-"""Average, maximum and adaptive pooling: channel by channel."""
+"""Average, maximum and adaptive pooling: channel by channel; and what undoes the maximum."""
 
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hetmp.ops.call import Call
-from hetmp.ops.rule import Rule
+from hetmp.comm import Group
+from hetmp.ops.call import Call, Flow, Run
+from hetmp.ops.labelled import Labelled, tensor_names
+from hetmp.ops.rule import Rule, States
+from hetmp.ops.spare import Spare, holds_nothing
 from hetmp.state import Sliced, State
 
 _KINDS = ("MaxPool", "AvgPool", "LPPool", "AdaptiveMaxPool", "AdaptiveAvgPool")
@@ -16,27 +23,82 @@ _DIMS = {
     for dims in (1, 2, 3)
 }
 
-_NAMES = ("max_pool", "avg_pool", "lp_pool", "adaptive_max_pool", "adaptive_avg_pool")
+_NAMES = (
+    "max_pool{}d avg_pool{}d lp_pool{}d adaptive_max_pool{}d adaptive_avg_pool{}d "
+    "max_pool{}d_with_indices adaptive_max_pool{}d_with_indices"
+)
+
+_FUNCTIONS = {
+    getattr(F, name.format(dims)): dims
+    for name in _NAMES.split()
+    for dims in (1, 2, 3)
+    if hasattr(F, name.format(dims))
+}
+"""How many spatial axes each has."""
 
 
 class Pooling(Rule):
-    """Spatial axes shrink; channels stay where they are."""
+    """Spatial axes shrink; channels stay where they are, also those of indices."""
 
     layers = tuple(layer for layers in _DIMS.values() for layer in layers)
-    functions = tuple(
-        getattr(F, f"{name}{dims}d")
-        for name in _NAMES
-        for dims in (1, 2, 3)
-        if hasattr(F, f"{name}{dims}d")
-    )
+    functions = tuple(_FUNCTIONS)
     runs_empty = False
-
-    def unfit(self, call: Call) -> str | None:
-        asked = call.layer.__dict__ if call.layer is not None else call.kwargs
-        return "it gives indices too" if asked.get("return_indices") else None
 
     def input_dims(self, layer: nn.Module) -> int:
         return next(dims for dims, kinds in _DIMS.items() if type(layer) in kinds)
 
+    def flow(self, call: Call, states: States) -> Flow | None:
+        flow = super().flow(call, states)
+        if flow is None or not call.given.items:
+            return flow
+        return Flow(flow.wants, (cast(State, flow.gives),) * len(call.given.items))
+
     def gives(self, call: Call, source: Sliced) -> State | None:
-        return source if source.axis == 1 else None
+        spatial = _FUNCTIONS.get(cast(Any, call.target), call.taken.dims - 2)
+        return source if source.axis == call.taken.dims - spatial - 1 else None
+
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        if run.call.given.items and holds_nothing(run, group):
+            return Spare(run.layer, run.source.axis)
+        return super().local(run, group, device)
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        if run.call.given.items and holds_nothing(run, group):
+            return Spare(cast(Any, run.call.target), run.source.axis)
+        return super().function(run, group)
+
+
+_UNPOOLING = {F.max_unpool1d: 1, F.max_unpool2d: 2, F.max_unpool3d: 3}
+_UNPOOLING_LAYERS = {nn.MaxUnpool1d: 1, nn.MaxUnpool2d: 2, nn.MaxUnpool3d: 3}
+
+
+class Unpooling(Rule):
+    """Maxima go back to where they were: values and indices are cut alike.
+
+    An index counts within a channel's own plane.
+    """
+
+    layers = tuple(_UNPOOLING_LAYERS)
+    functions = tuple(_UNPOOLING)
+    several = True
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        names = tensor_names(call, call.argument(0, "input"), call.argument(1, "indices"))
+        if names is None or set(names) != set(states):
+            return None
+        layer: Any = type(call.layer)
+        spatial = _UNPOOLING_LAYERS[layer] if call.layer else _UNPOOLING[cast(Any, call.target)]
+        kept = list("nc")[2 + spatial - call.given.dims :]
+        taken = [*kept, *range(spatial)]
+        labelled = Labelled([(name, taken) for name in names], [*kept, *"zyx"[:spatial]])
+        return labelled.flow(call, states)
+
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        if holds_nothing(run, group):
+            return Spare(run.layer, run.source.axis)
+        return super().local(run, group, device)
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        if holds_nothing(run, group):
+            return Spare(cast(Any, run.call.target), run.source.axis)
+        return super().function(run, group)

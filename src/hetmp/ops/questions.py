@@ -43,3 +43,12 @@ class Questions(Rule):
             return run.call.invoke((stand_in, *args), kwargs)
 
         return ask
+
+
+class NewTensors(Rule):
+    """Fresh tensors of a tensor's kind: every rank makes the whole of them."""
+
+    methods = ("new_zeros", "new_ones", "new_full")
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        return FULL

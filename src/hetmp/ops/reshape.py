@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hetmp.comm import Group
 from hetmp.errors import HetmpError
-from hetmp.ops.call import Call, Run, Shape
-from hetmp.ops.rule import Rule
+from hetmp.ops.call import Call, Flow, Run, Shape
+from hetmp.ops.rule import Rule, States
 from hetmp.state import Sliced, State
 
 
@@ -24,12 +24,18 @@ class Reshape(Rule):
 
     layers = (nn.Flatten, nn.Unflatten)
     functions = (torch.flatten, torch.reshape, torch.unflatten)
-    methods = ("flatten", "reshape", "unflatten", "view")
+    methods = ("flatten", "reshape", "unflatten", "view", "reshape_as", "view_as")
 
     def unfit(self, call: Call) -> str | None:
         if call.target == "view" and isinstance(call.argument(1, "dtype"), torch.dtype):
             return "it sees the bits as another dtype"
         return None
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        source, *others = states
+        flow = super().flow(call, {source: states[source]})
+        # Another tensor only tells its shape: it stays as it is.
+        return flow and Flow({**flow.wants, **{name: states[name] for name in others}}, flow.gives)
 
     def gives(self, call: Call, source: Sliced) -> State | None:
         if not _is_consistent(call):
@@ -118,12 +124,13 @@ class _LocalReshape(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         source, target = self._run.source, self._run.target
-        whole = list(x.shape)
-        if isinstance(source, Sliced):
-            whole[source.axis] = source.layout.total
-        stand_in = torch.empty(whole, device="meta", dtype=x.dtype)
         layer = self._layer[0]
         call = self._run.call
+        stand_in = _whole(x, source)
+        whole = stand_in.shape
+        if call.title in ("reshape_as", "view_as"):
+            (*_, state), (like,) = self._run.flow.wants.values(), (*args, *kwargs.values())
+            args, kwargs = (_whole(like, state),), {}
         shape = (layer(stand_in) if layer else call.invoke((stand_in, *args), kwargs)).shape
         if not isinstance(source, Sliced):
             return x.reshape(shape)
@@ -140,3 +147,11 @@ class _LocalReshape(nn.Module):
 
     def extra_repr(self) -> str:
         return self._run.call.title
+
+
+def _whole(share: Tensor, state: object) -> Tensor:
+    """The shape of the whole tensor of which this is a rank's share, as a tensor without data."""
+    shape = list(share.shape)
+    if isinstance(state, Sliced):
+        shape[state.axis] = state.layout.total
+    return torch.empty(shape, device="meta", dtype=share.dtype)

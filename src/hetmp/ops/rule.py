@@ -42,6 +42,12 @@ class Rule:
     runs_empty: ClassVar[bool] = True
     """Whether torch runs the operator on an activation of zero channels."""
 
+    keeps_shape: ClassVar[bool] = False
+    """Whether a layer's output has its input's shape and dtype, whatever it is."""
+
+    several: ClassVar[bool] = False
+    """Whether a layer may be called with more than one argument."""
+
     # --- what an operator asks of its input, before it runs
 
     def unfit(self, call: Call) -> str | None:

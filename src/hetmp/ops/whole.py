@@ -17,6 +17,7 @@ _RANDOM = """
 rand rand_like randn randn_like randint randint_like randperm bernoulli normal multinomial
 bernoulli_ uniform_ normal_ random_ exponential_ alpha_dropout feature_alpha_dropout rrelu
 feature_dropout dropout gumbel_softmax fractional_max_pool2d fractional_max_pool3d
+scaled_dot_product_attention
 """
 
 

@@ -2,7 +2,7 @@
 
 import weakref
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,7 +137,7 @@ def _agree_on_model(
 ) -> None:
     """Refuse ranks that were given different modules, weights, plans, examples or tunings."""
     skeleton = graph.skeleton
-    told = {
+    told: dict[str, Iterable[str]] = {
         "module": [
             repr(skeleton),
             *(f"{n} {p.shape} {p.dtype} {p.requires_grad}" for n, p in skeleton.named_parameters()),
@@ -145,10 +145,10 @@ def _agree_on_model(
             *(f"{name} {layer.training}" for name, layer in skeleton.named_modules()),
         ],
         "plan or other weights": [plan.model_dump_json()],
-        "example_input": [f"{step.name} {_told(step)}" for step in schedule.steps],
+        "example_input": (f"{step.name} {_told(step)}" for step in schedule.steps),
         "tuning": [str(tuning)],
     }
-    marks = np.array([zlib.crc32("\n".join(lines).encode()) for lines in told.values()])
+    marks = np.array([_mark(lines) for lines in told.values()])
     gathered = group.allgather(marks)
     with group.together():
         for what, column in zip(told, gathered.T, strict=True):
@@ -156,6 +156,14 @@ def _agree_on_model(
                 raise HetmpError(
                     f"rank {rank} was given another {what} than rank 0: give all ranks the same"
                 )
+
+
+def _mark(lines: Iterable[str]) -> int:
+    """A number for lines, which may be more in all than there should be memory for."""
+    mark = 0
+    for line in lines:
+        mark = zlib.crc32(f"{line}\n".encode(), mark)
+    return mark
 
 
 def _told(step: Step) -> str:

@@ -13,7 +13,7 @@ from hetmp.errors import HetmpError
 from hetmp.exchange import Entry as EntryExchange
 from hetmp.exchange import Exchange
 from hetmp.graph import ModelGraph
-from hetmp.ops import KeyedDropout, draws, references
+from hetmp.ops import KeyedDropout, draws
 from hetmp.plan import Plan
 from hetmp.schedule import CallStep, ExchangeStep, Program, Schedule, Step, takers
 from hetmp.slicing.same_batch import SameBatch
@@ -198,10 +198,9 @@ def _word(training: bool) -> str:
 
 def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, ...]:
     last = {source: i for i, step in enumerate(program.steps) for source in step.sources}
-    kept = set(references(program.result))
     freed: dict[int, list[str]] = {}
     for name, i in last.items():
-        if name not in kept:
+        if name not in program.returned:
             freed.setdefault(i, []).append(name)
     orders = []
     for i, step in enumerate(program.steps):

@@ -1,0 +1,348 @@
+"""Holds hetmp against architectures that others wrote, and writes docs/models.md.
+
+Problem: hetmp says of itself that it slices any convolutional network as it is. This takes the
+networks of public packages (tests/architectures), slices each as it comes, trains it beside the
+unsliced module in float64 and compares outputs, every gradient, and every parameter and buffer
+after the last step. Every rank has a loss of its own; the unsliced module is trained on their mean.
+
+It starts the ranks itself. A network that crashes or hangs ends its job: it is noted, and the next
+job goes on behind it. What is in the file of results already is not run again. Packages that are
+not installed are left out, with a word.
+
+Cost: seconds to a minute per network, on two cores.
+
+    python benchmarks/architectures.py --out docs/models.md
+    python benchmarks/architectures.py --only UNet --only PoolFormer
+"""
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import hetmp  # noqa: E402
+from architecture_comparison import STEPS, compare, figures  # noqa: E402
+from architectures import ARCHITECTURES, Architecture  # noqa: E402
+
+WEIGHTS = {3: ((70, 25, 5), (1, 2, 3)), 5: ((3, 0, 2, 1, 2),)}
+"""Number of ranks -> their weights, each in turn."""
+
+BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
+
+Results = dict[tuple[str, int], dict[str, Any]]
+"""(name, ranks) -> what was found."""
+
+
+NOT_RUN = {"ended": "not run"}
+
+
+# --- on the ranks -------------------------------------------------------------------------------
+
+
+def job(names: Sequence[str], results: Path) -> None:
+    """Compare one network after the other; rank 0 writes a line for each."""
+    group = hetmp.Group()
+    for name in names:
+        began = time.perf_counter()
+        try:
+            found = examine(BY_NAME[name], group)
+        except hetmp.HetmpError as error:
+            found = {"refused": str(error)}
+        found |= {"name": name, "ranks": group.size, "seconds": time.perf_counter() - began}
+        if group.is_root:
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found) + "\n")
+        gc.collect()
+
+
+def examine(architecture: Architecture, group: hetmp.Group) -> dict[str, Any]:
+    """Figures, and what differed over all ranks and weights."""
+    weights = WEIGHTS[group.size]
+    found: dict[str, Any] = {}
+    with group.together():
+        if group.is_root:
+            found = asdict(figures(architecture, weights[0]))
+    largest, lines = 0.0, []
+    for one in weights:
+        differences, _ = compare(architecture, one)
+        largest = max(largest, group.allgather(np.array([differences.largest])).max())
+        texts = group.gather_texts("\n".join(differences.found[:3]))
+        lines += [text for text in texts or () if text]
+    return found | {"error": float(largest), "different": lines}
+
+
+# --- the jobs -----------------------------------------------------------------------------------
+
+
+def run(names: Sequence[str], ranks: int, results: Path, patience: float) -> None:
+    """Compare every network on *ranks* ranks, in as many jobs as that takes."""
+    left = [name for name in names if (name, ranks) not in read(results)]
+    while left:
+        said = results.with_suffix(f".{ranks}.log")
+        command = [
+            str(ROOT / "scripts/mpirun.sh"),
+            "-n",
+            str(ranks),
+            sys.executable,
+            "-m",
+            "mpi4py",
+        ]
+        command += [__file__, "--results", str(results), "--job", *left]
+        with said.open("w", encoding="utf-8") as log:
+            started = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            late = _wait(started, results, patience)
+        done = {name for name, size in read(results) if size == ranks}
+        left = [name for name in left if name not in done]
+        if left:
+            why = f"took more than {patience:.0f} s" if late else _last_line(said)
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"name": left[0], "ranks": ranks, "ended": why}) + "\n")
+            print(f"{left[0]} on {ranks} ranks ended its job: {why}", flush=True)
+            left = left[1:]
+
+
+def _wait(started: "subprocess.Popen[bytes]", results: Path, patience: float) -> bool:
+    """Wait for a job, and tell its lines; whether a network took too long, which ends the job."""
+    told, since = len(read(results)), time.monotonic()
+    while started.poll() is None:
+        time.sleep(0.5)
+        found = read(results)
+        if len(found) > told:
+            for line in list(found.values())[told:]:
+                print(_short(line), flush=True)
+            told, since = len(found), time.monotonic()
+        if time.monotonic() - since > patience:
+            started.terminate()  # mpirun ends its ranks
+            try:
+                started.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(started.pid, signal.SIGKILL)
+                started.wait()
+            return True
+    return False
+
+
+def _short(line: Mapping[str, Any]) -> str:
+    what = line.get("refused") or line.get("ended") or f"{line['error']:.0e}"
+    return f"{line['name']} on {line['ranks']} ranks, {line.get('seconds', 0):.0f} s: {what[:200]}"
+
+
+def _last_line(said: Path) -> str:
+    lines = [line for line in said.read_text(encoding="utf-8").splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line and not line.startswith(" ")]
+    return next(iter(errors or lines[-1:]), "it ended without a word")
+
+
+def read(results: Path) -> Results:
+    """What was found so far."""
+    if not results.exists():
+        return {}
+    text = results.read_text(encoding="utf-8")
+    lines = map(json.loads, text[: text.rfind("\n") + 1].splitlines())  # one may be half written
+    return {(line["name"], line["ranks"]): line for line in lines}
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+HEAD = """# Models that others wrote
+
+hetmp slices modules as they are. This page holds it against {count} architectures from public
+Python packages that nobody here wrote: each was built with random weights, sliced as it came, and
+trained for {steps} steps of SGD beside the unsliced module, in float64.
+
+**{exact} of {count} are exact.** {traced} were read and sliced, {clean} of these with a rule for
+every operation. Of the work of all convolutions and linear layers, {whole} is done whole by every
+rank.
+
+## What was done
+
+- `benchmarks/architectures.py` writes this page; `tests/test_architectures.py` compares {small} of
+  the networks at every change.
+- On 3 ranks with the weights 70 : 25 : 5, then 1 : 2 : 3; on 5 ranks with 3 : 0 : 2 : 1 : 2, one of
+  which holds nothing. Every rank has a loss of its own, over all tensors that the network gives.
+- Compared are all outputs, the gradients of the inputs and of every parameter at each step, and
+  every parameter and buffer after the last. *Exact* means that none is off by more than 1e-10 of
+  its own norm or the largest gradient's, whichever is larger.
+- Nothing in the packages is changed, but for this: dropout and paths left out at random are set to
+  0 (sliced dropout draws other masks than torch's); large classifiers of pytorchcv get a pooling
+  of any size at their end, so that small images will do.
+- Widths, depths and images are smaller than usual where a step would otherwise take long: see
+  `tests/architectures`.
+
+## What the columns say
+
+| column | |
+| --- | --- |
+| images | shape of one image, or of one input |
+| operations | layers, functions and methods that run in training; "–": it could not be read |
+| on 3, on 5 | the largest relative error on 3 and on 5 ranks; "no": not sliced, or it differs |
+| fallbacks | operations without a rule, which every rank computes whole |
+| whole | of the work of convolutions and linear layers, the part that every rank does whole |
+| parameters | percent of the parameters that each of 3 ranks holds, of weights 70 : 25 : 5 |
+| MB | what all 3 ranks together receive per image in float32, forward and backward |
+
+"""
+
+
+def page(results: Results, architectures: Sequence[Architecture]) -> str:
+    """docs/models.md."""
+    shown = [one for one in architectures if (one.name, 3) in results]
+    exact = [one for one in shown if not any(map(_is_bad, _both(results, one)))]
+    missing = sum((one.name, ranks) not in results for one in shown for ranks in WEIGHTS)
+    sliced = [results[one.name, 3] for one in shown if "error" in results[one.name, 3]]
+    work = sum(line["work"] for line in sliced)
+    whole = sum(line["work"] * line["whole"] for line in sliced) / max(work, 1)
+    parts = [
+        HEAD.format(
+            count=len(shown),
+            steps="two" if STEPS == 2 else STEPS,
+            exact=len(exact),
+            traced=len(sliced),
+            clean=sum(not line["fallbacks"] for line in sliced),
+            whole=_percent(whole),
+            small=sum(one.small for one in ARCHITECTURES),
+        )
+    ]
+    if missing:
+        parts.append(f"{missing} of these runs are still to be made: their cells are empty.\n\n")
+    for package in dict.fromkeys(one.distribution for one in shown):
+        some = [one for one in shown if one.distribution == package]
+        version = importlib.metadata.version(package)
+        good = sum(one in exact for one in some)
+        parts.append(f"## {package} {version}\n\n{good} of {len(some)} are exact.\n\n")
+        parts.append("| architecture | images | operations | on 3 | on 5 | fallbacks | whole ")
+        parts.append(
+            "| parameters | MB |\n| --- | --- | --: | --: | --: | --: | --: | --: | --: |\n"
+        )
+        parts += [_row(one, *_both(results, one)) for one in some]
+        parts.append("\n")
+    parts.append(_reasons(results, shown))
+    parts.append(_how(dict.fromkeys(one.distribution for one in shown)))
+    return "".join(parts)
+
+
+def _both(results: Results, one: Architecture) -> list[dict[str, Any]]:
+    return [results.get((one.name, ranks), NOT_RUN) for ranks in WEIGHTS]
+
+
+def _is_bad(line: Mapping[str, Any]) -> bool:
+    return line is not NOT_RUN and ("error" not in line or bool(line["different"]))
+
+
+def _row(one: Architecture, on_3: Mapping[str, Any], on_5: Mapping[str, Any]) -> str:
+    images = " + ".join("×".join(map(str, shape[1:])) for shape in one.shapes)
+    cells = [one.name, images, "–", _error(on_3), _error(on_5), "", "", "", ""]
+    if "error" in on_3:
+        cells[2] = str(on_3["nodes"])
+        cells[5] = str(len(on_3["fallbacks"]))
+        cells[6] = _percent(on_3["whole"])
+        cells[7] = " / ".join(f"{100 * held:.0f}" for held in on_3["held"])
+        cells[8] = f"{on_3['exchanged'] / 1e6:.1f}"
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _error(line: Mapping[str, Any]) -> str:
+    if "error" not in line:
+        return "" if line is NOT_RUN else "no"
+    return f"{line['error']:.0e}" if not line["different"] else f"no: {line['error']:.0e}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share else "0 %"
+
+
+def _reasons(results: Results, shown: Iterable[Architecture]) -> str:
+    """What is computed whole, what differs and what was refused, by name."""
+    whole, bad = [], []
+    for one in shown:
+        on_3, on_5 = _both(results, one)
+        if on_3.get("fallbacks"):
+            counts = Counter(on_3["fallbacks"])
+            what = ", ".join(f"{n} × `{title}`" for title, n in counts.most_common())
+            whole.append(f"- {one.name}: {what}\n")
+        for line in (on_3, on_5):
+            if _is_bad(line):
+                why = line.get("refused") or line.get("ended") or line["different"][0]
+                bad.append(f"- {one.name}: {_told(why)}\n")
+                break
+    text = ""
+    if bad:
+        text += "## What is not exact, or was refused\n\n" + "".join(bad) + "\n"
+    if whole:
+        text += "## What every rank computes whole\n\n" + "".join(whole) + "\n"
+    return text
+
+
+def _told(why: str) -> str:
+    """A reason in one line, without where this machine keeps its packages."""
+    line = re.sub(r"\S*/site-packages/", "", " ".join(why.split())).removeprefix("rank 0: ")
+    return line[:250]
+
+
+def _how(packages: Iterable[str]) -> str:
+    versions = {name: importlib.metadata.version(name) for name in ("torch", *packages)}
+    return f"""## Again
+
+```sh
+.venv/bin/pip install {" ".join(packages)}
+.venv/bin/python benchmarks/architectures.py --out docs/models.md
+```
+
+This page was written with {", ".join(f"{name} {v}" for name, v in versions.items())}. pytorchcv
+asks for torchvision, which these networks do not use: `pip install --no-deps pytorchcv`.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", action="append", help="of these networks, by a part of the name")
+    parser.add_argument("--out", type=Path, help="the page; printed if not given")
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / "runs/architectures.jsonl", help="kept as it goes"
+    )
+    parser.add_argument("--patience", type=float, default=300, help="seconds for one network")
+    parser.add_argument("--write", action="store_true", help="only write what the results hold")
+    parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
+    told = parser.parse_args()
+    if told.job:
+        job(told.job, told.results)
+        return
+    missing = {one.distribution for one in ARCHITECTURES if not one.available}
+    for package in sorted(missing):
+        print(f"left out: {package} is not installed", flush=True)
+    chosen = [
+        one
+        for one in ARCHITECTURES
+        if one.available and (not told.only or any(part in one.name for part in told.only))
+    ]
+    told.results.parent.mkdir(parents=True, exist_ok=True)
+    if not told.write:
+        for ranks in WEIGHTS:
+            run([one.name for one in chosen], ranks, told.results, told.patience)
+    text = page(read(told.results), chosen)
+    if told.out:
+        told.out.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

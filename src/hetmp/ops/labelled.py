@@ -1,0 +1,90 @@
+"""Operations of several tensors whose axes have labels: a cut label is cut wherever it stands.
+
+An operand without the cut label stays full; each rank then computes a summand of its gradient.
+"""
+
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
+
+from hetmp.ops.call import Call, Flow, Ref
+from hetmp.ops.rule import States
+from hetmp.state import FULL, PARTIAL, Sliced, State
+
+Labels = Sequence[Hashable]
+"""A label for every axis of a tensor."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """How the axes of a call's operands meet.
+
+    Attributes:
+        operands: (name, labels) of every operand; what stands twice in the call is here twice.
+        result: the labels of the result.
+        sums: the labels over which products of all operands are summed. A label that is neither
+            here nor in the result cannot be cut.
+    """
+
+    operands: Sequence[tuple[str, Labels]]
+    result: Labels
+    sums: Collection[Hashable] = ()
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        """Cut the label that leaves the most bytes of the operands as they are cut.
+
+        Slices of the result if it has the label, summands if the label is summed over.
+        """
+        best: tuple[int, Flow | None] = (0, None)
+        for name, labels in self.operands:
+            state = states[name]
+            if not isinstance(state, Sliced):
+                continue
+            flow = self._cut(call, labels[state.axis], state)
+            kept = 0 if flow is None else _kept(call, states, flow)
+            if kept > best[0]:
+                best = kept, flow
+        return best[1]
+
+    def _cut(self, call: Call, label: Hashable, state: Sliced) -> Flow | None:
+        layout = state.layout
+        wants: dict[str, State] = {}
+        for name, labels in self.operands:
+            places = [axis for axis, one in enumerate(labels) if one == label]
+            if len(places) > 1:
+                return None  # a diagonal
+            size = call.values[name].shape[places[0]] if places else 1
+            cut = bool(places) and size == layout.total
+            if not cut and size != 1:
+                return None
+            want = Sliced(layout, places[0]) if cut else FULL
+            if wants.setdefault(name, want) != want:
+                return None
+        if label not in self.result:
+            return Flow(wants, PARTIAL) if label in self.sums else None
+        axis = list(self.result).index(label)
+        if call.given.shape[axis] != layout.total:
+            return None  # the axis is stretched to another operand's
+        return Flow(wants, Sliced(layout, axis))
+
+
+def _kept(call: Call, states: States, flow: Flow) -> int:
+    """The bytes of the operands that need not move, or hardly: they are cut along that axis."""
+    return sum(
+        1 + call.values[name].image_bytes
+        for name, want in flow.wants.items()
+        if isinstance(want, Sliced)
+        and isinstance(have := states[name], Sliced)
+        and have.axis == want.axis
+    )
+
+
+def tensor_names(call: Call, *arguments: object) -> list[str] | None:
+    """The names of *arguments*; None if one of them is not a tensor of the graph's."""
+    names = [argument.name for argument in arguments if isinstance(argument, Ref)]
+    known = len(names) == len(arguments) and all(call.values[name].is_tensor for name in names)
+    return names if known else None
+
+
+def from_right(dims: int) -> list[Hashable]:
+    """Labels for *dims* axes as broadcasting sees them: equal where they lie over each other."""
+    return [axis - dims for axis in range(dims)]

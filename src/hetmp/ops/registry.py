@@ -1,0 +1,146 @@
+"""Which rule speaks for what: the tables, and how a rule of the user's own gets into them."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import fx, nn
+
+from hetmp.errors import HetmpError
+from hetmp.ops.rule import Rule
+
+_Target = TypeVar("_Target", bound=Callable[..., Any])
+_Rule = TypeVar("_Rule", bound=Rule)
+
+_layers: dict[type[nn.Module], Rule] = {}
+_functions: dict[Any, Rule] = {}
+_methods: dict[str, Rule] = {}
+
+
+def rule_for(target: nn.Module | Callable[..., Any] | str) -> Rule | None:
+    """The rule that speaks for a layer's exact class, a function or a method's name, or None.
+
+    A subclass of a layer may do anything.
+    """
+    if isinstance(target, nn.Module):
+        return _layers.get(type(target))
+    return _methods.get(target) if isinstance(target, str) else _functions.get(_key(target))
+
+
+def known_layers() -> tuple[type[nn.Module], ...]:
+    """Every layer class that has a rule now."""
+    return tuple(_layers)
+
+
+def register(rule: _Rule, *targets: Any, replace: bool = False) -> _Rule:
+    """Let *rule* speak for *targets*, in every model that is sliced from now on.
+
+    Every rank must do it. A function of the user's own must be one that torch.fx keeps as one
+    operation: see ``operator``.
+
+    Args:
+        rule: a rule, not its class.
+        targets: ``nn.Module`` classes, ``torch.autograd.Function`` classes, functions, and names
+            of tensor methods; those that the rule itself names if none are given.
+        replace: whether it may take the place of another rule.
+
+    Returns:
+        *rule* itself.
+
+    Raises:
+        HetmpError: *rule* is no rule, there is nothing to speak for, something cannot have a
+            rule, or another rule speaks for it; nothing is registered then.
+    """
+    given: Any = rule
+    if not isinstance(given, Rule):
+        made = f": give {given.__name__}()" if isinstance(given, type) else ""
+        raise HetmpError(f"only a hetmp.ops.Rule can be registered, got {given!r}{made}")
+    named = targets or (*rule.layers, *rule.functions, *rule.methods)
+    if not named:
+        raise HetmpError(
+            f"{_title(rule)} names no layers, functions or methods: give register what it is for"
+        )
+    for target in named:
+        known = _table(target).get(_key(target))
+        if known not in (None, rule) and not replace:
+            raise HetmpError(
+                f"{_title(known)} speaks for {_shown(target)} already: give register "
+                f"replace=True to have {_title(rule)} in its place"
+            )
+    for target in named:
+        _table(target)[_key(target)] = rule
+    return rule
+
+
+def operator(rule: Rule, *, replace: bool = False) -> Callable[[_Target], _Target]:
+    """A decorator of a function or an ``nn.Module`` class, for which *rule* then speaks.
+
+    Such a function is one operation of a model that calls it: torch.fx would look inside.
+
+    Raises:
+        HetmpError: see ``register``.
+    """
+
+    def decorate(target: _Target) -> _Target:
+        is_layer = isinstance(target, type) and issubclass(target, nn.Module)
+        kept = target if is_layer else _recorded(target)
+        register(rule, kept, replace=replace)
+        return kept
+
+    return decorate
+
+
+def _recorded(function: Any) -> Any:
+    """*function*, which records itself as one call where torch.fx traces."""
+    if not inspect.isfunction(function):
+        raise HetmpError(f"operator decorates functions and nn.Module classes, got {function!r}")
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        found: list[fx.Proxy] = []
+
+        def note(item: Any) -> Any:
+            if isinstance(item, fx.Proxy):
+                found.append(item)
+            return item
+
+        fx.node.map_aggregate((args, kwargs), note)
+        if not found:
+            return function(*args, **kwargs)
+        return found[0].tracer.create_proxy("call_function", called, args, kwargs)
+
+    return called
+
+
+def _table(target: Any) -> dict[Any, Rule]:
+    """The table that *target* belongs in."""
+    if isinstance(target, str):
+        if not hasattr(torch.Tensor, target):
+            raise HetmpError(f"tensors have no method {target!r}: there is nothing to speak for")
+        return _methods
+    if isinstance(target, type) and issubclass(target, nn.Module):
+        return _layers
+    if isinstance(target, nn.Module) or not callable(target):
+        raise HetmpError(
+            f"a rule speaks for classes of layers, functions and names of methods, got {target!r}"
+        )
+    return _functions
+
+
+def _key(target: Any) -> Any:
+    """What a target is known by: of the ``apply`` of an ``autograd.Function``, the class."""
+    owner = getattr(target, "__self__", None)
+    return owner if isinstance(owner, type) and issubclass(owner, _Autograd) else target
+
+
+_Autograd = torch.autograd.Function
+
+
+def _title(rule: Any) -> str:
+    return type(rule).__name__
+
+
+def _shown(target: Any) -> str:
+    return repr(getattr(target, "__name__", target))

@@ -1,0 +1,15 @@
+"""Architectures that others wrote, from packages: the models that hetmp is held against.
+
+Each is built with random weights, in the size that its package gives it unless that is too large
+for a test; the images are small. Nothing is downloaded. A file per package.
+"""
+
+from architectures.architecture import Architecture, tensors
+from architectures.monai_networks import MONAI
+from architectures.other_networks import OTHERS
+from architectures.pytorchcv_networks import PYTORCHCV
+from architectures.transformers_networks import TRANSFORMERS
+
+ARCHITECTURES = (*MONAI, *OTHERS, *TRANSFORMERS, *PYTORCHCV)
+
+__all__ = ["ARCHITECTURES", "Architecture", "tensors"]
