@@ -93,6 +93,13 @@ class Groups(nn.GroupNorm):
         return F.group_norm(x, self.num_groups, self.weight, self.bias, eps=1e-3)
 
 
+class Doubled(nn.MaxPool2d):
+    """A layer without parameters that does more."""
+
+    def forward(self, x):
+        return 2 * super().forward(F.pad(x, (1, 1, 0, 0)))
+
+
 class Bare(nn.Module):
     """Norms without parameters."""
 
@@ -101,6 +108,7 @@ class Bare(nn.Module):
 
 
 CASES = {
+    "pooling that does more": (lambda: Doubled(2), 7),
     "norms without parameters": (Bare, 7),
     "same-padded": (lambda: SamePadded(7, 11, 3, stride=2), 11),
     "same-padded depthwise": (lambda: SamePadded(7, 7, 3, groups=7, bias=False), 7),

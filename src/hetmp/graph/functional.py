@@ -81,13 +81,6 @@ FORMS: Mapping[Any, _Form] = {
     F.prelu: _Form(("input", "weight"), ("weight",), _prelu),
 }
 
-UNFOLDED: tuple[type[nn.Module], ...] = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.PReLU),
-)
-"""Layers whose subclasses are looked into: what they call may be read as such a layer again."""
-
 
 def as_layers(skeleton: nn.Module, graphs: Sequence[fx.Graph]) -> None:
     """Put layers into *skeleton* and their calls into *graphs*, where a function amounts to one."""

@@ -1,6 +1,9 @@
 """Subclasses of known layers: those that compute as their base does are taken for it."""
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from hetmp.ops import known_layers
 
@@ -21,6 +24,20 @@ def as_bases(skeleton: nn.Module) -> None:
         base = next((kind for kind in type(layer).__mro__ if kind in known), None)
         if base is not None and base is not type(layer) and _computes_like(type(layer), base):
             layer.__class__ = base
+
+
+def is_unfolded(layer: nn.Module) -> bool:
+    """Whether to look into an object of a subclass of a known layer, which does more than its base.
+
+    What it calls may have rules: functions on its own weight, pooling, activations. Not where it
+    changes statistics or draws random numbers, nor where its tensors are computed.
+    """
+    bases = [kind for kind in type(layer).__mro__ if kind in known_layers()]
+    return (
+        bases[0].__module__.startswith("torch.")
+        and not isinstance(layer, _NormBase | _DropoutNd)
+        and not is_parametrized(layer)
+    )
 
 
 def _computes_like(kind: type, base: type) -> bool:

@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from hetmp.errors import HetmpError
-from hetmp.graph.functional import UNFOLDED, as_layers
+from hetmp.graph.functional import as_layers
 from hetmp.graph.graph import place
 from hetmp.graph.inputs import Inputs, proxied
 from hetmp.graph.proxies import (
@@ -28,6 +27,7 @@ from hetmp.graph.proxies import (
     no_instances,
 )
 from hetmp.graph.running import attribute, modes_kept, on_meta, run_layer, run_method, without_data
+from hetmp.graph.subclasses import is_unfolded
 from hetmp.ops import known_layers, mapped, rule_for
 
 _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
@@ -207,7 +207,7 @@ class _Tracer(fx.Tracer):
         if getattr(m, _LEAF, False) or rule_for(m) is not None:
             return True
         if isinstance(m, known_layers()):
-            return not isinstance(m, UNFOLDED) or is_parametrized(m)
+            return not is_unfolded(m)
         return super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(
