@@ -187,6 +187,23 @@ rank.
 - Widths, depths and images are smaller than usual where a step would otherwise take long: see
   `tests/architectures`.
 
+## What they taught
+
+These were read wrongly, refused or computed whole at first. What mends it has tests of its own.
+
+- ResNet, RegNet, ConvNeXt, FocalNet, HighResNet branch on sizes and loop over them:
+  `tests/test_graph_sizes.py`.
+- EfficientNet, MobileNet V1 and V2 pad by sizes, then call `F.conv2d` on the layer's own weight;
+  ConvNeXt and DINOv3 have their layer norm between two permutations, in a subclass; BiT, XDenseNet
+  and TResNet convolve with weights that are standardised, masked or constant; SwinUNETR assigns
+  into parts of a mask: `tests/test_functional_layers.py`.
+- UNETR, SegFormer and LeViT attend by heads, with `einops` and without:
+  `tests/test_attention_blocks.py`, `tests/test_ops_products.py`.
+- SegNet, ENet and QuickNAT put maxima back where pooling found them:
+  `tests/test_ops_unpooling.py`.
+- SwiftFormer, MobileViT V2 and CBAM normalise, repeat, unfold, fold, and take maxima over channels;
+  Swin rolls its windows: `tests/test_ops_axes.py`.
+
 ## What the columns say
 
 | column | |
