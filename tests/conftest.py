@@ -32,6 +32,9 @@ FEW = 3
 """Whole runs from data to files are tested on so many ranks at most: what differs with the number
 of ranks, the parts of them are tested for on more."""
 
+ODD = (1, 3, 5)
+"""Tables of operators are compared on so many ranks: others would hardly tell anything more."""
+
 LOGS = Path(__file__).resolve().parents[1] / "build" / "mpi-logs"
 """Where the output of ranks above 0 goes."""
 
@@ -44,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", f"few_ranks: takes long and learns little from more than {FEW} ranks"
     )
+    config.addinivalue_line("markers", "odd_ranks: many alike, for 1, 3 and 5 ranks only")
     config.addinivalue_line("markers", "slurm: runs jobs on a real Slurm cluster")
     shown = os.dup(2)  # nothing is captured now: this is the real standard error
     ranks = None
@@ -195,9 +199,10 @@ class Lockstep:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        if self.ranks.size <= FEW:
-            return
-        left_out = [item for item in items if item.get_closest_marker("few_ranks")]
+        size = self.ranks.size
+        too_many = {"few_ranks": size > FEW, "odd_ranks": size not in ODD}
+        markers = [marker for marker, is_so in too_many.items() if is_so]
+        left_out = [item for item in items if any(map(item.get_closest_marker, markers))]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 

@@ -61,6 +61,7 @@ class Rearranged(Attention):
 
 
 @pytest.mark.mpi
+@pytest.mark.odd_ranks
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("kind", [Attention, Fused, Rearranged])
 def test_heads_keep_apart(kind, number):
@@ -95,6 +96,7 @@ class Shuffled(nn.Module):
 
 
 @pytest.mark.mpi
+@pytest.mark.odd_ranks
 @pytest.mark.parametrize("number", range(2))
 def test_layers_of_einops(number):
     pytest.importorskip("einops")

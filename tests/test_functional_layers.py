@@ -135,6 +135,7 @@ def test_nothing_falls_back(name):
 
 
 @pytest.mark.mpi
+@pytest.mark.odd_ranks
 @pytest.mark.parametrize("number", range(2))
 @pytest.mark.parametrize("name", CASES)
 def test_it_trains_as_the_unsliced_module(name, number):
@@ -144,6 +145,7 @@ def test_it_trains_as_the_unsliced_module(name, number):
 
 
 @pytest.mark.mpi
+@pytest.mark.odd_ranks
 @pytest.mark.parametrize("scheme", ["inputs", "whole"])
 def test_it_follows_other_schemes(scheme):
     module = seeded(lambda: network(SamePadded(7, 11, 3), 11))
@@ -159,6 +161,7 @@ class Twice(nn.Conv2d):
 
 
 @pytest.mark.mpi
+@pytest.mark.odd_ranks
 @pytest.mark.parametrize("again", [1, (1, 1)], ids=["alike", "in another way"])
 def test_a_parameter_that_two_calls_use(again):
     """The same layer twice; or a layer and a function with one parameter, which is whole."""
@@ -217,6 +220,7 @@ COMPUTED = {
 
 
 @pytest.mark.mpi
+@pytest.mark.odd_ranks
 @pytest.mark.parametrize("number", range(2))
 @pytest.mark.parametrize("name", COMPUTED)
 def test_a_weight_that_no_layer_owns(name, number):
@@ -244,6 +248,7 @@ class Watchful(nn.Module):
 
 
 @pytest.mark.mpi
+@pytest.mark.odd_ranks
 def test_another_decision_than_in_the_example_is_refused():
     weights = [1.0] * world_size()
     model = hetmp.slice_model(seeded(Watchful), weights, example_input=batch((2, 3, 4, 4)))
@@ -266,6 +271,7 @@ class Part(nn.Module):
 
 
 @pytest.mark.mpi
+@pytest.mark.odd_ranks
 def test_assignments_into_parts():
     """The first takes all channels and stays on slices, the second does not."""
     module = seeded(Part)

@@ -155,6 +155,7 @@ CASES = {f"{kind}: {name}": case for kind, cases in TABLES.items() for name, cas
 
 
 @pytest.mark.mpi
+@pytest.mark.odd_ranks
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("name", CASES)
 def test_function(name):
@@ -184,6 +185,7 @@ class Layers(nn.Module):
 
 
 @pytest.mark.mpi
+@pytest.mark.odd_ranks
 @pytest.mark.parametrize("number", range(3))
 def test_layers(number):
     """Layers are as their functions are."""

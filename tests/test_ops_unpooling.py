@@ -55,6 +55,7 @@ CASES = {
 
 
 @pytest.mark.mpi
+@pytest.mark.odd_ranks
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("name", CASES)
 def test_function(name):
@@ -86,6 +87,7 @@ class Remembering(nn.Module):
 
 
 @pytest.mark.mpi
+@pytest.mark.odd_ranks
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("schemes", [("filters",), ("inputs", "filters"), ("whole", "filters")])
 def test_layers(dims, schemes):
@@ -96,6 +98,7 @@ def test_layers(dims, schemes):
 
 
 @pytest.mark.mpi
+@pytest.mark.odd_ranks
 def test_layers_stay_sliced():
     """Nothing is gathered between a pooling and its unpooling but for the convolutions."""
     model = slice_model(Remembering(2), pick_weights(0), example_input=torch.empty(2, 2, 9, 5))
