@@ -38,7 +38,6 @@ def _scene(module: str, name: str, side: int = 64, **kwargs: Any) -> Architectur
 PYTORCHCV = (
     # Classification of large images.
     _net("squeezenet", "squeezenet_v1_1"),
-    _net("squeezenext", "sqnxt23_w1"),
     _net("preresnet", "preresnet18_wd4"),
     _net("seresnet", "seresnet10"),
     _pooled("cbamresnet", "cbam_resnet18"),
@@ -47,7 +46,6 @@ PYTORCHCV = (
     _net("resneta", "resneta10"),
     _net("resnesta", "resnestabc14", ((8, 3, 64, 64),)),
     _net("regnet", "regnety002"),
-    _pooled("sknet", "sknet50"),
     _net("scnet", "scnet50", ((4, 3, 128, 128),)),
     _pooled("airnet", "airnet50_1x64d_r16"),
     _pooled("resattnet", "resattnet56"),
