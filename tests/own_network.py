@@ -47,12 +47,16 @@ def diverging(input_shape: Sequence[int], classes: int) -> nn.Module:
 def with_a_layer_of_my_own(input_shape: Sequence[int], classes: int) -> nn.Module:
     """A network with a layer that hetmp has no rule for."""
 
-    class Doubled(nn.Conv2d):
+    class Doubled(nn.BatchNorm2d):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
 
     return nn.Sequential(
-        Doubled(input_shape[0], 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, classes)
+        Doubled(input_shape[0]),
+        nn.Conv2d(input_shape[0], 5, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, classes),
     )
 
 
