@@ -187,7 +187,6 @@ rank.
 - Widths, depths and images are smaller than usual where a step would otherwise take long: see
   `tests/architectures`.
 
-<<<<<<< HEAD
 - A network is left out where it cannot be compared: where it draws random numbers (VAEs), or where
   the last bits of its own weights, changed, change its second step by more than 1e-10. That is so
   of sqnxt23_w1 (1e-7) and sknet50 (4e-9), which are as exact after one step as the others.
@@ -209,8 +208,6 @@ These were read wrongly, refused or computed whole at first. What mends it has t
 - SwiftFormer, MobileViT V2 and CBAM normalise, repeat, unfold, fold, and take maxima over channels;
   Swin rolls its windows: `tests/test_ops_axes.py`.
 
-=======
->>>>>>> parent of 7643f18 (The tests without MPI run two files at a time)
 ## What the columns say
 
 | column | |

@@ -1,10 +1,8 @@
 """Attention inside a convolutional network, written with einops and without: cut by heads."""
 
 import pytest
-import torch
 from torch import nn
 
-import hetmp
 from comparison import batch, compare_training, pick_weights, seeded
 from hetmp.graph import read_graph
 from hetmp.schedule import CallStep
@@ -105,39 +103,3 @@ def test_layers_of_einops(number):
     module = seeded(Shuffled)
     compare_training(module, pick_weights(number), SHAPE, example=True, steps=3)
     assert not list(read_graph(module, batch(SHAPE)).fallbacks())
-
-
-class DropPath(nn.Module):
-    """Whole samples are left out at random: stochastic depth."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.before, self.block, self.after = (nn.Conv2d(3, 3, 1) for _ in range(3))
-
-    def forward(self, x):
-        x = self.before(x)
-        y = self.block(x)
-        if self.training:
-            shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-            y = y / 0.5 * (torch.rand(shape, dtype=x.dtype, device=x.device) + 0.5).floor()
-        return self.after(x + y)
-
-
-@pytest.mark.mpi
-def test_stochastic_depth_is_the_same_on_any_number_of_ranks():
-    x, module = batch((16, 3, 4, 4)), seeded(DropPath)
-    given = []
-    for comm, weights in ((None, pick_weights(0)), (_alone(), [1.0])):
-        model = hetmp.slice_model(module, weights, comm, example_input=x)
-        torch.manual_seed(3)
-        given.append(model(x))
-    torch.testing.assert_close(*given, rtol=0, atol=1e-12)
-    left_out = (given[0] - module.eval()(x)).abs().amax((1, 2, 3))
-    assert left_out.max() > 1e-3
-    torch.testing.assert_close(hetmp.slice_model(module, pick_weights(1))(x), module(x))
-
-
-def _alone():
-    from mpi4py import MPI
-
-    return MPI.COMM_SELF
