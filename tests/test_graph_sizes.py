@@ -76,6 +76,8 @@ def test_loops_over_sizes(run):
         lambda self, x: self.conv(x) if isinstance(x.shape[0], int) else None,
         lambda self, x: self.conv(x) if x.ndim == 4 == x.dim() else None,
         lambda self, x: self.conv(x) + torch.as_tensor(x),
+        lambda self, x: self.conv(x).mT,
+        lambda self, x: self.conv(x).flatten(1).T,
     ],
 )
 def test_sizes_are_numbers_to_python(run):

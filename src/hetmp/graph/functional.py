@@ -102,8 +102,9 @@ def as_layers(skeleton: nn.Module, graphs: Sequence[fx.Graph]) -> None:
             call.meta, call.stack_trace = dict(node.meta), node.stack_trace
             node.replace_all_uses_with(call)
             graph.erase_node(node)
+        owned = _owned(made)
         for node in reversed(graph.nodes):
-            if node.op == "get_attr" and not node.users and str(node.target) in _owned(made):
+            if node.op == "get_attr" and not node.users and str(node.target) in owned:
                 graph.erase_node(node)
 
 
@@ -122,13 +123,13 @@ def _own_layer(node: fx.Node, skeleton: nn.Module) -> tuple[str, nn.Module, fx.N
     given = arguments.pop("input", None)
     tensors = {name: arguments.pop(name, None) for name in form.tensors}
     path = _home(tensors)
-    if path is None or not isinstance(given, fx.Node) or _depends(arguments):
-        return None
-    owner = attribute(skeleton, path) if path else skeleton
+    if not path or not set(node.all_input_nodes) <= {given, *tensors.values()}:
+        return None  # the module itself, or a setting that is not known before it runs
+    owner = attribute(skeleton, path)
     own = {name: getattr(owner, name) for name, node in tensors.items() if node is not None}
     others = {name for name, item in (*owner._parameters.items(), *owner._buffers.items())
               if item is not None and name not in own}  # fmt: skip
-    if path == "" or others or type(owner).__name__ == "ParametrizedModule":
+    if others or not isinstance(given, fx.Node):
         return None
     values = {name: own.get(name) for name in form.tensors}
     try:
@@ -157,18 +158,6 @@ def _home(tensors: Mapping[str, Any]) -> str | None:
             return None
         homes.add(above)
     return homes.pop() if len(homes) == 1 else None
-
-
-def _depends(arguments: Mapping[str, Any]) -> bool:
-    """Whether a setting is not known before it runs."""
-    found: list[fx.Node] = []
-
-    def find(node: fx.Node) -> fx.Node:
-        found.append(node)
-        return node
-
-    fx.node.map_arg(dict(arguments), find)
-    return bool(found)
 
 
 def _put(skeleton: nn.Module, path: str, layer: nn.Module) -> nn.Module:

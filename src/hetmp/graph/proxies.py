@@ -29,7 +29,12 @@ ASSIGNMENTS = tuple(
 _FIXED = ("ndim", "dim", "ndimension", "requires_grad", "is_floating_point", "is_complex", "layout")
 """What is asked of a tensor and never depends on its sizes: answered at once."""
 
-_WRITTEN = {"T": "t", "mT": "mT", "data": "detach"}
+_WRITTEN: dict[str, Callable[[Any], Any]] = {
+    "T": lambda x: x.permute(*reversed(range(x.ndim))),
+    "mT": lambda x: x.transpose(-2, -1),
+    "data": lambda x: x.detach(),
+}
+"""Attributes that are tensors, as the methods that give them."""
 
 
 def confirm(found: Any, expected: Any, line: str) -> None:
@@ -94,7 +99,7 @@ class TensorProxy(KnownProxy):
         if name in _FIXED:
             return found
         if name in _WRITTEN:
-            return getattr(self, _WRITTEN[name])()
+            return _WRITTEN[name](self)
         if callable(found):
             return _Method(self, name)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
@@ -215,19 +220,21 @@ def instances() -> Iterator[None]:
     A class of theirs that lies would fool torch's C code too, which would look for a tensor's
     memory in them.
     """
-    before = builtins.isinstance
-    builtins.isinstance = _is_instance
-    try:
+    with _asked_by(_is_instance):
         yield
-    finally:
-        builtins.isinstance = before
 
 
 @contextmanager
 def no_instances() -> Iterator[None]:
     """Python's own ``isinstance``, which is quicker, where no stand-ins are met."""
+    with _asked_by(_isinstance):
+        yield
+
+
+@contextmanager
+def _asked_by(is_instance: Any) -> Iterator[None]:
     before = builtins.isinstance
-    builtins.isinstance = _isinstance
+    builtins.isinstance = is_instance
     try:
         yield
     finally:

@@ -12,12 +12,12 @@ from torch import Tensor, fx, nn
 from hetmp.errors import HetmpError
 from hetmp.graph.graph import ModelGraph, Node, Trace, place
 from hetmp.graph.inplace import changed, check_memory
-from hetmp.graph.inputs import Inputs, read_inputs
-from hetmp.graph.probing import misfit, probe, probe_unseen
+from hetmp.graph.inputs import read_inputs
+from hetmp.graph.probing import probe, probe_unseen
 from hetmp.graph.proxies import confirm
 from hetmp.graph.running import attribute
 from hetmp.graph.subclasses import as_bases
-from hetmp.graph.tracing import Misfit, trace_modes, users_line
+from hetmp.graph.tracing import trace_modes, users_line
 from hetmp.ops import (
     Call,
     Ref,
@@ -59,7 +59,7 @@ def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
     skeleton = skeleton_of(module)
     as_bases(skeleton)
     inputs, examples = read_inputs(skeleton, example_input)
-    graphs = _traced(skeleton, inputs, examples)
+    graphs = trace_modes(skeleton, inputs, examples)
     training = _read(skeleton, graphs[0], examples)
     same = graphs[0] is graphs[1]
     evaluation = training if same else _read(skeleton, graphs[1], examples)
@@ -77,15 +77,6 @@ def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
             f"{type(skeleton).__name__} has no convolution or linear layer: nothing can be sliced"
         )
     return graph
-
-
-def _traced(
-    skeleton: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor]
-) -> tuple[fx.Graph, fx.Graph]:
-    try:
-        return trace_modes(skeleton, inputs, examples)
-    except Misfit as error:
-        raise misfit(examples, error) from error.__cause__
 
 
 def skeleton_of(module: nn.Module) -> nn.Module:

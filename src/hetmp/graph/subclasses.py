@@ -7,7 +7,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from hetmp.ops import known_layers
 
-_HARMLESS = {"__init__", "__doc__", "__module__", "__repr__", "extra_repr", "reset_parameters"}
+_HARMLESS = {"__init__", "__repr__", "extra_repr", "reset_parameters"}
 """What a subclass may have of its own of what its base has."""
 
 _TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
@@ -43,9 +43,11 @@ def is_unfolded(layer: nn.Module) -> bool:
 def _computes_like(kind: type, base: type) -> bool:
     used = (set(dir(base)) | _TENSORS | {"__call__"}) - _HARMLESS
     added = kind.__mro__[: kind.__mro__.index(base)]
-    own = {name for one in added for name in vars(one)} - set(vars(object))
-    return not (own - set(_BOOKKEEPING)) & used
+    own = {name for one in added for name in vars(one)} - set(vars(_Empty))
+    return not own & used
 
 
-_BOOKKEEPING = tuple(vars(type("_Empty", (nn.Module,), {"__annotations__": {}})))
-"""What Python itself gives every class."""
+class _Empty(nn.Module):
+    """What Python itself gives every class."""
+
+    annotated: int

@@ -17,6 +17,7 @@ from hetmp.errors import HetmpError
 from hetmp.graph.functional import as_layers
 from hetmp.graph.graph import place
 from hetmp.graph.inputs import Inputs, proxied
+from hetmp.graph.probing import misfit
 from hetmp.graph.proxies import (
     KnownProxy,
     Proxy,
@@ -34,10 +35,6 @@ _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(_
 """Folders whose lines are not the user's."""
 
 _LEAF = "_hetmp_leaf"
-
-
-class Misfit(Exception):
-    """An example does not fit the module."""
 
 
 _Module = TypeVar("_Module", nn.Module, type[nn.Module])
@@ -65,7 +62,8 @@ def trace_modes(
         examples: of the inputs, by name; without them, nothing can depend on a size.
 
     Raises:
-        HetmpError: torch.fx cannot trace the module; the message names the line.
+        HetmpError: torch.fx cannot trace the module, the message names the line; or the examples
+            do not fit it.
     """
     drawn = _generators()
     graphs = []
@@ -75,7 +73,7 @@ def trace_modes(
                 skeleton.train(mode)
                 graphs.append(_Tracer(inputs, examples).trace(skeleton))
             _check_buffers(skeleton)
-    except (HetmpError, Misfit):
+    except HetmpError:
         raise
     except Exception as error:
         line = users_line("".join(traceback.format_tb(error.__traceback__)))
@@ -157,7 +155,7 @@ class _Tracer(fx.Tracer):
         try:
             value = self._run(kind, target, _values(args), _values(kwargs))
         except Exception as error:
-            raise Misfit(error) from error
+            raise misfit(self._examples, error) from error
         return known(proxy.node, self, value)
 
     def confirm(self, proxy: KnownProxy, call: tuple[int, int] | None = None) -> None:
