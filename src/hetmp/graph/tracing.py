@@ -29,7 +29,7 @@ from hetmp.graph.proxies import (
 )
 from hetmp.graph.running import attribute, modes_kept, on_meta, run_layer, run_method, without_data
 from hetmp.graph.subclasses import is_unfolded
-from hetmp.ops import known_layers, mapped, rule_for
+from hetmp.ops import first_proxy, known_layers, mapped, rule_for
 
 _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
 """Folders whose lines are not the user's."""
@@ -237,10 +237,10 @@ def _recorded_autograd() -> Iterator[None]:
     original = vars(torch.autograd.Function)["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        found = next((item for item in args if type(item) in (Proxy, TensorProxy)), None)
-        if found is None:
+        proxy = first_proxy((args, kwargs))
+        if proxy is None:
             return original.__func__(cls, *args, **kwargs)
-        return found.tracer.create_proxy("call_function", cls.apply, args, kwargs)
+        return proxy.tracer.create_proxy("call_function", cls.apply, args, kwargs)
 
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
     try:
@@ -266,19 +266,12 @@ def _recorded_creation() -> Iterator[None]:
     def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def create(*args: Any, **kwargs: Any) -> Any:
-            found: list[fx.Proxy] = []
-
-            def find(item: Any) -> Any:
-                if isinstance(item, fx.Proxy):
-                    found.append(item)
-                return item
-
-            fx.node.map_aggregate((args, kwargs), find)
-            if not found:
+            proxy = first_proxy((args, kwargs))
+            if proxy is None:
                 return original(*args, **kwargs)
             if original.__name__ in _TAKING and type(args[0]) is TensorProxy and not kwargs:
                 return args[0]
-            return found[0].tracer.create_proxy("call_function", original, args, kwargs)
+            return proxy.tracer.create_proxy("call_function", original, args, kwargs)
 
         return create
 

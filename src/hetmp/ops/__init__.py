@@ -35,7 +35,7 @@ from hetmp.ops.postponed import Postponed
 from hetmp.ops.products import AddedProduct, Einsum, MatrixProduct
 from hetmp.ops.questions import NewTensors, Questions
 from hetmp.ops.reduction import Reduction
-from hetmp.ops.registry import known_layers, operator, register, rule_for
+from hetmp.ops.registry import first_proxy, known_layers, operator, register, rule_for
 from hetmp.ops.repeats import Repeat, RepeatInterleave
 from hetmp.ops.resampling import ChannelShuffle, Padding, PixelShuffle, PixelUnshuffle, Resampling
 from hetmp.ops.reshape import Reshape
@@ -116,6 +116,7 @@ __all__ = [
     "cut_along",
     "draws",
     "filled",
+    "first_proxy",
     "fresh_tensors",
     "known_layers",
     "mapped",

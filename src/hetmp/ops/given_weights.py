@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from hetmp.comm import Group
 from hetmp.ops.call import Call, Flow, Ref, Run
 from hetmp.ops.rule import Rule, States
+from hetmp.ops.spare import with_zeros
 from hetmp.state import FULL, Sliced, State
 
 _TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
@@ -113,11 +114,7 @@ def _filled(run: Run, arguments: Any) -> Any:
     cut = {name: state.axis for name, state in run.flow.wants.items() if isinstance(state, Sliced)}
 
     def fill(item: Any, name: str | None) -> Any:
-        if name not in cut:
-            return item
-        shape = list(item.shape)
-        shape[cut[name]] = sizes[name]
-        return torch.cat([item, item.new_zeros(shape)], cut[name])
+        return with_zeros(item, cut[name], sizes[name]) if name in cut else item
 
     if isinstance(arguments, tuple):
         names = [getattr(item, "name", None) for item in call.args]

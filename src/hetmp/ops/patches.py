@@ -1,20 +1,16 @@
 """Patches of an image as columns, and back: a channel's pixels under the window stay together."""
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hetmp.comm import Group
-from hetmp.ops.call import Call, Run
-from hetmp.ops.rule import Rule
-from hetmp.ops.spare import Spare, holds_nothing
+from hetmp.ops.call import Call
+from hetmp.ops.spare import Spared
 from hetmp.state import Sliced, State
 
 
-class Patches(Rule):
+class Patches(Spared):
     """(n, c, h, w) -> (n, c * window, patches): each channel becomes a block; or the way back."""
 
     layers = (nn.Unfold, nn.Fold)
@@ -29,17 +25,6 @@ class Patches(Rule):
         layout: Any = source.layout.grouped(taken[1] // given[1])
         return None if layout is None else Sliced(layout, 1)
 
-    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
-        if holds_nothing(run, group):
-            return Spare(run.layer, 1, _width(run.call))
-        return super().local(run, group, device)
-
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
-        if holds_nothing(run, group):
-            return Spare(cast(Any, run.call.target), 1, _width(run.call))
-        return super().function(run, group)
-
-
-def _width(call: Call) -> int:
-    """How many indices of the channel axis one channel takes up."""
-    return max(1, call.taken.sizes[0][1] // call.given.sizes[0][1])
+    def spare_width(self, call: Call) -> int:
+        """How many indices of the channel axis one channel takes up."""
+        return max(1, call.taken.sizes[0][1] // call.given.sizes[0][1])

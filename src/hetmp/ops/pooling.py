@@ -1,17 +1,14 @@
 """Average, maximum and adaptive pooling: channel by channel; and what undoes the maximum."""
 
-from collections.abc import Callable
 from typing import Any, cast
 
-import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hetmp.comm import Group
-from hetmp.ops.call import Call, Flow, Run
+from hetmp.ops.call import Call, Flow
 from hetmp.ops.labelled import Labelled, tensor_names
-from hetmp.ops.rule import Rule, States
-from hetmp.ops.spare import Spare, holds_nothing
+from hetmp.ops.rule import States
+from hetmp.ops.spare import Spared
 from hetmp.state import Sliced, State
 
 _KINDS = ("MaxPool", "AvgPool", "LPPool", "AdaptiveMaxPool", "AdaptiveAvgPool")
@@ -37,7 +34,7 @@ _FUNCTIONS = {
 """How many spatial axes each has."""
 
 
-class Pooling(Rule):
+class Pooling(Spared):
     """Spatial axes shrink; channels stay where they are, also those of indices."""
 
     layers = tuple(layer for layers in _DIMS.values() for layer in layers)
@@ -57,22 +54,15 @@ class Pooling(Rule):
         spatial = _FUNCTIONS.get(cast(Any, call.target), call.taken.dims - 2)
         return source if source.axis == call.taken.dims - spatial - 1 else None
 
-    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
-        if run.call.given.items and holds_nothing(run, group):
-            return Spare(run.layer, run.source.axis)
-        return super().local(run, group, device)
-
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
-        if run.call.given.items and holds_nothing(run, group):
-            return Spare(cast(Any, run.call.target), run.source.axis)
-        return super().function(run, group)
+    def spare_width(self, call: Call) -> int | None:
+        return 1 if call.given.items else None
 
 
 _UNPOOLING = {F.max_unpool1d: 1, F.max_unpool2d: 2, F.max_unpool3d: 3}
 _UNPOOLING_LAYERS = {nn.MaxUnpool1d: 1, nn.MaxUnpool2d: 2, nn.MaxUnpool3d: 3}
 
 
-class Unpooling(Rule):
+class Unpooling(Spared):
     """Maxima go back to where they were: values and indices are cut alike.
 
     An index counts within a channel's own plane.
@@ -92,13 +82,3 @@ class Unpooling(Rule):
         taken = [*kept, *range(spatial)]
         labelled = Labelled([(name, taken) for name in names], [*kept, *"zyx"[:spatial]])
         return labelled.flow(call, states)
-
-    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
-        if holds_nothing(run, group):
-            return Spare(run.layer, run.source.axis)
-        return super().local(run, group, device)
-
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
-        if holds_nothing(run, group):
-            return Spare(cast(Any, run.call.target), run.source.axis)
-        return super().function(run, group)

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hetmp.comm import Group
 from hetmp.ops.call import Call, Run
-from hetmp.ops.rule import Rule
+from hetmp.ops.rule import Rule, whole_of
 from hetmp.state import FULL, Sliced, State
 
 
@@ -35,12 +34,9 @@ class Questions(Rule):
             return super().function(run, group)
 
         def ask(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            whole = list(x.shape)
-            whole[source.axis] = source.layout.total
             if (args[0] if run.call.target is getattr else run.call.title) in self.OF_EACH:
                 return run.call.invoke((x, *args), kwargs)
-            stand_in = torch.empty(whole, dtype=x.dtype, device="meta")
-            return run.call.invoke((stand_in, *args), kwargs)
+            return run.call.invoke((whole_of(x, source), *args), kwargs)
 
         return ask
 

@@ -99,19 +99,25 @@ def _recorded(function: Any) -> Any:
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        found: list[fx.Proxy] = []
-
-        def note(item: Any) -> Any:
-            if isinstance(item, fx.Proxy):
-                found.append(item)
-            return item
-
-        fx.node.map_aggregate((args, kwargs), note)
-        if not found:
+        proxy = first_proxy((args, kwargs))
+        if proxy is None:
             return function(*args, **kwargs)
-        return found[0].tracer.create_proxy("call_function", called, args, kwargs)
+        return proxy.tracer.create_proxy("call_function", called, args, kwargs)
 
     return called
+
+
+def first_proxy(structure: Any) -> fx.Proxy | None:
+    """What stands for a value in *structure*, if torch.fx traces; it knows who records."""
+    found: list[fx.Proxy] = []
+
+    def note(item: Any) -> Any:
+        if isinstance(item, fx.Proxy):
+            found.append(item)
+        return item
+
+    fx.node.map_aggregate(structure, note)
+    return found[0] if found else None
 
 
 def _table(target: Any) -> dict[Any, Rule]:

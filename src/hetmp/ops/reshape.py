@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hetmp.comm import Group
 from hetmp.errors import HetmpError
 from hetmp.ops.call import Call, Flow, Run, Shape
-from hetmp.ops.rule import Rule, States
+from hetmp.ops.rule import Rule, States, whole_of
 from hetmp.state import Sliced, State
 
 
@@ -126,11 +126,11 @@ class _LocalReshape(nn.Module):
         source, target = self._run.source, self._run.target
         layer = self._layer[0]
         call = self._run.call
-        stand_in = _whole(x, source)
+        stand_in = whole_of(x, source)
         whole = stand_in.shape
         if call.title in ("reshape_as", "view_as"):
             (*_, state), (like,) = self._run.flow.wants.values(), (*args, *kwargs.values())
-            args, kwargs = (_whole(like, state),), {}
+            args, kwargs = (whole_of(like, state),), {}
         shape = (layer(stand_in) if layer else call.invoke((stand_in, *args), kwargs)).shape
         if not isinstance(source, Sliced):
             return x.reshape(shape)
@@ -147,11 +147,3 @@ class _LocalReshape(nn.Module):
 
     def extra_repr(self) -> str:
         return self._run.call.title
-
-
-def _whole(share: Tensor, state: object) -> Tensor:
-    """The shape of the whole tensor of which this is a rank's share, as a tensor without data."""
-    shape = list(share.shape)
-    if isinstance(state, Sliced):
-        shape[state.axis] = state.layout.total
-    return torch.empty(shape, device="meta", dtype=share.dtype)

@@ -185,3 +185,11 @@ def cut_along(layer: nn.Module, names: Mapping[str, int], state: State) -> Cuts:
         for name, axis in names.items()
         if getattr(layer, name, None) is not None
     }
+
+
+def whole_of(share: Tensor, state: object) -> Tensor:
+    """The shape of the whole tensor of which this is a rank's share, as a tensor without data."""
+    shape = list(share.shape)
+    if isinstance(state, Sliced):
+        shape[state.axis] = state.layout.total
+    return torch.empty(shape, device="meta", dtype=share.dtype)

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from hetmp.comm import Group
-from hetmp.ops.call import Run
+from hetmp.ops.call import Call, Run
+from hetmp.ops.rule import Rule
 from hetmp.state import Sliced
 
 
-def holds_nothing(run: Run, group: Group) -> bool:
-    """Whether this rank has no index of the axis along which the first operand is cut."""
-    source = run.source
-    return isinstance(source, Sliced) and source.layout.counts[group.rank] == 0
+def with_zeros(x: Tensor, axis: int, width: int) -> Tensor:
+    """*x* with *width* indices more on an axis."""
+    shape = list(x.shape)
+    shape[axis] = width
+    return torch.cat([x, x.new_zeros(shape)], axis)
 
 
 class Spare(nn.Module):
@@ -40,9 +42,7 @@ class Spare(nn.Module):
         def filled(x: Any) -> Any:
             if not isinstance(x, Tensor):
                 return x
-            shape = list(x.shape)
-            shape[self._axis] = self._width
-            return torch.cat([x, x.new_zeros(shape)], self._axis)
+            return with_zeros(x, self._axis, self._width)
 
         given = self._compute[0](
             *map(filled, args), **{name: filled(arg) for name, arg in kwargs.items()}
@@ -54,3 +54,25 @@ class Spare(nn.Module):
     def extra_repr(self) -> str:
         compute = self._compute[0]
         return f"{getattr(compute, '__name__', type(compute).__name__)} of no channels"
+
+
+class Spared(Rule):
+    """Operations that run as a ``Spare`` on a rank that holds nothing of the first operand."""
+
+    def spare_width(self, call: Call) -> int | None:
+        """How many indices the operation wants at least; None if it runs without any."""
+        return 1
+
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        return _spare(self, run, group) or super().local(run, group, device)
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        return _spare(self, run, group) or super().function(run, group)
+
+
+def _spare(rule: Spared, run: Run, group: Group) -> Spare | None:
+    source, width = run.source, rule.spare_width(run.call)
+    if width is None or not isinstance(source, Sliced) or source.layout.counts[group.rank] > 0:
+        return None
+    compute: Any = run.call.target
+    return Spare(compute, source.axis, width)
