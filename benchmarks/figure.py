@@ -2,7 +2,7 @@
 
     python benchmarks/figure.py results.jsonl out.png
 
-Bars are medians, whiskers quartiles. Needs matplotlib: pip install -e '.[plots]'.
+Bars are medians, whiskers quartiles.
 """
 
 import argparse

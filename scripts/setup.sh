@@ -154,7 +154,7 @@ if [ "$mpi" = system ]; then
 else
     if [ "$previous" != wheel ]; then pip_remove mpi4py || :; fi
     say "installing hetmp and the $mpi wheel"
-    pip_install --editable ".[$mpi,test,dev]"
+    pip_install --editable ".[$mpi,test,docs,dev]"
     if [ ! -x "$venv/bin/mpirun" ]; then # went with the other wheel
         pip_install --force-reinstall --no-deps "$mpi"
     fi

@@ -47,7 +47,7 @@ def conda_bounds() -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "requirement",
-    [*project()["dependencies"], *requirements("test", "architectures", "dev", "mpich")],
+    [*project()["dependencies"], *requirements("test", "architectures", "docs", "dev", "mpich")],
 )
 def test_environment_yml_has_every_dependency_with_its_bound(requirement: str) -> None:
     name, bound = split(requirement)
