@@ -142,7 +142,7 @@ if [ "$mpi" = system ]; then
     say "installing hetmp, with mpi4py compiled by $mpicc (minutes the first time)"
     # A cached mpi4py may have been compiled for another MPI. Compiling takes long enough as it is.
     MPICC=$mpicc CFLAGS=${CFLAGS:--O1 -g0} \
-        pip_install --no-cache-dir --no-binary=mpi4py --editable '.[test,dev]'
+        pip_install --no-cache-dir --no-binary=mpi4py --editable '.[test,docs,dev]'
     for program in mpirun mpiexec; do
         # A script and not a link: Open MPI looks for its files beside the name it was called by.
         {
