@@ -9,7 +9,7 @@ from torch import nn
 from hetmp.channel_groups import plan_from_weights
 from hetmp.errors import HetmpError
 from hetmp.graph import read_graph
-from hetmp.plan import LayerPlan, Plan
+from hetmp.plan import LayerPlan, Plan, PredictedLayer
 
 
 def network() -> nn.Sequential:
@@ -50,7 +50,7 @@ def test_json_there_and_back(plan, tmp_path):
     assert Plan.load(str(path)) == plan
     document = json.loads(path.read_text())
     assert document["format"] == "hetmp-plan"
-    assert document["version"] == 1
+    assert document["version"] == 2
     assert document["layers"][1] == {
         "name": "1",
         "kind": "ConvTranspose2d",
@@ -59,6 +59,19 @@ def test_json_there_and_back(plan, tmp_path):
         "counts": [5, 2, 0],
         "pieces": [],
     }
+
+
+def test_a_file_of_the_first_version_is_read(plan, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(edited(plan, lambda d: (d.update(version=1), d.pop("predicted"))))
+    assert Plan.load(path).layers == plan.layers
+
+
+def test_a_changed_plan_has_no_prediction(plan):
+    layer = PredictedLayer(name="", compute=(0.1, 0.1, 0.1), exchange=0.0, idle=(0.0, 0.0, 0.0))
+    predicted = plan.model_copy(update={"predicted_seconds": 0.1, "predicted": (layer,)})
+    changed = predicted.with_layer("1", scheme="inputs")
+    assert changed.predicted_seconds is None and changed.predicted == ()
 
 
 def test_the_counts_of_pieces():
@@ -108,7 +121,7 @@ def edited(plan: Plan, edit) -> str:
     ("edit", "named"),
     [
         (lambda d: d.update(format="hetmp-profile"), "format: .*hetmp-plan"),
-        (lambda d: d.update(version=2), "version: .*1"),
+        (lambda d: d.update(version=3), "version: .*1 or 2"),
         (lambda d: d.update(ranks=0), "ranks: .*1"),
         (lambda d: d.update(ranks=4), "layer '0.0' has 3 counts, the plan is for 4 ranks"),
         (lambda d: d.update(rank=3), "rank: "),

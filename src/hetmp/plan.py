@@ -1,6 +1,6 @@
 """The plan: partitions and schemes for one model on one cluster, as a document.
 
-JSON: ``{"format": "hetmp-plan", "version": 1, "ranks": 3, "layers": [{"name": "features.0",
+JSON: ``{"format": "hetmp-plan", "version": 2, "ranks": 3, "layers": [{"name": "features.0",
 "kind": "Conv2d", "channels": 60, "scheme": "filters", "counts": [42, 15, 3], "pieces": []},
 ...]}``. A layer whose channels come in several pieces, each cut on its own, has the counts of
 each: ``"pieces": [[21, 8, 1], [21, 7, 2]]``. What ``hetmp plan`` adds: see ``docs/plan-format.md``.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
 
 from hetmp.documents import load, validated
 from hetmp.errors import HetmpError, unknown_name
@@ -59,13 +59,28 @@ class LayerPlan(BaseModel):
         return Layout(tuple(Piece(Partition(counts)) for counts in self.pieces or (self.counts,)))
 
 
+class PredictedLayer(BaseModel):
+    """What a layer, and the channel-wise work behind it, is predicted to take in a step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """The layer's path; empty for what comes before the first."""
+    compute: tuple[NonNegativeFloat, ...]
+    """Seconds of every rank that takes part, forward and backward."""
+    exchange: NonNegativeFloat
+    """Seconds of the exchanges in front of it."""
+    idle: tuple[NonNegativeFloat, ...]
+    """Seconds that every rank that takes part waits there for others."""
+
+
 class Plan(BaseModel):
     """Partitions and schemes for one model on a number of ranks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     format: Literal["hetmp-plan"] = "hetmp-plan"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     ranks: int = Field(ge=1)
     """How many ranks the plan is for."""
     layers: tuple[LayerPlan, ...]
@@ -78,6 +93,8 @@ class Plan(BaseModel):
     """Each rank's device that it was planned for; empty where it is for any."""
     predicted_seconds: float | None = None
     """Of a training step."""
+    predicted: tuple[PredictedLayer, ...] = ()
+    """Where a step's seconds go, layer by layer; empty where nothing was predicted."""
 
     @model_validator(mode="after")
     def _counts_are_per_rank(self) -> "Plan":
@@ -189,7 +206,8 @@ class Plan(BaseModel):
         if counts is not None:
             changed |= {"counts": tuple(counts), "pieces": ()}
         layers = [changed if layer.name == name else layer.model_dump() for layer in self.layers]
-        fields = self.model_dump() | {"layers": layers, "predicted_seconds": None}
+        nothing = {"predicted_seconds": None, "predicted": ()}
+        fields = self.model_dump() | {"layers": layers, **nothing}
         return validated(Plan, fields, "plan")
 
     def save(self, path: str | Path) -> None:

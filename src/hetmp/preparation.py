@@ -19,6 +19,7 @@ from hetmp.pace import check_slowdown
 from hetmp.placement import Place, gather_places, show_placement
 from hetmp.plan import Plan
 from hetmp.precision import autocast_of, casting, wire_of
+from hetmp.recording import resident
 from hetmp.sharing import Sharing, among_members, share_work
 from hetmp.slicing import SlicedModel, Tuning, slice_model
 from hetmp.steps import Steps
@@ -39,6 +40,7 @@ class Workplace:
         device, threads: of this rank.
         autocast: what this rank's convolutions are computed in, if not as the weights are.
         slowdown: of this rank, on purpose.
+        resident: bytes of memory that this rank had before the model was made.
         interruption: whether it was asked to end the run.
     """
 
@@ -48,6 +50,7 @@ class Workplace:
     threads: int
     autocast: torch.dtype | None
     slowdown: float
+    resident: int
     interruption: Interruption
 
 
@@ -120,7 +123,9 @@ def on_members(
                 config, partial(outline, config, dataset), example, group, device, _tuning(config)
             )
         slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
-        workplace = Workplace(told, places, device, threads, autocast, slowdown, interruption)
+        workplace = Workplace(
+            told, places, device, threads, autocast, slowdown, resident(), interruption
+        )
 
         def prepared(members: "MPI.Intracomm | None", plan: Plan | None) -> Any:
             return run(_prepare(config, workplace, dataset, sharing, members, plan))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hetmp.comm import AgreedError
+from hetmp.comm import AgreedFailure
 from hetmp.config import TrainConfig
 from hetmp.evaluation import count_correct
 from hetmp.optim import Averages, GradScaler, clip_grad_norm_, make_optimizer, make_schedule
@@ -102,24 +102,31 @@ class Steps:
         for some, their in zip(images.split(part_size), labels.split(part_size), strict=True):
             part, right = self._gradients(some, their, len(some) / len(images))
             loss, correct = loss + part, correct + right
+        self._phase("agreeing")
         if self._is_good(loss):
             self._skipped = 0
+            self._phase("optimizer")
             return Taken(loss, correct, skipped=not self._update())
         if not self._skips:
-            raise AgreedError(
+            raise AgreedFailure(
                 f"the loss is {loss} at step {self.schedule.last_epoch + 1} of {self._steps}: the "
                 f"first number that is not finite is in {self._culprit(images)}; lower --lr, use "
                 "--clip, or give --on-nan skip"
             )
         self._skipped += 1
         if self._skipped == MOST_SKIPPED:
-            raise AgreedError(
+            raise AgreedFailure(
                 f"{MOST_SKIPPED} steps in a row were skipped because loss or gradients were not "
                 f"finite, the last time in {self._culprit(images)}"
             )
         for buffer, kept in zip(self._model.buffers(), before, strict=True):
             buffer.copy_(kept)
         return Taken(loss, correct, skipped=True)
+
+    def _phase(self, name: str) -> None:
+        watch = self._model.hetmp.watch
+        if watch is not None:
+            watch.phase(name)
 
     def _culprit(self, images: Tensor) -> str:
         with self.casting():

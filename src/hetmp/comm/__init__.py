@@ -4,7 +4,8 @@ The only package that imports ``mpi4py.MPI``, and only when a group is first mad
 commands for login nodes never start MPI.
 """
 
-from hetmp.comm.group import AgreedError, Group
+from hetmp.comm.clocks import ClockOffset, clock_offset
+from hetmp.comm.group import AgreedError, AgreedFailure, Group
 from hetmp.comm.hosts import arranged, hosts, local_sharing, side_by_side
 from hetmp.comm.launch import check_world, launched, speaks_first
 from hetmp.comm.library import mpi_library, mpi_started, mpi_vendor, thread_level
@@ -13,12 +14,15 @@ from hetmp.comm.stand_ins import LoneGroup, RehearsalGroup
 
 __all__ = [
     "AgreedError",
+    "AgreedFailure",
+    "ClockOffset",
     "Group",
     "LoneGroup",
     "RehearsalGroup",
     "SharedMemory",
     "arranged",
     "check_world",
+    "clock_offset",
     "hosts",
     "launched",
     "local_sharing",

@@ -10,7 +10,14 @@ import numpy.typing as npt
 
 from hetmp.comm.library import mpi
 from hetmp.comm.shared_memory import SharedMemory
-from hetmp.errors import HetmpError, describe, report
+from hetmp.errors import (
+    BAD_INPUT,
+    FailedError,
+    HetmpError,
+    describe,
+    exit_code,
+    report,
+)
 from hetmp.pace import Pace
 
 if TYPE_CHECKING:
@@ -31,6 +38,10 @@ _cache_key: int | None = None
 
 class AgreedError(HetmpError):
     """An error that every rank of the group raises at the same point."""
+
+
+class AgreedFailure(AgreedError, FailedError):
+    """An agreed error that is no fault of what was told."""
 
 
 class Group:
@@ -101,12 +112,14 @@ class Group:
             yield
         except Exception as caught:
             error = caught
-        failed = self.allgather(np.array([error is not None], dtype=np.int8)).ravel()
+        code = exit_code(error) if error else 0
+        failed = self.allgather(np.array([code], dtype=np.int8)).ravel()
         if not failed.any():
             return
-        first = int(failed.argmax())
+        first = int(failed.nonzero()[0][0])
         text = self.broadcast_text(describe(error) if error else "", root=first)
-        raise AgreedError(text if failed.all() else f"rank {first}: {text}") from error
+        kind = AgreedError if failed[first] == BAD_INPUT else AgreedFailure
+        raise kind(text if failed.all() else f"rank {first}: {text}") from error
 
     def allgather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Every rank's *values* (equal shapes and dtypes), stacked in rank order. Collective."""
@@ -238,7 +251,7 @@ class Group:
         if self.all_fail():
             if self.is_root:
                 report(error)
-            raise SystemExit(1)
+            raise SystemExit(exit_code(error))
         report(error, prefix=f"rank {self.rank} failed while the others went on: ")
         time.sleep(LET_SPEAK_SECONDS)
         mpi().COMM_WORLD.Abort(1)

@@ -31,12 +31,21 @@ class Counter:
     ``bytes`` are those that this rank must receive from others: for a gather the other ranks'
     slices, for a reduce-scatter its own slice from each other rank, for an all-reduce
     ``2 (P - 1) / P`` of the tensor (Patarasuk and Yuan, 2009). ``seconds`` include packing and
-    waiting for slower ranks.
+    waiting for slower ranks. Where there is a ``log``, each move adds the two intervals in which
+    the rank was at it, to begin it and to wait for it, on ``time.perf_counter``'s clock.
     """
 
     calls: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    log: list[tuple[float, float]] | None = None
+
+    def spent(self, began: float) -> None:
+        """The rank was at a move since *began*."""
+        ended = time.perf_counter()
+        self.seconds += ended - began
+        if self.log is not None:
+            self.log.append((began, ended))
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Move:
     def __init__(self, counter: Counter, began: float, finish: Finish, pace: Pace) -> None:
         self._counter, self._finish, self._pace = counter, finish, pace
         counter.calls += 1
-        counter.seconds += time.perf_counter() - began
+        counter.spent(began)
         pace.resume()
 
     def wait(self) -> Tensor:
@@ -77,7 +86,7 @@ class Move:
         self._pace.worked()
         began = time.perf_counter()
         arrived = self._finish()
-        self._counter.seconds += time.perf_counter() - began
+        self._counter.spent(began)
         self._pace.resume()
         return arrived
 

@@ -12,7 +12,7 @@ from hetmp.errors import HetmpError
 from hetmp.graph import ModelGraph, fingerprint
 from hetmp.ops import Scheme
 from hetmp.partition import Partition, apportion
-from hetmp.plan import Plan
+from hetmp.plan import Plan, PredictedLayer
 from hetmp.planner.counts import balanced, on_grid
 from hetmp.planner.groups import group_times, group_works
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
@@ -133,6 +133,7 @@ class _Planner:
                 "fingerprint": fingerprint(self.graph),
                 "devices": tuple(device.title for device in self.profile.devices),
                 "predicted_seconds": best.prediction.seconds,
+                "predicted": _predicted(best.prediction),
             }
         )
         return Planned(
@@ -334,6 +335,18 @@ class _Planner:
         return [place[id(device)] for device in devices]
 
 
+def _predicted(prediction: Prediction) -> tuple[PredictedLayer, ...]:
+    return tuple(
+        PredictedLayer(
+            name=layer.name,
+            compute=layer.compute.tolist(),
+            exchange=layer.exchange,
+            idle=layer.idle.tolist(),
+        )
+        for layer in prediction.layers.values()
+    )
+
+
 def summary(planned: Planned) -> str:
     """What is predicted, as JSON."""
     plan, prediction = planned.plan, planned.prediction
@@ -344,15 +357,6 @@ def summary(planned: Planned) -> str:
         "left_out": {str(rank): why for rank, why in planned.left_out.items()},
         "bytes_received": prediction.received,
         "memory": dict(zip(map(str, plan.members), prediction.memory.tolist(), strict=True)),
-        "layers": [
-            {
-                "name": layer.name,
-                "compute": layer.compute.tolist(),
-                "exchange": layer.exchange,
-                "idle": layer.idle.tolist(),
-            }
-            for layer in prediction.layers.values()
-        ],
     }
     return json.dumps(told, indent=1)
 

@@ -14,7 +14,7 @@ from hetmp.graph import ModelGraph
 from hetmp.planner.tables import BACKWARD, FORWARD, PARAMETERS, SAVED, Array, Links, Tables
 from hetmp.profiling import OPTIMIZER, THOUSANDTHS, step_work
 from hetmp.schedule import BiasStep, CallStep, ExchangeStep, Program, Schedule, takers
-from hetmp.slicing import Table
+from hetmp.slicing import Table, owners
 from hetmp.state import Sliced, State
 
 
@@ -101,7 +101,7 @@ def predict(
     """
     program = schedule.training
     clock = _Clock(tables)
-    owner = _owners(program)
+    owner = owners(program)
     costs = {step.name: _cost(tables, step) for step in program.steps if isinstance(step, CallStep)}
     received = 0.0
     for step in program.steps:
@@ -187,23 +187,6 @@ def _largest(state: State) -> float:
     if not isinstance(state, Sliced) or state.layout.total == 0:
         return 0.0
     return max(state.layout.counts) / state.layout.total
-
-
-def _owners(program: Program) -> dict[str, str]:
-    """Which mixing layer a step belongs to: the last one before it, an exchange to the next."""
-    owners: dict[str, str] = {}
-    last, waiting = "", []
-    for step in program.steps:
-        if isinstance(step, ExchangeStep):
-            waiting.append(step.name)
-            continue
-        if isinstance(step, CallStep) and step.node.rule.mixes:
-            last = step.node.path
-        owners[step.name] = last
-        owners.update(dict.fromkeys(waiting, last))
-        waiting = []
-    owners.update(dict.fromkeys(waiting, last))
-    return owners
 
 
 def _needing_gradients(graph: ModelGraph, program: Program) -> set[str]:

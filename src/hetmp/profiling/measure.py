@@ -28,8 +28,8 @@ from hetmp.partition import Partition
 from hetmp.plan import Plan
 from hetmp.profiling.machine import quota_period
 from hetmp.profiling.profile import OPTIMIZER, THOUSANDTHS, WorkTimes
-from hetmp.profiling.stopwatch import OTHER, StepTimes, Stopwatch
 from hetmp.profiling.work import Kind, step_work
+from hetmp.recording import StepTimes, Stopwatch
 from hetmp.schedule import CallStep, ExchangeStep, Program
 from hetmp.slicing import SlicedModel, Tuning
 from hetmp.slicing.rehearsal import rehearsal_model
@@ -198,12 +198,12 @@ class ShareMeter:
         self, model: SlicedModel, optimizer: torch.optim.Optimizer, watch: Stopwatch
     ) -> dict[str, StepTimes]:
         watch.reset()
-        watch.mark("", OTHER)
+        watch.phase("")
         optimizer.zero_grad()
         _loss(model(*self.args, **self.kwargs)).backward()
-        watch.mark(OPTIMIZER, OTHER)
+        watch.phase(OPTIMIZER)
         optimizer.step()
-        watch.mark("", OTHER)
+        watch.phase("")
         return watch.times()
 
     def _keep(self, program: Program, runs: list[dict[str, StepTimes]], held: int) -> float:

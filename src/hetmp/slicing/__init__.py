@@ -3,6 +3,7 @@
 from hetmp.slicing.build import slice_model, sliced_parameters
 from hetmp.slicing.merge import merge_model, merged_tensors
 from hetmp.slicing.model import SlicedModel
+from hetmp.slicing.owners import owners
 from hetmp.slicing.table import Entry, Table, make_table, tensors_of
 from hetmp.slicing.tuning import PLAIN, Tuning
 
@@ -15,6 +16,7 @@ __all__ = [
     "make_table",
     "merge_model",
     "merged_tensors",
+    "owners",
     "slice_model",
     "sliced_parameters",
     "tensors_of",

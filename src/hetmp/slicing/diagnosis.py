@@ -33,6 +33,8 @@ class _Look:
     def parameters(self, step: CallStep) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def phase(self, name: str) -> None: ...
+
 
 def first_not_finite(model: SlicedModel, *inputs: Tensor) -> str:
     """What gives the first number that is not finite, in words, the same on every rank.

@@ -12,6 +12,9 @@ class Watch(Protocol):
     def began(self) -> None:
         """The first step of a forward pass begins."""
 
+    def phase(self, name: str) -> None:
+        """What follows belongs to no step of the program."""
+
     def made(self, step: Step, value: Any) -> None:
         """A step of the forward pass has given *value*, to whose tensors hooks may be added."""
 

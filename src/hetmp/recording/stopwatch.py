@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hetmp.schedule import CallStep, ExchangeStep, Step
 
-OTHER = "other"
+PHASE = "phase"
 """The part of a mark for what is no step of the program."""
 
 
@@ -32,7 +32,7 @@ class StepTimes:
 
 
 @dataclass(frozen=True)
-class _Mark:
+class Mark:
     """Something happened: what is timed from here on, as (name of the step, part)."""
 
     name: str
@@ -50,7 +50,7 @@ class Stopwatch:
     """
 
     device: torch.device
-    marks: list[_Mark] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
     saved: dict[str, int] = field(default_factory=dict)
     _pending: dict[Any, int] = field(default_factory=dict)
     _seen: set[Any] = field(default_factory=set)
@@ -62,7 +62,11 @@ class Stopwatch:
         """From here on, time belongs to a part of a step."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.marks.append(_Mark(name, part, time.perf_counter(), time.thread_time()))
+        self.marks.append(Mark(name, part, time.perf_counter(), time.thread_time()))
+
+    def phase(self, name: str) -> None:
+        """From here on, time belongs to no step of the program."""
+        self.mark(name, PHASE)
 
     def began(self) -> None:
         """The first step of the forward pass begins."""
@@ -120,7 +124,7 @@ class Stopwatch:
         for mark, following in zip(self.marks, self.marks[1:], strict=False):
             took = following.wall - mark.wall, following.cpu - mark.cpu
             name, part = mark.name, mark.part
-            if part == OTHER:
+            if part == PHASE:
                 part = "forward"
             elif part in ("began", "made"):
                 name, part = (following.name if following.part == "made" else ""), "forward"

@@ -1,0 +1,86 @@
+"""``hetmp trace``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hetmp.cli.options import check_folder
+from hetmp.cli.train import CONFIG_FILE, field_option, told_config
+from hetmp.comm import Group
+
+RECORDED, SKIPPED, FILE = "recorded", "skipped", "file"
+
+LEFT_OUT = (
+    "epochs", "steps", "out", "metrics", "checkpoint_every", "keep", "keep_every", "save_behind",
+    "on_save_error", "stop_signal", "resume", "watch", "view",
+)  # fmt: skip
+"""Settings of a run that a trace has no use for: it takes a few steps and keeps nothing of them."""
+
+
+def _trace(**values: Any) -> None:
+    from rich.console import Console
+
+    from hetmp.trace import trace
+    from hetmp.trace.show import render_trace
+
+    group = Group()
+    path = Path(values.pop(FILE))
+    recorded, skipped = values.pop(RECORDED), values.pop(SKIPPED)
+    with group.together():
+        if group.is_root:
+            check_folder(str(path))
+        config, note = told_config(values, out=None)
+    if note:
+        group.say(note)
+    with group.failing():
+        traced = trace(config, path, steps=recorded, skip=skipped)
+    if group.is_root and not config.quiet:
+        Console().print(render_trace(traced, path, recorded))
+
+
+def trace_command() -> click.Command:
+    """``hetmp trace``, with the flags of a run's configuration that make sense here."""
+    from hetmp.config import TrainConfig
+
+    options: list[click.Parameter] = [
+        click.Option(
+            ["--config", CONFIG_FILE],
+            metavar="FILE",
+            help="The run in a file (TOML), such as the config.toml of an older one; flags win.",
+        ),
+        click.Option(
+            ["--steps", RECORDED],
+            type=click.IntRange(min=1),
+            default=3,
+            show_default=True,
+            help="How many steps are recorded.",
+        ),
+        click.Option(
+            ["--skip", SKIPPED],
+            type=click.IntRange(min=0),
+            default=2,
+            show_default=True,
+            help="How many steps are taken before: the first ones allocate memory.",
+        ),
+        click.Option(
+            ["--out", FILE],
+            type=click.Path(dir_okay=False),
+            default="trace.json",
+            show_default=True,
+            help="File to write; compressed where its name ends in .gz.",
+        ),
+        *(field_option(name) for name in TrainConfig.model_fields if name not in LEFT_OUT),
+    ]
+    text = """Record a few steps on all ranks, on one clock, for Perfetto.
+
+    Writes what every rank does and when: forward, backward, each exchange with its bytes and
+    partners, and waiting, in the Chrome trace format. Open it at ui.perfetto.dev, which reads it
+    in the browser and uploads nothing, or at chrome://tracing. Nothing of the run is kept.
+
+    \b
+    Examples:
+      mpirun -n 3 hetmp trace --model digits --data digits --weights 70,25,5
+      mpirun -n 3 hetmp trace --config runs/first/config.toml --out first.json.gz
+    """
+    return click.Command("trace", params=options, callback=_trace, help=text)
