@@ -5,11 +5,13 @@ from typing import Any
 
 import click
 
-from hetmp.cli.options import check_folder
-from hetmp.cli.train import CONFIG_FILE, field_option, told_config
+from hetmp.cli.command import Command, Option
+from hetmp.cli.fields import field_option
+from hetmp.cli.options import FILE, check_folder
+from hetmp.cli.train import config_option, told_config
 from hetmp.comm import Group
 
-RECORDED, SKIPPED, FILE = "recorded", "skipped", "file"
+RECORDED, SKIPPED, TARGET = "recorded", "skipped", "target"
 
 LEFT_OUT = (
     "epochs", "steps", "out", "metrics", "checkpoint_every", "keep", "keep_every", "save_behind",
@@ -21,66 +23,71 @@ LEFT_OUT = (
 def _trace(**values: Any) -> None:
     from rich.console import Console
 
+    from hetmp.progress import silent
     from hetmp.trace import trace
     from hetmp.trace.show import render_trace
 
     group = Group()
-    path = Path(values.pop(FILE))
+    path = Path(values.pop(TARGET))
     recorded, skipped = values.pop(RECORDED), values.pop(SKIPPED)
     with group.together():
         if group.is_root:
             check_folder(str(path))
-        config, note = told_config(values, out=None)
-    if note:
-        group.say(note)
-    with group.failing():
-        traced = trace(config, path, steps=recorded, skip=skipped)
-    if group.is_root and not config.quiet:
-        Console().print(render_trace(traced, path, recorded))
+        config, note = told_config(values)
+    with silent(config.quiet):
+        if note:
+            group.say(note)
+        with group.failing():
+            traced = trace(config, path, steps=recorded, skip=skipped)
+        if group.is_root:
+            Console().print(render_trace(traced, path, recorded))
 
 
 def trace_command() -> click.Command:
     """``hetmp trace``, with the flags of a run's configuration that make sense here."""
     from hetmp.config import TrainConfig
 
+    own = "The trace"
     options: list[click.Parameter] = [
-        click.Option(
-            ["--config", CONFIG_FILE],
-            metavar="FILE",
-            help="The run in a file (TOML), such as the config.toml of an older one; flags win.",
-        ),
-        click.Option(
+        config_option(),
+        Option(
             ["--steps", RECORDED],
             type=click.IntRange(min=1),
+            metavar="N",
             default=3,
             show_default=True,
+            heading=own,
             help="How many steps are recorded.",
         ),
-        click.Option(
+        Option(
             ["--skip", SKIPPED],
             type=click.IntRange(min=0),
+            metavar="N",
             default=2,
             show_default=True,
+            heading=own,
             help="How many steps are taken before: the first ones allocate memory.",
         ),
-        click.Option(
-            ["--out", FILE],
-            type=click.Path(dir_okay=False),
+        Option(
+            ["--out", TARGET],
+            type=FILE,
+            metavar="FILE",
             default="trace.json",
             show_default=True,
+            heading=own,
             help="File to write; compressed where its name ends in .gz.",
         ),
         *(field_option(name) for name in TrainConfig.model_fields if name not in LEFT_OUT),
     ]
-    text = """Record a few steps on all ranks, on one clock, for Perfetto.
+    text = """Record a few steps on all ranks, on one clock.
 
-    Writes what every rank does and when: forward, backward, each exchange with its bytes and
-    partners, and waiting, in the Chrome trace format. Open it at ui.perfetto.dev, which reads it
-    in the browser and uploads nothing, or at chrome://tracing. Nothing of the run is kept.
+    Writes what every rank does and when, in the Chrome trace format: forward, backward, each
+    exchange with its bytes and partners, and waiting. Open the file at ui.perfetto.dev, which
+    reads it in the browser and uploads nothing. Nothing of the run is kept.
 
     \b
     Examples:
       mpirun -n 3 hetmp trace --model digits --data digits --weights 70,25,5
       mpirun -n 3 hetmp trace --config runs/first/config.toml --out first.json.gz
     """
-    return click.Command("trace", params=options, callback=_trace, help=text)
+    return Command("trace", params=options, callback=_trace, help=text)

@@ -13,8 +13,10 @@ from hetmp.recording.stopwatch import PHASE, Mark, Stopwatch
 from hetmp.schedule import BiasStep, CallStep, ExchangeStep, Step
 from hetmp.slicing import SlicedModel, owners
 
-PHASES = ("loss", "agreeing", "optimizer")
-"""What there is besides operations: loss and what is around it, agreeing on it, the optimizer."""
+START, LOSS = "start", "loss"
+PHASES = (START, LOSS, "agreeing", "optimizer")
+"""What there is besides operations: before the forward pass, between it and the backward pass,
+agreeing on whether all went well, and the optimizer."""
 
 INPUTS, PARAMETERS = "(inputs)", "(parameters)"
 """The exchanges at the entry, which sum the gradients of what every rank holds alike."""
@@ -127,7 +129,7 @@ class Recorder:
         for place in self.places:
             place.counter.log = []
         try:
-            watch.phase(PHASES[0])
+            watch.phase(START)
             with watch.memory(self._model) if memory else nullcontext():
                 yield
             watch.phase("")
@@ -170,7 +172,7 @@ class Recorder:
             if part in ("began", "made"):
                 # A forward pass runs from mark to mark; behind its last comes the loss.
                 name, part = (
-                    (following.name, "forward") if following.part == "made" else (PHASES[0], PHASE)
+                    (following.name, "forward") if following.part == "made" else (LOSS, PHASE)
                 )
             done.append(Done(name, part, self._owner.get(name, ""), mark.wall, following.wall))
         return tuple(done)

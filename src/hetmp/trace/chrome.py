@@ -19,6 +19,11 @@ LEAST_WAITING = 1e-6
 """Seconds below which waiting is not shown: it is below what clocks are compared to."""
 
 
+GRAIN = 0.125
+"""Microseconds that times are rounded to: whole nanoseconds, and sums of them are exact, so that
+no slice ends after the one that it lies in."""
+
+
 class Arrivals:
     """When every rank came to every exchange of a step."""
 
@@ -137,10 +142,13 @@ class _Writer:
             "tid": track,
             "name": name,
             "cat": kind,
-            "ts": round(1e6 * (began - self._zero), 3),
-            "dur": round(1e6 * (ended - began), 3),
+            "ts": self._microseconds(began),
+            "dur": self._microseconds(ended) - self._microseconds(began),
             "args": args,
         }
+
+    def _microseconds(self, seconds: float) -> float:
+        return round(1e6 * (seconds - self._zero) / GRAIN) * GRAIN
 
 
 def _phase(one: Any) -> str:
