@@ -43,7 +43,7 @@ demo: setup
 test: lint
 	@grep -qsxF "CMAKE_HOME_DIRECTORY:INTERNAL=$$(pwd -P)" build/CMakeCache.txt || rm -rf build
 	@cmake -S . -B build >/dev/null
-	ctest --test-dir build --output-on-failure
+	ctest --test-dir build --parallel 2 --output-on-failure
 	@echo
 	@echo "make test: lint is clean and every test passed. Next: CONTRIBUTING.md says how to run"
 	@echo "one test, or see the program work: make demo"

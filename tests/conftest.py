@@ -35,6 +35,9 @@ of ranks, the parts of them are tested for on more."""
 ODD = (1, 3, 5)
 """Tables of operators are compared on so many ranks: others would hardly tell anything more."""
 
+PART = os.environ.get("HETMP_TEST_PART", "1/1")
+"""Which part of the test files this run has, of how many: 1/2 and 2/2 are all of them."""
+
 LOGS = Path(__file__).resolve().parents[1] / "build" / "mpi-logs"
 """Where the output of ranks above 0 goes."""
 
@@ -70,6 +73,15 @@ def _settle_hypothesis(same_on_all_ranks: bool) -> None:
         else:
             settings.register_profile("hetmp", deadline=None)
         settings.load_profile("hetmp")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out the files of other parts."""
+    part, parts = map(int, PART.split("/"))
+    if parts > 1 and collection_path.match("test_*.py"):
+        files = sorted(Path(__file__).parent.glob("test_*.py"))
+        return files.index(collection_path) % parts != part - 1 or None
+    return None
 
 
 @pytest.fixture(scope="session")

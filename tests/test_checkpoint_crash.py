@@ -30,19 +30,16 @@ def started(out: Path, *more: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def ranks_of(run: subprocess.Popen) -> list[int]:
-    """The processes of the job's ranks."""
+def ranks_of(out: Path) -> list[int]:
+    """The processes of the ranks whose run writes to *out*."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                same = os.getsid(int(entry.name)) == run.pid or "hetmp.cli" in (
-                    (entry / "cmdline").read_text()
-                )
                 command = (entry / "cmdline").read_text().split("\0")
             except OSError:
                 continue
-            if same and "hetmp.cli" in command and "python" in command[0]:
+            if "hetmp.cli" in command and "python" in command[0] and str(out) in command:
                 found.append(int(entry.name))
     return found
 
@@ -66,7 +63,7 @@ def test_killed_while_saving_a_sound_checkpoint_is_there(tmp_path, behind):
         while newest(out) <= reached and time.monotonic() < deadline and run.poll() is None:
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.15))
-        ranks = ranks_of(run)
+        ranks = ranks_of(out)
         chosen = [chance.choice(ranks)] if ranks and chance.random() < 0.5 else ranks
         for pid in chosen:
             kill(pid)
