@@ -3,6 +3,7 @@
 Jobs on a real Slurm are in test_jobs.py.
 """
 
+import io
 import itertools
 import json
 import os
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
+from rich.progress import Progress
 
 from fake_slurm import FakeSlurm
 from hetmp.cli.submit import submit as submit_command
@@ -21,6 +24,7 @@ from hetmp.errors import HetmpError
 from hetmp.slurm import called, chosen_mpi_type, commands, fitting, offered_mpi_types
 from hetmp.submit import TEMPLATES, Component, Submitted, follow, make_job, render, submit
 from hetmp.submit.follow import Records, job_state
+from hetmp.submit.follow import _show as show
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.defpath}")
@@ -253,8 +257,8 @@ def test_what_a_shell_would_read_otherwise_is_refused(field, value):
         (["trian"], "unknown job template 'trian': did you mean 'train'?"),
         (["train", "--component", "node=2"], "unknown component setting 'node': did you mean 'no"),
         (["train", "--component", "nodes"], "'nodes' is not name=value"),
-        (["train", "--component", "nodes=two"], "nodes: Value error, 'two' is no number of nodes"),
-        (["train", "--component", "mem=1 G"], "component 'mem=1 G': mem: Value error, '1 G' "),
+        (["train", "--component", "nodes=two"], "nodes: 'two' is no number of nodes"),
+        (["train", "--component", "mem=1 G"], "component 'mem=1 G': mem: '1 G' "),
         (["train", "--nodes", "4-1"], "'4-1' is no number of nodes such as 2, and no range"),
         (["train", "--nodes", "0"], "'0' is no number of nodes"),
         (["train", "--nodes", "1-2", "--tasks-per-node", "2"], "say one number of nodes, or 1 t"),
@@ -353,7 +357,7 @@ def test_what_follows_the_dashes_is_arguments_where_the_file_says_which_job(job_
         ('template = "trian"', "unknown job template 'trian': did you mean 'train'?"),
         ("template = 3", "unknown job template '3'"),
         ("[[components]]\nnode = 2", "job.toml: components.0.node: Extra inputs are not permitted"),
-        ("[[components]]\nmem = 'a b'", "components.0.mem: Value error, 'a b' cannot stand in"),
+        ("[[components]]\nmem = 'a b'", "components.0.mem: 'a b' cannot stand in"),
         ("components = []", "job.toml: components: Tuple should have at least 1 item"),
         ("arguments = '--model digits'", "job.toml: arguments: Input should be a valid tuple"),
         ("time = ", "job.toml cannot be read: "),
@@ -559,3 +563,14 @@ def test_a_run_that_began_anew_is_told_from_its_start(metrics):
     assert list(records.new()) == []
     metrics.write_text(lines(run_record(0, steps=5), step(0)))
     assert list(records.new()) == [run_record(0, steps=5), step(0)]
+
+
+def test_a_loss_that_is_no_number_is_shown_while_a_job_is_followed():
+    console = Console(file=io.StringIO(), width=100)
+    with Progress(console=console, disable=True) as progress:
+        bar = progress.add_task("")
+        told = {"step": 23, "epoch": 0, "loss": None, "accuracy": 0.5}
+        show(told | {"kind": "step"}, progress, bar)
+        assert progress.tasks[bar].description == "loss nan"
+        show(told | {"kind": "evaluation"}, progress, bar)
+    assert "epoch   1  step    23  test 50.00 %, loss nan" in console.file.getvalue()

@@ -131,7 +131,9 @@ def test_float32_curves_of_a_network_with_kinks_agree_in_norm(tmp_path):
 def test_records_say_where_every_ranks_seconds_went(tmp_path):
     size = world().size
     _, _, records = run(tmp_path, uneven(size), steps=3)
-    assert [r["kind"] for r in records] == ["run", "step", "step", "step", "evaluation", "end"]
+    assert [r["kind"] for r in records] == [
+        "run", "step", "step", "step", "layers", "memory", "evaluation", "end"
+    ]  # fmt: skip
     assert records[0]["ranks"] == size
     assert records[0]["config"]["model"] == "digits"
     for record in records[1:4]:

@@ -1,6 +1,7 @@
 """A training run, top to bottom: epochs, steps, evaluation, what is kept."""
 
 import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,10 @@ from hetmp.checkpoint import Cadence, Folder, Keeping, Position, RunCheckpoints
 from hetmp.comm import AgreedError, Group
 from hetmp.config import MOVABLE, TrainConfig
 from hetmp.evaluation import evaluate
-from hetmp.metrics import MetricsFile, StepClock
+from hetmp.metrics import Metrics, StepClock, check_formats
 from hetmp.preparation import Prepared, on_members
-from hetmp.progress import Progress
+from hetmp.progress import About, Progress, silent
+from hetmp.recording import FirstSteps
 from hetmp.run_record import headline, keep_settings, run_record
 from hetmp.slicing.same_batch import SameBatch
 from hetmp.trained import EVALUATION_BATCH
@@ -54,7 +56,10 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
         HetmpError: bad input, on every rank at once.
     """
     waiting = Result(0, math.nan, math.nan)
-    result, first_member, group = on_members(config, comm, _train, waiting)
+    with silent(config.quiet):
+        with Group(comm).together():
+            check_formats(config.metrics)
+        result, first_member, group = on_members(config, comm, _train, waiting)
     return Result.from_rank(first_member, result, group)
 
 
@@ -75,10 +80,11 @@ def _train(ready: Prepared) -> Result:
     if config.resume is not None:
         position, resumed = checkpoints.resume(config.resume, config.out)
     labels_alike = SameBatch(group)
-    path = config.out / "metrics.jsonl" if config.out else None
+    title, held = f"{config.model} on {config.data}", model.hetmp.plan.held
+    shown = About(title, held, steps, per_epoch, position.step)
     with (
-        MetricsFile(group, path, after=position.step) as metrics,
-        Progress(group, steps, position.step) as progress,
+        Metrics(group, config.out, config.metrics, after=position.step) as metrics,
+        Progress(group, shown, config.view, config.quiet) as progress,
     ):
         about = run_record(config, model, ready.plan, workplace.places, workplace.threads)
         metrics.write("run", **about, steps=steps, resumed=position.step)
@@ -86,6 +92,8 @@ def _train(ready: Prepared) -> Result:
         lines = [ready.sharing.told, headline(config, model, ready.dataset, steps), resumed]
         progress.begin("\n".join(filter(None, lines)))
         clock, stopping = StepClock(model), False
+        left = steps - position.step
+        first = FirstSteps(model, config.watch, left, workplace.device, workplace.resident)
         epochs = config.total_epochs(per_epoch) if position.step < steps else 0
         for epoch in range(position.epoch, epochs):
             model.train()
@@ -101,11 +109,13 @@ def _train(ready: Prepared) -> Result:
                 clock.start()
                 rate = stepping.optimizer.param_groups[0]["lr"]
                 try:
-                    taken = stepping.take(images, labels)
+                    with first.step():
+                        taken = stepping.take(images, labels)
+                    reading, waited = feed.waited - waited, feed.waited
+                    asked = workplace.interruption.asked
+                    seconds, stopping = clock.stop(asked, reading, metrics.error)
                 except AgreedError as error:
-                    raise AgreedError(f"{error}{checkpoints.last_good()}") from error
-                reading, waited = feed.waited - waited, feed.waited
-                seconds, stopping = clock.stop(workplace.interruption.asked, reading)
+                    raise type(error)(f"{error}{checkpoints.last_good()}") from error
                 record = {
                     "loss": taken.loss,
                     "accuracy": taken.correct / labels.numel(),
@@ -113,24 +123,30 @@ def _train(ready: Prepared) -> Result:
                 }
                 metrics.write(
                     "step", step=position.step, epoch=epoch, **record, seconds=seconds,
-                    **({"skipped": True} if taken.skipped else {}),
+                    images=len(labels), **({"skipped": True} if taken.skipped else {}),
                 )  # fmt: skip
                 stepping.schedule.step()
                 position.took(record, per_epoch)
+                found = first.found(stepping.optimizer, position.step, len(labels))
+                for kind, about in found.items():
+                    metrics.write(kind, **about)
                 stopping = stopping and position.step < steps
-                progress.step(position.step, epoch, taken.loss, len(labels))
+                told = taken.loss, record["accuracy"], len(labels), seconds
+                progress.step(position.step, epoch, *told)
                 if position.step == steps or (stopping and position.batch):
                     break
                 if position.batch:  # at the end of an epoch it is evaluated first
                     progress.note(checkpoints.passed(position))
             if stopping and position.batch:
                 break
+            began = time.perf_counter()
             with stepping.evaluated(), stepping.casting():
                 test_loss, accuracy = evaluate(model, ready.test_feed, EVALUATION_BATCH)
             record = {"step": position.step, "loss": test_loss, "accuracy": accuracy}
-            metrics.write("evaluation", epoch=epoch, **record)
+            evaluating = time.perf_counter() - began
+            metrics.write("evaluation", epoch=epoch, **record, seconds=round(evaluating, 6))
             position.evaluated(record)
-            progress.evaluated(epoch, accuracy)
+            progress.evaluated(accuracy, evaluating)
             if position.step < steps:
                 progress.note(checkpoints.passed(position, epoch_ended=True))
             if stopping:
@@ -145,6 +161,7 @@ def _train(ready: Prepared) -> Result:
             metrics.write("stopped", steps=result.steps, loss=result.loss)
         else:
             metrics.write("end", steps=result.steps, loss=result.loss, accuracy=result.accuracy)
+        metrics.finish()
     if config.out and not stopping:
         with stepping.evaluated():
             checkpoints.save_network(config.out / "model.h5", position.step)

@@ -1,6 +1,7 @@
 """Watching a job from the login node: its state, and what its run records."""
 
 import json
+import math
 import os
 import re
 import time
@@ -148,12 +149,17 @@ def _show(record: dict[str, Any], progress: Progress, bar: Any) -> None:
             highlight=False,
         )
     elif record["kind"] == "step":
-        progress.update(bar, completed=record["step"] + 1, description=f"loss {record['loss']:.4f}")
+        progress.update(bar, completed=record["step"] + 1, description=_loss(record))
     elif record["kind"] == "evaluation":
         say(
             f"epoch {record['epoch'] + 1:3}  step {record['step']:5}  "
-            f"test {100 * record['accuracy']:5.2f} %, loss {record['loss']:.4f}",
+            f"test {100 * record['accuracy']:5.2f} %, {_loss(record)}",
             highlight=False,
         )
     elif record["kind"] == "stopped":
         say(f"stopped after step {record['steps']}, before the time is up", highlight=False)
+
+
+def _loss(record: dict[str, Any]) -> str:
+    told = record["loss"]  # null where it is not finite
+    return f"loss {math.nan if told is None else told:.4f}"

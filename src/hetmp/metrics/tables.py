@@ -1,0 +1,61 @@
+"""A run's steps and evaluations as CSV, for spreadsheets and pandas."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hetmp.metrics.clock import KINDS
+from hetmp.metrics.records import read_records
+
+STEP = ("step", "epoch", "loss", "accuracy", "lr", "images", "time", "skipped")
+EVALUATION = ("step", "epoch", "loss", "accuracy", "time", "seconds")
+"""The columns, which are the fields of the records; steps also have one per kind and rank."""
+
+
+class Tables:
+    """Rank 0's ``steps.csv`` and ``evaluations.csv``, made anew from what ``metrics.jsonl`` has.
+
+    A cell is empty where a record does not say, or where a number is not finite.
+
+    Args:
+        ranks: of the part of the run that begins; an older one may have had more.
+    """
+
+    def __init__(self, folder: Path, ranks: int) -> None:
+        told = folder / "metrics.jsonl"
+        before = (record["ranks"] for record in read_records(told) if record["kind"] == "run")
+        self._ranks = max(ranks, *before, 0)
+        seconds = [f"{kind}_{rank}" for kind in KINDS for rank in range(self._ranks)]
+        headings = {"steps": [*STEP, *seconds], "evaluations": EVALUATION}
+        beside = {name: folder / f".{name}.csv.part" for name in headings}
+        files = {name: path.open("w", newline="") for name, path in beside.items()}
+        self._writers = {name: csv.writer(file) for name, file in files.items()}
+        for name, heading in headings.items():
+            self._writers[name].writerow(heading)
+        for record in read_records(told):
+            self.write(record)
+        self._files = {}
+        for name, file in files.items():
+            file.close()
+            path = folder / f"{name}.csv"
+            beside[name].replace(path)
+            self._files[name] = path.open("a", newline="", buffering=1)
+            self._writers[name] = csv.writer(self._files[name])
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add a row, if the record is of a step or an evaluation."""
+        if record["kind"] == "step":
+            row = [record.get(name) for name in STEP]
+            row[-1] = int(bool(row[-1]))
+            for kind in KINDS:
+                told: Sequence[float] = record["seconds"].get(kind, ())
+                row += [*told, *[None] * (self._ranks - len(told))]
+            self._writers["steps"].writerow(row)
+        elif record["kind"] == "evaluation":
+            self._writers["evaluations"].writerow([record.get(name) for name in EVALUATION])
+
+    def close(self) -> None:
+        """No row comes any more."""
+        for file in self._files.values():
+            file.close()
