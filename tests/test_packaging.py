@@ -39,11 +39,12 @@ def test_wheel_is_pure_python_of_the_version_in_the_source(wheel: Path) -> None:
 
 def test_wheel_has_every_module_and_template(wheel: Path) -> None:
     package = ROOT / "src"
-    files = [*package.rglob("hetmp/**/*.py"), *package.rglob("hetmp/submit/templates/*.j2")]
+    files = [*package.rglob("hetmp/**/*.py"), *package.rglob("hetmp/*/templates/*.*")]
     expected = {path.relative_to(package).as_posix() for path in files}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert "hetmp/submit/templates/train.sbatch.j2" in expected
+    assert "hetmp/report/templates/report.html.j2" in expected
     assert expected <= names
     assert not [name for name in names if name.startswith("tests/")]
 

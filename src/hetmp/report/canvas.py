@@ -1,0 +1,248 @@
+"""How the pictures look, and how one is drawn: as SVG for the page and as PNG for a file.
+
+Text, axes and grid are drawn in ``INK``, which the page replaces by the colour of its text, so
+that a picture follows a light or dark page. Series have the colours of Okabe and Ito, which people
+who confuse colours can tell apart, and a pattern each.
+"""
+
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#010203"
+"""Of text and axes: black in a PNG, the page's own colour there."""
+
+WIDTH = 8.9
+"""Inches; a figure is drawn as wide as the page's column, so its text is of the page's size."""
+
+DPI = 150
+
+LETTER = 0.075
+"""Inches of a letter, about."""
+
+FEW_RANKS = 12
+"""Ranks that have a colour and a pattern each; more have shades."""
+
+ROWS = 40
+"""Bars that can be told apart; more become an area."""
+
+
+class Paint(NamedTuple):
+    """How a series looks."""
+
+    color: str
+    hatch: str = ""
+    dash: Any = "-"
+    mark: str = ""
+
+
+ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#8A8A8A"
+
+PARTS = {
+    "compute": Paint(BLUE),
+    "forward": Paint(SKY),
+    "backward": Paint(BLUE),
+    "exchange": Paint(ORANGE, "////"),
+    "waiting": Paint(GREY, "\\\\\\\\"),
+    "reading": Paint(PURPLE, "xxxx"),
+    "other": Paint(PURPLE, "||||"),
+    "parameters": Paint(BLUE),
+    "gradients": Paint(SKY, "////"),
+    "optimizer": Paint(GREEN, "\\\\\\\\"),
+    "activations": Paint(ORANGE, "xxxx"),
+}
+"""What a step's time, or a rank's memory, goes to."""
+
+_SERIES = GREEN, VERMILLION, SKY, PURPLE, BLUE, ORANGE
+_HATCHES = "", "////", "||||", "\\\\\\\\", "xxxx", "----"  # lines: dots take much room in SVG
+_DASHES = "-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)), (0, (3, 3))
+
+
+def series(number: int) -> Paint:
+    """Of a run, or of one of a few ranks: 36 that differ, then again."""
+    turn, place = divmod(number, len(_SERIES))
+    hatch = _HATCHES[(place + turn) % len(_HATCHES)]
+    return Paint(_SERIES[place], hatch, _DASHES[(place + turn) % len(_DASHES)])
+
+
+def of_ranks(count: int) -> list[Paint]:
+    """Of each of *count* ranks; many go from dark to light, in their order."""
+    if count <= FEW_RANKS:
+        return [series(number) for number in range(count)]
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [Paint(to_hex(colormaps["cividis"](i / (count - 1)))) for i in range(count)]
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Matplotlib's settings within: the same whatever a user's own are."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(
+            {
+                "axes.edgecolor": INK,
+                "axes.grid.axis": "both",
+                "axes.labelcolor": INK,
+                "axes.labelsize": 9,
+                "axes.spines.right": False,
+                "axes.spines.top": False,
+                "axes.titlecolor": INK,
+                "axes.titlelocation": "left",
+                "axes.titlesize": 9,
+                "figure.facecolor": "white",
+                "font.family": "DejaVu Sans",
+                "font.size": 9,
+                "grid.alpha": 0.18,
+                "grid.color": INK,
+                "grid.linewidth": 0.7,
+                "hatch.linewidth": 0.7,
+                "legend.fontsize": 9,
+                "legend.frameon": False,
+                "legend.handlelength": 2.2,
+                "legend.labelcolor": INK,
+                "svg.fonttype": "none",
+                "svg.hashsalt": "hetmp",
+                "text.color": INK,
+                "text.parse_math": False,  # a name may have a $ in it
+                "xtick.color": INK,
+                "xtick.labelsize": 8.5,
+                "ytick.color": INK,
+                "ytick.labelsize": 8.5,
+            }
+        )
+        yield
+
+
+def drawn(figure: "Figure") -> tuple[str, bytes]:
+    """A figure as SVG, its ground transparent, and as PNG on white."""
+    as_text, as_bytes = io.StringIO(), io.BytesIO()
+    log = logging.getLogger("matplotlib.font_manager")
+    level, log.level = log.level, logging.ERROR  # a name in a script that the font does not have
+    try:
+        figure.savefig(as_text, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(as_bytes, format="png", dpi=DPI, facecolor="white")
+    finally:
+        log.level = level
+    return as_text.getvalue(), as_bytes.getvalue()
+
+
+def legend(
+    figure: "Figure",
+    paints: Sequence[tuple[str, Paint]],
+    lines: bool = False,
+    upright: Sequence[str] = (),
+) -> None:
+    """A legend above the axes, in as many rows as it takes.
+
+    Args:
+        lines: of lines instead of areas.
+        upright: names of upright marks in the colour of the text.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [
+        Line2D(
+            [],
+            [],
+            color=paint.color,
+            linestyle=paint.dash,
+            linewidth=1.8,
+            marker=paint.mark,
+            markersize=4.5,
+        )
+        if lines
+        else Patch(facecolor=paint.color, hatch=paint.hatch, edgecolor="#ffffff", linewidth=0)
+        for _, paint in paints
+    ]
+    handles += [
+        Line2D([], [], color=INK, linestyle="", marker="|", markersize=11, markeredgewidth=2.2)
+        for _ in upright
+    ]
+    names = [*(name for name, _ in paints), *upright]
+    widths = [LETTER * len(name) + 0.5 for name in names]
+    columns = len(names) if sum(widths) < WIDTH else max(1, int(WIDTH / max(widths)))
+    # A label that begins with an underscore would be left out, so the names are set afterwards.
+    placed = figure.legend(
+        handles,
+        [str(number) for number in range(len(names))],
+        loc="outside upper left",
+        ncols=columns,
+        columnspacing=1.4,
+        borderaxespad=0.2,
+    )
+    for text, name in zip(placed.get_texts(), names, strict=True):
+        text.set_text(name)
+
+
+def stacked(
+    axes: "Axes",
+    labels: Sequence[str],
+    values: Sequence[tuple[Paint, Sequence[float]]],
+    along: str,
+    across: str,
+) -> None:
+    """A bar for each label, from the top down, made of *values*; an area where they are many.
+
+    Args:
+        along: what the values are, with the unit.
+        across: what the labels are, where there are too many to write each.
+    """
+    import numpy as np
+
+    count = len(labels)
+    places = np.arange(count)
+    before = np.zeros(count)
+    for paint, told in values:
+        width = np.nan_to_num(np.asarray(told, dtype=float))
+        style: Any = {"facecolor": paint.color, "hatch": paint.hatch, "edgecolor": "#ffffff"}
+        if count <= ROWS:
+            axes.barh(places, width, left=before, height=0.72, linewidth=0, **style)
+        else:
+            axes.fill_between(
+                np.append(places, count) - 0.5,
+                np.append(before, before[-1]),
+                np.append(before + width, before[-1] + width[-1]),
+                step="post",
+                linewidth=0,
+                **style,
+            )
+        before = before + width
+    if count <= ROWS:
+        names(axes, labels)
+        axes.set_xlabel(along)
+        axes.set_xlim(0, (before.max() or 1.0) * 1.02)
+        axes.grid(axis="x")
+    else:
+        axes.set_xlabel(across)
+        axes.set_ylabel(along, rotation_mode="anchor")
+        numbers = [label.removeprefix(f"{across} ") for label in labels]
+        axes.xaxis.set_major_formatter(lambda x, _: dict(enumerate(numbers)).get(round(x), ""))
+        axes.set_xlim(-0.5, count - 0.5)
+        axes.set_ylim(0, (before.max() or 1.0) * 1.02)
+        axes.grid(axis="y")
+    axes.set_axisbelow(True)
+
+
+def names(axes: "Axes", labels: Sequence[str]) -> None:
+    """A name beside each bar, from the top down."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def height(rows: int) -> float:
+    """Inches of a picture with so many bars."""
+    return 1.25 + 0.27 * rows if rows <= ROWS else 3.6

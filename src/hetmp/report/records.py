@@ -1,0 +1,192 @@
+"""What a metrics file says, as far as a report needs it: read leniently, one model per record.
+
+``docs/formats.md`` has the fields. Times are seconds, sizes bytes, lists a number per rank that
+takes part. What an older run did not record has a default here, and the report says that it is
+missing.
+"""
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+Number = Annotated[float, BeforeValidator(lambda told: math.nan if told is None else told)]
+"""A number, of which JSON's null says that it was not finite."""
+
+Numbers = tuple[Number, ...]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class PlannedLayer(_Record):
+    """How one layer is cut: of the plan."""
+
+    name: str
+    kind: str = ""
+    channels: int = 0
+    scheme: str = "filters"
+    counts: tuple[int, ...] = ()
+
+
+class PredictedLayer(_Record):
+    """What was predicted of one layer; lists are of the members."""
+
+    name: str
+    compute: Numbers
+    exchange: Number
+    idle: Numbers
+
+
+class Plan(_Record):
+    """The plan of all ranks of the job."""
+
+    ranks: int
+    layers: tuple[PlannedLayer, ...] = ()
+    left_out: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ()
+    predicted_seconds: float | None = None
+    predicted: tuple[PredictedLayer, ...] = ()
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The ranks that take part."""
+        return tuple(rank for rank in range(self.ranks) if rank not in self.left_out)
+
+
+class Place(_Record):
+    """Where a rank of the job ran."""
+
+    host: str = ""
+    kind: str = ""
+    device: str = ""
+    cores: int = 0
+    threads: int = 0
+    memory: int = 0
+
+
+class RunRecord(_Record):
+    """What a run, or a part of a resumed one, was."""
+
+    started: str = ""
+    steps: int = 0
+    resumed: int = 0
+    config: dict[str, Any] = {}
+    ranks: int = 1
+    host: str = ""
+    placement: tuple[Place, ...] = ()
+    mpi: str = ""
+    versions: dict[str, str] = {}
+    plan: Plan | None = None
+
+
+class Seconds(_Record):
+    """Where a step's time went, by rank."""
+
+    compute: Numbers
+    exchange: Numbers
+    waiting: Numbers
+    reading: Numbers = ()
+
+
+class Step(_Record):
+    """One training step."""
+
+    step: int
+    epoch: int = 0
+    loss: Number = math.nan
+    accuracy: Number = math.nan
+    lr: Number = math.nan
+    images: int | None = None
+    seconds: Seconds | None = None
+    skipped: bool = False
+    time: float | None = None
+
+
+class Evaluation(_Record):
+    """One pass over the test set; ``step`` counts the steps before it."""
+
+    step: int
+    epoch: int = 0
+    loss: Number = math.nan
+    accuracy: Number = math.nan
+    seconds: float | None = None
+    time: float | None = None
+
+
+class WatchedLayer(_Record):
+    """What one layer takes, with the channel-wise work behind it."""
+
+    name: str
+    forward: Numbers
+    backward: Numbers
+    exchange: Number
+    waiting: Numbers
+
+
+class WatchedExchange(_Record):
+    """One collective of a step, in front of the layer ``name``."""
+
+    name: str
+    collective: str
+    direction: str
+    calls: Number = 1.0
+    bytes: Numbers = ()
+    seconds: Numbers = ()
+    exchange: Number = 0.0
+    waiting: Numbers = ()
+
+
+class Layers(_Record):
+    """Some steps that were watched layer by layer: medians over them."""
+
+    first: int = 0
+    steps: int = 0
+    images: int | None = None
+    layers: tuple[WatchedLayer, ...] = ()
+    exchanges: tuple[WatchedExchange, ...] = ()
+    rest: dict[str, Numbers] = {}
+
+
+class Whole(_Record):
+    """What one process would hold."""
+
+    parameters: Number = 0.0
+    gradients: Number = 0.0
+    optimizer: Number = 0.0
+
+
+class Memory(_Record):
+    """What each rank holds."""
+
+    parameters: Numbers
+    gradients: Numbers
+    optimizer: Numbers
+    activations: Numbers = ()
+    peak: Numbers = ()
+    before: Numbers = ()
+    whole: Whole = Whole()
+    share: Numbers = ()
+
+
+class Ending(_Record):
+    """How a run ended."""
+
+    kind: str
+    steps: int = 0
+    loss: Number = math.nan
+    accuracy: Number = math.nan
+    time: float | None = None
+
+
+KINDS: dict[str, type[_Record]] = {
+    "run": RunRecord,
+    "step": Step,
+    "evaluation": Evaluation,
+    "layers": Layers,
+    "memory": Memory,
+    "end": Ending,
+    "stopped": Ending,
+}
+"""What each ``kind`` of line is; other kinds are passed over."""

@@ -1,0 +1,51 @@
+"""The report's files: each is written beside and then renamed, the page last."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from hetmp.errors import HetmpError
+from hetmp.report.page import pictures_beside
+
+PAGE = "report.html"
+
+
+def write(folder: Path, page: str, pictures: Mapping[str, bytes]) -> Path:
+    """Write the page and the pictures beside it; an older report in *folder* is replaced.
+
+    Returns:
+        the page's path.
+
+    Raises:
+        HetmpError: the folder or a file cannot be written; an older report is then as it was, but
+            perhaps for some pictures.
+    """
+    files = {f"{name}.png": data for name, data in pictures.items()} | {PAGE: page.encode()}
+    beside: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        older = _older(folder / PAGE)
+        for name, data in files.items():
+            beside.append(folder / f".{name}.part")
+            beside[-1].write_bytes(data)
+        for name in files:
+            (folder / f".{name}.part").replace(folder / name)
+        for name in older - files.keys():
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        for path in beside:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise HetmpError(
+            f"the report cannot be written to {folder}: {error.strerror or error}; choose another "
+            "folder with --out"
+        ) from None
+    return folder / PAGE
+
+
+def _older(page: Path) -> set[str]:
+    """The pictures that an older report wrote."""
+    try:
+        return set(pictures_beside(page.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError):
+        return set()
