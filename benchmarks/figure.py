@@ -1,4 +1,4 @@
-"""Draws what ``hetmp bench --json`` measured: milliseconds of a step by variant, run by run.
+"""Draws what ``hetmp bench --append`` measured: milliseconds of a step by variant, run by run.
 
     python benchmarks/figure.py results.jsonl out.png
 
@@ -67,13 +67,13 @@ def draw(axes: Any, run: dict[str, Any]) -> None:
 def main() -> None:
     """One picture of all runs in a file, one below the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="lines of JSON from hetmp bench --json")
+    parser.add_argument("results", type=Path, help="lines of JSON from hetmp bench --append")
     parser.add_argument("picture", type=Path, help="the .png to write")
     told = parser.parse_args()
     lines = told.results.read_text(encoding="utf-8").splitlines()
     runs = [json.loads(line) for line in lines if line.strip()]
     if not runs:
-        parser.error(f"{told.results} has no results: run hetmp bench --json {told.results}")
+        parser.error(f"{told.results} has no results: run hetmp bench --append {told.results}")
     heights = [BAR * len(run["seconds"]) + AROUND for run in runs]
     plt.rcParams["font.size"] = 10
     figure, rows = plt.subplots(

@@ -209,14 +209,14 @@ def test_one_process_is_not_slowed():
 def test_the_command_says_what_it_measured_and_keeps_it(tmp_path):
     file = tmp_path / "results.jsonl"
     small = ("bench", "digits", "--batch-size", 4, "--repeats", 1)
-    done = hetmp_run(*small, "--json", file, ranks=2)
+    done = hetmp_run(*small, "--append", file, ranks=2)
     assert done.returncode == 0, done.stderr
     assert "digits, batch 4 of 1×8×8, weights 1,1; threads: 1 a rank, " in done.stdout
     for variant in (*SLICED, *ONE_PROCESS, "sliced / the faster one process: "):
         assert variant in done.stdout
     assert max(len(line) for line in done.stdout.splitlines()) <= 80 + len(str(tmp_path))
     only = ("--only", "floor,sliced", "--slowdown", "1,2")
-    done = hetmp_run(*small, *only, "--json", file, ranks=2)
+    done = hetmp_run(*small, *only, "--append", file, ranks=2)
     assert "ranks slowed on purpose by 1, 2" in done.stdout
     first, second = (json.loads(line) for line in file.read_text().splitlines())
     assert first["command"].startswith("hetmp bench digits --batch-size 4")
@@ -232,9 +232,9 @@ def test_the_command_says_what_it_measured_and_keeps_it(tmp_path):
 def test_the_command_refuses_before_it_measures(tmp_path):
     refused(hetmp_run("bench", "digit"), "unknown model 'digit'")
     refused(hetmp_run("bench", "own_network:build"), "--shape", "--classes")
-    missing = hetmp_run("bench", "digits", "--json", tmp_path / "no" / "a.jsonl", ranks=2)
+    missing = hetmp_run("bench", "digits", "--append", tmp_path / "no" / "a.jsonl", ranks=2)
     refused(missing, f"no folder {tmp_path / 'no'}", "make it first")
-    refused(hetmp_run("bench", "digits", "--json", tmp_path), "cannot write to", "another file")
+    refused(hetmp_run("bench", "digits", "--append", tmp_path), "cannot write to", "another file")
 
 
 def test_a_network_with_scores_for_places_is_measured():

@@ -172,14 +172,14 @@ def test_profiles_mean_auto_where_nothing_else_is_said():
     assert not train_config(**DIGITS).plans
     with pytest.raises(HetmpError, match="profile and profiles both say"):
         train_config(**DIGITS, profiles="kept", profile="p.json", weights="auto")
-    with pytest.raises(HetmpError, match="--kind names the nodes in the folder of --keep"):
+    with pytest.raises(HetmpError, match="--kind names nodes in the folder of --profiles"):
         invoked("profile", "digits", "--kind", "old")
 
 
 def test_kept_by_one_command_and_used_by_another(tmp_path):
     kept = tmp_path / "kept"
     flags = ("--batch-size", 100, "--seconds", 0.1, "--filters-only", "--device", "cpu")
-    done = hetmp_run("profile", "digits", *flags, "--keep", kept, "--kind", "gpu,a100", ranks=2)
+    done = hetmp_run("profile", "digits", *flags, "--profiles", kept, "--kind", "gpu,a100", ranks=2)
     assert done.returncode == 0, done.stderr
     (path,) = kept.rglob("*.json")
     assert path.parent.name == "gpu-a100" and done.stdout.endswith(f"wrote {path}\n")

@@ -25,6 +25,20 @@ SAVE_ERRORS = ("stop", "continue")
 STOP_SIGNALS = ("USR1", "USR2", "TERM")
 AUTOCASTS = ("none", "bfloat16", "float16")
 NAN_ACTIONS = ("stop", "skip")
+VIEWS = ("auto", "live", "lines")
+METRICS = ("csv", "tensorboard")
+
+HEADINGS = {
+    "model": "The network",
+    "data": "The data",
+    "weights": "Which rank computes what",
+    "batch_size": "How it is trained",
+    "device": "How it is computed",
+    "out": "What is kept",
+    "view": "What is seen",
+    "slowdown": "For tests",
+}
+"""What the fields are about, by the first one of each kind; for help texts and files."""
 
 CHOICES = {
     "schedule": SCHEDULES,
@@ -33,6 +47,7 @@ CHOICES = {
     "on_save_error": SAVE_ERRORS,
     "stop_signal": STOP_SIGNALS,
     "on_nan": NAN_ACTIONS,
+    "view": VIEWS,
 }
 """The fields that take one of a few names."""
 
@@ -73,7 +88,7 @@ class TrainConfig(BaseModel):
     """Of an image: channels, then sides, for example 3,32,32. Synthetic images are made, and
     files brought to it."""
     classes: int | None = None
-    """How many classes there are, where it is not what the labels say."""
+    """How many classes there are (if not given, what the labels say)."""
     samples: int | None = None
     """Of synthetic data: how many images."""
     patch: int | None = None
@@ -91,21 +106,23 @@ class TrainConfig(BaseModel):
     readers: Whole = 1
     """Threads of each rank that read images ahead of the training."""
     weights: tuple[float, ...] | Literal["auto", "equal"] | None = None
-    """Relative speeds, one per rank, for example 70,25,5, or a file of them; equal for as many
-    ranks as there are, which is the default. auto: measured, and the layers planned (see
-    `hetmp profile` and `hetmp plan`)."""
+    """Relative speeds, one per rank, for example 70,25,5, or a file of them. equal: for as many
+    ranks as there are, the default. auto: measured, and the layers planned (see `hetmp profile`
+    and `hetmp plan`)."""
     plan: Path | None = None
     """A plan file (JSON) instead of weights: partitions and schemes layer by layer."""
     profile: Path | None = None
-    """With weights auto: what `hetmp profile` wrote on these ranks, instead of measuring now."""
+    """What `hetmp profile` wrote on these ranks: with weights auto, instead of measuring now."""
     profiles: Path | None = None
-    """Folder of what devices were measured to take, by kind of node: kinds that are not there yet
+    """Folder of what devices were measured to take, by kind of node. Kinds that are not there yet
     are measured now and kept. Means weights auto where neither weights nor plan is given, and is
     not used where they say."""
     profile_seconds: Positive = 10.0
-    """With weights auto and no profile: how long the devices are measured."""
+    """How long the devices are measured, with weights auto and no profile."""
     batch_size: Whole = 64
     """Images per step, over all ranks."""
+    drop_last: bool = False
+    """Leave out the short last batch of an epoch."""
     epochs: Whole | None = None
     """How often to go through the training images; 10 if neither this nor steps is given."""
     steps: Whole | None = None
@@ -161,15 +178,13 @@ class TrainConfig(BaseModel):
     """Exchange by MPI's collectives also where the ranks of a host could share memory."""
     rounded: bool = False
     """Send float32 between layers as bfloat16: half the bytes, and each exchange rounds."""
-    drop_last: bool = False
-    """Leave out the short last batch of an epoch."""
-    slowdown: tuple[float, ...] | None = None
-    """Test aid: how many times slower each rank behaves than it is, for example 1,2,4."""
     out: Path | None = None
     """Folder for metrics.jsonl, plan.json, model.h5 and checkpoints; nothing is kept without."""
+    metrics: tuple[str, ...] | None = None
+    """Keep the metrics in out in more formats: csv (steps.csv, evaluations.csv), tensorboard."""
     checkpoint_every: str | None = None
-    """Save a checkpoint in out every so many steps (500), epochs (2epochs) or by time (90s, 10min,
-    1h), and at the end."""
+    """How often a checkpoint is saved: in steps (500), epochs (2epochs) or time (90s, 10min, 1h).
+    One more at the end. They are in the folder out."""
     keep: Whole = 2
     """How many of the newest checkpoints are kept."""
     keep_every: Whole | None = None
@@ -184,6 +199,15 @@ class TrainConfig(BaseModel):
     resume: str | None = None
     """Go on from a checkpoint: auto (the newest sound one in out, or from the start), or its file
     or folder."""
+    watch: Annotated[int, Field(ge=0)] = 5
+    """How many of the first steps are timed layer by layer, for `hetmp report`."""
+    view: str = "auto"
+    """What is seen while it runs: live (a frame with a bar per rank), lines (with the time, for
+    logs), or auto: live in a terminal, also that of mpirun, else lines."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    slowdown: tuple[float, ...] | None = None
+    """Test aid: how many times slower each rank behaves than it is, for example 1,2,4."""
 
     @field_validator("weights")
     @classmethod
@@ -205,6 +229,14 @@ class TrainConfig(BaseModel):
             if value not in AUTOCASTS:
                 raise unknown_name("autocast", value, AUTOCASTS)
         return autocast
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_are_known(cls, metrics: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for value in metrics or ():
+            if value not in METRICS:
+                raise unknown_name("metrics", value, METRICS)
+        return metrics
 
     @field_validator(*CHOICES)
     @classmethod
@@ -228,6 +260,8 @@ class TrainConfig(BaseModel):
         if self.out is None and (self.checkpoint_every is not None or self.resume == "auto"):
             what = "checkpoint_every" if self.checkpoint_every is not None else "resume auto"
             raise HetmpError(f"{what} needs a folder for the checkpoints: give --out")
+        if self.out is None and self.metrics:
+            raise HetmpError(f"metrics {self.metrics[0]} needs a folder for its files: give --out")
         return self
 
     @property

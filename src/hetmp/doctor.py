@@ -1,5 +1,6 @@
 """Is everything in place for ranks to work together? One line each, and a remedy where not."""
 
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,8 +8,14 @@ from importlib.metadata import version
 
 import hetmp
 from hetmp.comm import Group, check_world, launched, mpi_library, mpi_vendor, thread_level
-from hetmp.errors import HetmpError
+from hetmp.errors import HetmpError, nearest
 from hetmp.slurm import available, fitting, inside_job, offered_mpi_types
+
+VARIABLES = ("HETMP_NODE_KIND", "HETMP_RUN", "HETMP_SRUN_MPI")
+"""What hetmp and its jobs read of the environment, as docs/commands.md has it."""
+
+OF_TESTS = ("HETMP_TEST_", "HETMP_CLUSTER_", "HETMP_PARALLEL_HDF5")
+"""How the names of those begin that tests read."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Everything that can be looked at from here. Collective over all ranks that were started."""
     findings = [Finding("hetmp", f"{hetmp.__version__}, Python {platform.python_version()}")]
+    findings += _variables()
     findings.append(_looked("MPI", _library))
     if findings[-1].remedy:
         return [*findings, _looked("HDF5", _hdf5)]
@@ -42,6 +50,19 @@ def examine() -> list[Finding]:
     )
     findings.append(_looked("Slurm", _slurm))
     return findings
+
+
+def _variables() -> list[Finding]:
+    """What the environment tells hetmp, where it does."""
+    names = [name for name in os.environ if name.startswith("HETMP_")]
+    told = sorted(name for name in names if not name.startswith(OF_TESTS))
+    shown = ", ".join(f"{name}={os.environ[name]}" for name in told)
+    for name in told:
+        if name not in VARIABLES:
+            meant = nearest(name, VARIABLES)
+            hint = f": did you mean {meant}?" if meant else ""
+            return [Finding("environment", shown, f"nothing reads {name}{hint}")]
+    return [Finding("environment", shown)] if told else []
 
 
 def _looked(what: str, look: Callable[[], Finding]) -> Finding:

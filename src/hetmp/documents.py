@@ -1,11 +1,13 @@
 """Files that people may edit: read as text, checked field by field, the first wrong one named."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from hetmp.errors import HetmpError
+from hetmp.errors import HetmpError, near_path, nearest
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -28,7 +30,8 @@ def read(path: str | Path, what: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise HetmpError(f"{what} {path} cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else f"it is no text ({error})"
+        raise HetmpError(f"{what} {path} cannot be read: {why}{near_path(path)}") from error
 
 
 def validated(kind: type[Document], source: str | dict[str, Any], what: str) -> Document:
@@ -42,6 +45,33 @@ def validated(kind: type[Document], source: str | dict[str, Any], what: str) -> 
             return kind.model_validate_json(source)
         return kind.model_validate(source)
     except ValidationError as error:
-        first = error.errors()[0]
+        wrong = error.errors()
+        # What is misspelt is missing, too.
+        misspelt = (one for one in wrong if one["type"] == "extra_forbidden")
+        first = next(misspelt, wrong[0])
         place = ".".join(str(part) for part in first["loc"])
-        raise HetmpError(f"{what}: {place + ': ' if place else ''}{first['msg']}") from error
+        said = f"{place}: " if place else ""
+        raise HetmpError(f"{what}: {said}{_in_words(kind, first)}") from error
+
+
+def _in_words(kind: type[BaseModel], wrong: Mapping[str, Any]) -> str:
+    """What is wrong with an entry, and which name it was meant to be."""
+    cause = wrong.get("ctx", {}).get("error")
+    if isinstance(cause, ValueError):
+        return str(cause)
+    meant = None
+    if wrong["type"] == "extra_forbidden":
+        meant = nearest(str(wrong["loc"][-1]), _fields(kind))
+    elif wrong["type"] == "literal_error":
+        meant = nearest(str(wrong["input"]), re.findall("'([^']*)'", wrong["ctx"]["expected"]))
+    return f"{wrong['msg']} (did you mean {meant!r}?)" if meant else str(wrong["msg"])
+
+
+def _fields(kind: type[BaseModel]) -> set[str]:
+    """The names of a document's entries, and of those within them."""
+    names = set(kind.model_fields)
+    for field in kind.model_fields.values():
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                names |= _fields(part)
+    return names

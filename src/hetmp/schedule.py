@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from hetmp.errors import HetmpError
+from hetmp.errors import HetmpError, nearest
 from hetmp.exchange import received, received_by_all
 from hetmp.graph import ModelGraph, Node, Trace
 from hetmp.ops import Cuts, Flow, Mixing, Ref, Run, Scheme, Value, filled, references
@@ -404,7 +404,9 @@ def _check_plan(graph: ModelGraph, plan: Plan) -> None:
         layer = planned.pop(node.path, None)
         channels = node.rule.output_channels(node.call.layer)
         if layer is None:
-            raise HetmpError(f"the plan is for another model: it has no layer {node.place}")
+            meant = nearest(node.path, planned, cutoff=0.8)
+            hint = f", but {meant!r}" if meant else ""
+            raise HetmpError(f"the plan is for another model: it has no layer {node.place}{hint}")
         if layer.channels != channels:
             raise HetmpError(
                 f"the plan is for another model: it gives layer {node.place} {layer.channels} "

@@ -29,7 +29,7 @@ from hetmp.checkpoint.format import (
     stored_dtype,
 )
 from hetmp.checkpoint.native import TEXT
-from hetmp.errors import HetmpError
+from hetmp.errors import HetmpError, near_path
 
 DEPTH = 32
 """Groups within groups that a reader follows."""
@@ -150,7 +150,7 @@ def opened(path: Path) -> Iterator[Catalog]:
         HetmpError: no file, not a checkpoint, of a later version, torn or damaged.
     """
     if not path.exists():
-        raise HetmpError(f"there is no checkpoint {path}")
+        raise HetmpError(f"there is no checkpoint {path}{near_path(path)}")
     try:
         file = h5py.File(path, "r", locking=False)
     except _DAMAGE as error:

@@ -18,7 +18,7 @@ from hetmp.checkpoint.format import TRAINING
 from hetmp.checkpoint.saver import Saver
 from hetmp.checkpoint.state import gather, restore
 from hetmp.checkpoint.write import Contents, write
-from hetmp.comm import AgreedError, Group
+from hetmp.comm import AgreedError, AgreedFailure, Group
 from hetmp.errors import HetmpError
 from hetmp.plan import Plan
 from hetmp.slicing import SlicedModel
@@ -233,7 +233,7 @@ class RunCheckpoints:
             return ""
         wrong = not_finite(self.model)
         if wrong is not None:
-            raise AgreedError(
+            raise AgreedFailure(
                 f"after step {position.step} {wrong} is not finite, so that nothing is saved"
                 f"{self.last_good()}"
             )

@@ -15,7 +15,7 @@ from hetmp.checkpoint.format import BUFFERS, MODEL, escaped, unescaped
 from hetmp.checkpoint.items import Item, as_stored, dtype_name, from_stored
 from hetmp.checkpoint.state import about_this_process
 from hetmp.checkpoint.write import Contents, write_alone
-from hetmp.errors import HetmpError
+from hetmp.errors import HetmpError, near_path
 
 NESTED = "state_dict", "model_state_dict", "model"
 """Names under which training scripts keep a state_dict beside other things."""
@@ -80,7 +80,7 @@ def import_state(source: str | Path, checkpoint: str | Path) -> int:
 
 def _loaded(source: Path) -> Any:
     if not source.exists():
-        raise HetmpError(f"there is no file {source}")
+        raise HetmpError(f"there is no file {source}{near_path(source)}")
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

@@ -21,7 +21,7 @@ from hetmp.checkpoint.moving import collect, own_run, rounds
 from hetmp.checkpoint.seen import verify
 from hetmp.checkpoint.writers import ParallelWriter, StreamedWriter, Writer, has_parallel_hdf5
 from hetmp.comm import Group, LoneGroup
-from hetmp.errors import HetmpError, unknown_name
+from hetmp.errors import FailedError, HetmpError, unknown_name
 
 WriterName = Literal["auto", "streamed", "parallel"]
 WRITERS = "auto", "streamed", "parallel"
@@ -207,7 +207,7 @@ def _check_room(path: Path, items: Sequence[Item]) -> None:
     told, wanted = os.statvfs(path.parent), _size(items)
     free = told.f_bavail * told.f_frsize
     if free < wanted:
-        raise HetmpError(
+        raise FailedError(
             f"it would take {wanted / 1e6:.0f} MB, and {path.parent} has {free / 1e6:.0f} MB free: "
             "make room, or save elsewhere"
         )
@@ -221,7 +221,7 @@ def _reserve(path: Path, items: Sequence[Item]) -> None:
             os.posix_fallocate(file.fileno(), 0, wanted)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise HetmpError(
+            raise FailedError(
                 f"there is no room for {wanted / 1e6:.0f} MB: {error.strerror}"
             ) from None
 

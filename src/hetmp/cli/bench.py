@@ -4,38 +4,49 @@ import sys
 
 import click
 
-from hetmp.cli.options import Numbers, image_sizes
+from hetmp.cli.command import command, option
+from hetmp.cli.fields import field_options, image_options
+from hetmp.cli.options import PATH, ModelName, Weights, image_sizes
 from hetmp.comm import Group
 
 
-@click.command()
-@click.argument("model")
-@click.option("--weights", type=Numbers(float, "numbers"), help="Relative speeds, one per rank.")
-@click.option("--shape", type=Numbers(int, "integers"), help="Of one image, for example 3,32,32.")
-@click.option("--classes", type=click.INT, help="How many classes (default: as published).")
-@click.option("--batch-size", type=click.INT, default=100, show_default=True, help="Images a step.")
-@click.option("--repeats", type=click.INT, default=15, show_default=True, help="Turns that count.")
-@click.option("--data-parallel", is_flag=True, help="Measure torch's data parallelism, too.")
-@click.option("--only", metavar="NAME,NAME", help="Measure these variants only.")
-@click.option(
-    "--slowdown",
-    type=Numbers(float, "numbers"),
-    help="Test aid: how many times slower each rank behaves than it is.",
+@command()
+@click.argument("model", type=ModelName())
+@option(
+    "--weights",
+    type=Weights(("equal",)),
+    metavar="X,X,...|FILE|equal",
+    help="Relative speeds, one per rank, for example 70,25,5, or a file of them (default: equal).",
 )
-@click.option("--json", "json_file", type=click.Path(), help="Append the results as a line.")
+@image_options
+@option(
+    "--batch-size",
+    type=click.INT,
+    metavar="N",
+    default=100,
+    show_default=True,
+    help="Images per step, over all ranks.",
+)
+@option(
+    "--repeats", type=click.INT, metavar="N", default=15, help="Turns that count (default: 15)."
+)
+@option("--data-parallel", is_flag=True, help="Measure torch's data parallelism, too.")
+@option("--only", metavar="NAME,...", help="Measure these variants only.")
+@option("--append", type=PATH, metavar="FILE", help="Add the results to a file, as a line.")
+@field_options("slowdown", heading="Options")
 def bench(
     model: str,
-    weights: tuple[float, ...] | None,
+    weights: tuple[float, ...] | str | None,
     shape: tuple[int, ...] | None,
     classes: int | None,
     batch_size: int,
     repeats: int,
     data_parallel: bool,
     only: str | None,
+    append: str | None,
     slowdown: tuple[float, ...] | None,
-    json_file: str | None,
 ) -> None:
-    """Measure a training step beside other ways to do the same step. On the CPU.
+    """Measure a training step beside other ways to do the same.
 
     \b
     sliced                      as 'hetmp train' runs it
@@ -50,13 +61,13 @@ def bench(
     With --only, also: no shared memory, no overlap, no channels_last (sliced without one of
     these), regather and rounded (sliced with one).
 
-    The variants take turns. 'sliced / this' is the ratio of medians; its 95 % interval is shown
-    from 6 repeats on.
+    On processors alone. The variants take turns. 'sliced / this' is the ratio of medians; its
+    95 % interval is shown from 6 repeats on.
 
     \b
     Examples:
       mpirun -n 2 hetmp bench paper-cifar --batch-size 100
-      mpirun -n 2 hetmp bench paper-cifar --only sliced,floor --json results.jsonl
+      mpirun -n 2 hetmp bench paper-cifar --only sliced,floor --append a.jsonl
     """
     import shlex
     from pathlib import Path
@@ -77,13 +88,13 @@ def bench(
     input_shape, count = image_sizes(model, shape, classes)
     group = Group()
     with group.together():
-        if json_file and group.is_root:
-            check_appendable(Path(json_file))
+        if append and group.is_root:
+            check_appendable(Path(append))
     config = BenchConfig(
         model=model,
         input_shape=input_shape,
         classes=count,
-        weights=weights or (1.0,) * group.size,
+        weights=weights if isinstance(weights, tuple) else (1.0,) * group.size,
         batch_size=batch_size,
         repeats=repeats,
         slowdown=slowdown,
@@ -110,6 +121,6 @@ def bench(
     Console().print(table)
     for line in summary(result):
         click.echo(line)
-    if json_file:
-        append_result(Path(json_file), result, shlex.join(["hetmp", *sys.argv[1:]]))
-        click.echo(f"added a line to {json_file}")
+    if append:
+        append_result(Path(append), result, shlex.join(["hetmp", *sys.argv[1:]]))
+        click.echo(f"added a line to {append}")

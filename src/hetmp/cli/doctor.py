@@ -2,15 +2,17 @@
 
 import click
 
+from hetmp.cli.command import command, option
 
-@click.command()
-@click.option(
+
+@command()
+@option(
     "--srun-mpi", is_flag=True, help="Print only what srun --mpi= must be given here, for scripts."
 )
 def doctor(srun_mpi: bool) -> None:
-    """Look whether everything is in place for ranks to work together.
+    """Look whether all is in place for ranks to work together.
 
-    Started alone it looks at this machine; with mpirun or srun, at the ranks, too. A line for each
+    Started alone, it looks at this machine; with mpirun or srun, at the ranks, too. A line for each
     thing, with a remedy where something is off; exits with 1 if something is.
 
     \b

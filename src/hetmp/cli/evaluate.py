@@ -8,15 +8,16 @@ from typing import Any
 
 import click
 
-from hetmp.cli.options import check_folder
+from hetmp.cli.command import command, option
+from hetmp.cli.options import FILE, PATH, check_folder
 from hetmp.cli.used import used_options
 from hetmp.comm import Group
 
 
-@click.command()
-@click.argument("checkpoint")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--out", type=click.Path(), help="File for the same JSON.")
+@command()
+@click.argument("checkpoint", type=PATH)
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
+@option("--out", type=FILE, metavar="FILE", help="File to write: what --json prints.")
 @used_options
 def evaluate(checkpoint: str, as_json: bool, out: str | None, **given: Any) -> None:
     """Loss and accuracy of a checkpoint on the test set.

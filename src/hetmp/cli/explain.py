@@ -2,22 +2,24 @@
 
 import click
 
-from hetmp.cli.options import Numbers, image_sizes
+from hetmp.cli.command import command, option
+from hetmp.cli.fields import field_options, image_options
+from hetmp.cli.options import ModelName, Weights, image_sizes
 from hetmp.errors import HetmpError
 
 
-@click.command()
-@click.argument("model")
-@click.option("--weights", type=Numbers(float, "numbers"), help="Relative speeds, one per rank.")
-@click.option("--plan", type=click.Path(), help="A plan file (JSON) instead of weights.")
-@click.option(
-    "--shape",
-    type=Numbers(int, "integers"),
-    help="Of one image: channels, then sides, for example 3,32,32 (default: as published).",
+@command()
+@click.argument("model", type=ModelName())
+@option(
+    "--weights",
+    type=Weights(()),
+    metavar="X,X,...|FILE",
+    help="Relative speeds, one per rank, for example 70,25,5, or a file of them.",
 )
-@click.option("--classes", type=click.INT, help="How many classes (default: as published).")
-@click.option("--all", "everything", is_flag=True, help="Show operations that move nothing, too.")
-@click.option("--strict", is_flag=True, help="Refuse operations that hetmp has no rule for.")
+@field_options("plan", heading="Options")
+@image_options
+@option("--all", "everything", is_flag=True, help="Show operations that move nothing, too.")
+@field_options("strict", heading="Options")
 def explain(
     model: str,
     weights: tuple[float, ...] | None,
@@ -25,7 +27,7 @@ def explain(
     shape: tuple[int, ...] | None,
     classes: int | None,
     everything: bool,
-    strict: bool,
+    strict: bool | None,
 ) -> None:
     """Show how a network is cut, and what moves between the ranks.
 

@@ -7,26 +7,28 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hetmp.cli.command import command, option
+from hetmp.cli.options import FILE
 from hetmp.errors import HetmpError, unknown_name
 
 if TYPE_CHECKING:
     from hetmp.checkpoint.catalog import Stored
 
 
-@click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE [OTHER]")
-@click.option("--all", "everything", is_flag=True, help="Show the optimizer's tensors, too.")
-@click.option("--tensor", metavar="NAME", help="Statistics and a histogram of one tensor.")
-@click.option("--diff", is_flag=True, help="What differs between FILE and OTHER.")
-@click.option("--verify", is_flag=True, help="Compare all numbers with their digests.")
-@click.option("--json", "as_text", is_flag=True, help="Print JSON.")
+@command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE [OTHER]", type=FILE)
+@option("--all", "everything", is_flag=True, help="Show the optimizer's tensors, too.")
+@option("--tensor", metavar="NAME", help="Statistics and a histogram of one tensor.")
+@option("--diff", is_flag=True, help="What differs between FILE and OTHER.")
+@option("--verify", is_flag=True, help="Compare all numbers with their digests.")
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(
     files: tuple[str, ...],
     everything: bool,
     tensor: str | None,
     diff: bool,
     verify: bool,
-    as_text: bool,
+    as_json: bool,
 ) -> None:
     """Show what a checkpoint holds.
 
@@ -56,7 +58,7 @@ def inspect(
             with opened(Path(files[1])) as other:
                 names = dict.fromkeys([*catalog.stored, *other.stored])
                 found = [difference(catalog, other, name) for name in names]
-            if as_text:
+            if as_json:
                 click.echo(json.dumps([asdict(one) for one in found], indent=1))
             else:
                 console.print(show.differences(found))
@@ -67,7 +69,7 @@ def inspect(
             click.echo(f"sound: {len(catalog.stored)} datasets of {files[0]} have their digests")
         elif tensor is not None:
             console.print(show.one_tensor(catalog, _found(catalog.stored, tensor)))
-        elif as_text:
+        elif as_json:
             click.echo(show.as_json(catalog))
         else:
             console.print(show.overview(catalog, everything=everything))

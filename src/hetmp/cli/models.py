@@ -2,10 +2,20 @@
 
 import click
 
+from hetmp.cli.command import command
 
-@click.command()
+
+@command()
 def models() -> None:
-    """List the networks that --model knows."""
+    """List the networks that hetmp knows by name.
+
+    They are what MODEL and --model take, with the images and classes they were published for. A
+    network of your own is package.module:function, called with (input_shape, classes).
+
+    \b
+    Example:
+      hetmp models
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,21 +1,43 @@
-"""What several commands take."""
+"""What several commands take: kinds of values, and how each is completed."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from hetmp.errors import HetmpError
+from hetmp.cli.names import MODELS
+from hetmp.errors import HetmpError, near_path, nearest, unknown_name
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+FILE = click.Path(dir_okay=False)
+FOLDER = click.Path(file_okay=False)
+PATH = click.Path()
 
-class Numbers(click.ParamType):  # type: ignore[type-arg]
+
+class _Kind(click.ParamType):  # type: ignore[type-arg]
+    """A kind of value; some words of it are completed, and files where it may be one."""
+
+    words: tuple[str, ...] = ()
+    path: str | None = None
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The words that begin like *incomplete*; where none does, the files."""
+        found = [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+        if self.path is not None and not found:
+            return [CompletionItem(incomplete, type=self.path)]
+        return found
+
+
+class Numbers(_Kind):
     """Numbers separated by commas."""
 
     def __init__(self, kind: Callable[[str], Any], name: str) -> None:
@@ -27,32 +49,89 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
         try:
             return tuple(self._kind(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 70,25,5", param, ctx)
+            example = "3,32,32" if self._kind is int else "70,25,5"
+            self.fail(f"{value!r} is not a list of {self.name} such as {example}", param, ctx)
+
+
+class Names(_Kind):
+    """Names separated by commas, out of a few."""
+
+    name = "names"
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self.words = tuple(words)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The words that the last name may be."""
+        before, comma, last = incomplete.rpartition(",")
+        return [
+            CompletionItem(before + comma + word) for word in self.words if word.startswith(last)
+        ]
+
+
+class Choice(_Kind):
+    """One of a few words.
+
+    Args:
+        kind: what they are, for the message.
+        words: the ones that are known.
+        others: whether more are taken than those, which are then only completed.
+    """
+
+    def __init__(self, kind: str, words: Iterable[str], others: bool = False) -> None:
+        self.name, self.words, self._others = kind, tuple(words), others
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value not in self.words and not self._others:
+            raise unknown_name(self.name, value, self.words)
+        return value
+
+
+class ModelName(Choice):
+    """A network by name, or ``package.module:function``."""
+
+    def __init__(self) -> None:
+        super().__init__("model", MODELS)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value if ":" in str(value) else super().convert(value, param, ctx)
 
 
 class Weights(Numbers):
-    """Numbers separated by commas, a file of them, ``equal`` or ``auto``."""
+    """Numbers separated by commas, a file of them, or one of a few *words*."""
 
-    def __init__(self) -> None:
+    path = "file"
+
+    def __init__(self, words: Iterable[str] = ("equal", "auto")) -> None:
         super().__init__(float, "numbers")
+        self.words = tuple(words)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if not isinstance(value, str) or value in ("auto", "equal"):
+        if not isinstance(value, str) or value in self.words:
             return value
         if Path(value).is_file():
             from hetmp.planner.sources import read_weights
 
             return read_weights(value)
         try:
-            return super().convert(value, param, ctx)
-        except click.BadParameter:
+            return tuple(map(float, value.split(",")))
+        except ValueError:
+            either = f" and neither {' nor '.join(self.words)}" if self.words else ""
+            word = nearest(value, self.words)
+            hint = f" (did you mean {word}?)" if word else near_path(value)
             self.fail(
-                f"{value!r} is no list of numbers such as 70,25,5, no file, and neither 'equal' nor"
-                " 'auto'"
+                f"{value!r} is no list of numbers such as 70,25,5, no file{either}{hint}",
+                param,
+                ctx,
             )
 
 
-class KeyValue(click.ParamType):  # type: ignore[type-arg]
+class KeyValue(_Kind):
     """``KEY=VALUE``, whose value is one of TOML (``true``, ``0.9``, ``[0.9, 0.99]``), else text."""
 
     name = "KEY=VALUE"
@@ -72,6 +151,21 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
         return key, told["it"] if plain and len(told) == 1 else text
 
 
+class WordOrPath(_Kind):
+    """One of a few *words*, or a file or folder."""
+
+    name, path = "path", "file"
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self.words = tuple(words)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        near = nearest(value, self.words, cutoff=0.7)
+        if near not in (None, value) and not Path(value).exists():
+            self.fail(f"{value!r} is not there: did you mean {near!r}?", param, ctx)
+        return value
+
+
 def check_folder(path: str) -> None:
     """Refuse a file to be written whose folder is not there, before the work is done.
 
@@ -80,7 +174,9 @@ def check_folder(path: str) -> None:
     """
     folder = Path(path).parent
     if not folder.is_dir():
-        raise HetmpError(f"{folder} is no folder: make it, or choose another --out")
+        raise HetmpError(
+            f"{folder} is no folder{near_path(folder)}: make it, or choose another --out"
+        )
 
 
 def image_sizes(

@@ -1,10 +1,13 @@
 """``hetmp plan``."""
 
 import re
+from typing import Any
 
 import click
 
-from hetmp.cli.options import Numbers, check_folder, image_sizes
+from hetmp.cli.command import command, option
+from hetmp.cli.fields import image_options
+from hetmp.cli.options import FILE, Choice, ModelName, check_folder, image_sizes
 from hetmp.errors import HetmpError
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -15,43 +18,54 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg]
 
     name = "bytes"
 
-    def convert(self, value: object, param: object, ctx: object) -> int:
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
         if isinstance(value, int):
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", str(value).strip().lower())
         if match is None:
-            self.fail(f"{value!r} is not a number of bytes such as 500M or 4GiB")
+            self.fail(f"{value!r} is not a number of bytes such as 500M or 4GiB", param, ctx)
         return int(float(match[1]) * _UNITS[match[2]])
 
 
-@click.command()
-@click.argument("model")
-@click.option(
+@command()
+@click.argument("model", type=ModelName())
+@option(
     "--profile",
     "profiles",
-    type=click.Path(),
+    type=FILE,
+    metavar="FILE",
     multiple=True,
-    help="Measured by 'hetmp profile'; given more than once, the ranks of all.",
+    help="What 'hetmp profile' wrote on these ranks: given more than once, the ranks of all.",
 )
-@click.option(
+@option(
     "--ranks-from",
-    type=click.Path(),
+    type=FILE,
+    metavar="FILE",
     help="A cluster (TOML) put together from profiles of its kinds of nodes.",
 )
-@click.option("--shape", type=Numbers(int, "integers"), help="Of one image, for example 3,32,32.")
-@click.option("--classes", type=click.INT, help="How many classes (default: as published).")
-@click.option("--memory-limit", type=_Bytes(), help="The most that a rank may need, as 4GiB.")
-@click.option(
+@image_options
+@option(
+    "--memory-limit", type=_Bytes(), metavar="BYTES", help="The most that a rank may need, as 4GiB."
+)
+@option(
     "--objective",
-    type=click.Choice(["time", "memory"]),
+    type=Choice("objective", ("time", "memory")),
+    metavar="time|memory",
     default="time",
     show_default=True,
     help="Least time of a step, or shares that follow the ranks' memory.",
 )
-@click.option("--filters-only", is_flag=True, help="Let every layer follow scheme 'filters'.")
-@click.option("--keep-all", is_flag=True, help="Leave no rank out.")
-@click.option("--out", type=click.Path(), default="plan.json", show_default=True, help="The plan.")
-@click.option("--json", "as_json", is_flag=True, help="Print what is predicted as JSON.")
+@option("--filters-only", is_flag=True, help="Every layer follows scheme 'filters', none 'inputs'.")
+@option("--keep-all", is_flag=True, help="Leave no rank out.")
+@option(
+    "--out",
+    type=FILE,
+    metavar="FILE",
+    default="plan.json",
+    show_default=True,
+    help="File to write.",
+)
+@option("--json", "as_json", is_flag=True, help="Print JSON: what is predicted.")
 def plan(
     model: str,
     profiles: tuple[str, ...],
@@ -65,7 +79,7 @@ def plan(
     out: str,
     as_json: bool,
 ) -> None:
-    """Choose every rank's shares for the least time of a training step.
+    """Choose every rank's shares for the least time of a step.
 
     MODEL is a name (see 'hetmp models') or package.module:function for your own, as it was
     profiled. Runs without MPI, and takes no memory for parameters. The plan is a file that can be

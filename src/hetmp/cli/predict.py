@@ -5,18 +5,34 @@ from typing import Any
 
 import click
 
+from hetmp.cli.command import command, option
+from hetmp.cli.options import FILE, PATH, Choice
 from hetmp.cli.used import used_options
 from hetmp.comm import Group
 
 
-@click.command()
-@click.argument("checkpoint")
-@click.option(
-    "--out", type=click.Path(), required=True, help="File to write: .csv, or .h5 for HDF5."
+@command()
+@click.argument("checkpoint", type=PATH)
+@option(
+    "--out",
+    type=FILE,
+    metavar="FILE",
+    required=True,
+    help="File to write: .csv, or .h5 for HDF5.",
 )
-@click.option("--part", default="test", show_default=True, help="Of the data set: test or train.")
-@click.option(
-    "--images", type=click.Path(), help="A folder of pictures without classes, or one picture."
+@option(
+    "--part",
+    type=Choice("part", ("test", "train")),
+    metavar="test|train",
+    default="test",
+    show_default=True,
+    help="Which images of the data set.",
+)
+@option(
+    "--images",
+    type=PATH,
+    metavar="PATH",
+    help="A folder of pictures without classes, or one picture, instead of the data set.",
 )
 @used_options
 def predict(checkpoint: str, out: str, part: str, images: str | None, **given: Any) -> None:
@@ -30,7 +46,7 @@ def predict(checkpoint: str, out: str, part: str, images: str | None, **given: A
     Examples:
       hetmp predict runs/demo --out predictions.csv
       hetmp predict runs/demo --images holiday --out holiday.csv
-      mpirun -n 3 hetmp predict runs/demo --weights 70,25,5 --part train --out train.h5
+      mpirun -n 3 hetmp predict runs/demo --part train --out train.h5
     """
     from hetmp.prediction import predict as predicted
     from hetmp.units import count_ranks

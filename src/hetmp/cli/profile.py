@@ -4,89 +4,73 @@ from pathlib import Path
 
 import click
 
-from hetmp.cli.options import Numbers, check_folder, image_sizes
+from hetmp.cli.command import command, option
+from hetmp.cli.fields import field_options, image_options
+from hetmp.cli.options import FILE, ModelName, check_folder, image_sizes
 from hetmp.comm import Group
 from hetmp.errors import HetmpError
 
+KINDS = (
+    "Folder of what devices were measured to take, by kind of node. What is measured now is kept "
+    "there, for 'hetmp train --profiles'."
+)
 
-@click.command()
-@click.argument("model", required=False)
-@click.option("--shape", type=Numbers(int, "integers"), help="Of one image, for example 3,32,32.")
-@click.option("--classes", type=click.INT, help="How many classes (default: as published).")
-@click.option("--batch-size", type=click.INT, default=64, show_default=True, help="Images a step.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float64"]),
-    default="float32",
-    show_default=True,
-    help="Precision of the computation.",
-)
-@click.option(
-    "--autocast",
-    type=Numbers(str, "names"),
-    help="As in 'hetmp train': bfloat16, float16 or none, for all ranks or for each.",
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where the ranks compute.",
-)
-@click.option(
+
+@command()
+@click.argument("model", type=ModelName(), required=False)
+@image_options
+@field_options("batch_size", "dtype", "device", filled=True, heading="Options")
+@field_options("autocast", heading="Options")
+@option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
+    metavar="SECONDS",
     help="How long the devices are measured; a slow one takes longer for its first share.",
 )
-@click.option("--filters-only", is_flag=True, help="Do not measure layers under scheme 'inputs'.")
-@click.option(
-    "--slowdown",
-    type=Numbers(float, "numbers"),
-    help="Test aid: how many times slower each rank behaves than it is.",
-)
-@click.option(
+@option("--filters-only", is_flag=True, help="Every layer follows scheme 'filters', none 'inputs'.")
+@option(
     "--out",
-    type=click.Path(),
-    help="File to write (default: profile.json, or no file with --keep).",
+    type=FILE,
+    metavar="FILE",
+    help="File to write (default: profile.json, or no file with --profiles).",
 )
-@click.option(
-    "--keep",
-    type=click.Path(file_okay=False),
-    help="Folder of profiles by kind of node, as 'hetmp train --profiles' reads it.",
+@field_options("profiles", heading="Options", text=KINDS)
+@option(
+    "--kind",
+    metavar="NAME",
+    help="Of all these nodes, with --profiles (default: what Slurm or the host says).",
 )
-@click.option(
-    "--kind", help="Of all these nodes, with --keep (default: what Slurm or the host says)."
-)
-@click.option("--show", type=click.Path(), help="Show a profile instead of measuring one.")
+@option("--show", type=FILE, metavar="FILE", help="Show a profile instead of measuring one.")
+@field_options("slowdown", heading="Options")
 def profile(
     model: str | None,
     shape: tuple[int, ...] | None,
     classes: int | None,
     batch_size: int,
     dtype: str,
-    autocast: tuple[str, ...] | None,
     device: str,
+    autocast: tuple[str, ...] | None,
     seconds: float,
     filters_only: bool,
-    slowdown: tuple[float, ...] | None,
     out: str | None,
-    keep: str | None,
+    profiles: str | None,
     kind: str | None,
     show: str | None,
+    slowdown: tuple[float, ...] | None,
 ) -> None:
     """Measure a network's operations on every rank, and the links.
 
     MODEL is a name (see 'hetmp models') or package.module:function for your own. Start it with
     the ranks that will train, and with the batch size and precision of the training; 'hetmp plan'
-    and 'hetmp train --weights auto --profile FILE' use what it writes. With --keep, what each kind
-    of node takes is kept for later jobs on any mix of these kinds.
+    and 'hetmp train --weights auto --profile FILE' use what it writes. With --profiles, what each
+    kind of node takes is kept for later jobs on any mix of these kinds.
 
     \b
     Examples:
       mpirun -n 3 hetmp profile resnet18 --shape 3,32,32 --batch-size 100
-      mpirun -n 3 hetmp profile resnet18 --shape 3,32,32 --keep profiles
+      mpirun -n 3 hetmp profile resnet18 --shape 3,32,32 --profiles profiles
       hetmp profile --show profile.json
     """
     import torch
@@ -111,9 +95,9 @@ def profile(
         Console().print(render_profile(kept))
         return
     assert model is not None
-    if kind is not None and keep is None:
-        raise HetmpError("--kind names the nodes in the folder of --keep: give both, or neither")
-    if out is None and keep is None:
+    if kind is not None and profiles is None:
+        raise HetmpError("--kind names nodes in the folder of --profiles: give both, or neither")
+    if out is None and profiles is None:
         out = "profile.json"
     input_shape, count = image_sizes(model, shape, classes)
     group = Group()
@@ -134,10 +118,10 @@ def profile(
         with torch.device("meta"):
             module = models.build(model, input_shape, count).to(getattr(torch, dtype))
             example = torch.empty((batch_size, *input_shape), dtype=getattr(torch, dtype))
-        if keep is not None:
+        if profiles is not None:
             task = Task.of(model, read_graph(module, example), example, Tuning())
-            library, own_kind = Library(Path(keep), task), kind or node_kind()
-    if keep is not None:
+            library, own_kind = Library(Path(profiles), task), kind or node_kind()
+    if profiles is not None:
         kinds = group.gather_texts(own_kind)
         with group.together():
             if group.is_root:
@@ -158,7 +142,7 @@ def profile(
                 slowdown=slowdown[order[group.rank]] if slowdown else 1.0,
                 told=group.say,
             )
-    written = keep_kinds(library, group, kinds, found) if keep is not None else []
+    written = keep_kinds(library, group, kinds, found) if profiles is not None else []
     with group.together():
         if group.is_root and out is not None:
             found.save(out)

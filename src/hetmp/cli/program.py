@@ -1,44 +1,111 @@
-"""The program ``hetmp``: its commands, and how it ends.
-
-Exit codes: 0 done, 1 the job failed, 2 bad input, 75 a run was asked to end and can be resumed.
-"""
+"""The program ``hetmp``: its commands, and how it ends."""
 
 import contextlib
 import os
+import signal
 import sys
 import time
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
 from typing import Any
 
 import click
+from click.shell_completion import shell_complete
 
 import hetmp
-from hetmp.cli.bench import bench
-from hetmp.cli.doctor import doctor
-from hetmp.cli.evaluate import evaluate
-from hetmp.cli.explain import explain
-from hetmp.cli.inspect import inspect
-from hetmp.cli.models import models
-from hetmp.cli.plan import plan
-from hetmp.cli.predict import predict
-from hetmp.cli.profile import profile
-from hetmp.cli.submit import submit
-from hetmp.cli.train import train_command
-from hetmp.cli.transfer import export_command, import_command
-from hetmp.comm import mpi_started, speaks_first
-from hetmp.errors import HetmpError, report, unknown_name
+from hetmp.cli.command import WIDTH, in_words
+from hetmp.comm import Group, launched, mpi_started, speaks_first
+from hetmp.errors import FAILED, HetmpError, exit_code, hold_warnings, report, unknown_name
 
 LET_SPEAK_SECONDS = 3.0
 """How long a silent rank that fails before MPI starts waits for the one that says why."""
 
+INTERRUPTED = 130
+"""How a command ends at Ctrl-C, as shells have it: 128 + SIGINT."""
+
+COMPLETE = "_HETMP_COMPLETE"
+"""What a shell sets when it asks for completions: see ``hetmp completion``."""
+
+COMMANDS = {
+    "Before a run": {
+        "doctor": "hetmp.cli.doctor:doctor",
+        "models": "hetmp.cli.models:models",
+        "explain": "hetmp.cli.explain:explain",
+        "profile": "hetmp.cli.profile:profile",
+        "plan": "hetmp.cli.plan:plan",
+    },
+    "A run": {
+        "train": "hetmp.cli.train:train_command",
+        "submit": "hetmp.cli.submit:submit",
+        "trace": "hetmp.cli.trace:trace_command",
+    },
+    "After a run": {
+        "report": "hetmp.cli.report:report_command",
+        "evaluate": "hetmp.cli.evaluate:evaluate",
+        "predict": "hetmp.cli.predict:predict",
+        "inspect": "hetmp.cli.inspect:inspect",
+        "export": "hetmp.cli.transfer:export_command",
+        "import": "hetmp.cli.transfer:import_command",
+    },
+    "Beside it": {
+        "bench": "hetmp.cli.bench:bench",
+        "completion": "hetmp.cli.completion:completion",
+    },
+}
+"""Where each command is, by what one does when it is of use: imported when it is asked for."""
+
+_interrupts: list[int] = []
+"""Ctrl-C came: what fails then, in a library that catches it, fails for that."""
+
+ENDS = """\b
+Exit codes:
+  0    done
+  1    it failed on the way: a full disk, a loss that is no number
+  2    bad input: the message names the value, the limit and the remedy
+  75   a run was asked to end, and goes on with --resume auto
+  130  stopped by Ctrl-C
+
+docs/commands.md has all of them, and the environment variables.
+"""
+
 
 class _Commands(click.Group):
-    """Commands whose unknown names are answered with the nearest one."""
+    """Commands under headings, imported when needed; unknown ones are told the nearest."""
+
+    def __init__(self, *args: Any, **told: Any) -> None:
+        super().__init__(*args, **told)
+        self._places = {name: at for names in COMMANDS.values() for name, at in names.items()}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of the help text."""
+        return list(self._places)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name, imported now."""
+        if cmd_name not in self._places:
+            return None
+        module, _, name = self._places[cmd_name].partition(":")
+        found = getattr(import_module(module), name)
+        return found if isinstance(found, click.Command) else found()
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            raise click.UsageError(str(unknown_name("command", args[0], self.commands)), ctx)
+        """The command of a command line."""
+        if args and args[0] not in self._places and not args[0].startswith("-"):
+            raise unknown_name("command", args[0], self._places)
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, heading by heading."""
+        width = max(map(len, self._places))
+        for heading, names in COMMANDS.items():
+            rows = [(name.ljust(width), self._summary(ctx, name)) for name in names]
+            with formatter.section(heading):
+                formatter.write_dl(rows, width)
+
+    def _summary(self, ctx: click.Context, name: str) -> str:
+        command = self.get_command(ctx, name)
+        return command.get_short_help_str() if command is not None else ""
 
 
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -55,7 +122,13 @@ def _version(name: str) -> str:
         return "missing"
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
+    no_args_is_help=False,
+    invoke_without_command=True,
+    epilog=ENDS,
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -64,52 +137,91 @@ def _version(name: str) -> str:
     callback=_show_version,
     help="Show the versions of hetmp and of what it stands on.",
 )
-def commands() -> None:
+@click.pass_context
+def commands(ctx: click.Context) -> None:
     """Train convolutional networks across devices of unequal speed.
 
-    Start training with MPI, one process per device:
+    Start training with MPI, one process per device. 'hetmp COMMAND --help' says what a command
+    takes.
 
     \b
+    Examples:
+      hetmp explain resnet50 --weights 70,25,5
       mpirun -n 3 hetmp train --model digits --data digits --weights 70,25,5
     """
-
-
-for command in (
-    models,
-    explain,
-    profile,
-    plan,
-    train_command(),
-    submit,
-    evaluate,
-    predict,
-    inspect,
-    export_command,
-    import_command,
-    bench,
-    doctor,
-):
-    commands.add_command(command)
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main() -> None:
-    """The program ``hetmp``: runs a command; of many ranks, one speaks of bad input."""
-    code = 0
+    """The program ``hetmp``: runs a command; of many ranks, one speaks of what all of them see."""
+    instruction = os.environ.get(COMPLETE)
+    if instruction:
+        sys.exit(shell_complete(commands, {}, "hetmp", COMPLETE, instruction))
+    rank, size = launched() or (0, 1)
+    # A rank in a collective does not hear of Ctrl-C, and one that heard would wait for it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL if size > 1 else _interrupt)
     with contextlib.ExitStack() as stack:
         if not speaks_first():
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
-        try:
-            commands.main(prog_name="hetmp", standalone_mode=False)
-        except click.exceptions.Abort:
-            code = 1
-        except (click.ClickException, HetmpError) as error:
-            code = 2
-            if speaks_first() and isinstance(error, click.ClickException):
-                error.show()
-            elif speaks_first():
-                report(error)
-    if code and not speaks_first() and not mpi_started():
+            hold_warnings(rank)
+        code = _ended()
+    sys.exit(INTERRUPTED if _interrupts else code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
+def _ended() -> int:
+    """Run the command of the command line; how it ended."""
+    try:
+        with commands.make_context("hetmp", sys.argv[1:]) as context:
+            commands.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else FAILED
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return INTERRUPTED
+    except click.UsageError as error:
+        return _told(HetmpError(in_words(error, commands, "hetmp")))
+    except Exception as error:
+        if _interrupts:
+            return INTERRUPTED
+        if isinstance(error, HetmpError):
+            return _told(error)
+        _keep_silent_at_the_end(error)
+        return _told_by_those_who_know(error)
+    return 0
+
+
+def _told(error: HetmpError) -> int:
+    """Say what is wrong on one rank, where all of them see it."""
+    if speaks_first():
+        report(error)
+    elif not mpi_started():
         # Launchers kill the others when the first process fails: the one that speaks needs time.
         time.sleep(LET_SPEAK_SECONDS)
-    sys.exit(code)
+    return error.exit_code
+
+
+def _told_by_those_who_know(error: Exception) -> int:
+    """Say what went wrong on a rank that may be the only one."""
+    if mpi_started():
+        Group().fail(error)
+    rank, size = launched() or (0, 1)
+    if rank > 0:
+        time.sleep(LET_SPEAK_SECONDS)  # where rank 0 fails too, some launchers end all with it
+    report(error, prefix=f"rank {rank}: " if size > 1 else "", trace=rank == 0)
+    return exit_code(error)
+
+
+def _keep_silent_at_the_end(error: Exception) -> None:
+    """Python's last attempt to write what could not be written would be one more error."""
+    if isinstance(error, OSError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,10 +1,15 @@
 """``hetmp submit``."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem, ShellComplete
 
+from hetmp.cli.command import Command, option, spelt
+from hetmp.cli.names import JOBS
+from hetmp.cli.options import FILE, FOLDER, Choice
 from hetmp.errors import HetmpError
 
 if TYPE_CHECKING:
@@ -28,10 +33,6 @@ def _command(template: str) -> click.Command:
     return train_command()
 
 
-def _flags(option: click.Parameter) -> list[str]:
-    return [*option.opts, *option.secondary_opts]
-
-
 def _check_arguments(template: str, job: "Job") -> None:
     """Refuse what the job's command would refuse: now, and not after hours in the queue."""
     command = _command(template)
@@ -47,61 +48,109 @@ def _check_arguments(template: str, job: "Job") -> None:
         )
 
 
-class _Submit(click.Command):
+class _Submit(Command):
     """A command that knows whose a flag is that was given to it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, list(args))
         except click.NoSuchOption as error:
-            template = next((word for word in args if not word.startswith("-")), "")
-            flags = [flag for option in _command(template).params for flag in _flags(option)]
+            words = [word for word in args if not word.startswith("-")]
+            template = next((word for word in words if word in JOBS), "train")
+            flags = [flag for param in _command(template).params for flag in spelt(param)]
             if error.option_name not in flags:
                 raise
-            raise click.UsageError(
+            raise HetmpError(
                 f"{error.option_name} belongs to the job: put it behind --, as in "
-                f"hetmp submit {template} -- {error.option_name} ...",
-                ctx,
+                f"hetmp submit {template} -- {error.option_name} ..."
             ) from None
 
 
+class _Template(Choice):
+    """The kind of job; with --config, the words behind the -- may stand in its place."""
+
+    def __init__(self) -> None:
+        super().__init__("job template", JOBS, others=True)
+
+
+class _Arguments(click.ParamType):  # type: ignore[type-arg]
+    """What the job's command is given: completed as that command completes it."""
+
+    name = "argument"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """As ``hetmp train`` (or profile, evaluate) itself."""
+        job = _command(ctx.params.get("template") or "train")
+        given = [str(word) for word in ctx.params.get("arguments") or ()]
+        return ShellComplete(job, {}, f"hetmp {job.name}", "").get_completions(given, incomplete)
+
+
+_job = partial(option, heading="The job")
+_nodes = partial(option, heading="Its nodes")
+_run = partial(option, heading="Its run")
+
+
 @click.command(cls=_Submit)
-@click.argument("template", required=False)
-@click.argument("arguments", nargs=-1, metavar="[-- ARGUMENT...]")
-@click.option("--config", type=click.Path(), help="A job in a file (TOML); flags win over it.")
-@click.option("--name", help="What the queue calls it.")
-@click.option("--time", metavar="TIME", help="Time limit, as 8:00:00.")
-@click.option("--nodes", metavar="N|MIN-MAX", help="Number of nodes, or as many as can be had.")
-@click.option("--partition", help="The partition that they are in.")
-@click.option("--constraint", help="Features that they must have.")
-@click.option("--tasks-per-node", type=click.INT, help="Ranks on each node.")
-@click.option("--cpus-per-task", type=click.INT, help="Cores for each rank.")
-@click.option("--gpus-per-task", type=click.INT, help="GPUs for each rank, which uses one.")
-@click.option("--mem", help="Memory of each node, as 16G.")
-@click.option(
+@click.argument("template", type=_Template(), required=False)
+@click.argument("arguments", nargs=-1, type=_Arguments(), metavar="[-- ARGUMENT...]")
+@_job("--config", type=FILE, metavar="FILE", help="A job in a file (TOML); flags win.")
+@_job("--name", metavar="NAME", help="What the queue calls it.")
+@_job("--time", metavar="TIME", help="Time limit, as 8:00:00.")
+@_job("--account", metavar="NAME", help="Whom the site charges.")
+@_job("--qos", metavar="NAME", help="Quality of service.")
+@_job(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="--NAME=VALUE",
+    help="More options of sbatch; once for each.",
+)
+@_job("--mpi", metavar="TYPE", help="What srun --mpi= is given, if not what fits.")
+@_job(
+    "--env-file",
+    type=FILE,
+    metavar="FILE",
+    help="What the job reads first (default: jobs/env.sh if there is one).",
+)
+@option("--dry-run", is_flag=True, help="Print the script, and submit nothing.")
+@option("--follow", is_flag=True, help="Show the run's progress until the job ends.")
+@_nodes("--nodes", metavar="N|MIN-MAX", help="Number of nodes, or as many as can be had.")
+@_nodes("--partition", metavar="NAME", help="The partition that they are in.")
+@_nodes("--constraint", metavar="FEATURES", help="Features that they must have.")
+@_nodes("--tasks-per-node", type=click.INT, metavar="N", help="Ranks on each node.")
+@_nodes("--cpus-per-task", type=click.INT, metavar="N", help="Cores for each rank.")
+@_nodes("--gpus-per-task", type=click.INT, metavar="N", help="GPUs for each rank, which uses one.")
+@_nodes("--mem", metavar="SIZE", help="Memory of each node, as 16G.")
+@_nodes(
     "--component",
     "components",
     multiple=True,
     metavar="NAME=VALUE,...",
     help="Nodes of one kind, as partition=new,nodes=2,gpus_per_task=1; once for each kind.",
 )
-@click.option("--account", help="Whom the site charges.")
-@click.option("--qos", help="Quality of service.")
-@click.option("--option", "options", multiple=True, metavar="--NAME=VALUE", help="Of sbatch.")
-@click.option("--run", metavar="FOLDER", help="Of the run, to go on with an older one.")
-@click.option("--profiles", metavar="FOLDER", help="What was measured of each kind of node.")
-@click.option("--checkpoint-every", help="How often a checkpoint is saved, as 10min.")
-@click.option("--signal", help="USR1 or USR2: says that the time is nearly up.")
-@click.option("--notice", type=click.INT, help="How many seconds before the limit it does.")
-@click.option("--max-restarts", type=click.INT, help="How often it may be queued again.")
-@click.option("--mpi", help="What srun --mpi= is given, if not what fits.")
-@click.option(
-    "--env-file",
-    type=click.Path(),
-    help="What the job reads first (default: jobs/env.sh if there is one).",
+@_run("--run", type=FOLDER, metavar="FOLDER", help="Its folder, to go on with an older one.")
+@_run(
+    "--profiles",
+    type=FOLDER,
+    metavar="FOLDER",
+    help="Folder of what devices were measured to take, by kind of node.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the script, and submit nothing.")
-@click.option("--follow", is_flag=True, help="Show the run's progress until the job ends.")
+@_run(
+    "--checkpoint-every",
+    metavar="INTERVAL",
+    help="How often a checkpoint is saved: in steps (500), epochs (2epochs) or time (90s, 10min, "
+    "1h).",
+)
+@_run(
+    "--signal",
+    type=Choice("signal", ("USR1", "USR2")),
+    metavar="USR1|USR2",
+    help="The signal that says that the time is nearly up.",
+)
+@_run("--notice", type=click.INT, metavar="SECONDS", help="How long before the limit it does.")
+@_run("--max-restarts", type=click.INT, metavar="N", help="How often it may be queued again.")
 def submit(
     template: str | None,
     arguments: tuple[str, ...],
@@ -131,16 +180,16 @@ def submit(
     """
     from hetmp.comm import mpi_vendor
     from hetmp.slurm import available, chosen_mpi_type
-    from hetmp.submit import TEMPLATES, Component, make_job, read_job, render
+    from hetmp.submit import Component, make_job, read_job, render
     from hetmp.submit import follow as followed
     from hetmp.submit import submit as submitted
 
     told = read_job(config) if config else {}
-    if "template" in told and template is not None and template not in TEMPLATES:
+    if "template" in told and template is not None and template not in JOBS:
         arguments, template = (template, *arguments), None  # all of them stand behind the --
     template = template or told.get("template")
     if template is None:
-        raise HetmpError(f"say which job: {', '.join(TEMPLATES)}")
+        raise HetmpError(f"say which job: {', '.join(JOBS)}")
     flags["components"] = [Component.parse(text) for text in components]
     flags = {**flags, "arguments": arguments}
     flags = {name: value for name, value in flags.items() if value not in (None, (), [])}

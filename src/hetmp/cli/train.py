@@ -1,12 +1,12 @@
 """``hetmp train``: a flag per field of the configuration, and a file of them."""
 
 from collections.abc import Mapping
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hetmp.cli.options import KeyValue, Numbers, Weights
+from hetmp.cli.command import Command, Option
+from hetmp.cli.options import FILE
 from hetmp.comm import Group
 from hetmp.errors import HetmpError
 from hetmp.interruption import EXIT_CODE
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config_file"
 PRINT_CONFIG = "print_config"
+IN_A_FILE = "A run in a file"
 
 
 def told_config(values: Mapping[str, Any], **job: Any) -> "tuple[TrainConfig, str]":
@@ -57,14 +58,21 @@ def _train(**values: Any) -> None:
 
         click.echo(config_text(told_config(values)[0]), nl=False)
         return
-    from hetmp.train import train
-    from hetmp.units import count_ranks
+    from hetmp.progress import silent
 
     group = Group()
     with group.together():  # a file may lie on some nodes alone
         config, note = told_config(values)
-    if note:
-        group.say(note)
+    with silent(config.quiet):
+        if note:
+            group.say(note)
+        _train_as_told(config, group)
+
+
+def _train_as_told(config: "TrainConfig", group: Group) -> None:
+    from hetmp.train import train
+    from hetmp.units import count_ranks
+
     with group.failing():
         result = train(config)
     if result.stopped:
@@ -82,24 +90,36 @@ def _train(**values: Any) -> None:
         group.say(f"wrote config.toml, metrics.jsonl, plan.json and model.h5 to {config.out}")
 
 
+def config_option() -> Option:
+    """The flag of a run in a file."""
+    return Option(
+        ["--config", CONFIG_FILE],
+        type=FILE,
+        metavar="FILE",
+        heading=IN_A_FILE,
+        help="A run in a file (TOML), such as the config.toml of an older one; flags win.",
+    )
+
+
 def train_command() -> click.Command:
     """``hetmp train``, with a flag per field of the configuration."""
+    from hetmp.cli.fields import field_option
     from hetmp.config import TrainConfig
 
     options: list[click.Parameter] = [
-        click.Option(
-            ["--config", CONFIG_FILE],
-            metavar="FILE",
-            help="The run in a file (TOML), such as the config.toml of an older one; flags win.",
-        ),
-        click.Option(
+        config_option(),
+        Option(
             ["--print-config", PRINT_CONFIG],
             is_flag=True,
+            heading=IN_A_FILE,
             help="Print such a file of this run, complete and with comments, and train nothing.",
         ),
         *(field_option(name) for name in TrainConfig.model_fields),
     ]
     text = """Train a network, every rank with a slice of each layer's filters.
+
+    --model and --data must be told, here or in a file. Every other setting has a default. Signals
+    that end a run so that it can go on later: see --stop-signal.
 
     \b
     Examples:
@@ -108,61 +128,7 @@ def train_command() -> click.Command:
       mpirun -n 3 hetmp train --model digits --data digits --weights auto
       mpirun -n 2 hetmp train --model paper-cifar --data synthetic --steps 20
       hetmp train --model digits --data digits --print-config > run.toml
-      mpirun -n 3 hetmp train --config run.toml --lr 0.1
+      mpirun -n 3 hetmp train --config run.toml --lr 0.1 --out runs/first
     """
-    return click.Command("train", params=options, callback=_train, help=text)
-
-
-def field_option(name: str, wanted: bool = True) -> click.Option:
-    """The flag of a field of the configuration, which is None where it is not given.
-
-    Args:
-        wanted: whether the field's default is what holds then; it is told in the help.
-    """
-    from hetmp.config import CHOICES, TrainConfig
-
-    field = TrainConfig.model_fields[name]
-    flag = "--" + name.replace("_", "-")
-    kind = _plain(field.annotation)
-    text = (field.description or "").replace("`", "'")
-    if kind is bool:
-        # A file's `true` can be taken back; of what is named no_... alone it cannot.
-        both = flag if name.startswith("no_") else f"{flag}/--no-{flag[2:]}"
-        return click.Option([both], is_flag=True, default=None, help=text)
-    if kind is dict:
-        return click.Option(
-            [flag.removesuffix("s"), name],
-            type=KeyValue(),
-            multiple=True,
-            help=f"{text.rstrip('.')}; once for each.",
-        )
-    if wanted and field.default is not None and not field.is_required():
-        text = f"{text.rstrip('.')} (default: {field.default})."
-    if name == "weights":
-        return click.Option([flag], type=Weights(), metavar="NUMBERS|FILE|equal|auto", help=text)
-    types: dict[Any, Any] = {
-        int: click.INT,
-        float: click.FLOAT,
-        (tuple, float): Numbers(float, "numbers"),
-        (tuple, int): Numbers(int, "integers"),
-        (tuple, str): Numbers(str, "names"),
-    }
-    choices = "|".join(CHOICES.get(name, ()))
-    if len(f"  {flag} {choices}") > 80:  # the help has them in words
-        choices = "NAME"
-    return click.Option(
-        [flag], type=types.get(kind, click.STRING), metavar=choices or None, help=text
-    )
-
-
-def _plain(annotation: Any) -> Any:
-    """The type under ``Annotated`` and ``| None``; (tuple, item) for tuples, dict for tables."""
-    if get_origin(annotation) in (Union, UnionType):
-        return _plain(next(part for part in get_args(annotation) if part is not type(None)))
-    if get_origin(annotation) is tuple:
-        return (tuple, _plain(get_args(annotation)[0]))
-    if get_origin(annotation) is dict:
-        return dict
-    if hasattr(annotation, "__metadata__"):
-        return _plain(annotation.__origin__)
-    return annotation
+    short = "Train a network, every rank with a slice of each layer."
+    return Command("train", params=options, callback=_train, help=text, short_help=short)

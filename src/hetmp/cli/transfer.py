@@ -2,12 +2,15 @@
 
 import click
 
+from hetmp.cli.command import command
+from hetmp.cli.options import FILE
 
-@click.command("export")
-@click.argument("checkpoint")
-@click.argument("target")
+
+@command("export")
+@click.argument("checkpoint", type=FILE)
+@click.argument("target", type=FILE)
 def export_command(checkpoint: str, target: str) -> None:
-    """Write a checkpoint's network as a state_dict.
+    """Write a checkpoint's network as a state_dict of torch.
 
     torch.load reads the file. The numbers are compared with their digests first. Runs without MPI.
 
@@ -21,11 +24,11 @@ def export_command(checkpoint: str, target: str) -> None:
     click.echo(f"wrote {count} tensors to {target}: torch.load({target!r}, weights_only=True)")
 
 
-@click.command("import")
-@click.argument("source")
-@click.argument("checkpoint")
+@command("import")
+@click.argument("source", type=FILE)
+@click.argument("checkpoint", type=FILE)
 def import_command(source: str, checkpoint: str) -> None:
-    """Make a checkpoint from a state_dict.
+    """Make a checkpoint from a state_dict of torch.
 
     SOURCE is a file of torch.save. Nothing but tensors and plain values is read from it: no pickle
     runs code. Runs without MPI.

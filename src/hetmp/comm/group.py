@@ -54,7 +54,8 @@ class Group:
     Attributes:
         comm: carries the exchanges between layers.
         control: carries agreement and other small messages.
-        rank, size: this rank's number, and how many there are.
+        rank: this rank's number.
+        size: how many ranks there are.
         on_one_host: whether all ranks can share memory.
         kept: what lives as long as the user's communicator, by purpose.
         pace: a test aid that makes this rank slower.

@@ -2,10 +2,9 @@
 
 from hetmp.config_file.reading import ConfigFile, flags_over, read_config
 from hetmp.config_file.versions import differing_versions, present_versions
-from hetmp.config_file.writing import HEADINGS, config_text, write_run_config
+from hetmp.config_file.writing import config_text, write_run_config
 
 __all__ = [
-    "HEADINGS",
     "ConfigFile",
     "config_text",
     "differing_versions",

@@ -1,6 +1,5 @@
 """What a run's file says, and how flags win over it."""
 
-import difflib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from pydantic import ValidationError
 
 from hetmp.config import TrainConfig
 from hetmp.documents import read
-from hetmp.errors import HetmpError
+from hetmp.errors import HetmpError, nearest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -95,11 +94,11 @@ def flags_over(fields: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str,
 
 
 def _unknown(name: str, value: Any) -> str:
-    near = difflib.get_close_matches(name.replace("-", "_").lower(), TrainConfig.model_fields, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(name.replace("-", "_"), TrainConfig.model_fields, cutoff=0.6)
+    hint = f": did you mean {near!r}?" if near else ""
     if isinstance(value, dict) and value.keys() & TrainConfig.model_fields.keys():
-        hint = "settings stand above all [tables]. "
-    return f"unknown setting {name!r}: {hint}(hetmp train --help lists all)"
+        hint = ": settings stand above all [tables]."
+    return f"unknown setting {name!r}{hint} (hetmp train --help lists all)"
 
 
 def _check_each(error: ValidationError, what: str) -> None:

@@ -8,18 +8,8 @@ from typing import Any
 
 import tomlkit
 
-from hetmp.config import TrainConfig
+from hetmp.config import HEADINGS, TrainConfig
 from hetmp.config_file.reading import VERSIONS, is_path
-
-HEADINGS = {
-    "model": "What is trained",
-    "data": "On which data",
-    "weights": "Which rank computes what",
-    "batch_size": "How it is trained",
-    "device": "How it is computed",
-    "out": "What is kept",
-}
-"""What the fields are about, by the first one of each kind."""
 
 _READ_AS = """Flags win over what stands here. Lists are written as [70, 25, 5], and a path that is
 not absolute starts in this file's folder."""
@@ -28,6 +18,7 @@ HEADER = f"A run of `hetmp train`, whole: `hetmp train --config FILE` starts it.
 
 _NOT_REPEATED = {
     "out": "Not repeated, so that the first run's files stay: give --out anew.",
+    "metrics": "Not repeated: it needs --out, and is given with it.",
     "checkpoint_every": "Not repeated: it needs --out, and is given with it.",
     "resume": "Not repeated: a repetition starts at the beginning.",
 }

@@ -72,7 +72,7 @@ def batches(
     shuffle: bool = True,
     start: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch: images (b, c, *spatial) float32, labels int64 as in the split.
+    """The batches of an epoch: images ``(b, c, *spatial)`` float32, labels int64 as in the split.
 
     *start* is the first batch to yield, counted from 0, for a run that resumes: those before
     it are not read. At the number of batches nothing is yielded: the epoch was complete.

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetmp.data.pictures import SUFFIXES, entries, list_pictures
-from hetmp.errors import HetmpError, unknown_name
+from hetmp.errors import HetmpError, near_path, unknown_name
 
 TEST_FOLDERS = ("test", "val", "valid")
 """Names of the test part beside ``train``; the first that is there."""
@@ -26,7 +26,8 @@ def find_parts(root: Path, told: Path | None) -> tuple[Path, Path, Path, Path | 
     if told is not None:
         if not Path(told).is_dir():
             raise HetmpError(
-                f"test_path {told} is no folder: give the folder of the test part's classes"
+                f"test_path {told} is no folder{near_path(told)}: give the folder of the test "
+                "part's classes"
             )
         return root, train if nested else root, Path(told), Path(told)
     if not nested:

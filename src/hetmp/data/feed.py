@@ -33,7 +33,8 @@ class Reading:
     Attributes:
         weights: how large a share of every batch each rank reads, relative to the others'.
         readers: threads that read on this rank.
-        device, dtype: where the batches go, and what the images become.
+        device: where the batches go.
+        dtype: what the images become.
     """
 
     weights: Sequence[float]
@@ -81,7 +82,7 @@ class Feed:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from batch *start* on, in random order. Collective.
 
-        Images (b, c, *spatial), labels int64; see ``batch_indices`` for the order. Every rank
+        Images ``(b, c, *spatial)``, labels int64; see ``batch_indices`` for the order. Every rank
         takes the same batches, or closes the iterator after the same one.
 
         Raises:

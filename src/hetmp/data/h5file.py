@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetmp.data.dataset import Indices
-from hetmp.errors import HetmpError, unknown_name
+from hetmp.errors import HetmpError, near_path, unknown_name
 
 CACHE = 64 * 2**20
 """Bytes of chunks kept per dataset: a chunk holds several images, which are wanted in turn."""
@@ -109,7 +109,7 @@ def _opened(path: Path) -> Any:
     import h5py
 
     if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else f"does not exist{near_path(path)}"
         raise HetmpError(f"{path} {what}: give an HDF5 file")
     try:
         # No locks: some file systems of clusters have none, and nobody writes meanwhile.

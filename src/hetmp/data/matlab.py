@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.errors import HetmpError
+from hetmp.errors import HetmpError, near_path
 
 _NUMBERS = {"double", "single", "logical"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
@@ -32,7 +32,7 @@ def variables(path: Path) -> list[Variable]:
         HetmpError: no such file, not of MATLAB, damaged.
     """
     if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else f"does not exist{near_path(path)}"
         raise HetmpError(f"{path} {what}: give a MATLAB file (.mat)")
     # What damage makes these readers raise depends on where it is: whatever it is, it is said.
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hetmp.checks import whole_number
-from hetmp.errors import HetmpError
+from hetmp.errors import HetmpError, near_path
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,17 @@ class Options:
         seed: the run's. ``synthetic`` is generated from it; no other depends on it.
         split_seed: which images are test images, where the data does not say.
         test_share: how large a share of the images that is, above 0 and below 1.
-        shape: (channels, *spatial sides) of an image.
+        shape: channels, then the spatial sides, of an image.
         classes: how many classes there are.
         samples: how many training images.
         data_path: the file or folder of the data, or of its training part alone.
         test_path: the file or folder of the test part.
-        images_key, labels_key: names of the images and labels within a file.
+        images_key: name of the images within a file.
+        labels_key: name of the labels there.
         patch: side, in pixels, of what is cut out around a pixel to be classified; odd.
         disjoint: training and test pixels of a scene so far apart that their patches share none.
-        mean, std: per channel, in units of the source; else of the training part.
+        mean: per channel, in units of the source; else of the training part.
+        std: likewise, the deviation.
     """
 
     seed: int = 0
@@ -101,7 +103,7 @@ class Options:
             )
         if not os.path.exists(self.data_path):  # Path.exists raises where it may not look
             raise HetmpError(
-                f"data_path {self.data_path} does not exist: data/README.md says what to put there "
-                f"for data set {name!r}"
+                f"data_path {self.data_path} does not exist{near_path(self.data_path)}: "
+                f"data/README.md says what to put there for data set {name!r}"
             )
         return Path(self.data_path)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.errors import HetmpError
+from hetmp.errors import HetmpError, near_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,7 +62,9 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as found:
             visible = [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
-        raise HetmpError(f"{folder} cannot be listed as a folder: {error.strerror}") from error
+        raise HetmpError(
+            f"{folder} cannot be listed as a folder: {error.strerror}{near_path(folder)}"
+        ) from error
     return sorted(visible, key=lambda entry: entry.name)
 
 

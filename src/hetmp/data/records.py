@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetmp.data.dataset import Indices, Part
-from hetmp.errors import HetmpError
+from hetmp.errors import HetmpError, near_path
 
 PIECE = 2**20
 """Bytes read at a time where a file's own word for its length is not to be relied on."""
@@ -112,7 +112,7 @@ class Records(Part):
 
 def unreadable(path: str | Path, error: OSError) -> HetmpError:
     """The error for a file that the system does not let us read."""
-    return HetmpError(f"{path} cannot be read: {error.strerror or error}")
+    return HetmpError(f"{path} cannot be read: {error.strerror or error}{near_path(path)}")
 
 
 def open_file(path: Path) -> BinaryIO:

@@ -42,7 +42,8 @@ class Exchange(nn.Module):
     and trailing dimensions, any memory format; float32, float64, float16 and bfloat16.
 
     Attributes:
-        forward_counter, backward_counter: calls, bytes and seconds so far on this rank.
+        forward_counter: calls, bytes and seconds so far on this rank.
+        backward_counter: the same of the backward pass.
     """
 
     def __init__(self, group: Group, source: State, target: State) -> None:

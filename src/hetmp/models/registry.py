@@ -105,7 +105,7 @@ def build(name: str, input_shape: Sequence[int], classes: int, *, width: float =
         width: scales every hidden channel count of a shipped network (rounded, at least 1).
 
     The parameters start from torch's default generator, in its default dtype and on its
-    default device. A shipped network takes (n, *input_shape) to (n, classes), but for
+    default device. A shipped network takes ``(n, *input_shape)`` to (n, classes), but for
     ``unet``, which gives a class to every pixel: (n, classes, h, w).
 
     Raises:

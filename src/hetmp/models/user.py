@@ -2,12 +2,13 @@
 
 import importlib
 import os
+import pkgutil
 import sys
 from types import ModuleType
 
 from torch import nn
 
-from hetmp.errors import HetmpError
+from hetmp.errors import HetmpError, nearest
 
 
 def build(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -27,7 +28,12 @@ def build(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
 
     module = _import(name, module_name)
     if not hasattr(module, function_name):
-        raise HetmpError(f"model {name!r}: {module!r} has no {function_name!r}")
+        known = [key for key, value in vars(module).items() if callable(value)]
+        meant = nearest(function_name, known)
+        raise HetmpError(
+            f"model {name!r}: {module.__name__} ({getattr(module, '__file__', None)}) has no "
+            f"{function_name!r}" + (f": did you mean '{module_name}:{meant}'?" if meant else "")
+        )
     function = getattr(module, function_name)
     if not callable(function):
         raise HetmpError(
@@ -61,10 +67,19 @@ def _import(name: str, module_name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if missing == module_name or module_name.startswith(f"{missing}."):
+            siblings = [one.name for one in pkgutil.iter_modules(_places(missing, here))]
+            meant = nearest(missing.rpartition(".")[2], siblings, cutoff=0.6)
+            hint = f": did you mean {meant!r}?" if meant else ";"
             raise HetmpError(
-                f"model {name!r}: there is no module {missing!r}, neither installed nor in {here}; "
-                "run from the folder that holds it, or put that folder on PYTHONPATH"
+                f"model {name!r}: there is no module {missing!r}, neither installed nor in {here}"
+                f"{hint} Run from the folder that holds it, or put that folder on PYTHONPATH"
             ) from error
         raise HetmpError(
             f"model {name!r}: module {module_name} needs {missing!r}, which is not installed"
         ) from error
+
+
+def _places(missing: str, here: str) -> list[str]:
+    """Where a module stands that *missing* was meant to be: in its package, or *here*."""
+    package = sys.modules.get(missing.rpartition(".")[0])
+    return list(package.__path__) if package is not None else [here]

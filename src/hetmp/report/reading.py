@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from hetmp.errors import HetmpError
+from hetmp.errors import HetmpError, near_path
 from hetmp.report.records import KINDS, Ending, Evaluation, Layers, Memory, RunRecord, Step
 
 NAME = "metrics.jsonl"
@@ -99,7 +99,8 @@ def metrics_file(path: Path) -> Path:
     """
     if not path.exists():
         raise HetmpError(
-            f"there is no {path}: give the folder that a run was told with --out, or its {NAME}"
+            f"there is no {path}{near_path(path)}: give the folder that a run was told with --out, "
+            f"or its {NAME}"
         )
     if not path.is_dir():
         return path

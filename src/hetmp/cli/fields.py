@@ -1,0 +1,144 @@
+"""The flags of a training run's settings, for every command that takes some of them."""
+
+import re
+from collections.abc import Callable
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import click
+
+from hetmp.cli.command import Option
+from hetmp.cli.names import DATA_SETS, OPTIMIZERS
+from hetmp.cli.options import (
+    FILE,
+    FOLDER,
+    PATH,
+    Choice,
+    KeyValue,
+    ModelName,
+    Names,
+    Numbers,
+    Weights,
+    WordOrPath,
+)
+from hetmp.config import AUTOCASTS, CHOICES, HEADINGS, METRICS, TrainConfig
+
+_KINDS: "dict[str, tuple[click.ParamType[Any], str]]" = {
+    "model": (ModelName(), "NAME"),
+    "data": (Choice("data set", DATA_SETS), "NAME"),
+    "data_path": (PATH, "PATH"),
+    "test_path": (PATH, "PATH"),
+    "weights": (Weights(), "X,X,...|FILE|equal|auto"),
+    "plan": (FILE, "FILE"),
+    "profile": (FILE, "FILE"),
+    "profiles": (FOLDER, "FOLDER"),
+    "profile_seconds": (click.FLOAT, "SECONDS"),
+    "optimizer": (Choice("optimizer", OPTIMIZERS, others=True), "NAME"),
+    "autocast": (Names(AUTOCASTS), "NAME,..."),
+    "metrics": (Names(METRICS), "NAME,..."),
+    "out": (FOLDER, "FOLDER"),
+    "checkpoint_every": (click.STRING, "INTERVAL"),
+    "resume": (WordOrPath(("auto",)), "auto|PATH"),
+    "images_key": (click.STRING, "NAME"),
+    "labels_key": (click.STRING, "NAME"),
+}
+"""Fields that take more than their type says: the kind of value, and what stands for it."""
+
+_BY_TYPE: "dict[Any, tuple[click.ParamType[Any], str]]" = {
+    int: (click.INT, "N"),
+    float: (click.FLOAT, "X"),
+    str: (click.STRING, "TEXT"),
+    (tuple, float): (Numbers(float, "numbers"), "X,X,..."),
+    (tuple, int): (Numbers(int, "whole numbers"), "N,N,..."),
+}
+
+
+def field_option(
+    name: str,
+    *,
+    filled: bool = False,
+    wanted: bool = True,
+    text: str | None = None,
+    heading: str | None = None,
+) -> Option:
+    """The flag of a field of ``TrainConfig``.
+
+    Args:
+        filled: whether it has the field's default where it is not given, else it is None then.
+        wanted: whether the field's default is told in the help text.
+        text: of the help, if not the field's own description.
+        heading: that it stands under, if not the field's own.
+    """
+    field = TrainConfig.model_fields[name]
+    flag = "--" + name.replace("_", "-")
+    plain = _plain(field.annotation)
+    text = text or description_of(name)
+    heading = heading or heading_of(name)
+    if plain is bool:
+        # A file's `true` can be taken back; of what is named no_... alone it cannot.
+        both = flag if name.startswith("no_") else f"{flag}/--no-{flag[2:]}"
+        return Option([both], is_flag=True, default=None, help=text, heading=heading)
+    if plain is dict:
+        text = f"{text.rstrip('.')}; once for each."
+        names = [flag.removesuffix("s"), name]
+        return Option(names, type=KeyValue(), multiple=True, help=text, heading=heading)
+    if wanted and field.default is not None and not field.is_required():
+        text = f"{text.rstrip('.')} (default: {field.default})."
+    if name in CHOICES:
+        kind: click.ParamType[Any] = Choice(name, CHOICES[name])
+        metavar = "|".join(CHOICES[name])
+        if len(f"  {flag} {metavar}") > 40:  # the help text has them in words
+            metavar = "NAME"
+    else:
+        kind, metavar = _KINDS[name] if name in _KINDS else _BY_TYPE[plain]
+    default = field.default if filled else None
+    return Option([flag], type=kind, metavar=metavar, default=default, help=text, heading=heading)
+
+
+def field_options(*names: str, **told: Any) -> Callable[[Any], Any]:
+    """A decorator that gives a command the flags of fields, see `field_option`."""
+
+    def decorated(command: Any) -> Any:
+        # As click.option keeps them: the last one first.
+        options = vars(command).setdefault("__click_params__", [])
+        options += [field_option(name, **told) for name in reversed(names)]
+        return command
+
+    return decorated
+
+
+def image_options(command: Any) -> Any:
+    """Give a command ``--shape`` and ``--classes``, which its model has sizes of its own for."""
+    for name in ("classes", "shape"):
+        sentence = re.split(r"\. | \(|\.$", description_of(name))[0]
+        field_options(name, text=f"{sentence} (default: as published).", heading="Options")(command)
+    return command
+
+
+def description_of(name: str) -> str:
+    """What a field means, in one line for a help text."""
+    told = TrainConfig.model_fields[name].description or ""
+    return " ".join(told.replace("`", "'").split())
+
+
+def heading_of(name: str) -> str:
+    """The heading that a field stands under."""
+    heading = ""
+    for field in TrainConfig.model_fields:
+        heading = HEADINGS.get(field, heading)
+        if field == name:
+            break
+    return heading
+
+
+def _plain(annotation: Any) -> Any:
+    """The type under ``Annotated`` and ``| None``; (tuple, item) for tuples, dict for tables."""
+    if get_origin(annotation) in (Union, UnionType):
+        return _plain(next(part for part in get_args(annotation) if part is not type(None)))
+    if get_origin(annotation) is tuple:
+        return (tuple, _plain(get_args(annotation)[0]))
+    if get_origin(annotation) is dict:
+        return dict
+    if hasattr(annotation, "__metadata__"):
+        return _plain(annotation.__origin__)
+    return annotation
