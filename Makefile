@@ -11,13 +11,14 @@ SHELL_SCRIPTS := $(wildcard scripts/*.sh benchmarks/*.sh .ci/run jobs/*.sh jobs/
 # Given on the command line or in the environment, they reach scripts/setup.sh.
 export PYTHON MPI TORCH
 
-.PHONY: help demo test setup lint format clean distclean
+.PHONY: help demo test docs setup lint format clean distclean
 
 help:
 	@echo "hetmp: train convolutional networks across devices of unequal speed"
 	@echo
 	@echo "  make demo       train a digits network on 3 ranks of unequal speed"
 	@echo "  make test       lint, then every test, on 1 to 5 ranks"
+	@echo "  make docs       the pages of docs/ as a site, in build/docs"
 	@echo
 	@echo "  make setup      only make the environment (.venv); the others do so first"
 	@echo "  make lint       style, types, the module map and shell scripts"
@@ -61,6 +62,10 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
+
+docs: setup
+	$(BIN)/sphinx-build -c docs -b html -W --keep-going --quiet . build/docs
+	@echo "make docs: open build/docs/index.html"
 
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

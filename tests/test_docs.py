@@ -1,28 +1,30 @@
-"""The README's and the docs' Python runs as it is written."""
+"""The pages as a whole: what they name and link to, and the site that is made of them.
 
+That their commands and snippets run is tested in test_docs_commands.py; here is what these should
+come to.
+"""
+
+import os
 import re
+import subprocess
+import sys
 from functools import cache
-from pathlib import Path
 
 import h5py
 import pytest
 import torch
 
-from test_cli import TRAIN, hetmp_run
-
-ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
+import hetmp.data
+import hetmp.optim
+from documented import PAGES, ROOT, blocks
+from test_cli import TRAIN, environment, hetmp_run
 
 
 def python_blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    return [block.text for block in blocks(page) if block.language == "python"]
 
 
-@cache
-def flags(command: str) -> set[str]:
-    done = hetmp_run(command, "--help")
-    assert done.returncode == 0, done.stderr
-    return set(re.findall(r"--[a-z-]+", done.stdout))
+# --- what snippets come to ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
@@ -34,6 +36,10 @@ def test_the_readmes_training_loop_runs(tmp_path, ranks):
     done = hetmp_run(module=("-m", "mpi4py", str(program)), ranks=ranks)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("SlicedModel, rank") == ranks
+    if ranks == 4:
+        shown = next(b.text for b in blocks("README.md") if b.text.startswith("SlicedModel"))
+        for line in shown.splitlines():
+            assert line.removesuffix("...") in done.stdout, line
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["4.weight"].shape == (64, 32, 3, 3)
 
@@ -75,40 +81,52 @@ def test_the_documented_start_layer_by_layer(tmp_path, ranks, held):
     assert sorted(re.findall("12170|4760|3705", done.stdout)) == sorted(held)
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_the_documented_operators_of_ones_own(tmp_path, ranks):
-    program = tmp_path / "operators.py"
-    program.write_text("\n".join(python_blocks("docs/operators.md")) + "print('same')\n")
-    done = hetmp_run(module=("-m", "mpi4py", str(program)), ranks=ranks)
+def test_the_configuration_page_has_what_the_program_prints():
+    shown = next(b.text for b in blocks("docs/configuration.md") if b.language == "toml")
+    done = hetmp_run("train", "--model", "digits", "--data", "digits", "--print-config")
+    assert shown == done.stdout, (
+        "put what `hetmp train --model digits --data digits --print-config` prints onto the page"
+    )
+
+
+# --- what the text names ------------------------------------------------------------------------
+
+
+@cache
+def flags(command: str) -> set[str]:
+    done = hetmp_run(command, "--help")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("same") == ranks
+    return set(re.findall(r"--[a-z-]+", done.stdout))
+
+
+OF_OTHERS = {
+    *("--user", "--scope", "--mem", "--mem-per-cpu"),  # systemd-run, Slurm
+}
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/training.md", "docs/larger-than-one-device.md", "docs/formats.md"]
-)
-def test_the_documented_commands_are_the_programs(page):
-    text = (ROOT / page).read_text().replace("\\\n", "")
-    commands = re.findall(r"hetmp (train|evaluate|predict) (.*?)(?: +#|\n|`)", text)
-    assert commands
-    for name, command in commands:
-        assert set(re.findall(r"--[a-z-]+", command)) <= flags(name), command
-
-
-@pytest.mark.parametrize(
-    "page", ["docs/training.md", "docs/larger-than-one-device.md", "docs/formats.md"]
+    "page",
+    [
+        "docs/training.md",
+        "docs/larger-than-one-device.md",
+        "docs/formats.md",
+        "docs/configuration.md",
+        "docs/own-model.md",
+        "docs/mixed-devices.md",
+        "docs/resume.md",
+        "docs/notebook.md",
+        "docs/numerics.md",
+        "docs/when-not.md",
+    ],
 )
 def test_the_options_that_the_text_names_are_of_some_command(page):
-    commands = ("train", "evaluate", "predict", "plan", "submit")
+    commands = ("train", "evaluate", "predict", "plan", "submit", "inspect", "bench", "profile")
     known = set().union(*map(flags, commands))
-    of_others = {"--user", "--scope", "--mem", "--mem-per-cpu"}  # systemd-run, Slurm
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text()))
-    assert named <= known | of_others, named - known
+    assert named <= known | OF_OTHERS, named - known
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "data/README.md", *sorted(f"docs/{p.name}" for p in DOCS.glob("*.md"))]
-)
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
 def test_links_lead_to_pages_and_headings(page):
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -124,3 +142,63 @@ def test_links_lead_to_pages_and_headings(page):
 
 def _anchor(title: str) -> str:
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+# --- the site -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site as ``make docs`` builds it: a warning is a failure."""
+    built = tmp_path_factory.mktemp("site")
+    command = re.search(r"sphinx-build (.*) build/docs", (ROOT / "Makefile").read_text())
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *command[1].split(), built, "-d", built / ".doctrees"],
+        cwd=ROOT,
+        env=environment(PATH=os.environ["PATH"]),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return built
+
+
+def test_every_page_is_in_the_site_and_within_reach(site):
+    names = {page.removesuffix(".md") for page in PAGES} - {"README"}
+    assert all((site / f"{name}.html").exists() for name in names)
+    first = (site / "docs/index.html").read_text()
+    linked = set(re.findall(r'href="([^"#:]+\.html)', first))
+    reached = {os.path.normpath(f"docs/{link}") for link in linked} | {"docs/index.html"}
+    assert {f"{name}.html" for name in names} <= reached
+    assert "docs/index.html" in (site / "index.html").read_text()
+
+
+def test_the_site_loads_nothing_from_elsewhere(site):
+    for page in site.rglob("*.html"):
+        loaded = re.findall(
+            r"<(?:script|img|iframe|source)[^>]*\ssrc=\"([^\"]+)\"|"
+            r"<link[^>]*rel=\"(?:stylesheet|preload|icon)[^>]*href=\"([^\"]+)\"",
+            page.read_text(),
+        )
+        assert loaded or page.name == "index.html"
+        outside = [one for pair in loaded for one in pair if re.match(r"(https?:)?//", one)]
+        assert not outside, (page, outside)
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(@import|url\()[\"' ]*(https?:)?//", sheet.read_text()), sheet
+
+
+def test_the_api_has_every_public_name(site):
+    text = (site / "docs/api.html").read_text()
+    for module in (hetmp, hetmp.data, hetmp.optim):
+        for name in set(module.__all__) - {"__version__"}:
+            full = f"{module.__name__}.{name}"
+            entries = {f'id="{full}"', f'id="hetmp.{name}"'}
+            assert any(entry in text for entry in entries), f"docs/api.md should have {full}"
+
+
+def test_pictures_are_drawn_by_their_script(tmp_path):
+    script = ROOT / "docs/pictures.py"
+    subprocess.run([sys.executable, script, tmp_path], check=True)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {"slices.svg", "exchanges.svg", "staircase.svg"}
+    assert all((ROOT / "docs" / name).exists() for name in drawn)

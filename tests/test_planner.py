@@ -587,9 +587,7 @@ def test_json_there_and_back(paper, tmp_path):
     told = json.loads(summary(planned))
     assert told["predicted_seconds"] == planned.prediction.seconds
     assert list(told["left_out"]) == ["2"] and list(told["memory"]) == ["0", "1"]
-    for layer, predicted in zip(
-        planned.prediction.layers.values(), loaded.predicted, strict=True
-    ):
+    for layer, predicted in zip(planned.prediction.layers.values(), loaded.predicted, strict=True):
         assert layer.name == predicted.name and layer.exchange == predicted.exchange
         assert layer.compute.tolist() == list(predicted.compute)
         assert layer.idle.tolist() == list(predicted.idle)
