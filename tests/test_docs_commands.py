@@ -293,6 +293,8 @@ class Reader:
             return
         if "hetmp bench" in small:
             self.measured.add(small)
+        if small.endswith("hetmp doctor"):  # 1: this machine lacks something, as it then says
+            small = f"{small} || [ $? = 1 ]"
         refused = command.output.startswith("hetmp: error:")
         said = run(f"! {{ {small}; }} 2>&1" if refused else small, self.folder, command.place)
         if refused:

@@ -43,7 +43,7 @@ class Warm:
         self._folder, self._path = folder, path
         self._server = subprocess.Popen(
             [sys.executable, __file__, path],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
@@ -79,6 +79,9 @@ def serve(path: str) -> list[str]:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes below
     print("ready", flush=True)
     while True:
+        ready, _, _ = select.select([listening, 0], [], [])
+        if 0 in ready:  # closed: whoever started this is gone
+            os._exit(0)
         caller, _ = listening.accept()
         if os.fork() == 0:
             listening.close()
