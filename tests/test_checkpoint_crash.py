@@ -15,7 +15,7 @@ from hetmp.checkpoint.catalog import opened
 from hetmp.checkpoint.folder import Folder
 from test_cli import HERE, MPIRUN, environment, hetmp_run
 
-TRIES = 8
+TRIES = 5
 RUN = (
     "train", "--model", "digits", "--data", "digits", "--batch-size", "200", "--weights", "3,1",
     "--dtype", "float64", "--epochs", "3", "--checkpoint-every", "1",
