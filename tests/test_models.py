@@ -488,7 +488,7 @@ def test_a_users_function_in_the_current_directory_is_called(folder: Path) -> No
         ("my_net.sub:pixels", "there is no module 'my_net', neither installed nor in "),
         ("my_nets.py:pixels", "there is no module 'my_nets.py', neither installed nor in "),
         ("my_unfinished:pixels", "my_unfinished needs 'a_package_nobody_has', which is not inst"),
-        ("my_nets:pixel", "my_nets.py'> has no 'pixel'"),
+        ("my_nets:pixel", "my_nets.py) has no 'pixel': did you mean 'my_nets:pixels'?"),
         ("my_nets:NUMBER", "NUMBER is a int, not a function of (input_shape, classes)"),
         ("my_nets:not_a_module", "not_a_module returned a list, it must return a torch.nn.Mod"),
         ("my_nets:only_classes", "it is called with (input_shape, classes)"),
