@@ -345,16 +345,21 @@ def test_submit_follows_a_job_to_its_end(folder: Folder) -> None:
 
 
 def test_submit_shows_why_a_followed_job_failed(folder: Folder) -> None:
-    words = ["--model", "digit", "--data", "digits"]
     done = folder.hetmp("submit", "train", "--modle", "digits", check=False)
     assert done.returncode == 2
     done = folder.hetmp("submit", "train", "--", "--modle", "digits", check=False)
     assert done.returncode == 2
     assert "submitted" not in done.stdout
     assert "--model" in done.stderr
+    words = ["--model", "digit", "--data", "digits"]
+    done = folder.hetmp("submit", "train", "--follow", "--", *words, check=False)
+    assert done.returncode == 2
+    assert "submitted" not in done.stdout
+    assert "unknown model 'digit': did you mean 'digits'?" in done.stderr
+    words[1] = "my_nets:build"  # who knows which modules the nodes have
     done = folder.hetmp("submit", "train", "--follow", "--", *words, check=False)
     assert done.returncode == 1
-    assert "unknown model 'digit': did you mean 'digits'?" in done.stdout
+    assert "there is no module 'my_nets'" in done.stdout
     done = folder.hetmp("submit", "train", "--partition", "nowhere", check=False)
     assert done.returncode == 2
     assert "nvalid partition" in done.stderr
