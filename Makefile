@@ -38,6 +38,7 @@ demo: setup
 	@echo
 	@echo "make demo: $(DEMO_RANKS) ranks, weighted 70 : 25 : 5, trained one digits network; its"
 	@echo "results are in runs/demo. Next: make test, or a run of your own:"
+	@echo "  $(BIN)/hetmp report runs/demo"
 	@echo "  $(BIN)/hetmp train --help"
 	@echo "  $(BIN)/mpirun -n 2 $(BIN)/hetmp train --model digits --data digits --weights 3,1"
 
