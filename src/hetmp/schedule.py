@@ -46,6 +46,11 @@ class CallStep(Step):
     inputs: Mapping[str, str]
 
     @property
+    def title(self) -> str:
+        """What a reader knows it by: the layer's path, or what is called."""
+        return self.node.path or self.run.call.title
+
+    @property
     def before(self) -> Any:
         """The state of its first operand."""
         return next(iter(self.run.flow.wants.values()), FULL)

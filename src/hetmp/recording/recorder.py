@@ -141,7 +141,7 @@ class Recorder:
 
     def _title(self, step: Step) -> str:
         if isinstance(step, CallStep):
-            return step.node.path or step.run.call.title
+            return step.title
         if isinstance(step, BiasStep):
             return step.parameter
         return f"exchange for {self._owner[step.name]}"

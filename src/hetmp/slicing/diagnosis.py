@@ -28,7 +28,7 @@ class _Look:
     def made(self, step: Step, value: Any) -> None:
         if self.found == _NOWHERE and not all(map(is_finite, _tensors(value))):
             self.found = len(self.titles)
-        self.titles.append(_title(step))
+        self.titles.append(step.title if isinstance(step, CallStep) else step.name)
 
     def parameters(self, step: CallStep) -> AbstractContextManager[None]:
         return nullcontext()
@@ -78,9 +78,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from _tensors(item)
-
-
-def _title(step: Step) -> str:
-    if isinstance(step, CallStep):
-        return step.node.path or step.run.call.title
-    return step.name
