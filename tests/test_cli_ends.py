@@ -161,21 +161,19 @@ def test_an_output_that_is_full_is_one_message(words):
     assert (done.returncode, done.stderr) == (1, "hetmp: error: No space left on device\n")
 
 
-@pytest.mark.parametrize("words", [["models"], [*TRAIN, "--epochs", "200"]])
-def test_ctrl_c_ends_with_130_and_without_a_word(words):
-    """Whenever it comes: while torch is imported, or in the middle of a step."""
-    for after in (0.8, 4.0):
+def test_ctrl_c_ends_at_once_and_without_a_word():
+    """Whenever it comes: while torch is imported, or in the middle of a step. Shells say 130."""
+    for after in (1.5, 4.0):
         run = subprocess.Popen(
-            [*PROGRAM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment(),
+            [*PROGRAM, *TRAIN, "--epochs", "200"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
         )  # fmt: skip
         time.sleep(after)
         run.send_signal(signal.SIGINT)
         _, said = run.communicate(timeout=60)
-        # A command may have been done before, or have had no time to listen.
-        assert run.returncode in (130, -signal.SIGINT) or (words == ["models"] and not said)
-        if run.returncode == 130:
-            assert said == ""
+        assert run.returncode == -signal.SIGINT
+        # Before the program itself runs, Python says what it was about to import.
+        assert said == "" or ("KeyboardInterrupt" in said and "main()" not in said)
 
 
 def test_the_codes_of_errors():

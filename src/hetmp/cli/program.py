@@ -7,7 +7,6 @@ import sys
 import time
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from types import FrameType
 from typing import Any
 
 import click
@@ -20,9 +19,6 @@ from hetmp.errors import FAILED, HetmpError, exit_code, hold_warnings, report, u
 
 LET_SPEAK_SECONDS = 3.0
 """How long a silent rank that fails before MPI starts waits for the one that says why."""
-
-INTERRUPTED = 130
-"""How a command ends at Ctrl-C, as shells have it: 128 + SIGINT."""
 
 COMPLETE = "_HETMP_COMPLETE"
 """What a shell sets when it asks for completions: see ``hetmp completion``."""
@@ -54,9 +50,6 @@ COMMANDS = {
     },
 }
 """Where each command is, by what one does when it is of use: imported when it is asked for."""
-
-_interrupts: list[int] = []
-"""Ctrl-C came: what fails then, in a library that catches it, fails for that."""
 
 ENDS = """\b
 Exit codes:
@@ -158,21 +151,17 @@ def main() -> None:
     instruction = os.environ.get(COMPLETE)
     if instruction:
         sys.exit(shell_complete(commands, {}, "hetmp", COMPLETE, instruction))
-    rank, size = launched() or (0, 1)
-    # A rank in a collective does not hear of Ctrl-C, and one that heard would wait for it.
-    signal.signal(signal.SIGINT, signal.SIG_DFL if size > 1 else _interrupt)
+    rank, _ = launched() or (0, 1)
+    # Ctrl-C ends the process at once. As an exception it would not be heard in a collective, and
+    # get lost, or abort the process, where C++ calls Python (torch does so while it is imported).
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     with contextlib.ExitStack() as stack:
         if not speaks_first():
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
             hold_warnings(rank)
         code = _ended()
-    sys.exit(INTERRUPTED if _interrupts else code)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    _interrupts.append(number)
-    raise KeyboardInterrupt
+    sys.exit(code)
 
 
 def _ended() -> int:
@@ -185,13 +174,9 @@ def _ended() -> int:
         return end.exit_code
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else FAILED
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        return INTERRUPTED
     except click.UsageError as error:
         return _told(HetmpError(in_words(error, commands, "hetmp")))
     except Exception as error:
-        if _interrupts:
-            return INTERRUPTED
         if isinstance(error, HetmpError):
             return _told(error)
         _keep_silent_at_the_end(error)
