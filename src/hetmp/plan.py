@@ -16,6 +16,7 @@ from hetmp.documents import load, validated
 from hetmp.errors import HetmpError, unknown_name
 from hetmp.ops import SCHEMES, Scheme
 from hetmp.partition import Layout, Partition, Piece
+from hetmp.replacing import replacing
 
 
 class LayerPlan(BaseModel):
@@ -212,7 +213,8 @@ class Plan(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
-        Path(path).write_text(self.model_dump_json(indent=1) + "\n")
+        with replacing(Path(path)) as beside:
+            beside.write_text(self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":

@@ -1,6 +1,5 @@
 """What a trained network says of images: the class and its probability, in a file."""
 
-import contextlib
 import csv
 import io
 import os
@@ -20,6 +19,7 @@ from hetmp.config import TrainConfig
 from hetmp.data import Dataset, Part, load_pictures
 from hetmp.errors import HetmpError, unknown_name
 from hetmp.precision import wide
+from hetmp.replacing import replacing
 from hetmp.slicing import SlicedModel
 from hetmp.trained import Trained, use_trained
 from hetmp.workload import load_dataset
@@ -154,18 +154,14 @@ def _predictions(model: SlicedModel, trained: Trained, part: Part) -> _Found:
 
 
 def _write(out: Path, found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> None:
-    """The file appears under its name when it is complete."""
     if out.suffix.lower() == ".csv":
         content = _csv(found, dataset, part, labelled=labelled).encode()
     else:
         content = _hdf5(found, dataset, part, labelled=labelled)
-    beside = out.with_name(f".{out.name}.part")
     try:
-        beside.write_bytes(content)
-        beside.replace(out)
+        with replacing(out) as beside:
+            beside.write_bytes(content)
     except OSError as error:
-        with contextlib.suppress(OSError):  # where the folder is none, neither is this
-            beside.unlink(missing_ok=True)
         raise HetmpError(f"{out} cannot be written: {error}") from error
 
 

@@ -1,7 +1,5 @@
 """Checkpoints to and from the files of ``torch.save``. No MPI."""
 
-import contextlib
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from hetmp.checkpoint.items import Item, as_stored, dtype_name, from_stored
 from hetmp.checkpoint.state import about_this_process
 from hetmp.checkpoint.write import Contents, write_alone
 from hetmp.errors import HetmpError, near_path
+from hetmp.replacing import replacing
 
 NESTED = "state_dict", "model_state_dict", "model"
 """Names under which training scripts keep a state_dict beside other things."""
@@ -41,15 +40,11 @@ def export_state(checkpoint: str | Path, target: str | Path) -> int:
                 state[unescaped(name)] = known[stored.number]
     if not state:
         raise HetmpError(f"{checkpoint} holds no network")
-    beside = Path(target).with_name(f".{Path(target).name}.part")
     try:
-        torch.save(state, beside)
-        os.replace(beside, target)
+        with replacing(Path(target)) as beside:
+            torch.save(state, beside)
     except (OSError, RuntimeError) as error:  # torch's own, where there is no such folder
         raise HetmpError(f"{target} could not be written: {error}") from None
-    finally:
-        with contextlib.suppress(OSError):  # where the folder is none, neither is this
-            beside.unlink(missing_ok=True)
     return len(state)
 
 

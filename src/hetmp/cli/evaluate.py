@@ -12,6 +12,7 @@ from hetmp.cli.command import command, option
 from hetmp.cli.options import FILE, PATH, check_folder
 from hetmp.cli.used import used_options
 from hetmp.comm import Group
+from hetmp.replacing import replacing
 
 
 @command()
@@ -49,7 +50,8 @@ def evaluate(checkpoint: str, as_json: bool, out: str | None, **given: Any) -> N
     text = json.dumps(told, indent=1)
     with group.together():
         if out is not None and group.is_root:
-            Path(out).write_text(text + "\n")
+            with replacing(Path(out)) as beside:
+                beside.write_text(text + "\n")
     if as_json:
         group.say(text)
         return

@@ -10,6 +10,7 @@ import tomlkit
 
 from hetmp.config import HEADINGS, TrainConfig
 from hetmp.config_file.reading import VERSIONS, is_path
+from hetmp.replacing import replacing
 
 _READ_AS = """Flags win over what stands here. Lists are written as [70, 25, 5], and a path that is
 not absolute starts in this file's folder."""
@@ -51,14 +52,10 @@ def write_run_config(
     count = f"{ranks} rank" + ("s" if ranks != 1 else "")
     header = f"""What a run on {count} was told. It is repeated by `hetmp train --config` with this
 file, on as many ranks; --out FOLDER keeps what comes of it. {_READ_AS}"""
-    beside = folder / ".config.toml.part"
-    # A path may have bytes that are no text: better a file that is refused than a run that fails.
-    beside.write_text(
-        _text(config, header, folder, left_out, versions),
-        encoding="utf-8",
-        errors="backslashreplace",
-    )
-    beside.replace(folder / "config.toml")
+    text = _text(config, header, folder, left_out, versions)
+    with replacing(folder / "config.toml") as beside:
+        # A path may have bytes that are no text: rather a file that is refused than a failed run.
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _text(

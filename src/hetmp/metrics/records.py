@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hetmp.replacing import replacing
+
 LAST_PARTS = ("run", "memory")
 """Kinds of what stays true of a part of the run, however many of its steps were lost."""
 
@@ -19,12 +21,10 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, after: int) -> None:
-        beside = path.with_name(f".{path.name}.part")
-        with beside.open("w") as file:
+        with replacing(path) as beside, beside.open("w") as file:
             for record in read_records(path) if after else ():
                 if _is_told_until(after, record):
                     file.write(_line(record))
-        beside.replace(path)
         self._file = path.open("a", buffering=1)
 
     def write(self, record: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """A run's steps and evaluations as CSV, for spreadsheets and pandas."""
 
+import contextlib
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from hetmp.metrics.clock import KINDS
 from hetmp.metrics.records import read_records
+from hetmp.replacing import replacing
 
 STEP = ("step", "epoch", "loss", "accuracy", "lr", "images", "time", "skipped")
 EVALUATION = ("step", "epoch", "loss", "accuracy", "time", "seconds")
@@ -28,20 +30,18 @@ class Tables:
         self._ranks = max(ranks, *before, 0)
         seconds = [f"{kind}_{rank}" for kind in KINDS for rank in range(self._ranks)]
         headings = {"steps": [*STEP, *seconds], "evaluations": EVALUATION}
-        beside = {name: folder / f".{name}.csv.part" for name in headings}
-        files = {name: path.open("w", newline="") for name, path in beside.items()}
-        self._writers = {name: csv.writer(file) for name, file in files.items()}
-        for name, heading in headings.items():
-            self._writers[name].writerow(heading)
-        for record in read_records(told):
-            self.write(record)
-        self._files = {}
-        for name, file in files.items():
-            file.close()
-            path = folder / f"{name}.csv"
-            beside[name].replace(path)
-            self._files[name] = path.open("a", newline="", buffering=1)
-            self._writers[name] = csv.writer(self._files[name])
+        places = {name: folder / f"{name}.csv" for name in headings}
+        self._writers = {}
+        with contextlib.ExitStack() as complete:
+            for name, path in places.items():
+                beside = complete.enter_context(replacing(path))
+                file = complete.enter_context(beside.open("w", newline=""))
+                self._writers[name] = csv.writer(file)
+                self._writers[name].writerow(headings[name])
+            for record in read_records(told):
+                self.write(record)
+        self._files = [path.open("a", newline="", buffering=1) for path in places.values()]
+        self._writers = dict(zip(places, map(csv.writer, self._files), strict=True))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add a row, if the record is of a step or an evaluation."""
@@ -57,5 +57,5 @@ class Tables:
 
     def close(self) -> None:
         """No row comes any more."""
-        for file in self._files.values():
+        for file in self._files:
             file.close()

@@ -7,7 +7,6 @@
 import dataclasses
 import os
 import tempfile
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,15 +136,9 @@ class Library:
             dtype=self.task.dtype,
             devices=(device,),
         )
-        # Jobs that start together may write the same file: each a whole one of its own.
-        beside = path.with_name(f".{uuid.uuid4().hex}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                profile.save(beside)
-                beside.replace(path)
-            finally:
-                beside.unlink(missing_ok=True)
+            profile.save(path)
         except OSError as error:
             raise self._unwritable(path, error) from error
         return path

@@ -18,6 +18,7 @@ from pydantic import (
 from hetmp.documents import load
 from hetmp.errors import HetmpError
 from hetmp.profiling.work import Kind
+from hetmp.replacing import replacing
 
 _CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -140,7 +141,9 @@ class Profile(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON."""
-        Path(path).write_text(self.model_dump_json(indent=1) + "\n")
+        # Jobs that start together may keep the profile of the same device.
+        with replacing(Path(path), contended=True) as beside:
+            beside.write_text(self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Profile":

@@ -17,6 +17,7 @@ from hetmp.config_file import present_versions
 from hetmp.errors import HetmpError
 from hetmp.preparation import Prepared, on_members
 from hetmp.recording import Recorder, StepRecord, layer_times
+from hetmp.replacing import replacing
 from hetmp.trace.chrome import chrome_trace
 from hetmp.trace.part import OnRootsClock, RankPart, rank_part
 
@@ -138,12 +139,9 @@ def _about(ready: Prepared, error: float) -> dict[str, Any]:
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    """Write beside, then replace, so that no torn file stands under the name."""
     text = json.dumps(document, separators=(",", ":")).encode()
-    beside = path.with_name(f".{path.name}.part")
     try:
-        beside.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
-        beside.replace(path)
+        with replacing(path) as beside:
+            beside.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise HetmpError(f"the trace {path} cannot be written: {error.strerror}") from error
