@@ -1,6 +1,7 @@
 """Files that stand under their name only when they are complete."""
 
 import contextlib
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ def replacing(path: Path, *, contended: bool = False) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # which a link to itself does not stop
     name = f"{path.name}.{uuid.uuid4().hex}" if contended else path.name
     beside = path.with_name(f".{name}.part")
     try:

@@ -1,10 +1,11 @@
 """The report's files: each is written beside and then renamed, the page last."""
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from hetmp.errors import HetmpError
+from hetmp.replacing import replacing
 from hetmp.report.page import pictures_beside
 
 PAGE = "report.html"
@@ -20,22 +21,17 @@ def write(folder: Path, page: str, pictures: Mapping[str, bytes]) -> Path:
         HetmpError: the folder or a file cannot be written; an older report is then as it was, but
             perhaps for some pictures.
     """
-    files = {f"{name}.png": data for name, data in pictures.items()} | {PAGE: page.encode()}
-    beside: list[Path] = []
+    # The page first: what is entered first takes its place last.
+    files = {PAGE: page.encode()} | {f"{name}.png": data for name, data in pictures.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         older = _older(folder / PAGE)
-        for name, data in files.items():
-            beside.append(folder / f".{name}.part")
-            beside[-1].write_bytes(data)
-        for name in files:
-            (folder / f".{name}.part").replace(folder / name)
+        with ExitStack() as complete:
+            for name, data in files.items():
+                complete.enter_context(replacing(folder / name)).write_bytes(data)
         for name in older - files.keys():
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        for path in beside:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
         raise HetmpError(
             f"the report cannot be written to {folder}: {error.strerror or error}; choose another "
             "folder with --out"
