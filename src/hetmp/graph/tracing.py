@@ -4,9 +4,11 @@ import functools
 import os
 import random
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -128,7 +130,6 @@ def _check_buffers(skeleton: nn.Module) -> None:
 class _Tracer(fx.Tracer):
     """Keeps layers with a rule as one, and runs what it records on an example if there is one."""
 
-    record_stack_traces = True  # so that errors can name the user's line
     proxy_buffer_attributes = True  # what is computed from a buffer belongs to the graph
 
     def __init__(self, inputs: Inputs, examples: Mapping[str, Tensor]) -> None:
@@ -141,6 +142,15 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Proxy(node, self)
+
+    def create_node(self, *described: Any, **named: Any) -> fx.Node:
+        """Record a node with the user's line, which errors name.
+
+        torch.fx's own ``record_stack_traces`` formats the whole stack: most of a trace's time.
+        """
+        node = super().create_node(*described, **named)
+        node.stack_trace = _users_frame()
+        return node
 
     def create_arg(self, a: Any) -> Any:
         # Some stand-ins say that they are tensors, which are taken for constants.
@@ -295,6 +305,22 @@ def _written(graph: fx.Graph, skeleton: nn.Module) -> list[str]:
         arguments = fx.node.map_arg((node.args, node.kwargs), places.__getitem__)
         lines.append(f"{node.op} {target} {arguments}")
     return lines
+
+
+def _users_frame() -> str | None:
+    """Return the innermost line of the user's that a forward pass runs, as stack traces print it.
+
+    None where none does.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame = frame.f_back
+    users = frame
+    while frame is not None and frame.f_code.co_name != "forward":
+        frame = frame.f_back
+    if users is None or frame is None:
+        return None
+    return f'File "{users.f_code.co_filename}", line {users.f_lineno}'
 
 
 def users_line(stack: str) -> str:
