@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hetmp.errors import FailedError, HetmpError, describe, exit_code
-from test_cli import TRAIN, environment, hetmp_run, refused
+from hetmp.errors import FailedError, HetmpError, describe, exit_code, grace_seconds
+from running import TRAIN, environment, hetmp_run, refused
 
 PROGRAM = [sys.executable, "-m", "hetmp.cli"]
 
@@ -108,7 +108,7 @@ def test_warnings_are_shown_once_unless_they_are_asked_for():
     done = spoken("pass")
     assert done.returncode == 0
     assert done.stderr.count("UserWarning: one warning") == 1
-    done = spoken("pass", PYTHONWARNINGS="default")
+    done = spoken("pass", cold=True, PYTHONWARNINGS="default")
     for rank in (1, 2):
         found = [line for line in done.stderr.splitlines() if line.startswith(f"rank {rank}: ")]
         assert len(found) == 1 and found[0].endswith("UserWarning: one warning")
@@ -184,3 +184,12 @@ def test_the_codes_of_errors():
     assert exit_code(OSError(errno.ENOSPC, "No space left on device")) == 1
     assert describe(OSError(errno.EACCES, "Permission denied", "/x")) == "Permission denied: /x"
     assert describe(OSError("gone")) == "OSError: gone"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("0.5", 0.5), ("0", 0), ("", 3), ("soon", 3), ("-1", 3), ("nan", 3), ("inf", 3)],
+)
+def test_how_long_ranks_wait_for_each_others_words_can_be_set(monkeypatch, value, seconds):
+    monkeypatch.setenv("HETMP_GRACE_SECONDS", value)
+    assert grace_seconds() == seconds

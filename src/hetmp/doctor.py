@@ -11,7 +11,7 @@ from hetmp.comm import Group, check_world, launched, mpi_library, mpi_vendor, th
 from hetmp.errors import HetmpError, nearest
 from hetmp.slurm import available, fitting, inside_job, offered_mpi_types
 
-VARIABLES = ("HETMP_NODE_KIND", "HETMP_RUN", "HETMP_SRUN_MPI")
+VARIABLES = ("HETMP_GRACE_SECONDS", "HETMP_NODE_KIND", "HETMP_RUN", "HETMP_SRUN_MPI")
 """What hetmp and its jobs read of the environment, as docs/commands.md has it."""
 
 OF_TESTS = ("HETMP_TEST_", "HETMP_CLUSTER_", "HETMP_PARALLEL_HDF5")

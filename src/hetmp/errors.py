@@ -33,11 +33,26 @@ _OF_PATHS = {errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.EROFS
 _OF_DISKS = {errno.EDQUOT, errno.EIO, errno.ENOSPC}
 """Errors of the system that are nobody's fault."""
 
+GRACE_SECONDS = 3.0
+"""How long ranks wait for each other's words before a job ends: see ``grace_seconds``."""
+
 _held: list[str] = []
 """What this process was warned of and has not told."""
 
 _MOST_FILES = 10_000
 """In how many files of a folder one is looked for that may have been meant."""
+
+
+def grace_seconds() -> float:
+    """Return how long a rank that fails gives the others to say so, too, before the job ends.
+
+    ``HETMP_GRACE_SECONDS`` sets it; what is not a number from 0 to 3600 counts as the default.
+    """
+    try:
+        seconds = float(os.environ.get("HETMP_GRACE_SECONDS", ""))
+    except ValueError:
+        return GRACE_SECONDS
+    return seconds if 0 <= seconds <= 3600 else GRACE_SECONDS
 
 
 class HetmpError(ValueError):

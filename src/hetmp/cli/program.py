@@ -15,10 +15,15 @@ from click.shell_completion import shell_complete
 import hetmp
 from hetmp.cli.command import WIDTH, in_words
 from hetmp.comm import Group, launched, mpi_started, speaks_first
-from hetmp.errors import FAILED, HetmpError, exit_code, hold_warnings, report, unknown_name
-
-LET_SPEAK_SECONDS = 3.0
-"""How long a silent rank that fails before MPI starts waits for the one that says why."""
+from hetmp.errors import (
+    FAILED,
+    HetmpError,
+    exit_code,
+    grace_seconds,
+    hold_warnings,
+    report,
+    unknown_name,
+)
 
 COMPLETE = "_HETMP_COMPLETE"
 """What a shell sets when it asks for completions: see ``hetmp completion``."""
@@ -190,7 +195,7 @@ def _told(error: HetmpError) -> int:
         report(error)
     elif not mpi_started():
         # Launchers kill the others when the first process fails: the one that speaks needs time.
-        time.sleep(LET_SPEAK_SECONDS)
+        time.sleep(grace_seconds())
     return error.exit_code
 
 
@@ -200,7 +205,7 @@ def _told_by_those_who_know(error: Exception) -> int:
         Group().fail(error)
     rank, size = launched() or (0, 1)
     if rank > 0:
-        time.sleep(LET_SPEAK_SECONDS)  # where rank 0 fails too, some launchers end all with it
+        time.sleep(grace_seconds())  # where rank 0 fails too, some launchers end all with it
     report(error, prefix=f"rank {rank}: " if size > 1 else "", trace=rank == 0)
     return exit_code(error)
 

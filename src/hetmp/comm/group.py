@@ -16,19 +16,13 @@ from hetmp.errors import (
     HetmpError,
     describe,
     exit_code,
+    grace_seconds,
     report,
 )
 from hetmp.pace import Pace
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-FAIL_TOGETHER_SECONDS = 3.0
-"""How long a rank that fails waits for the others to fail too before it aborts the job."""
-
-LET_SPEAK_SECONDS = 1.0
-"""How long a rank that aborts the job leaves the launcher to pass on what it said of it: what is
-still on its way then may be lost."""
 
 PATIENCE_SECONDS = 0.05
 """How often a rank that waits patiently looks whether the others are there."""
@@ -228,7 +222,7 @@ class Group:
     def all_fail(self) -> bool:
         """Called where a rank fails: whether all the others do, too, at about the same point."""
         request = self.control.Ibarrier()
-        deadline = time.monotonic() + FAIL_TOGETHER_SECONDS
+        deadline = time.monotonic() + grace_seconds()
         while not (all_failed := request.Test()) and time.monotonic() < deadline:
             time.sleep(0.01)
         return bool(all_failed)
@@ -254,7 +248,7 @@ class Group:
                 report(error)
             raise SystemExit(exit_code(error))
         report(error, prefix=f"rank {self.rank} failed while the others went on: ")
-        time.sleep(LET_SPEAK_SECONDS)
+        time.sleep(grace_seconds() / 3)  # for the launcher to pass on what this rank said
         mpi().COMM_WORLD.Abort(1)
         raise SystemExit(1)
 
