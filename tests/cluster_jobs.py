@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -62,7 +63,7 @@ class SlurmCluster:
     def __init__(self, lock: IO[str], limited: bool) -> None:
         self._lock = lock
         self.limited = limited
-        """Whether the nodes are as fast as they say, not all as fast as the machine."""
+        """Whether this system can make nodes as fast as they say."""
 
     @classmethod
     def start(cls, nodes: str | None = None) -> "SlurmCluster | str":
@@ -88,8 +89,31 @@ class SlurmCluster:
             raise RuntimeError(f"the Slurm cluster does not start: {done.stderr}")
         started = cls(lock, "no CPU quotas" not in done.stdout)
         if nodes is None:
+            started.let_run_free()
             started._warm_up()
         return started
+
+    @contextmanager
+    def unequal_nodes(self) -> Iterator[None]:
+        """Have the nodes of the default cluster as fast as they say, for tests of that alone.
+
+        Everything takes longer there, the start of each program as well.
+        """
+        self._set_speeds(80, 40, 25)
+        try:
+            yield
+        finally:
+            self.let_run_free()
+
+    def let_run_free(self) -> None:
+        """Have every node of the default cluster as fast as the machine."""
+        self._set_speeds("max", "max", "max")
+
+    def _set_speeds(self, *speeds: int | str) -> None:
+        if self.limited:
+            pairs = zip(("fast1", "mid1", "slow1"), map(str, speeds), strict=True)
+            done = control("speed", *(word for pair in pairs for word in pair))
+            assert done.returncode == 0, done.stderr
 
     def _warm_up(self) -> None:
         """Let ranks of all nodes meet once, before the tests' own jobs.

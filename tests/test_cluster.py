@@ -38,10 +38,11 @@ def test_nodes_run_as_fast_as_their_quotas(cluster: SlurmCluster) -> None:
     if not cluster.limited:
         pytest.skip("no CPU quotas on this system")
     speed: dict[str, int] = {}
-    for node in ("fast1", "mid1", "slow1"):  # one after the other: the machine may have one core
-        done = cluster.run("srun", f"--nodelist={node}", sys.executable, "-c", MEASURE)
-        name, percent = done.stdout.split()
-        speed[name] = int(percent)
+    with cluster.unequal_nodes():
+        for node in ("fast1", "mid1", "slow1"):  # one by one: the machine may have one core
+            done = cluster.run("srun", f"--nodelist={node}", sys.executable, "-c", MEASURE)
+            name, percent = done.stdout.split()
+            speed[name] = int(percent)
     assert speed["fast1"] > speed["mid1"] > speed["slow1"]
     assert 1.3 < speed["fast1"] / speed["mid1"] < 3, speed
     assert 1.1 < speed["mid1"] / speed["slow1"] < 2.4, speed
@@ -114,6 +115,19 @@ def test_a_job_that_comes_to_nothing_is_told_with_its_log(
         cluster.wait(job)
     with pytest.raises(AssertionError, match="exit status 3"):
         cluster.run("sh", "-c", "exit 3")
+
+
+def test_speeds_that_cannot_be_are_refused(cluster: SlurmCluster) -> None:
+    if not cluster.limited:
+        pytest.skip("no CPU quotas on this system")
+    for words, why in {
+        ("fast2", "50"): "there is no node 'fast2'",
+        ("fast1",): "'' is not a speed for fast1: give 5 percent or more, or max",
+        ("fast1", "4"): "'4' is not a speed for fast1",
+        (): "say which nodes get how much",
+    }.items():
+        done = control("speed", *words)
+        assert (done.returncode, why in done.stderr) == (1, True), done.stderr
 
 
 def test_nodes_that_cannot_be_are_refused(cluster: SlurmCluster) -> None:

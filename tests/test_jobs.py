@@ -33,6 +33,22 @@ class Folder:
         shutil.copytree(CHECKOUT / "jobs", path / "jobs")
         (path / ".venv").symlink_to(CHECKOUT / ".venv")
 
+    def use_mpi(self, kind: str) -> None:
+        """Have jobs start their ranks with ``srun --mpi=kind``, as a site can in jobs/env.sh."""
+        with (self.path / "jobs" / "env.sh").open("a") as site:
+            site.write(f"export HETMP_SRUN_MPI={kind}\n")
+
+    def slow_down(self, script: str, factors: str) -> None:
+        """Have a job's first start train so many times slower: what is to end it must not be late.
+
+        What is queued again goes on at full speed.
+        """
+        file = self.path / "jobs" / f"{script}.sbatch"
+        last = '--stop-signal USR2 "${arguments[@]}"'
+        assert last in file.read_text()
+        slow = f'$([ -n "${{SLURM_RESTART_COUNT:-}}" ] || echo --slowdown {factors})'
+        file.write_text(file.read_text().replace(last, f"{last} {slow}"))
+
     def submit(self, script: str, *arguments: str, options: Sequence[str] = ()) -> int:
         """Submit jobs/*script*.sbatch with *arguments* of hetmp's."""
         return self.cluster.submit(
@@ -76,9 +92,16 @@ def records(run: Path, kind: str) -> list[dict[str, Any]]:
     return [record for record in found if record["kind"] == kind]
 
 
+@pytest.fixture(scope="session")
+def fitting_mpi(cluster: SlurmCluster) -> str:
+    """What each job would ask for, and the cluster answers alike every time."""
+    return cluster.run(HETMP, "doctor", "--srun-mpi", timeout=250).stdout.strip()
+
+
 @pytest.fixture
-def folder(tmp_path: Path, cluster: SlurmCluster) -> Iterator[Folder]:
+def folder(tmp_path: Path, cluster: SlurmCluster, fitting_mpi: str) -> Iterator[Folder]:
     made = Folder(tmp_path, cluster)
+    made.use_mpi(fitting_mpi)
     yield made
     # All, for hetmp submit has jobs of its own there.
     cluster.run("sh", "-c", "squeue --noheader --format=%A | xargs -r scancel", check=False)
@@ -103,6 +126,7 @@ def curve(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 
 
 def test_train_takes_the_nodes_that_it_gets(folder: Folder) -> None:
+    folder.use_mpi("auto")  # the job finds out itself
     job = folder.submit("train", *SHORT, "--weights", "3,2,1", options=["--nodes=1-3"])
     log = folder.done(job)
     assert "3 ranks with" in log
@@ -157,10 +181,12 @@ def test_measured_speeds_follow_the_quotas_and_are_worth_it(
                for word in (":", f"--partition={kind}", "--cpus-per-task=1")][1:]  # fmt: skip
     seconds = {}
     for shares in ("equal", "auto"):
-        job = folder.submit(
-            "train_hetero", *work, "--weights", shares, "--profile-seconds", "8", options=options
-        )
-        folder.done(job, timeout=250)
+        with folder.cluster.unequal_nodes():
+            job = folder.submit(
+                "train_hetero", *work, "--weights", shares, "--profile-seconds", "8",
+                options=options,
+            )  # fmt: skip
+            folder.done(job, timeout=250)
         steps = [sum(part[0] for part in step["seconds"].values())
                  for step in folder.records(job, "step")]  # fmt: skip
         seconds[shares] = statistics.median(steps)
@@ -196,9 +222,13 @@ def _speed(works: list[dict[str, Any]], others: list[dict[str, Any]]) -> float:
 def test_a_run_that_was_not_done_in_time_goes_on_by_itself(
     folder: Folder, curve: list[float]
 ) -> None:
-    """By Slurm's own signal before the limit of a minute, which it may send at once."""
+    """By Slurm's own signal before the limit of a minute, which it may send at once.
+
+    The run lasts longer than that minute until it is queued again.
+    """
+    folder.slow_down("train", "400,400")
     job = folder.submit(
-        "train", *EXACT, "--weights", "2,1", "--slowdown", "40,40",
+        "train", *EXACT, "--weights", "2,1",
         options=["--nodes=2", "--nodelist=fast1,mid1", "--time=1", "--signal=USR2@20"],
     )  # fmt: skip
     log = folder.path / f"hetmp-train-{job}.out"
@@ -238,6 +268,7 @@ def test_a_run_that_cannot_go_on_is_not_queued_again(folder: Folder) -> None:
 
 
 def test_a_run_goes_on_with_the_nodes_that_are_left(folder: Folder, curve: list[float]) -> None:
+    folder.slow_down("train", "10,10,10")
     job = folder.submit(
         "train", *EXACT, "--weights", "equal", "--checkpoint-every", "2",
         options=["--nodes=1-3"],
@@ -270,6 +301,7 @@ def test_a_cancelled_run_leaves_a_sound_checkpoint(folder: Folder) -> None:
 def test_a_heterogeneous_job_that_lost_a_node_says_how_to_go_on(
     folder: Folder, curve: list[float]
 ) -> None:
+    folder.slow_down("train_hetero", "10,10,10")
     job = folder.submit(
         "train_hetero", *EXACT, "--weights", "equal", "--checkpoint-every", "2",
         options=ONE_EACH,
@@ -297,16 +329,14 @@ def test_a_heterogeneous_job_that_lost_a_node_says_how_to_go_on(
 
 
 @pytest.mark.parametrize("kind", ["pmix", "pmi2", "none"])
-def test_the_wrong_kind_of_mpi_is_named(folder: Folder, kind: str) -> None:
-    fitting = folder.hetmp("doctor", "--srun-mpi").stdout.strip()
-    if kind == fitting:
+def test_the_wrong_kind_of_mpi_is_named(folder: Folder, fitting_mpi: str, kind: str) -> None:
+    if kind == fitting_mpi:
         pytest.skip(f"{kind} is the right one for this MPI library")
-    with (folder.path / "jobs" / "env.sh").open("a") as site:
-        site.write(f"export HETMP_SRUN_MPI={kind}\n")
+    folder.use_mpi(kind)
     job = folder.submit("train", *SHORT, options=["--nodes=2"])
     folder.cluster.wait(job, until={"FAILED"}, timeout=90)
     log = folder.log(job)
-    assert f"--mpi={fitting}" in log
+    assert f"--mpi={fitting_mpi}" in log
     assert log.count("hetmp: error:") == 1
 
 
@@ -365,14 +395,13 @@ def test_submit_shows_why_a_followed_job_failed(folder: Folder) -> None:
     assert "nvalid partition" in done.stderr
 
 
-def test_doctor_looks_at_the_ranks_that_srun_starts(folder: Folder) -> None:
-    kind = folder.hetmp("doctor", "--srun-mpi").stdout.strip()
+def test_doctor_looks_at_the_ranks_that_srun_starts(folder: Folder, fitting_mpi: str) -> None:
     done = folder.cluster.run(
-        "srun", f"--mpi={kind}", "--nodes=2", "--nodelist=fast1,mid1", HETMP, "doctor",
+        "srun", f"--mpi={fitting_mpi}", "--nodes=2", "--nodelist=fast1,mid1", HETMP, "doctor",
         cwd=folder.path, timeout=120,
     )  # fmt: skip
     assert "one of 2 ranks" in done.stdout
-    assert f"use srun --mpi={kind}" in done.stdout
+    assert f"use srun --mpi={fitting_mpi}" in done.stdout
     lonely = folder.cluster.run(
         "srun", "--mpi=none", "--nodes=2", "--nodelist=fast1,mid1", HETMP, "doctor",
         cwd=folder.path, timeout=120, check=False,

@@ -4,6 +4,8 @@
 # Usage: tests/cluster/cluster.sh install        install the packages it needs, with apt-get
 #        tests/cluster/cluster.sh up             start the cluster; nothing to do if it is up
 #        tests/cluster/cluster.sh run CMD...     run CMD on the login node: sbatch, squeue, bash
+#        tests/cluster/cluster.sh speed NODE PERCENT...  what nodes get of one core from now on, also
+#                                                while jobs run; 'max' is no limit
 #        tests/cluster/cluster.sh status         what is up, and its jobs
 #        tests/cluster/cluster.sh down           end every job and daemon, remove every trace
 #        tests/cluster/cluster.sh check          can it run here? If not: why, and exit status 1
@@ -101,16 +103,22 @@ quota_folder() {
     echo "$folder"
 }
 
-# limit FOLDER SPEED: this process and its children get SPEED percent of one core.
-limit() {
-    local quota=$((period * $2 / 100))
-    mkdir -p "$1"
+# set_quota FOLDER SPEED: what runs in this control group gets SPEED percent of one core, or 'max'.
+set_quota() {
+    local quota=$2
+    [ "$quota" = max ] || quota=$((period * $2 / 100))
     if [ -e "$1/cpu.cfs_quota_us" ]; then
         echo $period >"$1/cpu.cfs_period_us"
-        echo $quota >"$1/cpu.cfs_quota_us"
+        echo "${quota/max/-1}" >"$1/cpu.cfs_quota_us"
     else
         echo "$quota $period" >"$1/cpu.max"
     fi
+}
+
+# limit FOLDER SPEED: so does this process, with its children.
+limit() {
+    mkdir -p "$1"
+    set_quota "$@"
     echo "$BASHPID" >"$1/cgroup.procs"
 }
 
@@ -268,6 +276,21 @@ down() {
     [ "${1:-}" = quietly ] || echo "cluster.sh: down"
 }
 
+speed() {
+    local folder
+    need_root
+    is_up || fail "down: start it with '$0 up'"
+    folder=$(quota_folder) || fail "no CPU quotas on this system: all nodes are equally fast"
+    [ $# -gt 0 ] || fail "say which nodes get how much: '$0 speed fast1 80 slow1 max'"
+    while [ $# -gt 0 ]; do
+        [ -d "$folder/$1" ] || fail "there is no node '$1': the nodes are $(cat "$dir/etc/nodes")"
+        [ "${2:-}" = max ] || { [[ ${2:-} =~ ^[1-9][0-9]*$ ]] && ((period * $2 / 100 >= 1000)); } ||
+            fail "'${2:-}' is not a speed for $1: give $((100000 / period)) percent or more, or max"
+        set_quota "$folder/$1" "$2"
+        shift 2
+    done
+}
+
 status() {
     need_root
     is_up || fail "down: start it with '$0 up'"
@@ -285,6 +308,7 @@ case $command in
         command -v apt-get >/dev/null || fail "found no apt-get: install ${packages[*]} your way"
         apt-get update && apt-get install -y --no-install-recommends "${packages[@]}"
         ;;
+    speed) speed "$@" ;;
     down)
         need_root
         command -v ip >/dev/null || fail "found no ip: run '$0 install'"
