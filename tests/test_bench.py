@@ -17,7 +17,7 @@ from hetmp.bench.config import DATA_PARALLEL, ONE_PROCESS, SLICED, TUNINGS, VARI
 from hetmp.bench.data_parallel import data_parallel, process_group
 from hetmp.errors import HetmpError
 from hetmp.pace import Pace
-from test_cli import hetmp_run, refused
+from running import hetmp_run, refused
 
 FIGURE = Path(__file__).resolve().parents[1] / "benchmarks" / "figure.py"
 

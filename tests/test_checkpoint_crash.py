@@ -13,9 +13,11 @@ import pytest
 
 from hetmp.checkpoint.catalog import opened
 from hetmp.checkpoint.folder import Folder
-from test_cli import HERE, MPIRUN, environment, hetmp_run
+from running import HERE, MPIRUN, environment, hetmp_run
 
-TRIES = 5
+TRIES = 2 if "HETMP_TEST_SAMPLED" in os.environ else 5
+"""How often each run is killed; benchmarks/crash.sh does it hundreds of times."""
+
 RUN = (
     "train", "--model", "digits", "--data", "digits", "--batch-size", "200", "--weights", "3,1",
     "--dtype", "float64", "--epochs", "3", "--checkpoint-every", "1",

@@ -1,48 +1,12 @@
 """The program as a user runs it: what it prints, how it fails, and that it never hangs."""
 
 import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 import hetmp
 from hetmp.errors import HetmpError
-
-HERE = Path(__file__).resolve().parent
-MPIRUN = HERE.parent / "scripts" / "mpirun.sh"
-LAUNCHERS = re.compile(r"^(OMPI|PMI|PMIX|PRTE|MPI_LOCAL|SLURM|HYDRA)")
-TRAIN = ("train", "--model", "digits", "--data", "digits", "--batch-size", "100")
-
-
-def environment(**more):
-    """This one's, but for what a launcher of this process left in it."""
-    clean = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
-    return clean | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "COLUMNS": "80"} | more
-
-
-def hetmp_run(*arguments, ranks=None, module=("-m", "hetmp.cli"), timeout=120, **more):
-    """Run the program, under mpirun if *ranks* is given; it must end before *timeout*."""
-    command = [sys.executable, *module, *map(str, arguments)]
-    if ranks is not None:
-        command = [str(MPIRUN), "-n", str(ranks), *command]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env=environment(**more), cwd=HERE
-    )
-
-
-def refused(done, *words, code=None):
-    """The one message of a run that must have failed, with that *code* if one is given."""
-    assert done.returncode != 0 if code is None else done.returncode == code
-    said = [line for line in done.stderr.splitlines() if "hetmp: error:" in line]
-    assert len(said) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    for word in words:
-        assert word in said[0]
-    return said[0]
+from running import HERE, TRAIN, hetmp_run, refused
 
 
 def test_version_names_what_it_stands_on():
@@ -146,9 +110,10 @@ def test_a_rank_that_raises_alone_ends_the_job():
 
 def test_lonely_worlds_are_caught():
     """What srun --mpi=pmix makes of an MPICH program: three processes, three worlds of one."""
-    done = hetmp_run(*TRAIN, SLURM_PROCID="0", SLURM_NTASKS="3", SLURM_STEP_NUM_TASKS="3")
+    lonely = {"SLURM_NTASKS": "3", "SLURM_STEP_NUM_TASKS": "3"}
+    done = hetmp_run(*TRAIN, cold=True, SLURM_PROCID="0", **lonely)
     refused(done, "3 separate worlds of 1 rank", "--mpi=pmix", "--mpi=pmi2")
-    silent = hetmp_run(*TRAIN, SLURM_PROCID="1", SLURM_NTASKS="3", SLURM_STEP_NUM_TASKS="3")
+    silent = hetmp_run(*TRAIN, cold=True, SLURM_PROCID="1", **lonely)
     assert silent.returncode != 0
     assert silent.stderr == ""
 
@@ -181,12 +146,9 @@ def invoked(*arguments):
     """Run a command that needs no MPI within this process."""
     from click.testing import CliRunner
 
-    from hetmp.cli.plan import plan
-    from hetmp.cli.profile import profile
+    from hetmp.cli.program import commands
 
-    name, *others = map(str, arguments)
-    command = {"plan": plan, "profile": profile}[name]
-    return CliRunner().invoke(command, others, catch_exceptions=False)
+    return CliRunner().invoke(commands, list(map(str, arguments)), catch_exceptions=False)
 
 
 def test_weights_from_a_file(tmp_path):

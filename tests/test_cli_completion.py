@@ -11,7 +11,7 @@ from hetmp.cli.names import DATA_SETS, JOBS, MODELS, OPTIMIZERS
 from hetmp.cli.program import COMMANDS
 from hetmp.optim.names import OPTIMIZERS as MADE
 from hetmp.submit import TEMPLATES
-from test_cli import environment, hetmp_run
+from running import environment, hetmp_run
 
 BASH = shutil.which("bash")
 
@@ -139,7 +139,7 @@ def test_completing_starts_neither_torch_nor_mpi():
     )
     for words in ("hetmp ", "hetmp train --", "hetmp train --model ", "hetmp submit train -- --"):
         env = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
-        done = hetmp_run(module=("-c", script), _HETMP_COMPLETE="bash_complete", **env)
+        done = hetmp_run(module=("-c", script), cold=True, _HETMP_COMPLETE="bash_complete", **env)
         assert done.stdout.splitlines()[-1] == "set()", words
         assert len(done.stdout.splitlines()) > 4
 

@@ -9,7 +9,7 @@ import pytest
 import hetmp
 from hetmp.cli import program
 from hetmp.errors import near_path, nearest
-from test_cli import hetmp_run
+from running import hetmp_run
 
 TRAIN = "train --model digits --data digits --steps 1"
 

@@ -23,7 +23,7 @@ from hetmp.config_file import (
     write_run_config,
 )
 from hetmp.errors import HetmpError
-from test_cli import MPIRUN, TRAIN, environment, hetmp_run, refused
+from running import MPIRUN, TRAIN, environment, hetmp_run, refused
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -17,7 +17,7 @@ import torch
 import hetmp.data
 import hetmp.optim
 from documented import PAGES, ROOT, blocks
-from test_cli import TRAIN, environment, hetmp_run
+from running import TRAIN, environment, hetmp_run
 
 
 def python_blocks(page: str) -> list[str]:

@@ -13,23 +13,20 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
 from data_files import digit_parts, write_cifar10, write_cifar100, write_mnist, write_npz
 from data_folders import write_folder, write_hdf5, write_picture, write_scene
 from documented import PAGES, ROOT, RUN, SHOWN, Block, Command, blocks
-from test_cli import environment
-from warm_start import Warm
-
-COLD = "HETMP_TEST_COLD" in os.environ
-"""Whether every program starts from its file, as on a reader's machine: three times as long."""
-
+from hetmp.cli.program import commands
+from running import COLD, environment, warm_server
 
 # --- what is made smaller -----------------------------------------------------------------------
 
@@ -68,6 +65,8 @@ ADDED = [
     ("bench", r"", r"--batch-size", "--batch-size 8"),
     ("bench", r"", r"--only|--append", "--only sliced,floor"),
     ("depth.py", r"", r"--layers", "--layers 12"),
+    ("planner.py", r"", r"--seconds", '--seconds 0.2 --only "equal;planned"'),
+    ("planner.py", r"", r"--repeats", "--repeats 2"),
     ("submit", r"", r"--dry-run", "--dry-run"),
 ]
 
@@ -85,7 +84,7 @@ def cheaper(command: str) -> str:
         if name in names.split("|"):
             command = re.sub(old, new, command)
     for names, has, has_not, new in ADDED:
-        if name in names and re.search(has, command) and not re.search(has_not, command):
+        if name in names.split("|") and re.search(has, command) and not re.search(has_not, command):
             command = command.replace(found[0], f"{found[0]} {new}", 1)
     return command
 
@@ -130,14 +129,11 @@ def flags_exist(name: str, rest: str) -> None:
 @cache
 def flags(command: str) -> frozenset[str]:
     """The flags of a command of hetmp's."""
-    done = subprocess.run(
-        [sys.executable, "-m", "hetmp.cli", command, "--help"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
-    assert done.returncode == 0, done.stderr
-    return frozenset(re.findall(r"--[a-z][a-z-]+", done.stdout))
+    found = commands.get_command(click.Context(commands), command)
+    assert found is not None, command
+    return frozenset(
+        flag for parameter in found.params for flag in (*parameter.opts, *parameter.secondary_opts)
+    ) | {"--help"}
 
 
 LEFT = [
@@ -158,7 +154,7 @@ LINKED = ("benchmarks", "jobs", "scripts", "src", "tests", "Makefile", "pyprojec
 
 
 @pytest.fixture(scope="module")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path, None, None]:
+def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .venv whose hetmp and python start at once."""
     venv = tmp_path_factory.mktemp("venv")
     (venv / "bin").mkdir()
@@ -167,12 +163,9 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path, None, 
             if entry.name != "bin":
                 (link / entry.name).symlink_to(entry)
     if COLD:
-        yield venv
-        return
-    warm = Warm.start()
-    warm.install(venv / "bin")
-    yield venv
-    warm.stop()
+        return venv
+    warm_server().install(venv / "bin")
+    return venv
 
 
 @pytest.fixture(scope="module")
@@ -256,13 +249,16 @@ STEPS = {f"{page}:{step[0].line}": step for page in PAGES for step in steps(page
 """Every step of every page, by its place."""
 
 
+MEASURED: set[str] = set()
+"""The measurements that this run of the tests has taken. What they write, no page reads."""
+
+
 class Reader:
     """Goes through a page, in a folder of its own."""
 
     def __init__(self, page: str, folder: Path) -> None:
         self.page, self.folder = page, folder
         self.ahead = [step for place, step in STEPS.items() if place.rpartition(":")[0] == page]
-        self.measured: set[str] = set()
 
     def go_to(self, step: list[Block]) -> None:
         """Do what is said up to *step*, if it is not done yet."""
@@ -287,12 +283,12 @@ class Reader:
                     self.type(command)
 
     def type(self, command: Command) -> None:
-        """Run a command; a measurement that has been taken is not taken again."""
+        """Run a command; a measurement that any page has taken is not taken again."""
         small = cheaper(command.text)
-        if small in self.measured:
+        if small in MEASURED:
             return
-        if "hetmp bench" in small:
-            self.measured.add(small)
+        if re.search(r"hetmp bench |benchmarks/\w+\.py", small):
+            MEASURED.add(small)
         if small.endswith("hetmp doctor"):  # 1: this machine lacks something, as it then says
             small = f"{small} || [ $? = 1 ]"
         refused = command.output.startswith("hetmp: error:")

@@ -8,7 +8,7 @@ import hetmp
 from fake_slurm import FakeSlurm
 from hetmp.comm import mpi_vendor
 from hetmp.slurm.mpi_types import FITTING
-from test_cli import hetmp_run, refused
+from running import hetmp_run, refused
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def findings(done):
 def test_everything_is_looked_at_and_what_srun_needs_is_said(slurm):
     kind = FITTING[mpi_vendor()][0]
     slurm.offers("none", kind)
-    done = hetmp_run("doctor", PATH=slurm.path)
+    done = hetmp_run("doctor", PATH=slurm.path, HETMP_GRACE_SECONDS=None)
     assert done.returncode == 0, done.stdout + done.stderr
     found = findings(done)
     assert list(found) == [

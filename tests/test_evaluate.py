@@ -15,8 +15,8 @@ from hetmp.config import train_config
 from hetmp.errors import HetmpError
 from hetmp.evaluation import evaluate_checkpoint
 from hetmp.train import train
+from running import TRAIN, hetmp_run, refused
 from saving import ranks, shared, uneven, world
-from test_cli import TRAIN, hetmp_run, refused
 
 pytestmark = pytest.mark.few_ranks
 

@@ -13,7 +13,7 @@ from hetmp.channel_groups import plan_from_weights
 from hetmp.errors import HetmpError
 from hetmp.explain import explain, render
 from hetmp.graph import read_graph
-from test_cli import hetmp_run, refused
+from running import hetmp_run, refused
 
 
 class Odd(nn.Module):
@@ -121,7 +121,7 @@ def test_the_command_explains_without_mpi():
     check = (
         "import hetmp.cli\ntry: hetmp.cli.main()\nfinally: assert 'mpi4py.MPI' not in sys.modules"
     )
-    assert hetmp_run(module=("-c", shown + check)).returncode == 0
+    assert hetmp_run(module=("-c", shown + check), cold=True).returncode == 0
 
 
 def test_the_commands_errors():

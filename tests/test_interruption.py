@@ -13,8 +13,8 @@ import pytest
 from hetmp import interruption
 from hetmp.config import train_config
 from hetmp.interruption import EXIT_CODE, Interruption, heed_early
+from running import HERE, TRAIN, environment
 from saving import shared, uneven, world
-from test_cli import HERE, TRAIN, environment
 
 MPIRUN = HERE.parent / "jobs" / "mpirun.sh"
 

@@ -16,7 +16,7 @@ import hetmp
 from hetmp.comm import Group
 from hetmp.exchange.arena import Arena
 from memory_limited import DEPTH, WIDTH
-from test_cli import HERE, hetmp_run
+from running import HERE, hetmp_run
 
 BUDGET = 3 * 4 * DEPTH * WIDTH**2 // 2
 """Bytes: half of the weights with their gradients and momentum."""
@@ -25,7 +25,7 @@ BUDGET = 3 * 4 * DEPTH * WIDTH**2 // 2
 def train_in(budget, ranks):
     """Run the program that gives each rank *budget* bytes; malloc is to give back what is freed."""
     program = ("-m", "mpi4py", str(HERE / "memory_limited.py"))
-    return hetmp_run(budget, ranks=ranks, module=program, MALLOC_MMAP_THRESHOLD_="65536")
+    return hetmp_run(budget, ranks=ranks, module=program, cold=True, MALLOC_MMAP_THRESHOLD_="65536")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit on private memory is Linux's")
@@ -45,7 +45,9 @@ def command_in(budget, ranks, *more):
     flags = ["--model", "command_limited:wide", "--data", "synthetic", "--shape", "1,2,2"]
     flags += ["--classes", 3, "--samples", 20, "--batch-size", 4, "--steps", 2, "--lr", 1e-4]
     flags += ["--momentum", 0, "--device", "cpu", *more]
-    return hetmp_run("train", *flags, ranks=ranks, module=program, MALLOC_MMAP_THRESHOLD_="65536")
+    return hetmp_run(
+        "train", *flags, ranks=ranks, module=program, cold=True, MALLOC_MMAP_THRESHOLD_="65536"
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit on private memory is Linux's")

@@ -14,7 +14,7 @@ from hetmp.errors import HetmpError
 from hetmp.metrics import KINDS, Metrics
 from hetmp.metrics.records import plain, read_records
 from hetmp.train import train
-from test_cli import TRAIN, hetmp_run, refused
+from running import TRAIN, hetmp_run, refused
 
 STEPS, EPOCH = 20, 15
 FILES = ("steps.csv", "evaluations.csv", "tensorboard")

@@ -7,7 +7,7 @@ from torch import nn
 import hetmp
 from comparison import batch, rank_loss, seeded
 from hetmp import pace
-from test_cli import TRAIN, hetmp_run, refused
+from running import TRAIN, hetmp_run, refused
 
 
 class Clock:

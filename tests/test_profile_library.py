@@ -30,7 +30,8 @@ from hetmp.profiling.library import slowest
 from hetmp.slicing import Tuning
 from hetmp.train import train
 from planning import device, formula, made_up_profile, made_up_works, read_model
-from test_cli import TRAIN, hetmp_run, invoked
+from running import TRAIN, hetmp_run
+from test_cli import invoked
 from test_profiling import CPU, digits, world
 from test_sharing import DIGITS, folder, refused_everywhere, same_everywhere
 

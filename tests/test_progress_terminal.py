@@ -10,8 +10,8 @@ import pytest
 
 import hetmp
 from hetmp.progress.terminal import Process, find_terminal
+from running import HERE, MPIRUN, TRAIN, environment, hetmp_run
 from terminals import Terminal, plain, screen
-from test_cli import HERE, MPIRUN, TRAIN, environment, hetmp_run
 from test_progress import STAMP
 
 PROGRAM = (sys.executable, "-m", "hetmp.cli", *TRAIN)

@@ -12,7 +12,7 @@ from PIL import Image
 import recorded
 from hetmp.errors import HetmpError
 from hetmp.report import read_runs, write_report
-from test_cli import environment, hetmp_run, refused
+from running import environment, hetmp_run, refused
 
 VOID = {"meta", "link", "br", "img"}
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from test_cli import TRAIN, hetmp_run
+from running import TRAIN, hetmp_run
 
 CONTRAST = 4.5
 """Of text and its ground, as WCAG 2 asks of level AA."""

@@ -13,8 +13,8 @@ from hetmp import data
 from hetmp.comm import AgreedError
 from hetmp.config import train_config
 from hetmp.train import train
+from running import hetmp_run, refused
 from saving import ranks, shared, uneven, world
-from test_cli import hetmp_run, refused
 
 pytestmark = pytest.mark.few_ranks
 

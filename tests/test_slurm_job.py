@@ -9,7 +9,7 @@ from fake_slurm import FakeSlurm
 from hetmp.comm import check_world
 from hetmp.errors import HetmpError
 from hetmp.slurm import component_tasks, cpus_per_task, gpus_per_task, node_kind, safe_name
-from test_cli import LAUNCHERS, TRAIN, hetmp_run, refused
+from running import LAUNCHERS, TRAIN, hetmp_run, refused
 
 TWO_KINDS = {
     "SLURM_HET_SIZE": "2",

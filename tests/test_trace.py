@@ -11,7 +11,7 @@ from hetmp.exchange import Counter
 from hetmp.recording import Place
 from hetmp.trace.chrome import EXCHANGES, WORK, chrome_trace
 from hetmp.trace.part import Exchanged, OnRootsClock, RankPart, Slice, TracedStep
-from test_cli import hetmp_run, refused
+from running import hetmp_run, refused
 
 TRACE = ("trace", "--model", "digits", "--data", "digits", "--batch-size", "50")
 

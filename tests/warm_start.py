@@ -122,6 +122,8 @@ def _become(call: dict[str, object], files: list[int]) -> list[str]:
         os.close(file)
     os.environ.clear()
     os.environ.update(call["environment"])
+    added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [path for path in added if path]
     os.chdir(call["cwd"])
     return call["argv"]
 
