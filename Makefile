@@ -11,13 +11,14 @@ SHELL_SCRIPTS := $(wildcard scripts/*.sh benchmarks/*.sh .ci/run jobs/*.sh jobs/
 # Given on the command line or in the environment, they reach scripts/setup.sh.
 export PYTHON MPI TORCH
 
-.PHONY: help demo test docs setup lint format clean distclean
+.PHONY: help demo test test-all docs setup lint format clean distclean
 
 help:
 	@echo "hetmp: train convolutional networks across devices of unequal speed"
 	@echo
 	@echo "  make demo       train a digits network on 3 ranks of unequal speed"
-	@echo "  make test       lint, then every test, on 1 to 5 ranks"
+	@echo "  make test       lint, then every test, on 3 ranks and one more number from 1 to 5"
+	@echo "  make test-all   the same and more: on 1 to 5 ranks, programs started cold (hours)"
 	@echo "  make docs       the pages of docs/ as a site, in build/docs"
 	@echo
 	@echo "  make setup      only make the environment (.venv); the others do so first"
@@ -42,12 +43,16 @@ demo: setup
 	@echo "  $(BIN)/hetmp train --help"
 	@echo "  $(BIN)/mpirun -n 2 $(BIN)/hetmp train --model digits --data digits --weights 3,1"
 
-test: lint
+test test-all: lint
 	@grep -qsxF "CMAKE_HOME_DIRECTORY:INTERNAL=$$(pwd -P)" build/CMakeCache.txt || rm -rf build
-	@cmake -S . -B build >/dev/null
-	ctest --test-dir build --parallel 2 --output-on-failure
+	@rm -rf build/times
+	@cmake -S . -B build -DHETMP_TEST_ALL=$(if $(filter test-all,$@),ON,OFF) >/dev/null
+	@status=0; \
+	ctest --test-dir build --parallel 3 --output-on-failure || status=$$?; \
+	$(BIN)/python scripts/test_times.py build/times; \
+	exit $$status
 	@echo
-	@echo "make test: lint is clean and every test passed. Next: CONTRIBUTING.md says how to run"
+	@echo "make $@: lint is clean and every test passed. Next: CONTRIBUTING.md says how to run"
 	@echo "one test, or see the program work: make demo"
 
 lint: setup

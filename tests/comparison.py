@@ -222,7 +222,7 @@ def compare_training(
     weights: "Sequence[float] | hetmp.Plan",
     shape: Sequence[int],
     *,
-    steps: int = 5,
+    steps: int = 2,
     optimizer: Callable[..., torch.optim.Optimizer] = sgd,
     example: bool = False,
     input_gradient: bool = True,
@@ -232,6 +232,8 @@ def compare_training(
 
     Args:
         shape: of a batch.
+        steps: a wrong gradient shows in the first, a wrong buffer or state in the second; more
+            where the curve is the subject.
         example: whether slice_model is given an example_input.
         input_gradient: whether the input requires a gradient, which is compared too.
         tuning: how the sliced model does its work.

@@ -8,11 +8,14 @@ rank that failed alone does not leave the others waiting in a collective until t
 
 import contextlib
 import faulthandler
+import functools
+import json
 import os
 import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,12 +31,21 @@ HANG = float(os.environ.get("HETMP_TEST_HANG", "300"))
 GRACE = float(os.environ.get("HETMP_TEST_GRACE", "60"))
 """Seconds that a rank whose test failed waits for the others to finish theirs."""
 
+SIZES = (1, 2, 3, 4, 5)
+"""The numbers of ranks that tests run on."""
+
+MAIN_SIZE = 3
+"""Every test runs on so many: the fewest on which a wrong adjoint cannot hide."""
+
 FEW = 3
 """Whole runs from data to files are tested on so many ranks at most: what differs with the number
 of ranks, the parts of them are tested for on more."""
 
-ODD = (1, 3, 5)
-"""Tables of operators are compared on so many ranks: others would hardly tell anything more."""
+SAMPLED = "HETMP_TEST_SAMPLED" in os.environ
+"""Whether a test runs on MAIN_SIZE and one more number of ranks, unless it asks for every size."""
+
+EXAMPLES = int(os.environ.get("HETMP_TEST_EXAMPLES", "100"))
+"""How many examples a test of arithmetic draws, unless it says so itself."""
 
 PART = os.environ.get("HETMP_TEST_PART", "1/1")
 """Which part of the test files this run has, of how many: 1/2 and 2/2 are all of them."""
@@ -50,7 +62,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", f"few_ranks: takes long and learns little from more than {FEW} ranks"
     )
-    config.addinivalue_line("markers", "odd_ranks: many alike, for 1, 3 and 5 ranks only")
+    config.addinivalue_line(
+        "markers", "every_size: about the number of ranks, so never sampled: see SAMPLED"
+    )
+    config.addinivalue_line(
+        "markers", "thorough: asked too rarely for every change: not where tests are sampled"
+    )
+    config.addinivalue_line("markers", "writer: depends on how checkpoints are written")
     config.addinivalue_line("markers", "slurm: runs jobs on a real Slurm cluster")
     shown = os.dup(2)  # nothing is captured now: this is the real standard error
     ranks = None
@@ -68,20 +86,45 @@ def _settle_hypothesis(same_on_all_ranks: bool) -> None:
     with contextlib.suppress(ImportError):
         from hypothesis import settings
 
+        options: dict[str, Any] = {"deadline": None, "max_examples": EXAMPLES}
         if same_on_all_ranks:
-            settings.register_profile("hetmp", deadline=None, derandomize=True, database=None)
-        else:
-            settings.register_profile("hetmp", deadline=None)
+            options |= {"derandomize": True, "database": None}
+        settings.register_profile("hetmp", **options)
         settings.load_profile("hetmp")
 
 
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Leave out the files of other parts."""
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files of other parts, and those without tests for ranks in a run of these."""
     part, parts = map(int, PART.split("/"))
+    if config.getoption("markexpr") == "mpi" and collection_path.match("test_*.py"):
+        return "pytest.mark.mpi" not in collection_path.read_text(encoding="utf-8") or None
     if parts > 1 and collection_path.match("test_*.py"):
-        files = sorted(Path(__file__).parent.glob("test_*.py"))
-        return files.index(collection_path) % parts != part - 1 or None
+        return _part_of(parts)[collection_path.name] != part or None
     return None
+
+
+@functools.cache
+def _part_of(parts: int) -> dict[str, int]:
+    """The part of each file: the one that takes longest goes to the part that has least.
+
+    ``scripts/test_times.py --record`` writes what they take; a file that is not there counts 1 s.
+    """
+    here = Path(__file__).parent
+    seconds = json.loads((here / "seconds.json").read_text(encoding="utf-8"))
+    files = sorted(path.name for path in here.glob("test_*.py"))
+    sums = dict.fromkeys(range(1, parts + 1), 0.0)
+    found = {}
+    for file in sorted(files, key=lambda file: -seconds.get(file, 1)):
+        found[file] = min(sums, key=lambda part: sums[part])
+        sums[found[file]] += seconds.get(file, 1)
+    return found
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is asked in ``make test-all`` only."""
+    left_out = [item for item in items if SAMPLED and item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")
@@ -184,6 +227,24 @@ def some(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
+def runs_on(item: pytest.Item, size: int) -> bool:
+    """Whether a test runs on so many ranks.
+
+    Sampled, the cases of a table take turns with the second number.
+    """
+    mpi = item.get_closest_marker("mpi")
+    fewest = mpi.kwargs.get("min_size", 1) if mpi else 1
+    most = FEW if item.get_closest_marker("few_ranks") else max(size, *SIZES)
+    if not SAMPLED or item.get_closest_marker("every_size"):
+        return fewest <= size <= most
+    others = [number for number in SIZES if fewest <= number <= most and number != MAIN_SIZE]
+    case = getattr(item, "callspec", None)
+    turn = sum(case.indices.values()) if case else 0
+    # Tests of one case each, and the first cases of short tables, are spread by their names.
+    turn += zlib.crc32(item.nodeid.partition("[")[0].encode())
+    return size in (MAIN_SIZE, others[turn % len(others)])
+
+
 # --- one run out of many ------------------------------------------------------------------------
 
 
@@ -211,12 +272,9 @@ class Lockstep:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        size = self.ranks.size
-        too_many = {"few_ranks": size > FEW, "odd_ranks": size not in ODD}
-        markers = [marker for marker, is_so in too_many.items() if is_so]
-        left_out = [item for item in items if any(map(item.get_closest_marker, markers))]
+        left_out = [item for item in items if not runs_on(item, self.ranks.size)]
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+        items[:] = [item for item in items if runs_on(item, self.ranks.size)]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -309,7 +367,10 @@ class Lockstep:
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
-        """Ranks above 0 write to a file of their own."""
+        """Ranks above 0 write to a file of their own; rank 0 alone writes the times."""
+        for plugin in config.pluginmanager.get_plugins():
+            if type(plugin).__name__ == "LogXML" and self.ranks.rank > 0:
+                plugin.logfile = os.devnull
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if self.ranks.rank == 0 or reporter is None:
             return

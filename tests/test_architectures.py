@@ -13,7 +13,6 @@ WEIGHTS = {3: ((70, 25, 5), (1, 2, 3)), 5: ((3, 0, 2, 1, 2), (0, 2, 1, 3, 1))}
 
 
 @pytest.mark.mpi(min_size=3)
-@pytest.mark.odd_ranks
 @pytest.mark.parametrize("architecture", SMALL, ids=lambda one: one.name)
 def test_an_architecture_of_others_is_sliced_throughout_and_exact(
     architecture: Architecture,

@@ -61,7 +61,6 @@ class Rearranged(Attention):
 
 
 @pytest.mark.mpi
-@pytest.mark.odd_ranks
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("kind", [Attention, Fused, Rearranged])
 def test_heads_keep_apart(kind, number):
@@ -69,7 +68,7 @@ def test_heads_keep_apart(kind, number):
     module = seeded(kind)
     if kind is Rearranged:
         pytest.importorskip("einops")
-    model, _ = compare_training(module, pick_weights(number), SHAPE, example=True, steps=3)
+    model, _ = compare_training(module, pick_weights(number), SHAPE, example=True)
     assert not list(model.hetmp.graph.fallbacks())
     calls = [step for step in model.hetmp.schedule.steps if isinstance(step, CallStep)]
     inside = [step for step in calls if step.node.path == "" and step.node.call.given.is_tensor]
@@ -96,10 +95,9 @@ class Shuffled(nn.Module):
 
 
 @pytest.mark.mpi
-@pytest.mark.odd_ranks
 @pytest.mark.parametrize("number", range(2))
 def test_layers_of_einops(number):
     pytest.importorskip("einops")
     module = seeded(Shuffled)
-    compare_training(module, pick_weights(number), SHAPE, example=True, steps=3)
+    compare_training(module, pick_weights(number), SHAPE, example=True)
     assert not list(read_graph(module, batch(SHAPE)).fallbacks())

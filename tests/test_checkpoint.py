@@ -15,7 +15,8 @@ from saving import network, optimizer, ranks, shared, sliced, steps, uneven, wor
 pytestmark = pytest.mark.mpi
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.every_size
+@pytest.mark.parametrize("name", ["sgd", pytest.param("adamw", marks=pytest.mark.writer)])
 def test_any_ranks_to_any_ranks(tmp_path, name):
     """Saved by the first n ranks and loaded by the last m, cut otherwise: the same losses."""
     folder, size = shared(tmp_path), world().size
@@ -45,6 +46,7 @@ def test_any_ranks_to_any_ranks(tmp_path, name):
             np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
+@pytest.mark.writer
 def test_the_file_holds_the_unsliced_network(tmp_path):
     """Parameters, buffers and the optimizer's state are those of one process."""
     path = shared(tmp_path) / "a.h5"
@@ -69,6 +71,7 @@ def test_the_file_holds_the_unsliced_network(tmp_path):
         assert set(file) == {"model", "buffers", "optimizer", "training", "plan", "meta"}
 
 
+@pytest.mark.writer
 def test_the_file_says_who_held_what(tmp_path):
     path = shared(tmp_path) / "a.h5"
     model = sliced(world(), uneven(world().size))
@@ -82,6 +85,7 @@ def test_the_file_says_who_held_what(tmp_path):
         assert file["meta"].attrs["ranks"] == world().size
 
 
+@pytest.mark.writer
 def test_what_is_saved_behind_the_training_is_what_was(tmp_path):
     """Steps that run meanwhile do not reach the file."""
     folder = shared(tmp_path)
@@ -115,6 +119,7 @@ def datasets(path):
     return found
 
 
+@pytest.mark.writer
 def test_an_error_behind_the_training_is_told_at_the_next_save(tmp_path):
     folder = shared(tmp_path)
     (tmp_path / "a folder.h5").mkdir()
@@ -126,6 +131,7 @@ def test_an_error_behind_the_training_is_told_at_the_next_save(tmp_path):
         saver.save(folder / "b.h5", gather(model, None, {}), lambda: None)
 
 
+@pytest.mark.writer
 def test_tied_weights_are_one_dataset(tmp_path):
     class Tied(nn.Module):
         def __init__(self):
@@ -150,6 +156,7 @@ def test_tied_weights_are_one_dataset(tmp_path):
     assert torch.equal(merged["one.weight"], merged["two.weight"])
 
 
+@pytest.mark.writer
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_every_precision_comes_back_bit_by_bit(tmp_path, dtype):
     path = shared(tmp_path) / "a.h5"
@@ -165,6 +172,7 @@ def test_every_precision_comes_back_bit_by_bit(tmp_path, dtype):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.writer
 def test_a_tensor_of_many_chunks(tmp_path):
     """More than a block of 16 MiB, cut along its second axis too."""
     path = shared(tmp_path) / "big.h5"
@@ -249,6 +257,7 @@ def test_an_optimizer_that_cannot_be_put_together_is_refused(tmp_path):
         hetmp.save(shared(tmp_path) / "a.h5", model, opt)
 
 
+@pytest.mark.writer
 @pytest.mark.mpi(min_size=2)
 def test_ranks_that_want_to_save_different_things_are_refused(tmp_path):
     model = sliced(world(), uneven(world().size))
@@ -256,6 +265,7 @@ def test_ranks_that_want_to_save_different_things_are_refused(tmp_path):
         hetmp.save(shared(tmp_path) / "a.h5", model, extra={f"of {world().rank}": 1})
 
 
+@pytest.mark.writer
 def test_a_folder_that_cannot_be_written_leaves_what_was(tmp_path):
     folder = shared(tmp_path)
     model = sliced(world(), uneven(world().size))

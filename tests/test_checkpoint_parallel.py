@@ -14,7 +14,7 @@ import hetmp
 from hetmp.checkpoint.writers import has_parallel_hdf5
 from saving import optimizer, shared, sliced, steps, uneven, world
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.writer]
 
 needs_parallel = pytest.mark.skipif(
     not has_parallel_hdf5(), reason="h5py without MPI: scripts/parallel-hdf5.sh builds one"

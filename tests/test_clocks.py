@@ -8,6 +8,7 @@ from hetmp.comm import Group, clock_offset
 from saving import world
 
 
+@pytest.mark.every_size
 @pytest.mark.mpi
 def test_ranks_of_one_host_have_one_clock():
     offset = clock_offset(Group(world()))
@@ -15,6 +16,7 @@ def test_ranks_of_one_host_have_one_clock():
     assert (offset.error == 0) == (world().rank == 0)
 
 
+@pytest.mark.every_size
 @pytest.mark.mpi
 def test_what_a_clock_is_ahead_is_found():
     ahead = 100.0 * world().rank - 3 * (world().rank == 2)

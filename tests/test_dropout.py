@@ -45,6 +45,7 @@ STACK = {
 }
 
 
+@pytest.mark.every_size
 @pytest.mark.mpi
 @pytest.mark.parametrize("schemes", [("filters",), ("inputs",), ("whole", "inputs", "filters")])
 @pytest.mark.parametrize("name", STACK)
@@ -72,6 +73,7 @@ def test_what_is_dropped_does_not_depend_on_the_partition(name, schemes):
         torch.testing.assert_close(mine.grad, x.grad, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.every_size
 @pytest.mark.mpi
 def test_every_pass_drops_anew_and_every_layer_on_its_own():
     module = seeded(

@@ -83,6 +83,7 @@ def test_dependencies_page_gives_a_reason(name: str) -> None:
     assert name in reasons, f"docs/dependencies.md should have a row for {name}, with its reason"
 
 
+@pytest.mark.every_size
 @pytest.mark.mpi
 def test_as_many_ranks_as_were_started() -> None:
     """A launcher of one MPI and a library of another give so many runs of one rank each."""

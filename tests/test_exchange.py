@@ -11,7 +11,7 @@ from hetmp.comm import Group
 from hetmp.exchange import Carriage, Entry, Exchange, leave
 from hetmp.state import FULL, PARTIAL, Sliced
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.every_size]
 
 KINDS = ("sliced-full", "partial-sliced", "partial-full", "full-sliced", "sliced-sliced")
 

@@ -12,7 +12,7 @@ from hetmp.exchange import shared as through_memory
 from hetmp.exchange.arena import MAX_MEETINGS, Arena
 from hetmp.state import FULL, PARTIAL, Sliced
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.every_size]
 
 BORROWED = Carriage(borrowed=True)
 

@@ -18,7 +18,7 @@ from hetmp.exchange import Carriage, Entry, Exchange, collectives, dual
 from hetmp.partition import Layout, Partition
 from hetmp.state import FULL, PARTIAL, Sliced
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.every_size]
 
 COLLECTIVES = Carriage(shared=False)
 BOTH = pytest.mark.parametrize("how", [Carriage(), COLLECTIVES], ids=["shared", "collectives"])

@@ -59,6 +59,7 @@ def normalised(images: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(images).double() - 100) / 50
 
 
+@pytest.mark.every_size
 @pytest.mark.mpi
 @pytest.mark.parametrize("readers", [1, 3])
 @pytest.mark.parametrize("kind", sorted(WEIGHTS))
@@ -83,6 +84,7 @@ def test_shares_make_whole_batches(kind, dtype, label_shape, readers):
     assert feed.waited > 0
 
 
+@pytest.mark.every_size
 @pytest.mark.mpi
 def test_in_order_and_from_a_batch_on():
     part = Counted(23)
@@ -98,6 +100,7 @@ def test_in_order_and_from_a_batch_on():
     assert list(feed.shuffled(6, seed=1, epoch=0, drop_last=True, start=3)) == []
 
 
+@pytest.mark.every_size
 @pytest.mark.mpi
 def test_a_feed_that_is_left_early_goes_on_anew():
     """What was begun for the next batch is not taken for one of the next epoch."""
@@ -111,6 +114,7 @@ def test_a_feed_that_is_left_early_goes_on_anew():
     assert torch.equal(images, normalised(part.images[:8]))
 
 
+@pytest.mark.every_size
 @pytest.mark.mpi(min_size=2)
 def test_an_image_that_one_rank_cannot_read_ends_it_on_all():
     """In words that name the rank; what was read before it is whole."""
@@ -128,6 +132,7 @@ def test_an_image_that_one_rank_cannot_read_ends_it_on_all():
     assert group.gather_texts(told) == [f"rank {group.size - 1}: image 39 is damaged"] * group.size
 
 
+@pytest.mark.every_size
 @pytest.mark.mpi
 def test_what_every_rank_holds_is_not_sent():
     part = Split(torch.arange(24.0).view(6, 1, 2, 2), torch.arange(6))
@@ -138,6 +143,7 @@ def test_what_every_rank_holds_is_not_sent():
     assert labels.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.every_size
 @pytest.mark.mpi
 @pytest.mark.parametrize("augmentation", [Augmentation(flip=True), Augmentation(True, crop=2)])
 def test_images_change_alike_for_any_ranks(augmentation):

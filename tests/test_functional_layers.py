@@ -135,23 +135,21 @@ def test_nothing_falls_back(name):
 
 
 @pytest.mark.mpi
-@pytest.mark.odd_ranks
 @pytest.mark.parametrize("number", range(2))
 @pytest.mark.parametrize("name", CASES)
 def test_it_trains_as_the_unsliced_module(name, number):
     build, channels = CASES[name]
     module = seeded(lambda: network(build(), channels))
-    compare_training(module, pick_weights(number), SHAPE, example=True, steps=3)
+    compare_training(module, pick_weights(number), SHAPE, example=True)
 
 
 @pytest.mark.mpi
-@pytest.mark.odd_ranks
 @pytest.mark.parametrize("scheme", ["inputs", "whole"])
 def test_it_follows_other_schemes(scheme):
     module = seeded(lambda: network(SamePadded(7, 11, 3), 11))
     weights = pick_weights(3)
     plan = make_plan(module, weights, ("filters", scheme, "filters"))
-    compare_training(module, plan, SHAPE, example=True, steps=3)
+    compare_training(module, plan, SHAPE, example=True)
 
 
 class Twice(nn.Conv2d):
@@ -161,13 +159,12 @@ class Twice(nn.Conv2d):
 
 
 @pytest.mark.mpi
-@pytest.mark.odd_ranks
 @pytest.mark.parametrize("again", [1, (1, 1)], ids=["alike", "in another way"])
 def test_a_parameter_that_two_calls_use(again):
     """The same layer twice; or a layer and a function with one parameter, which is whole."""
     module = seeded(lambda: network(Twice(7, 7, 3), 7))
     module[2].again = again
-    compare_training(module, pick_weights(1), SHAPE, example=True, steps=3)
+    compare_training(module, pick_weights(1), SHAPE, example=True)
 
 
 class Forgetful(Plain):
@@ -220,7 +217,6 @@ COMPUTED = {
 
 
 @pytest.mark.mpi
-@pytest.mark.odd_ranks
 @pytest.mark.parametrize("number", range(2))
 @pytest.mark.parametrize("name", COMPUTED)
 def test_a_weight_that_no_layer_owns(name, number):
@@ -228,7 +224,7 @@ def test_a_weight_that_no_layer_owns(name, number):
     build, channels = COMPUTED[name]
     module = seeded(lambda: network(build(), channels))
     assert not list(read_graph(module, batch(SHAPE)).fallbacks())
-    model, _ = compare_training(module, pick_weights(number), SHAPE, example=True, steps=3)
+    model, _ = compare_training(module, pick_weights(number), SHAPE, example=True)
     names = ("conv2d", "conv_transpose2d", "linear")
     (step,) = (
         step
@@ -248,7 +244,6 @@ class Watchful(nn.Module):
 
 
 @pytest.mark.mpi
-@pytest.mark.odd_ranks
 def test_another_decision_than_in_the_example_is_refused():
     weights = [1.0] * world_size()
     model = hetmp.slice_model(seeded(Watchful), weights, example_input=batch((2, 3, 4, 4)))
@@ -271,8 +266,7 @@ class Part(nn.Module):
 
 
 @pytest.mark.mpi
-@pytest.mark.odd_ranks
 def test_assignments_into_parts():
     """The first takes all channels and stays on slices, the second does not."""
     module = seeded(Part)
-    compare_training(module, pick_weights(0), SHAPE, example=True, steps=3)
+    compare_training(module, pick_weights(0), SHAPE, example=True)

@@ -249,7 +249,7 @@ def test_resampling_shuffling_and_work_across_channels(name, cut):
     weights = pick_weights(number)
     if cut == "by-layer":
         weights = make_plan(module, weights, list(THROUGH.values())[number % 6], turned=True)
-    compare_training(module, weights, SIZES[dims], steps=3, example=True)
+    compare_training(module, weights, SIZES[dims], example=True)
 
 
 @pytest.mark.mpi
@@ -263,7 +263,7 @@ def test_padding(dims, schemes):
         lambda: between(dims, *[part for pad in layers for part in (pad, conv(7, 7, 2))])
     )
     plan = make_plan(module, pick_weights(dims), THROUGH[schemes], turned=True)
-    compare_training(module, plan, SIZES[dims], steps=3)
+    compare_training(module, plan, SIZES[dims])
 
 
 # --- flattening and fully connected layers ------------------------------------------------------

@@ -155,7 +155,6 @@ CASES = {f"{kind}: {name}": case for kind, cases in TABLES.items() for name, cas
 
 
 @pytest.mark.mpi
-@pytest.mark.odd_ranks
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("name", CASES)
 def test_function(name):
@@ -185,12 +184,11 @@ class Layers(nn.Module):
 
 
 @pytest.mark.mpi
-@pytest.mark.odd_ranks
 @pytest.mark.parametrize("number", range(3))
 def test_layers(number):
     """Layers are as their functions are."""
     weights = pick_weights(number)
-    model, _ = compare_training(seeded(Layers), weights, (3, 3, 4, 6), steps=3, example=True)
+    model, _ = compare_training(seeded(Layers), weights, (3, 3, 4, 6), example=True)
     steps = [one for one in model.hetmp.schedule.steps if isinstance(one, CallStep)]
     gives = {one.node.path: str(one.after) for one in steps if one.run.layer is not None}
     assert all(one.node.reason is None for one in steps)

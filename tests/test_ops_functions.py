@@ -155,9 +155,9 @@ def test_elementwise(name):
     if number % 3 == 2:
         schemes = (("inputs", "filters"), ("whole", "whole", "inputs"))[number % 2]
         plan = make_plan(module, pick_weights(number), schemes)
-        compare_training(module, plan, SHAPE, steps=3)
+        compare_training(module, plan, SHAPE)
         return
-    model, _ = compare_training(module, pick_weights(number), SHAPE, steps=3)
+    model, _ = compare_training(module, pick_weights(number), SHAPE)
     for step in model.hetmp.schedule.steps:
         if isinstance(step, CallStep) and isinstance(step.node.rule, Elementwise):
             assert isinstance(step.after, Sliced), step.name
@@ -257,7 +257,7 @@ def test_parameters_and_buffers_among_the_operands(schemes):
     weights = pick_weights(number)
     if schemes:
         weights = make_plan(module, weights, schemes, turned=True)
-    model, _ = compare_training(module, weights, SHAPE, steps=3, example=True)
+    model, _ = compare_training(module, weights, SHAPE, example=True)
     if not schemes:
         assert len(model.hetmp.exchanges) == 7  # full -> sliced of four, two gathers, the result
 
@@ -283,7 +283,7 @@ def test_a_full_operand_beside_slices(schemes):
     weights = pick_weights(number)
     if schemes:
         weights = make_plan(module, weights, schemes, turned=True)
-    compare_training(module, weights, SHAPE, steps=3)
+    compare_training(module, weights, SHAPE)
 
 
 NAMED = {
@@ -325,7 +325,7 @@ def test_layers_whose_argument_is_named(schemes):
         )
     )
     weights = [0.0] * (world_size() - 1) + [1.0]
-    compare_training(module, make_plan(module, weights, schemes), SHAPE, steps=2)
+    compare_training(module, make_plan(module, weights, schemes), SHAPE)
 
 
 class Sizes(nn.Module):

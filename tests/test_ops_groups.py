@@ -90,7 +90,7 @@ def test_the_default_plan_moves_nothing_into_groups(name):
     """The layer before is cut where the groups end: its slices are taken as they are."""
     number = list(GROUPED).index(name)
     module = seeded(lambda: twice(name))
-    model, _ = compare_training(module, pick_weights(number), SIZES[GROUPED[name][0]], steps=3)
+    model, _ = compare_training(module, pick_weights(number), SIZES[GROUPED[name][0]])
     if module[2].groups > 1:
         assert len(model.hetmp.exchanges) == 3  # before each plain convolution, and at the end
 
@@ -102,7 +102,7 @@ def test_plans_that_cut_every_layer_in_its_own_way(name):
     number = list(GROUPED).index(name)
     module = seeded(lambda: twice(name))
     plan = make_plan(module, pick_weights(number + 2), SCHEMES[number % 3], turned=True)
-    compare_training(module, plan, SIZES[GROUPED[name][0]], steps=3)
+    compare_training(module, plan, SIZES[GROUPED[name][0]])
 
 
 @pytest.mark.mpi
@@ -127,7 +127,7 @@ def test_separable_blocks_in_a_row():
     compare_training(seeded(Blocks), pick_weights(1), (3, 3, 8, 9))
     module = seeded(Blocks)
     plan = make_plan(module, pick_weights(4), ("filters", "filters", "whole"), turned=True)
-    compare_training(module, plan, (3, 3, 8, 9), steps=3)
+    compare_training(module, plan, (3, 3, 8, 9))
 
 
 @pytest.mark.mpi(min_size=2)

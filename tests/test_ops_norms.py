@@ -90,7 +90,7 @@ def test_default_plan(name):
     number = list(NORMS).index(name)
     module = seeded(lambda: between(name))
     model, reference = compare_training(
-        module, pick_weights(number), SIZES[NORMS[name][0]], steps=3, example=True
+        module, pick_weights(number), SIZES[NORMS[name][0]], example=True
     )
     if name in ("group-16", "group-17", "group-each"):
         assert not any(isinstance(layer, SharedGroupNorm) for layer in model.modules())
@@ -105,7 +105,7 @@ def test_plan_by_layer(name):
     number = list(NORMS).index(name)
     module = seeded(lambda: between(name))
     plan = make_plan(module, pick_weights(number + 3), SCHEMES[number % 4], turned=True)
-    compare_training(module, plan, SIZES[NORMS[name][0]], steps=3, example=True)
+    compare_training(module, plan, SIZES[NORMS[name][0]], example=True)
 
 
 @pytest.mark.mpi(min_size=2)

@@ -127,7 +127,6 @@ CASES = {f"{kind}: {name}": case for kind, cases in TABLES.items() for name, cas
 
 
 @pytest.mark.mpi
-@pytest.mark.odd_ranks
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("name", CASES)
 def test_function(name):
@@ -136,7 +135,6 @@ def test_function(name):
 
 
 @pytest.mark.mpi
-@pytest.mark.odd_ranks
 def test_attention_that_drops():
     """Dropout inside attention is drawn alike on every rank, and not at all in evaluation."""
     case = sliced(lambda x: attention(heads(x), heads(x), heads(x), dropout_p=0.4))

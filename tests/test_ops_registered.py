@@ -98,10 +98,10 @@ def calls(model: hetmp.SlicedModel) -> dict[str, CallStep]:
 @pytest.mark.mpi
 @pytest.mark.parametrize("number", range(3))
 def test_the_documented_operators_equal_the_unsliced_ones(number):
-    compare_training(seeded(Both), pick_weights(number), (2, 3, 6, 8), steps=3)
+    compare_training(seeded(Both), pick_weights(number), (2, 3, 6, 8))
     module = seeded(Both)
     plan = make_plan(module, pick_weights(number + 2), pick(SCHEMES, number), turned=True)
-    compare_training(module, plan, (2, 3, 6, 8), steps=3)
+    compare_training(module, plan, (2, 3, 6, 8))
 
 
 @pytest.mark.mpi
@@ -115,7 +115,7 @@ def test_slices_stay_slices_and_parameters_are_cut():
 
 @pytest.mark.mpi
 def test_a_setting_that_the_rule_does_not_speak_for_is_computed_whole():
-    model, _ = compare_training(seeded(lambda: Both(2)), pick_weights(2), (2, 3, 6, 8), steps=2)
+    model, _ = compare_training(seeded(lambda: Both(2)), pick_weights(2), (2, 3, 6, 8))
     assert calls(model)["gate"].after == FULL
     assert calls(model)["gate"].node.reason == "it gates axis 2, not the channels"
 

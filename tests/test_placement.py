@@ -66,6 +66,7 @@ def dealt_out(monkeypatch):
     return (*range(0, world().size, 2), *range(1, world().size, 2))
 
 
+@pytest.mark.every_size
 @pytest.mark.mpi(min_size=2)
 def test_a_communicator_is_arranged_once(dealt_out):
     user = world().Dup()
@@ -77,6 +78,7 @@ def test_a_communicator_is_arranged_once(dealt_out):
     assert (comm is user) == (world().size == 2)
 
 
+@pytest.mark.every_size
 @pytest.mark.mpi(min_size=2)
 def test_arranged_ranks_train_the_same_each_with_what_it_was_told(tmp_path, monkeypatch, request):
     from hetmp import train

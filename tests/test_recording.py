@@ -39,7 +39,6 @@ def record(model, recorder, count, *, begin=0, opt=None):
     return recorded
 
 
-@pytest.mark.odd_ranks
 @pytest.mark.mpi
 @pytest.mark.parametrize("tuning", TUNINGS, ids=("usual", "no-overlap", "regather", "plain"))
 def test_a_recorded_step_gives_the_same_to_the_last_bit(tuning):
@@ -54,7 +53,6 @@ def test_a_recorded_step_gives_the_same_to_the_last_bit(tuning):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.odd_ranks
 @pytest.mark.mpi
 @pytest.mark.parametrize("tuning", TUNINGS, ids=("usual", "no-overlap", "regather", "plain"))
 @pytest.mark.parametrize("build", [network, across])
@@ -71,7 +69,6 @@ def test_no_second_is_lost_or_counted_twice(build, tuning):
         )
 
 
-@pytest.mark.odd_ranks
 @pytest.mark.mpi
 @pytest.mark.parametrize("build", [network, across])
 def test_all_ranks_tell_of_the_same_exchanges(build):
@@ -89,7 +86,6 @@ def test_all_ranks_tell_of_the_same_exchanges(build):
     assert recorder.layers == ("", *(layer.name for layer in model.hetmp.plan.layers))
 
 
-@pytest.mark.odd_ranks
 @pytest.mark.mpi
 def test_the_bytes_are_those_of_the_counters():
     model = hetmp.slice_model(across(), uneven(world().size), world())
@@ -108,7 +104,6 @@ def test_the_bytes_are_those_of_the_counters():
         assert {exchange["direction"] for exchange in norms} == {"forward", "backward"}
 
 
-@pytest.mark.odd_ranks
 @pytest.mark.mpi
 def test_layer_by_layer_on_every_rank_the_same():
     model = sliced(world(), uneven(world().size))
@@ -129,7 +124,6 @@ def test_layer_by_layer_on_every_rank_the_same():
     )
 
 
-@pytest.mark.odd_ranks
 @pytest.mark.mpi
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_layers_of_a_step_in_parts(parts):
@@ -148,7 +142,6 @@ def test_the_layers_of_a_step_in_parts(parts):
         assert one.saved > 0
 
 
-@pytest.mark.odd_ranks
 @pytest.mark.mpi
 def test_a_step_that_fails_is_not_recorded_and_leaves_nothing_on():
     model = sliced(world(), uneven(world().size))
@@ -159,7 +152,6 @@ def test_a_step_that_fails_is_not_recorded_and_leaves_nothing_on():
     assert all(place.counter.log is None for place in recorder.places)
 
 
-@pytest.mark.odd_ranks
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_what_is_held_sums_up_to_what_one_process_holds(name):

@@ -44,9 +44,10 @@ def chain() -> nn.Sequential:
     )
 
 
+@pytest.mark.every_size
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_default_plan(name):
-    compare_training(seeded(chain), WEIGHTS[name](world_size()), IMAGES)
+    compare_training(seeded(chain), WEIGHTS[name](world_size()), IMAGES, steps=5)
 
 
 @pytest.mark.parametrize("number", range(len(SCHEMES)), ids=["-".join(x) for x in SCHEMES])
@@ -55,15 +56,16 @@ def test_mixed_schemes(number):
     module = seeded(chain)
     plan = make_plan(module, pick_weights(number), SCHEMES[number])
     optimizer = {"optimizer": adam} if number % 2 else {}
-    compare_training(module, plan, IMAGES, example=number % 3 == 0, **optimizer)
+    compare_training(module, plan, IMAGES, steps=5, example=number % 3 == 0, **optimizer)
 
 
 @pytest.mark.parametrize("number", range(2))
 def test_adam_with_default_plan(number):
     """A bias before a norm has no gradient but rounding, which Adam blows up."""
-    compare_training(seeded(chain), pick_weights(3 * number), IMAGES, optimizer=adam)
+    compare_training(seeded(chain), pick_weights(3 * number), IMAGES, steps=5, optimizer=adam)
 
 
+@pytest.mark.every_size
 @pytest.mark.parametrize("schemes", [("filters",), ("filters", "inputs"), ("inputs", "filters")])
 def test_every_layer_cut_in_its_own_way(schemes):
     """Counts that follow no weights: another rank has nothing in every layer."""
@@ -77,6 +79,7 @@ def test_every_layer_cut_in_its_own_way(schemes):
     compare_training(module, plan, IMAGES)
 
 
+@pytest.mark.every_size
 @pytest.mark.parametrize("schemes", [("filters",), ("inputs",), ("filters", "inputs")])
 def test_more_ranks_than_channels(schemes):
     module = seeded(
@@ -178,7 +181,7 @@ def test_an_in_place_activation_in_front():
 @pytest.mark.parametrize("schemes", [("filters",), ("filters", "inputs")])
 def test_channels_last(schemes):
     module = seeded(chain).to(memory_format=torch.channels_last)
-    compare_training(module, make_plan(module, pick_weights(1), schemes), IMAGES, steps=2)
+    compare_training(module, make_plan(module, pick_weights(1), schemes), IMAGES)
 
 
 # --- the networks that come with hetmp ----------------------------------------------------------
@@ -220,10 +223,10 @@ def test_networks(name, mixed):
             layer.p = 0.0
     weights = pick_weights(number + 3 * mixed)
     deep = len(list(module.modules())) > 60
-    shape, steps = ((6 if deep else 3), *image), 2 if deep else 5
+    shape = ((6 if deep else 3), *image)
     if not mixed:
-        compare_training(module, weights, shape, optimizer=gentle if deep else sgd, steps=steps)
+        compare_training(module, weights, shape, optimizer=gentle if deep else sgd)
         return
     schemes = SCHEMES[(2, 4, 7, 6, 8)[number % 5]]
     plan = make_plan(module, weights, schemes)
-    compare_training(module, plan, shape, optimizer=gentle if deep else adam, steps=steps)
+    compare_training(module, plan, shape, optimizer=gentle if deep else adam)

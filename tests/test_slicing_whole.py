@@ -78,7 +78,7 @@ class Function(nn.Module):
 def test_what_has_no_rule_is_exact(name, kind):
     module = seeded(MODULES[name])
     weights = WEIGHTS[kind](world_size())
-    model, _ = compare_training(module, weights, IMAGES, steps=3, example=True)
+    model, _ = compare_training(module, weights, IMAGES, example=True)
     assert len(list(model.hetmp.graph.fallbacks())) > 0
 
 

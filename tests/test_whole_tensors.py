@@ -8,7 +8,7 @@ from hetmp.comm import Group
 from hetmp.exchange import collect, distribute, tensors
 from hetmp.state import FULL, Sliced
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.every_size]
 
 
 @pytest.fixture(scope="module")
