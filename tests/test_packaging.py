@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import hetmp
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -46,6 +48,7 @@ def test_wheel_has_every_module_and_template(wheel: Path) -> None:
     assert "hetmp/submit/templates/train.sbatch.j2" in expected
     assert "hetmp/report/templates/report.html.j2" in expected
     assert expected <= names
+    assert "hetmp/py.typed" in names  # or a user's type checker looks at none of it
     assert not [name for name in names if name.startswith("tests/")]
 
 
@@ -53,6 +56,13 @@ def test_wheel_installs_the_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("/entry_points.txt"))
         assert "hetmp = hetmp.cli:main" in archive.read(name).decode()
+
+
+def test_the_public_names_are_completed_before_torch_is_imported() -> None:
+    script = "import sys, hetmp; print(*dir(hetmp)); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == sorted(hetmp.__all__)
 
 
 def test_checkout_is_what_is_imported() -> None:

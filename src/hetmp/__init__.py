@@ -70,6 +70,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """List the public names: what an editor or a notebook completes before anything is imported."""
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     # Importing torch takes seconds, so it waits until something needs it.
     if name == "slice_model":
