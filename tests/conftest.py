@@ -105,7 +105,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @functools.cache
 def _part_of(parts: int) -> dict[str, int]:
-    """The part of each file: the one that takes longest goes to the part that has least.
+    """Divide the files among parts: the file that takes longest goes to the part that has least.
 
     ``scripts/test_times.py --record`` writes what they take; a file that is not there counts 1 s.
     """
@@ -113,11 +113,12 @@ def _part_of(parts: int) -> dict[str, int]:
     seconds = json.loads((here / "seconds.json").read_text(encoding="utf-8"))
     files = sorted(path.name for path in here.glob("test_*.py"))
     sums = dict.fromkeys(range(1, parts + 1), 0.0)
-    found = {}
+    part_of_file = {}
     for file in sorted(files, key=lambda file: -seconds.get(file, 1)):
-        found[file] = min(sums, key=lambda part: sums[part])
-        sums[found[file]] += seconds.get(file, 1)
-    return found
+        shortest = min(sums, key=lambda part: sums[part])
+        part_of_file[file] = shortest
+        sums[shortest] += seconds.get(file, 1)
+    return part_of_file
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

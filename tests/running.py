@@ -21,7 +21,10 @@ COLD = "HETMP_TEST_COLD" in os.environ
 
 
 def environment(**more):
-    """This one's, but for what a launcher of this process left in it; None is not set."""
+    """Return this process's environment without what a launcher left in it, and with *more*.
+
+    A variable that is None is not set.
+    """
     clean = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
     short = {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
     variables = clean | short | {"HETMP_GRACE_SECONDS": "1"} | more
@@ -30,7 +33,7 @@ def environment(**more):
 
 @cache
 def warm_server():
-    """The server of this run of the tests: started when first needed, ended with the run."""
+    """Start the server of this run of the tests when it is first needed; it ends with the run."""
     server = Warm.start()
     atexit.register(server.stop)
     return server
@@ -38,7 +41,7 @@ def warm_server():
 
 @cache
 def warm_python():
-    """A ``python`` that has torch and hetmp imported already."""
+    """Return the path of a ``python`` that has torch and hetmp imported already."""
     folder = tempfile.TemporaryDirectory(prefix="warm-bin-")
     atexit.register(folder.cleanup)
     warm_server().install(Path(folder.name))
@@ -64,7 +67,7 @@ def hetmp_run(*arguments, ranks=None, module=("-m", "hetmp.cli"), timeout=120, c
 
 
 def refused(done, *words, code=None):
-    """The one message of a run that must have failed, with that *code* if one is given."""
+    """Return the one message of a run that must have failed, with that *code* if one is given."""
     assert done.returncode != 0 if code is None else done.returncode == code
     said = [line for line in done.stderr.splitlines() if "hetmp: error:" in line]
     assert len(said) == 1, done.stderr

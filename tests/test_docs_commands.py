@@ -129,10 +129,12 @@ def flags_exist(name: str, rest: str) -> None:
 @cache
 def flags(command: str) -> frozenset[str]:
     """The flags of a command of hetmp's."""
-    found = commands.get_command(click.Context(commands), command)
-    assert found is not None, command
+    definition = commands.get_command(click.Context(commands), command)
+    assert definition is not None, command
     return frozenset(
-        flag for parameter in found.params for flag in (*parameter.opts, *parameter.secondary_opts)
+        flag
+        for parameter in definition.params
+        for flag in (*parameter.opts, *parameter.secondary_opts)
     ) | {"--help"}
 
 

@@ -94,7 +94,7 @@ def records(run: Path, kind: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def fitting_mpi(cluster: SlurmCluster) -> str:
-    """What each job would ask for, and the cluster answers alike every time."""
+    """Return the kind of MPI that fits: each job would ask, and the answer is always the same."""
     return cluster.run(HETMP, "doctor", "--srun-mpi", timeout=250).stdout.strip()
 
 

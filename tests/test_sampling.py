@@ -42,12 +42,12 @@ def sampled(request, monkeypatch):
 def test_a_table_runs_on_three_ranks_and_its_cases_take_turns_with_the_others(
     sampled, marks, allowed
 ):
-    found = [sizes(item(*marks, case=number)) for number in range(36)]
+    sizes_by_case = [sizes(item(*marks, case=number)) for number in range(36)]
     if not sampled:
-        assert all(each == allowed for each in found)
+        assert all(each == allowed for each in sizes_by_case)
         return
-    assert all(len(each) == 2 and 3 in each for each in found)
-    turns = Counter(size for each in found for size in each if size != 3)
+    assert all(len(each) == 2 and 3 in each for each in sizes_by_case)
+    turns = Counter(size for each in sizes_by_case for size in each if size != 3)
     others = [size for size in allowed if size != 3]
     assert turns == dict.fromkeys(others, 36 // len(others))
 
@@ -58,13 +58,13 @@ def test_what_is_about_the_number_of_ranks_is_never_sampled(sampled):
 
 
 def test_tests_of_one_case_are_spread(sampled):
-    found = Counter(
+    tests_by_size = Counter(
         size
         for number in range(200)
         for size in sizes(item(pytest.mark.mpi, name=f"test_{number}"))
     )
-    assert found[3] == 200
-    assert all(found[size] > 30 for size in SIZES)
+    assert tests_by_size[3] == 200
+    assert all(tests_by_size[size] > 30 for size in SIZES)
 
 
 def test_more_ranks_than_ever_are_no_reason_to_run_nothing():
