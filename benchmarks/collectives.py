@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hetmp.partition import apportion
+from hetmp.core.partition import apportion
 
 REPEATS = 15
 MIB = (24, 3, 0.1)

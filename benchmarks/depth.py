@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import hetmp
 from hetmp.models.densenet import DenseBlock
 from hetmp.models.resnet import BasicBlock
-from hetmp.schedule import make_schedule
+from hetmp.slicing.schedule import make_schedule
 from hetmp.slicing.table import make_table
 
 MB = 1e6

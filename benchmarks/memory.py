@@ -39,8 +39,8 @@ from torch import Tensor, nn
 
 import hetmp
 from hetmp import models
-from hetmp.comm import launched
-from hetmp.device import choose_device
+from hetmp.cluster import launched
+from hetmp.cluster.device import choose_device
 from hetmp.exchange.arena import Arena
 from hetmp.slicing import PLAIN
 

@@ -36,13 +36,13 @@ from torch import nn
 
 import hetmp
 from hetmp import models
-from hetmp.comm import Group
-from hetmp.device import share_cores
-from hetmp.graph import ModelGraph, read_graph
+from hetmp.cluster import Group
+from hetmp.cluster.device import share_cores
 from hetmp.planner import Links, PlanOptions, Prediction, Tables, make_plan, predict
-from hetmp.profiling import Budget, Profile, profile_model
-from hetmp.schedule import make_schedule
+from hetmp.planner.profiling import Budget, Profile, profile_model
 from hetmp.slicing import make_table
+from hetmp.slicing.graph import ModelGraph, read_graph
+from hetmp.slicing.schedule import make_schedule
 
 
 def predicted(graph: ModelGraph, profile: Profile, plan: hetmp.Plan) -> Prediction:

@@ -33,11 +33,11 @@ from torch import nn
 
 import hetmp
 from hetmp import models
-from hetmp.checkpoint.saver import Saver
-from hetmp.checkpoint.state import gather
+from hetmp.checkpoint.background import Saver
+from hetmp.checkpoint.save_load import gather
 from hetmp.checkpoint.writers import has_parallel_hdf5
-from hetmp.comm import Group
-from hetmp.device import share_cores
+from hetmp.cluster import Group
+from hetmp.cluster.device import share_cores
 
 
 def wide(megabytes: int) -> nn.Module:

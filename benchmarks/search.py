@@ -16,11 +16,9 @@ import time
 import torch
 from torch import nn
 
-from hetmp.channel_groups import plan_from_weights
-from hetmp.graph import ModelGraph, read_graph
 from hetmp.planner import make_plan
-from hetmp.planner.sources import links_of
-from hetmp.profiling import (
+from hetmp.planner.cluster_file import links_of
+from hetmp.planner.profiling import (
     OPTIMIZER,
     THOUSANDTHS,
     DeviceProfile,
@@ -28,7 +26,9 @@ from hetmp.profiling import (
     WorkTimes,
     step_work,
 )
-from hetmp.schedule import CallStep, make_schedule
+from hetmp.slicing.channel_groups import plan_from_weights
+from hetmp.slicing.graph import ModelGraph, read_graph
+from hetmp.slicing.schedule import CallStep, make_schedule
 
 KINDS = {"new": 100.0, "old": 30.0, "cpu": 1.0}
 

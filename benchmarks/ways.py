@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from hetmp import Exchange, Group, Layout, apportion
+from hetmp.core.state import FULL, PARTIAL, Sliced
 from hetmp.exchange import Carriage
-from hetmp.state import FULL, PARTIAL, Sliced
 
 REPEATS = 25
 SHAPES = ((100, 60, 32, 32), (100, 240, 8, 8), (100, 480, 4, 4))

@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME
 
-from hetmp.comm import Group
-from hetmp.config import train_config
-from hetmp.progress import progress
-from hetmp.progress.frame import Frame
-from hetmp.train import train
+from hetmp.cluster import Group
+from hetmp.run.config import train_config
+from hetmp.run.progress import progress
+from hetmp.run.progress.frame import Frame
+from hetmp.run.train import train
 
 SHOWN = 318
 WIDTH = 88

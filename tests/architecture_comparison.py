@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import hetmp
 from architectures import Architecture, tensors
 from comparison import MIXING, Differences, mean_loss, rank_loss, seeded, sgd
-from hetmp.explain import explain
-from hetmp.graph import ModelGraph, Node, Trace
+from hetmp.core.state import FULL
 from hetmp.ops import filled
-from hetmp.schedule import CallStep, ExchangeStep, make_schedule
-from hetmp.state import FULL
+from hetmp.slicing.graph import ModelGraph, Node, Trace
+from hetmp.slicing.schedule import CallStep, ExchangeStep, make_schedule
+from hetmp.tools.explain import explain
 
 STEPS = 2
 

@@ -31,8 +31,8 @@ def _network(input_shape: Sequence[int], classes: int, width: int, depth: int) -
 
 def main() -> None:
     from hetmp.cli import main
-    from hetmp.config import train_config
-    from hetmp.train import train
+    from hetmp.run.config import train_config
+    from hetmp.run.train import train
 
     budget, arguments = int(sys.argv[1]), sys.argv[2:]
     # What is imported and started on the way is no part of the budget.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import hetmp
 from hetmp.exchange import share_of
-from hetmp.plan import LayerPlan
+from hetmp.slicing.plan import LayerPlan
 
 TOLERANCE = 1e-10
 """Of the tensor's own norm or the model's largest gradient norm, whichever is larger."""

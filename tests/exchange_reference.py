@@ -7,8 +7,8 @@ and in every order, and results can be compared bit by bit.
 import torch
 from torch import Tensor
 
-from hetmp.partition import Layout, Partition, Piece, apportion
-from hetmp.state import Full, Partial, Sliced, State
+from hetmp.core.partition import Layout, Partition, Piece, apportion
+from hetmp.core.state import Full, Partial, Sliced, State
 
 
 def layouts(ranks: int) -> dict[str, Layout]:

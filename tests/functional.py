@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from comparison import batch, compare_training, make_plan, pick_weights, seeded, world_size
-from hetmp.graph import read_graph
-from hetmp.schedule import CallStep
-from hetmp.state import Sliced
+from hetmp.core.state import Sliced
+from hetmp.slicing.graph import read_graph
+from hetmp.slicing.schedule import CallStep
 
 CONV = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 

@@ -7,11 +7,18 @@ import torch
 from torch import nn
 
 from hetmp import models
-from hetmp.channel_groups import plan_from_weights
-from hetmp.graph import ModelGraph, read_graph
-from hetmp.planner.sources import links_of
-from hetmp.profiling import OPTIMIZER, THOUSANDTHS, DeviceProfile, Profile, WorkTimes, step_work
-from hetmp.schedule import CallStep, make_schedule
+from hetmp.planner.cluster_file import links_of
+from hetmp.planner.profiling import (
+    OPTIMIZER,
+    THOUSANDTHS,
+    DeviceProfile,
+    Profile,
+    WorkTimes,
+    step_work,
+)
+from hetmp.slicing.channel_groups import plan_from_weights
+from hetmp.slicing.graph import ModelGraph, read_graph
+from hetmp.slicing.schedule import CallStep, make_schedule
 
 BATCH = 8
 

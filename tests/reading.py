@@ -3,8 +3,8 @@
 import pytest
 from torch import nn
 
-from hetmp.errors import HetmpError
-from hetmp.graph import ModelGraph, Trace, read_graph
+from hetmp.core.errors import HetmpError
+from hetmp.slicing.graph import ModelGraph, Trace, read_graph
 
 
 class Running(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import hetmp
-from hetmp.plan import Plan
+from hetmp.slicing.plan import Plan
 
 
 def world() -> Any:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
+from hetmp.core.state import FULL, PARTIAL, Full, Partial, Sliced
 from hetmp.ops import references
-from hetmp.schedule import BiasStep, CallStep, ExchangeStep, Schedule, Step
-from hetmp.state import FULL, PARTIAL, Full, Partial, Sliced
+from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Schedule, Step
 
 GATHER = "sliced -> full"
 

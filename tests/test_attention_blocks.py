@@ -4,9 +4,9 @@ import pytest
 from torch import nn
 
 from comparison import batch, compare_training, pick_weights, seeded
-from hetmp.graph import read_graph
-from hetmp.schedule import CallStep
-from hetmp.state import Sliced
+from hetmp.core.state import Sliced
+from hetmp.slicing.graph import read_graph
+from hetmp.slicing.schedule import CallStep
 
 HEADS, WIDTH = 6, 2
 SHAPE = (2, 3, 4, 3)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetmp.axis import Axis
-from hetmp.partition import Layout, Partition, Piece, apportion
+from hetmp.core.open_axis import Axis
+from hetmp.core.partition import Layout, Partition, Piece, apportion
 
 KINDS = ("joined", "scaled", "cut", "grouped", "folded", "tie")
 

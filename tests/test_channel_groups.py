@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from hetmp.channel_groups import channel_groups, plan_from_weights
-from hetmp.graph import ModelGraph, read_graph
+from hetmp.core.partition import apportion
+from hetmp.core.state import Sliced
 from hetmp.models import build
-from hetmp.partition import apportion
-from hetmp.schedule import CallStep, ExchangeStep, make_schedule
-from hetmp.state import Sliced
+from hetmp.slicing.channel_groups import channel_groups, plan_from_weights
+from hetmp.slicing.graph import ModelGraph, read_graph
+from hetmp.slicing.schedule import CallStep, ExchangeStep, make_schedule
 from reading import Running, read
 from scheduling import check_states
 

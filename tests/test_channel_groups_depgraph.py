@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comparison import MIXING
-from hetmp.channel_groups import channel_groups
-from hetmp.graph import read_graph
 from hetmp.models import build
+from hetmp.slicing.channel_groups import channel_groups
+from hetmp.slicing.graph import read_graph
 from reading import Running
 
 Together = dict[tuple[str, int], frozenset[tuple[str, int]]]

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import hetmp
-from hetmp.checkpoint.saver import Saver
-from hetmp.checkpoint.state import gather
-from hetmp.comm import Group
+from hetmp.checkpoint.background import Saver
+from hetmp.checkpoint.save_load import gather
+from hetmp.cluster import Group
 from saving import network, optimizer, ranks, shared, sliced, steps, uneven, world
 
 pytestmark = pytest.mark.mpi

@@ -19,14 +19,14 @@ from hetmp.checkpoint.catalog import opened
 from hetmp.checkpoint.folder import Folder
 from hetmp.checkpoint.format import LEAF_BYTES, Shape, digest_of, escaped, unescaped
 from hetmp.checkpoint.items import Item, as_stored, dtype_name, from_stored, tensor_item
-from hetmp.checkpoint.native import as_array, as_value, flattened, nested
 from hetmp.checkpoint.regions import Cut, pack, pick, place, unpack
-from hetmp.checkpoint.state import about_this_process
-from hetmp.checkpoint.transfer import export_state
+from hetmp.checkpoint.save_load import about_this_process
+from hetmp.checkpoint.torch_files import export_state
+from hetmp.checkpoint.values import as_array, as_value, flattened, nested
 from hetmp.checkpoint.write import Contents, write_alone
-from hetmp.errors import HetmpError
-from hetmp.partition import Layout, Partition, Piece
-from hetmp.state import FULL
+from hetmp.core.errors import HetmpError
+from hetmp.core.partition import Layout, Partition, Piece
+from hetmp.core.state import FULL
 
 # --- regions
 

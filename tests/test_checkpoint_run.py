@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import hetmp
-from hetmp.config import train_config
-from hetmp.train import train
+from hetmp.run.config import train_config
+from hetmp.run.train import train
 from saving import ranks, shared, world
 
 pytestmark = [pytest.mark.mpi, pytest.mark.few_ranks]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import hetmp
-from hetmp.errors import HetmpError
+from hetmp.core.errors import HetmpError
 from running import HERE, TRAIN, hetmp_run, refused
 
 

@@ -9,8 +9,8 @@ import pytest
 from hetmp import data, models
 from hetmp.cli.names import DATA_SETS, JOBS, MODELS, OPTIMIZERS
 from hetmp.cli.program import COMMANDS
-from hetmp.optim.names import OPTIMIZERS as MADE
-from hetmp.submit import TEMPLATES
+from hetmp.optim.by_name import OPTIMIZERS as MADE
+from hetmp.tools.submit import TEMPLATES
 from running import environment, hetmp_run
 
 BASH = shutil.which("bash")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hetmp.errors import FailedError, HetmpError, describe, exit_code, grace_seconds
+from hetmp.core.errors import FailedError, HetmpError, describe, exit_code, grace_seconds
 from running import TRAIN, environment, hetmp_run, refused
 
 PROGRAM = [sys.executable, "-m", "hetmp.cli"]
@@ -34,8 +34,8 @@ def test_the_message_says_where_to_look():
 SPOKEN = """
 import sys
 from hetmp.cli import main, program
-from hetmp.comm import Group, launched
-from hetmp.errors import FailedError, HetmpError
+from hetmp.cluster import Group, launched
+from hetmp.core.errors import FailedError, HetmpError
 import warnings
 
 def explain():
@@ -118,7 +118,7 @@ def test_what_a_rank_says_is_written_in_one_piece():
     """A datagram holds what was written at once."""
     script = (
         "import warnings\n"
-        "from hetmp.errors import hold_warnings, report\n"
+        "from hetmp.core.errors import hold_warnings, report\n"
         "hold_warnings(3)\n"
         "warnings.warn('before')\n"
         "try: {}['gone']\n"

@@ -10,8 +10,8 @@ import pytest
 
 from hetmp.cli.command import spelt
 from hetmp.cli.program import COMMANDS, commands
-from hetmp.config import HEADINGS, TrainConfig
-from hetmp.doctor import OF_TESTS, VARIABLES
+from hetmp.run.config import HEADINGS, TrainConfig
+from hetmp.tools.doctor import OF_TESTS, VARIABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "commands.md").read_text()

@@ -8,7 +8,7 @@ import pytest
 
 import hetmp
 from hetmp.cli import program
-from hetmp.errors import near_path, nearest
+from hetmp.core.errors import near_path, nearest
 from running import hetmp_run
 
 TRAIN = "train --model digits --data digits --steps 1"
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
     import torch
 
     from hetmp import models
-    from hetmp.graph import read_graph
+    from hetmp.slicing.graph import read_graph
 
     with torch.device("meta"):
         module = models.build("digits", (1, 8, 8), 10)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from hetmp.comm import Group, clock_offset
+from hetmp.cluster import Group, clock_offset
 from saving import world
 
 

@@ -11,18 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hetmp
-from hetmp.cli.submit import submit
-from hetmp.cli.train import told_config, train_command
-from hetmp.config import HEADINGS, TrainConfig, train_config
-from hetmp.config_file import (
+from hetmp.cli.commands.submit import submit
+from hetmp.cli.commands.train import told_config, train_command
+from hetmp.core.errors import HetmpError
+from hetmp.run.config import HEADINGS, TrainConfig, train_config
+from hetmp.run.config_file import (
     config_text,
-    differing_versions,
     flags_over,
-    present_versions,
     read_config,
     write_run_config,
 )
-from hetmp.errors import HetmpError
+from hetmp.run.versions import differing_versions, present_versions
 from running import MPIRUN, TRAIN, environment, hetmp_run, refused
 
 if sys.version_info >= (3, 11):

@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from hetmp import data, models
+from hetmp.core.errors import HetmpError
 from hetmp.data import Dataset, Split
-from hetmp.errors import HetmpError
 
 
 @pytest.fixture(scope="module")

@@ -35,12 +35,12 @@ from data_files import (
     write_tar,
 )
 from hetmp import data
+from hetmp.core.errors import HetmpError
 from hetmp.data import Dataset, Part
-from hetmp.data import mnist as mnist_loader
-from hetmp.data.moments import moments
+from hetmp.data.formats.pickles import read_pickle
 from hetmp.data.options import Options
-from hetmp.data.pickles import read_pickle
-from hetmp.errors import HetmpError
+from hetmp.data.sets import mnist as mnist_loader
+from hetmp.data.survey import moments
 
 GREY = digit_parts()
 COLOUR = digit_parts(side=32, channels=3)

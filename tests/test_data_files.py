@@ -16,9 +16,9 @@ from scipy.io import loadmat, savemat
 
 from data_folders import write_folder, write_hdf5, write_picture, write_scene
 from hetmp import data
+from hetmp.core.errors import HetmpError
 from hetmp.data.disjoint import split_apart
-from hetmp.data.pictures import decode, header, list_pictures
-from hetmp.errors import HetmpError
+from hetmp.data.formats.pictures import decode, header, list_pictures
 
 NAMES = ("ant", "bee", "cow")
 

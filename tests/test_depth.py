@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import hetmp
-from hetmp.axis import Axis
-from hetmp.channel_groups import channel_groups
-from hetmp.graph import ModelGraph
-from hetmp.schedule import make_schedule
+from hetmp.core.open_axis import Axis
+from hetmp.slicing.channel_groups import channel_groups
+from hetmp.slicing.graph import ModelGraph
+from hetmp.slicing.schedule import make_schedule
 from hetmp.slicing.table import make_table
 
 BLOCKS = 40

@@ -6,8 +6,8 @@ import pytest
 
 import hetmp
 from fake_slurm import FakeSlurm
-from hetmp.comm import mpi_vendor
-from hetmp.slurm.mpi_types import FITTING
+from hetmp.cluster import mpi_vendor
+from hetmp.cluster.slurm.mpi_types import FITTING
 from running import hetmp_run, refused
 
 

@@ -6,10 +6,10 @@ from torch import nn
 
 import hetmp
 from comparison import batch, make_plan, pick_weights, rank_loss, seeded
-from hetmp.comm import Group
+from hetmp.cluster import Group
+from hetmp.core.partition import Layout, Partition
+from hetmp.core.state import FULL, Sliced
 from hetmp.ops import Call, Flow, KeyedDropout, Ref, Run, Value, rule_for
-from hetmp.partition import Layout, Partition
-from hetmp.state import FULL, Sliced
 
 IMAGES = (4, 3, 6, 6)
 

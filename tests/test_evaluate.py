@@ -11,10 +11,10 @@ from torch import nn
 
 import hetmp
 from hetmp import data, models
-from hetmp.config import train_config
-from hetmp.errors import HetmpError
-from hetmp.evaluation import evaluate_checkpoint
-from hetmp.train import train
+from hetmp.core.errors import HetmpError
+from hetmp.run.config import train_config
+from hetmp.run.evaluate import evaluate_checkpoint
+from hetmp.run.train import train
 from running import TRAIN, hetmp_run, refused
 from saving import ranks, shared, uneven, world
 

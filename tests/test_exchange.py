@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from exchange_reference import another, arranged, held, layouts, moved, moved_back, numbers, share
-from hetmp.comm import Group
+from hetmp.cluster import Group
+from hetmp.core.state import FULL, PARTIAL, Sliced
 from hetmp.exchange import Carriage, Entry, Exchange, leave
-from hetmp.state import FULL, PARTIAL, Sliced
 
 pytestmark = [pytest.mark.mpi, pytest.mark.every_size]
 

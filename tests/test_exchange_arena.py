@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from exchange_reference import held, layouts, moved, numbers
-from hetmp.comm import Group
+from hetmp.cluster import Group
+from hetmp.core.state import FULL, PARTIAL, Sliced
 from hetmp.exchange import Carriage, Exchange, arena, tidy
 from hetmp.exchange import shared as through_memory
 from hetmp.exchange.arena import MAX_MEETINGS, Arena
-from hetmp.state import FULL, PARTIAL, Sliced
 
 pytestmark = [pytest.mark.mpi, pytest.mark.every_size]
 

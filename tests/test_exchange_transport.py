@@ -4,19 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from exchange_reference import (
-    another,
-    held,
-    layouts,
-    moved,
-    moved_back,
-    numbers,
-)
-from hetmp.comm import Group
-from hetmp.errors import HetmpError
+from exchange_reference import another, held, layouts, moved, moved_back, numbers
+from hetmp.cluster import Group
+from hetmp.core.errors import HetmpError
+from hetmp.core.partition import Layout, Partition
+from hetmp.core.state import FULL, PARTIAL, Sliced
 from hetmp.exchange import Carriage, Entry, Exchange, collectives, dual
-from hetmp.partition import Layout, Partition
-from hetmp.state import FULL, PARTIAL, Sliced
 
 pytestmark = [pytest.mark.mpi, pytest.mark.every_size]
 

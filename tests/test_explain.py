@@ -9,10 +9,10 @@ from torch import nn
 import hetmp
 from comparison import batch, pick_weights, rank_loss, seeded
 from hetmp import models
-from hetmp.channel_groups import plan_from_weights
-from hetmp.errors import HetmpError
-from hetmp.explain import explain, render
-from hetmp.graph import read_graph
+from hetmp.core.errors import HetmpError
+from hetmp.slicing.channel_groups import plan_from_weights
+from hetmp.slicing.graph import read_graph
+from hetmp.tools.explain import explain, render
 from running import hetmp_run, refused
 
 

@@ -11,10 +11,10 @@ import torch
 import hetmp
 from comparison import WEIGHTS, world_size
 from hetmp import data
-from hetmp.comm import AgreedError
+from hetmp.cluster import AgreedError
+from hetmp.core.errors import HetmpError
+from hetmp.core.partition import apportion
 from hetmp.data import Augmentation, Dataset, Feed, Part, Reading, Split
-from hetmp.errors import HetmpError
-from hetmp.partition import apportion
 
 
 class Counted(Part):

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 import hetmp
 from comparison import batch, compare_training, make_plan, pick_weights, seeded, world_size
-from hetmp.graph import read_graph
-from hetmp.ops.assignment import Assignment
-from hetmp.ops.given_weights import GivenWeight
-from hetmp.ops.normalization import BareNorm
-from hetmp.schedule import CallStep
-from hetmp.state import Sliced
+from hetmp.core.state import Sliced
+from hetmp.ops.functions.functional_conv import GivenWeight
+from hetmp.ops.functions.indexing import Assignment
+from hetmp.ops.layers.batch_norm import BareNorm
+from hetmp.slicing.graph import read_graph
+from hetmp.slicing.schedule import CallStep
 
 SHAPE = (3, 3, 7, 6)
 

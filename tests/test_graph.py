@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hetmp.graph import read_graph
+from hetmp.slicing.graph import read_graph
 from reading import Running, read, refusal
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from hetmp.errors import HetmpError
-from hetmp.graph import read_graph
+from hetmp.core.errors import HetmpError
 from hetmp.ops import references
+from hetmp.slicing.graph import read_graph
 from reading import Running, read, refusal
 
 X = torch.empty(2, 3, 4, 4)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hetmp.errors import HetmpError
-from hetmp.graph import read_graph
+from hetmp.core.errors import HetmpError
+from hetmp.slicing.graph import read_graph
 from reading import Running, read, refusal, titles
 
 EXAMPLE = torch.empty(2, 3, 8, 6)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hetmp.graph import leaf, read_graph
 from hetmp.ops import references
+from hetmp.slicing.graph import leaf, read_graph
 from reading import Running, read, refusal, titles
 
 # --- functions, methods and branches ------------------------------------------------------------

@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from hetmp import interruption
-from hetmp.config import train_config
-from hetmp.interruption import EXIT_CODE, Interruption, heed_early
+from hetmp.run import stop_signals as interruption
+from hetmp.run.config import train_config
+from hetmp.run.stop_signals import EXIT_CODE, Interruption, heed_early
 from running import HERE, TRAIN, environment
 from saving import shared, uneven, world
 
@@ -117,7 +117,7 @@ def curve(out, kind="step"):
 @pytest.fixture
 def signalled(monkeypatch):
     """Makes one rank send itself a signal in the middle of a step."""
-    from hetmp.steps import Steps
+    from hetmp.run.step import Steps
 
     def at(step, rank, name="USR2"):
         taken = []
@@ -138,7 +138,7 @@ def signalled(monkeypatch):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a run that nobody asked to end."""
-    from hetmp.train import train
+    from hetmp.run.train import train
 
     out = shared(tmp_path_factory.mktemp("whole"))
     train(config(out), world())
@@ -152,7 +152,7 @@ def whole(tmp_path_factory):
     [(4, "USR2"), (EPOCH, "USR2"), (EPOCH + 1, "TERM"), (STEPS - 1, "USR1")],
 )
 def test_a_run_goes_on_as_if_it_had_not_been_stopped(tmp_path, whole, signalled, step, name):
-    from hetmp.train import train
+    from hetmp.run.train import train
 
     out = shared(tmp_path)
     chosen = {"stop_signal": name} if name != "TERM" else {}
@@ -180,7 +180,7 @@ def test_a_run_goes_on_as_if_it_had_not_been_stopped(tmp_path, whole, signalled,
 
 @pytest.mark.mpi
 def test_a_run_that_is_asked_at_its_last_step_just_ends(tmp_path, signalled):
-    from hetmp.train import train
+    from hetmp.run.train import train
 
     out = shared(tmp_path) / "run"
     signalled(STEPS, rank=0)
@@ -195,7 +195,7 @@ def test_a_run_that_is_asked_at_its_last_step_just_ends(tmp_path, signalled):
 
 @pytest.mark.mpi
 def test_a_run_that_keeps_nothing_leaves_signals_alone(handled, signalled):
-    from hetmp.train import train
+    from hetmp.run.train import train
 
     signalled(2, rank=world().size - 1)
     result = train(config(None).model_copy(update={"steps": 4}), world())

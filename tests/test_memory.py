@@ -13,7 +13,7 @@ from torch import nn
 
 import command_limited
 import hetmp
-from hetmp.comm import Group
+from hetmp.cluster import Group
 from hetmp.exchange.arena import Arena
 from memory_limited import DEPTH, WIDTH
 from running import HERE, hetmp_run

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hetmp.config import train_config
-from hetmp.errors import HetmpError
-from hetmp.metrics import KINDS, Metrics
-from hetmp.metrics.records import plain, read_records
-from hetmp.train import train
+from hetmp.core.errors import HetmpError
+from hetmp.run.config import train_config
+from hetmp.run.metrics import KINDS, Metrics
+from hetmp.run.metrics.json_lines import plain, read_records
+from hetmp.run.train import train
 from running import TRAIN, hetmp_run, refused
 
 STEPS, EPOCH = 20, 15
@@ -197,7 +197,7 @@ def test_skipped_steps_and_losses_that_are_no_numbers(out):
 
 
 def world_group():
-    from hetmp.comm import Group
+    from hetmp.cluster import Group
 
     return Group(world())
 
@@ -205,7 +205,7 @@ def world_group():
 @pytest.fixture
 def full_disk(monkeypatch):
     """Lets no file of rank 0 grow any more in the middle of a step."""
-    from hetmp.steps import Steps
+    from hetmp.run.step import Steps
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 

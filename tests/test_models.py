@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from hetmp import models
-from hetmp.errors import HetmpError
+from hetmp.core.errors import HetmpError
 from hetmp.models.densenet import DenseBlock
 from hetmp.models.mobilenet import InvertedResidual
 from hetmp.models.resnet import BasicBlock, Bottleneck

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from comparison import compare_training, pick_weights, seeded
 from functional import check, full, partial, sliced
-from hetmp.schedule import CallStep
+from hetmp.slicing.schedule import CallStep
 
 
 def found_in_space(x):

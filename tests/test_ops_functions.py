@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from comparison import compare_training, make_plan, pick_weights, seeded, world_size
 from functional import SCHEMES, Around, check, full, partial, sliced, targets
 from hetmp import ops, slice_model
+from hetmp.core.state import Sliced
 from hetmp.ops import Elementwise
-from hetmp.schedule import CallStep
-from hetmp.state import Sliced
+from hetmp.slicing.schedule import CallStep
 from test_functional_layers import NAMED as LAYERED
 from test_ops_axes import CASES as AXES
 from test_ops_products import CASES as PRODUCTS

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from comparison import compare_training, make_plan, pick_weights, seeded, world_size
-from hetmp.ops.normalization_across import SharedGroupNorm, SharedLayerNorm
+from hetmp.ops.layers.group_norm import SharedGroupNorm, SharedLayerNorm
 
 CONV = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 SIZES = {2: (4, 6), 3: (3, 3, 7), 4: (3, 3, 5, 6), 5: (2, 3, 3, 4, 5)}

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import hetmp
 from comparison import compare_training, make_plan, pick, pick_weights, seeded
-from hetmp.graph import read_graph
+from hetmp.core.state import FULL, Sliced, State
 from hetmp.ops import LAYERS, Call, Cuts, Rule, Run, cut_along, known_layers, rule_for
-from hetmp.schedule import CallStep
-from hetmp.state import FULL, Sliced, State
+from hetmp.slicing.graph import read_graph
+from hetmp.slicing.schedule import CallStep
 
 
 def documented() -> Any:

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from comparison import compare_training, make_plan, pick_weights, seeded
 from functional import check, full, sliced
 from hetmp import slice_model
-from hetmp.schedule import CallStep
-from hetmp.state import Sliced
+from hetmp.core.state import Sliced
+from hetmp.slicing.schedule import CallStep
 
 FLAT = {1: lambda x: x.flatten(2), 2: lambda x: x, 3: lambda x: x.unsqueeze(2)}
 SIZE = {1: 2, 2: (2, 3), 3: (1, 2, 2)}

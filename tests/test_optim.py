@@ -20,7 +20,7 @@ from comparison import (
     sgd,
     world_size,
 )
-from hetmp.comm import AgreedError
+from hetmp.cluster import AgreedError
 
 pytestmark = pytest.mark.mpi
 

@@ -6,7 +6,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import hetmp
 from comparison import sgd
-from hetmp.errors import HetmpError
+from hetmp.core.errors import HetmpError
 from hetmp.exchange import share_of
 from hetmp.optim import Averages
 from optimizing import KINDS, MIXED, Pair

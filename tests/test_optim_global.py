@@ -10,7 +10,7 @@ from torch import nn
 
 import hetmp
 from comparison import WEIGHTS, batch, rank_loss, world_size
-from hetmp.errors import HetmpError
+from hetmp.core.errors import HetmpError
 from hetmp.optim import LAMB, LARS, GradScaler, clip_grad_norm_
 from optimizing import IMAGES, KINDS, MIXED, Pair, network, train
 from saving import shared

@@ -8,9 +8,9 @@ import torch
 
 import hetmp
 from comparison import batch, pick_weights, rank_loss, seeded, world_size
-from hetmp.errors import HetmpError
+from hetmp.core.errors import HetmpError
 from hetmp.optim import LAMB, LARS, OPTIMIZERS, REFUSED, make_optimizer
-from hetmp.optim.watching import reason_against
+from hetmp.slicing.optimizer_guard import reason_against
 from optimizing import IMAGES, KINDS, MIXED, Pair, network, train
 
 pytestmark = pytest.mark.mpi

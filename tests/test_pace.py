@@ -6,7 +6,7 @@ from torch import nn
 
 import hetmp
 from comparison import batch, rank_loss, seeded
-from hetmp import pace
+from hetmp.cluster import slowdown as pace
 from running import TRAIN, hetmp_run, refused
 
 

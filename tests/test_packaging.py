@@ -33,7 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_is_pure_python_of_the_version_in_the_source(wheel: Path) -> None:
-    source = (ROOT / "src" / "hetmp" / "__init__.py").read_text(encoding="utf-8")
+    source = (ROOT / "src" / "hetmp" / "core" / "version.py").read_text(encoding="utf-8")
     version = re.search(r'^__version__ = "(.+)"$', source, flags=re.MULTILINE)
     assert version
     assert wheel.name == f"hetmp-{version[1]}-py3-none-any.whl"
@@ -41,12 +41,16 @@ def test_wheel_is_pure_python_of_the_version_in_the_source(wheel: Path) -> None:
 
 def test_wheel_has_every_module_and_template(wheel: Path) -> None:
     package = ROOT / "src"
-    files = [*package.rglob("hetmp/**/*.py"), *package.rglob("hetmp/*/templates/*.*")]
+    files = [
+        *package.rglob("hetmp/**/*.py"),
+        *package.rglob("hetmp/**/*.pyi"),  # public names are imported by what these say
+        *package.rglob("hetmp/**/templates/*.*"),
+    ]
     expected = {path.relative_to(package).as_posix() for path in files}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert "hetmp/submit/templates/train.sbatch.j2" in expected
-    assert "hetmp/report/templates/report.html.j2" in expected
+    assert "hetmp/tools/submit/templates/train.sbatch.j2" in expected
+    assert "hetmp/tools/report/templates/report.html.j2" in expected
     assert expected <= names
     assert "hetmp/py.typed" in names  # or a user's type checker looks at none of it
     assert not [name for name in names if name.startswith("tests/")]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from hetmp.errors import HetmpError
-from hetmp.partition import Layout, Partition, Piece, apportion, checked_weights
+from hetmp.core.errors import HetmpError
+from hetmp.core.partition import Layout, Partition, Piece, apportion, checked_weights
 
 TOTALS = st.integers(0, 3000)
 ANY_WEIGHT = st.one_of(

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hetmp.comm import Group, arranged, side_by_side
-from hetmp.config import train_config
-from hetmp.partition import apportion
-from hetmp.placement import Place, placement_table, show_placement
+from hetmp.cluster import Group, arranged, side_by_side
+from hetmp.cluster.placement import Place, placement_table, show_placement
+from hetmp.core.partition import apportion
+from hetmp.run.config import train_config
 from saving import shared, world
 
 HOSTS = st.lists(st.integers(0, 5), min_size=1, max_size=12).map(
@@ -61,7 +61,7 @@ def test_what_is_told_by_rank_follows_the_rank():
 @pytest.fixture
 def dealt_out(monkeypatch):
     """Ranks as two hosts get them in turns; the order that they should have."""
-    module = importlib.import_module("hetmp.comm.hosts")  # its function hosts hides it
+    module = importlib.import_module("hetmp.cluster.hosts")  # its function hosts hides it
     monkeypatch.setattr(module, "hosts", lambda group: tuple(r % 2 for r in range(group.size)))
     return (*range(0, world().size, 2), *range(1, world().size, 2))
 
@@ -81,8 +81,8 @@ def test_a_communicator_is_arranged_once(dealt_out):
 @pytest.mark.every_size
 @pytest.mark.mpi(min_size=2)
 def test_arranged_ranks_train_the_same_each_with_what_it_was_told(tmp_path, monkeypatch, request):
-    from hetmp import train
-    from hetmp.steps import Steps
+    from hetmp.run import train
+    from hetmp.run.step import Steps
 
     folder = shared(tmp_path)
     weights = [5.0, 1.0, 3.0, 2.0, 4.0][: world().size]

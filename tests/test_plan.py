@@ -6,10 +6,10 @@ import re
 import pytest
 from torch import nn
 
-from hetmp.channel_groups import plan_from_weights
-from hetmp.errors import HetmpError
-from hetmp.graph import read_graph
-from hetmp.plan import LayerPlan, Plan, PredictedLayer
+from hetmp.core.errors import HetmpError
+from hetmp.slicing.channel_groups import plan_from_weights
+from hetmp.slicing.graph import read_graph
+from hetmp.slicing.plan import LayerPlan, Plan, PredictedLayer
 
 
 def network() -> nn.Sequential:

@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hetmp import plan_from_weights
-from hetmp.channel_groups import channel_groups
-from hetmp.errors import HetmpError
-from hetmp.graph import fingerprint
-from hetmp.plan import Plan
+from hetmp.core.errors import HetmpError
 from hetmp.planner import Links, PlanOptions, Tables, make_plan, predict, summary
-from hetmp.planner.counts import balanced
-from hetmp.planner.groups import group_times, group_works
+from hetmp.planner.balance import balanced
+from hetmp.planner.cluster_file import links_of
+from hetmp.planner.group_times import group_times, group_works
 from hetmp.planner.planner import WORTH
+from hetmp.planner.profiling import LinkTimes, WorkTimes
 from hetmp.planner.render import render_plan, render_profile
-from hetmp.planner.sources import links_of
 from hetmp.planner.tables import SAVED, curve, grain_of
-from hetmp.profiling import LinkTimes, WorkTimes
-from hetmp.schedule import CallStep, ExchangeStep, make_schedule
 from hetmp.slicing import make_table
+from hetmp.slicing.channel_groups import channel_groups
+from hetmp.slicing.graph import fingerprint
+from hetmp.slicing.plan import Plan
+from hetmp.slicing.schedule import CallStep, ExchangeStep, make_schedule
 from planning import (
     BATCH,
     device,

@@ -15,11 +15,11 @@ import hetmp
 from data_files import digit_parts
 from data_folders import write_folder, write_hdf5, write_picture
 from hetmp import data, models
-from hetmp.config import train_config
-from hetmp.errors import HetmpError
-from hetmp.evaluation import evaluate_checkpoint
-from hetmp.prediction import predict
-from hetmp.train import train
+from hetmp.core.errors import HetmpError
+from hetmp.run.config import train_config
+from hetmp.run.evaluate import evaluate_checkpoint
+from hetmp.run.predict import predict
+from hetmp.run.train import train
 from running import TRAIN, hetmp_run, refused
 from saving import ranks, shared, uneven, world
 

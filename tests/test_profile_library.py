@@ -9,26 +9,26 @@ import torch
 
 import hetmp
 from hetmp import models
-from hetmp.comm import AgreedError
-from hetmp.config import train_config
-from hetmp.errors import HetmpError
-from hetmp.graph import ModelGraph
+from hetmp.cluster import AgreedError
+from hetmp.core.errors import HetmpError
 from hetmp.planner import make_plan
-from hetmp.planner.sources import cluster_profile
-from hetmp.profiling import (
+from hetmp.planner.cluster_file import cluster_profile
+from hetmp.planner.profiling import (
     Budget,
     DeviceProfile,
     Library,
     Profile,
     Task,
     device_title,
-    kinds,
     links,
     profile_by_kind,
 )
-from hetmp.profiling.library import slowest
+from hetmp.planner.profiling import by_node_kind as kinds
+from hetmp.planner.profiling.library import slowest
+from hetmp.run.config import train_config
+from hetmp.run.train import train
 from hetmp.slicing import Tuning
-from hetmp.train import train
+from hetmp.slicing.graph import ModelGraph
 from planning import device, formula, made_up_profile, made_up_works, read_model
 from running import TRAIN, hetmp_run
 from test_cli import invoked

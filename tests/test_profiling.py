@@ -11,25 +11,24 @@ from torch import nn
 
 import hetmp
 from hetmp import models
-from hetmp.comm import AgreedError, RehearsalGroup
-from hetmp.errors import HetmpError
+from hetmp.cluster import AgreedError, RehearsalGroup, machine
+from hetmp.core.errors import HetmpError
 from hetmp.planner import Tables, make_plan
-from hetmp.planner.sources import cluster_profile, joined_profiles, read_weights
-from hetmp.profiling import (
+from hetmp.planner.cluster_file import cluster_profile, joined_profiles, read_weights
+from hetmp.planner.profiling import (
     OPTIMIZER,
     Budget,
     Profile,
     device_title,
     links,
-    machine,
     measure,
     profile_model,
 )
-from hetmp.profiling import step_work as work_of
-from hetmp.profiling.measure import on_grid
-from hetmp.schedule import CallStep, make_schedule
+from hetmp.planner.profiling import step_work as work_of
+from hetmp.planner.profiling.measure import on_grid
 from hetmp.slicing import Tuning
 from hetmp.slicing.rehearsal import rehearsal_model
+from hetmp.slicing.schedule import CallStep, make_schedule
 from planning import made_up_profile, read_model
 
 CPU = torch.device("cpu")

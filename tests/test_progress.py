@@ -6,14 +6,13 @@ import re
 import pytest
 from rich.console import Console
 
-from hetmp.metrics import KINDS
-from hetmp.progress import About
-from hetmp.progress.bars import ASCII, BLOCKS, apart, curve, done_bar, spent_bar
-from hetmp.progress.frame import Frame
-from hetmp.progress.lines import clock_text, epoch_line, rate_text, step_line, waiting_line
-from hetmp.progress.rows import rows_for
-from hetmp.progress.standing import POINTS, RECENT, Curve, Standing
-from hetmp.progress.view import SIGN_OF_LIFE_SECONDS, Lines
+from hetmp.run.metrics import KINDS
+from hetmp.run.progress import About
+from hetmp.run.progress.bars import ASCII, BLOCKS, apart, curve, done_bar, spent_bar
+from hetmp.run.progress.frame import Frame, rows_for
+from hetmp.run.progress.lines import clock_text, epoch_line, rate_text, step_line, waiting_line
+from hetmp.run.progress.status import POINTS, RECENT, Curve, Standing
+from hetmp.run.progress.view import SIGN_OF_LIFE_SECONDS, Lines
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import hetmp
-from hetmp.progress.terminal import Process, find_terminal
+from hetmp.run.progress.terminal import Process, find_terminal
 from running import HERE, MPIRUN, TRAIN, environment, hetmp_run
 from terminals import Terminal, plain, screen
 from test_progress import STAMP

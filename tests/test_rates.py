@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from hetmp.config import SCHEDULES as TOLD
-from hetmp.errors import HetmpError
+from hetmp.core.errors import HetmpError
 from hetmp.optim import SCHEDULES, make_schedule, rate
+from hetmp.run.config import SCHEDULES as TOLD
 
 STEPS = (1, 2, 3, 10, 17)
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import hetmp
-from hetmp.recording import FirstSteps, Recorder, layer_times
-from hetmp.recording.memory import memory_held
-from hetmp.recording.recorder import PHASES, computed
 from hetmp.slicing import Tuning
+from hetmp.slicing.recording import FirstSteps, Recorder, layer_times
+from hetmp.slicing.recording.memory import memory_held
+from hetmp.slicing.recording.recorder import PHASES, computed
 from saving import network, optimizer, sliced, steps, uneven, world
 
 DEVICE = torch.device("cpu")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from hetmp.replacing import replacing
+from hetmp.core.files import replacing
 
 
 def test_it_takes_the_place_when_it_is_complete(tmp_path):

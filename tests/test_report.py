@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import recorded
-from hetmp.errors import HetmpError
-from hetmp.report import read_runs, write_report
+from hetmp.core.errors import HetmpError
+from hetmp.tools.report import read_runs, write_report
 from running import environment, hetmp_run, refused
 
 VOID = {"meta", "link", "br", "img"}

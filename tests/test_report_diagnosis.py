@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from hetmp.report.diagnosis import (
+from hetmp.tools.report.diagnosis import (
     EXCHANGE,
     PREDICTED,
     READING,
@@ -14,7 +14,7 @@ from hetmp.report.diagnosis import (
     WAITING,
     diagnose,
 )
-from hetmp.report.situation import Situation
+from hetmp.tools.report.situation import Situation
 
 
 def situation(

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import recorded
-from hetmp.errors import HetmpError
-from hetmp.report.head import ended, facts
-from hetmp.report.measures import WINDOWS, curve, members, shares, step_times, throughput
-from hetmp.report.reading import read_run, read_runs
-from hetmp.report.situation import situation
+from hetmp.core.errors import HetmpError
+from hetmp.tools.report.head import ended, facts
+from hetmp.tools.report.measures import WINDOWS, curve, members, shares, step_times, throughput
+from hetmp.tools.report.reading import read_run, read_runs
+from hetmp.tools.report.situation import situation
 
 
 def run_of(tmp_path, records):

@@ -14,9 +14,9 @@ import pytest
 import hetmp
 from data_files import digit_parts, write_npz
 from data_folders import write_folder
-from hetmp.config import train_config
-from hetmp.config_file import read_config
-from hetmp.train import train
+from hetmp.run.config import train_config
+from hetmp.run.config_file import read_config
+from hetmp.run.train import train
 from saving import ranks, shared, uneven, world
 
 pytestmark = [pytest.mark.mpi, pytest.mark.few_ranks]

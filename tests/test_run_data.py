@@ -10,9 +10,9 @@ import hetmp
 from data_files import digit_parts, write_cifar10, write_mnist, write_npz
 from data_folders import write_folder, write_hdf5, write_scene
 from hetmp import data
-from hetmp.comm import AgreedError
-from hetmp.config import train_config
-from hetmp.train import train
+from hetmp.cluster import AgreedError
+from hetmp.run.config import train_config
+from hetmp.run.train import train
 from running import hetmp_run, refused
 from saving import ranks, shared, uneven, world
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from comparison import SCHEMES, make_plan
-from hetmp.errors import HetmpError
-from hetmp.graph import read_graph
-from hetmp.schedule import CallStep, Schedule, make_schedule
-from hetmp.state import FULL, Sliced
+from hetmp.core.errors import HetmpError
+from hetmp.core.state import FULL, Sliced
+from hetmp.slicing.graph import read_graph
+from hetmp.slicing.schedule import CallStep, Schedule, make_schedule
 from scheduling import GATHER, check_states, told
 
 EXAMPLE = torch.empty(2, 3, 12, 12)

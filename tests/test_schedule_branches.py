@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hetmp.channel_groups import plan_from_weights
-from hetmp.errors import HetmpError
-from hetmp.graph import read_graph
+from hetmp.core.errors import HetmpError
+from hetmp.core.partition import Layout, Partition, Piece
+from hetmp.core.state import FULL, PARTIAL, Sliced
 from hetmp.ops import Value
-from hetmp.partition import Layout, Partition, Piece
-from hetmp.plan import Plan
-from hetmp.schedule import CallStep, ExchangeStep, Schedule, make_schedule
-from hetmp.state import FULL, PARTIAL, Sliced
+from hetmp.slicing.channel_groups import plan_from_weights
+from hetmp.slicing.graph import read_graph
+from hetmp.slicing.plan import Plan
+from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule, make_schedule
 from reading import Running, read
 from scheduling import GATHER, check_states, told
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import hetmp
-from hetmp.comm import AgreedError
-from hetmp.config import train_config
-from hetmp.errors import HetmpError
-from hetmp.graph import ModelGraph, fingerprint
-from hetmp.profiling import Budget, device_title, links, profile_model
-from hetmp.train import train
+from hetmp.cluster import AgreedError
+from hetmp.core.errors import HetmpError
+from hetmp.planner.profiling import Budget, device_title, links, profile_model
+from hetmp.run.config import train_config
+from hetmp.run.train import train
+from hetmp.slicing.graph import ModelGraph, fingerprint
 from own_network import diverging
 from test_profiling import CPU, digits, world
 from test_train import plain_run

@@ -9,7 +9,7 @@ from torch import nn
 
 import hetmp
 from comparison import batch, make_plan, world_size
-from hetmp.comm import AgreedError
+from hetmp.cluster import AgreedError
 
 pytestmark = pytest.mark.mpi
 

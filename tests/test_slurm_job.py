@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from fake_slurm import FakeSlurm
-from hetmp.comm import check_world
-from hetmp.errors import HetmpError
-from hetmp.slurm import component_tasks, cpus_per_task, gpus_per_task, node_kind, safe_name
+from hetmp.cluster import check_world
+from hetmp.cluster.slurm import component_tasks, cpus_per_task, gpus_per_task, node_kind, safe_name
+from hetmp.core.errors import HetmpError
 from running import LAUNCHERS, TRAIN, hetmp_run, refused
 
 TWO_KINDS = {

@@ -10,9 +10,9 @@ from torch import nn
 import hetmp
 from comparison import WEIGHTS, world_size
 from hetmp import models
-from hetmp.config import train_config
-from hetmp.errors import HetmpError
-from hetmp.train import train
+from hetmp.core.errors import HetmpError
+from hetmp.run.config import train_config
+from hetmp.run.train import train
 from saving import ranks, shared, world
 
 pytestmark = pytest.mark.few_ranks

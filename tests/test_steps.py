@@ -10,11 +10,11 @@ from torch import nn
 
 import hetmp
 from comparison import WEIGHTS, Differences, batch, pick_weights, seeded, world_size
-from hetmp.comm import AgreedError
-from hetmp.config import TrainConfig, train_config
-from hetmp.precision import autocast_of, casting, wire_of
-from hetmp.slicing.diagnosis import first_not_finite, not_finite
-from hetmp.steps import MOST_SKIPPED, Steps
+from hetmp.cluster import AgreedError
+from hetmp.run.config import TrainConfig, train_config
+from hetmp.run.precision import autocast_of, casting, wire_of
+from hetmp.run.step import MOST_SKIPPED, Steps
+from hetmp.slicing.not_finite import first_not_finite, not_finite
 
 pytestmark = pytest.mark.mpi
 
@@ -176,7 +176,7 @@ def test_ranks_of_unlike_precision_train_one_network(told):
         assert taken.loss == pytest.approx(float(loss.detach()), abs=0.02)
     group = model.hetmp.group
     for name, parameter in model.named_parameters():
-        if model.hetmp.table[name].state == hetmp.state.FULL:
+        if model.hetmp.table[name].state == hetmp.core.state.FULL:
             seen = group.allgather(parameter.detach().numpy())
             assert (seen == seen[0]).all(), name
     with casting(None, CPU), torch.no_grad():

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fake_slurm import FakeSlurm
-from hetmp.cli.submit import submit as submit_command
-from hetmp.errors import HetmpError
-from hetmp.slurm import called, chosen_mpi_type, commands, fitting, offered_mpi_types
-from hetmp.submit import TEMPLATES, Component, Submitted, follow, make_job, render, submit
-from hetmp.submit.follow import Records, job_state
-from hetmp.submit.follow import _show as show
+from hetmp.cli.commands.submit import submit as submit_command
+from hetmp.cluster.slurm import called, chosen_mpi_type, commands, fitting, offered_mpi_types
+from hetmp.core.errors import HetmpError
+from hetmp.tools.submit import TEMPLATES, Component, Submitted, follow, make_job, render, submit
+from hetmp.tools.submit.follow import Records, job_state
+from hetmp.tools.submit.follow import _show as show
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.defpath}")
@@ -467,7 +467,7 @@ def test_nothing_that_fits_is_said_with_what_there_is():
 
 
 def test_a_real_submission_says_the_type_of_mpi_and_a_dry_run_leaves_it_to_the_job(slurm):
-    from hetmp.comm import mpi_vendor
+    from hetmp.cluster import mpi_vendor
 
     slurm.offers("none", "pmi2", "pmix")
     kept = slurm.folder / "script"

@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import pytest
 
-from hetmp.comm import ClockOffset
+from hetmp.cluster import ClockOffset
 from hetmp.exchange import Counter
-from hetmp.recording import Place
-from hetmp.trace.chrome import EXCHANGES, WORK, chrome_trace
-from hetmp.trace.part import Exchanged, OnRootsClock, RankPart, Slice, TracedStep
+from hetmp.slicing.recording import Place
+from hetmp.tools.trace.chrome import EXCHANGES, WORK, chrome_trace
+from hetmp.tools.trace.rank_part import Exchanged, OnRootsClock, RankPart, Slice, TracedStep
 from running import hetmp_run, refused
 
 TRACE = ("trace", "--model", "digits", "--data", "digits", "--batch-size", "50")

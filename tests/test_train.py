@@ -11,8 +11,8 @@ from torch import nn
 
 import hetmp
 from hetmp import data, models
-from hetmp.config import train_config
-from hetmp.train import train
+from hetmp.run.config import train_config
+from hetmp.run.train import train
 
 pytestmark = pytest.mark.mpi
 

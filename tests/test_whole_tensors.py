@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from exchange_reference import layouts, numbers, put_together, share
-from hetmp.comm import Group
-from hetmp.exchange import collect, distribute, tensors
-from hetmp.state import FULL, Sliced
+from hetmp.cluster import Group
+from hetmp.core.state import FULL, Sliced
+from hetmp.exchange import collect, distribute
+from hetmp.exchange import whole_tensors as tensors
 
 pytestmark = [pytest.mark.mpi, pytest.mark.every_size]
 

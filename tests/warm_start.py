@@ -167,7 +167,7 @@ if __name__ == "__main__":
     import torch._dynamo  # noqa: F401, a first step of any optimizer imports it
 
     import hetmp.cli
-    import hetmp.train  # noqa: F401
+    import hetmp.run.train  # noqa: F401
 
     gc.collect()
     gc.freeze()  # what is shared with the processes stays shared

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from hetmp.comm import Group
-from hetmp.errors import HetmpError
+from hetmp.cluster import Group
+from hetmp.core.errors import HetmpError
 
 Unit = Literal["steps", "epochs", "seconds"]
 

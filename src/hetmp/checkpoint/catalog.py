@@ -28,8 +28,8 @@ from hetmp.checkpoint.format import (
     root_digest,
     stored_dtype,
 )
-from hetmp.checkpoint.native import TEXT
-from hetmp.errors import HetmpError, near_path
+from hetmp.checkpoint.values import TEXT
+from hetmp.core.errors import HetmpError, near_path
 
 DEPTH = 32
 """Groups within groups that a reader follows."""

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.errors import HetmpError
+from hetmp.core.errors import HetmpError
 
 FORMAT = "hetmp-checkpoint"
 VERSION = 1

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hetmp.checkpoint.format import Shape, stored_dtype
 from hetmp.checkpoint.regions import Cut
-from hetmp.comm import AgreedError, Group
-from hetmp.state import Sliced, State
+from hetmp.cluster import AgreedError, Group
+from hetmp.core.state import Sliced, State
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 from hetmp.checkpoint.catalog import Stored
 from hetmp.checkpoint.format import OPTIMIZER, escaped, stored_dtype, unescaped
 from hetmp.checkpoint.items import Item, as_stored, dtype_name, tensor_item
-from hetmp.comm import AgreedError, Group
-from hetmp.errors import HetmpError
+from hetmp.cluster import AgreedError, Group
+from hetmp.core.errors import HetmpError
 from hetmp.slicing import SlicedModel
 
 Optimizer = torch.optim.Optimizer

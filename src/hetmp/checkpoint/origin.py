@@ -8,10 +8,9 @@ from typing import Any
 
 from hetmp.checkpoint.catalog import under
 from hetmp.checkpoint.format import AVERAGE, MODEL, TRAINING, unescaped
-from hetmp.checkpoint.read import read_values
-from hetmp.checkpoint.seen import Seen, seen
-from hetmp.comm import Group
-from hetmp.errors import HetmpError
+from hetmp.checkpoint.reader import Seen, read_values, seen
+from hetmp.cluster import Group
+from hetmp.core.errors import HetmpError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.partition import Layout
+from hetmp.core.partition import Layout
 
 Array = npt.NDArray[np.generic]
 

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hetmp.checkpoint.catalog import Catalog, Stored
-from hetmp.checkpoint.figures import Difference, Figures, figures, histogram
 from hetmp.checkpoint.format import AVERAGE, BUFFERS, EXTRA, MODEL, OPTIMIZER, TRAINING, unescaped
-from hetmp.checkpoint.native import TEXT, as_value
-from hetmp.units import bytes_text
+from hetmp.checkpoint.statistics import Difference, Figures, figures, histogram
+from hetmp.checkpoint.values import TEXT, as_value
+from hetmp.core.text import bytes_text
 
 BAR = 24
 """Characters of the picture of a partition."""

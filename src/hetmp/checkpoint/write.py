@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from hetmp.checkpoint.format import leaves, root_digest
 from hetmp.checkpoint.items import Item, check_alike
-from hetmp.checkpoint.moving import collect, own_run, rounds
-from hetmp.checkpoint.seen import verify
+from hetmp.checkpoint.reader import verify
+from hetmp.checkpoint.redistribute import collect, own_run, rounds
 from hetmp.checkpoint.writers import ParallelWriter, StreamedWriter, Writer, has_parallel_hdf5
-from hetmp.comm import Group, LoneGroup
-from hetmp.errors import FailedError, HetmpError, unknown_name
+from hetmp.cluster import Group, LoneGroup
+from hetmp.core.errors import FailedError, HetmpError, unknown_name
 
 WriterName = Literal["auto", "streamed", "parallel"]
 WRITERS = "auto", "streamed", "parallel"

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from hetmp.checkpoint.format import AXIS, DIGEST, DTYPE, META, OWNERS, Shape
 from hetmp.checkpoint.items import Item
-from hetmp.comm import Group
-from hetmp.errors import HetmpError
+from hetmp.cluster import Group
+from hetmp.core.errors import HetmpError
 
 Array = npt.NDArray[np.generic]
 

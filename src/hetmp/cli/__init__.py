@@ -2,7 +2,7 @@
 
 import sys
 
-from hetmp.interruption import heed_early
+from hetmp.run.stop_signals import heed_early
 
 
 def main() -> None:

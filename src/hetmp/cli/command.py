@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from hetmp.errors import HetmpError, nearest
+from hetmp.core.errors import HetmpError, nearest
 
 WIDTH = 80
 """Columns of a help text, where the terminal has as many."""

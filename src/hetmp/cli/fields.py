@@ -1,4 +1,4 @@
-"""The flags of a training run's settings, for every command that takes some of them."""
+"""The flags of a run's settings, for every command that takes some of them."""
 
 import re
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from hetmp.cli.options import (
     Weights,
     WordOrPath,
 )
-from hetmp.config import AUTOCASTS, CHOICES, HEADINGS, METRICS, TrainConfig
+from hetmp.run.config import AUTOCASTS, CHOICES, HEADINGS, METRICS, OF_DATA, TrainConfig
 
 _KINDS: "dict[str, tuple[click.ParamType[Any], str]]" = {
     "model": (ModelName(), "NAME"),
@@ -142,3 +142,22 @@ def _plain(annotation: Any) -> Any:
     if hasattr(annotation, "__metadata__"):
         return _plain(annotation.__origin__)
     return annotation
+
+
+FIELDS = (
+    "model",
+    "data",
+    *(name for name in TrainConfig.model_fields if name in OF_DATA),
+    "readers",
+    "weights",
+    "plan",
+    "batch_size",
+    "device",
+    "autocast",
+)
+"""The settings of a run that apply where a network is used."""
+
+
+def used_options(command: Any) -> Any:
+    """Give a command the flags of ``FIELDS``, each None where it is not given."""
+    return field_options(*FIELDS, wanted=False)(command)

@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from hetmp.cli.names import MODELS
-from hetmp.errors import HetmpError, near_path, nearest, unknown_name
+from hetmp.core.errors import HetmpError, near_path, nearest, unknown_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -115,7 +115,7 @@ class Weights(Numbers):
         if not isinstance(value, str) or value in self.words:
             return value
         if Path(value).is_file():
-            from hetmp.planner.sources import read_weights
+            from hetmp.planner.cluster_file import read_weights
 
             return read_weights(value)
         try:

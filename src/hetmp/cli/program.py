@@ -12,10 +12,9 @@ from typing import Any
 import click
 from click.shell_completion import shell_complete
 
-import hetmp
 from hetmp.cli.command import WIDTH, in_words
-from hetmp.comm import Group, launched, mpi_started, speaks_first
-from hetmp.errors import (
+from hetmp.cluster import Group, launched, mpi_started, speaks_first
+from hetmp.core.errors import (
     FAILED,
     HetmpError,
     exit_code,
@@ -24,34 +23,35 @@ from hetmp.errors import (
     report,
     unknown_name,
 )
+from hetmp.core.version import __version__
 
 COMPLETE = "_HETMP_COMPLETE"
 """What a shell sets when it asks for completions: see ``hetmp completion``."""
 
 COMMANDS = {
     "Before a run": {
-        "doctor": "hetmp.cli.doctor:doctor",
-        "models": "hetmp.cli.models:models",
-        "explain": "hetmp.cli.explain:explain",
-        "profile": "hetmp.cli.profile:profile",
-        "plan": "hetmp.cli.plan:plan",
+        "doctor": "hetmp.cli.commands.doctor:doctor",
+        "models": "hetmp.cli.commands.models:models",
+        "explain": "hetmp.cli.commands.explain:explain",
+        "profile": "hetmp.cli.commands.profile:profile",
+        "plan": "hetmp.cli.commands.plan:plan",
     },
     "A run": {
-        "train": "hetmp.cli.train:train_command",
-        "submit": "hetmp.cli.submit:submit",
-        "trace": "hetmp.cli.trace:trace_command",
+        "train": "hetmp.cli.commands.train:train_command",
+        "submit": "hetmp.cli.commands.submit:submit",
+        "trace": "hetmp.cli.commands.trace:trace_command",
     },
     "After a run": {
-        "report": "hetmp.cli.report:report_command",
-        "evaluate": "hetmp.cli.evaluate:evaluate",
-        "predict": "hetmp.cli.predict:predict",
-        "inspect": "hetmp.cli.inspect:inspect",
-        "export": "hetmp.cli.transfer:export_command",
-        "import": "hetmp.cli.transfer:import_command",
+        "report": "hetmp.cli.commands.report:report_command",
+        "evaluate": "hetmp.cli.commands.evaluate:evaluate",
+        "predict": "hetmp.cli.commands.predict:predict",
+        "inspect": "hetmp.cli.commands.inspect:inspect",
+        "export": "hetmp.cli.commands.export_import:export_command",
+        "import": "hetmp.cli.commands.export_import:import_command",
     },
     "Beside it": {
-        "bench": "hetmp.cli.bench:bench",
-        "completion": "hetmp.cli.completion:completion",
+        "bench": "hetmp.cli.commands.bench:bench",
+        "completion": "hetmp.cli.commands.completion:completion",
     },
 }
 """Where each command is, by what one does when it is of use: imported when it is asked for."""
@@ -109,7 +109,7 @@ class _Commands(click.Group):
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
         told = [f"{name} {_version(name)}" for name in ("torch", "mpi4py", "numpy", "h5py")]
-        click.echo(f"hetmp {hetmp.__version__} ({', '.join(told)})")
+        click.echo(f"hetmp {__version__} ({', '.join(told)})")
         ctx.exit()
 
 

@@ -6,9 +6,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from hetmp.core.errors import HetmpError
 from hetmp.data.dataset import Dataset, Indices
-from hetmp.data.generator import Purpose, words
-from hetmp.errors import HetmpError
+from hetmp.data.random_words import Purpose, words
 
 Array = npt.NDArray[np.generic]
 _T = TypeVar("_T", bound=np.generic)

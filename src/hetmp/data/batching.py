@@ -7,10 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hetmp.checks import whole_number
+from hetmp.core.checks import whole_number
+from hetmp.core.errors import HetmpError
 from hetmp.data.dataset import Split
-from hetmp.data.generator import Purpose, words
-from hetmp.errors import HetmpError
+from hetmp.data.random_words import Purpose, words
 
 
 def count_batches(n: int, batch_size: int, drop_last: bool = False) -> int:

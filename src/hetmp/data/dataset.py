@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from hetmp.errors import HetmpError
+from hetmp.core.errors import HetmpError
 
 Indices = npt.NDArray[np.int64]
 

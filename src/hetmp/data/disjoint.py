@@ -3,9 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
+from hetmp.core.errors import HetmpError
 from hetmp.data.dataset import Indices
-from hetmp.data.generator import Purpose, words
-from hetmp.errors import HetmpError
+from hetmp.data.random_words import Purpose, words
 
 ATTEMPTS = 100
 """How many divisions of a scene are tried until every class is in both parts."""

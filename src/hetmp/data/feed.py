@@ -16,12 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hetmp.comm import Group
+from hetmp.cluster import Group
+from hetmp.core.errors import HetmpError
 from hetmp.data.augmentation import Augmentation
 from hetmp.data.batching import batch_indices
 from hetmp.data.dataset import Dataset, Indices, Part
 from hetmp.data.joining import Joining, Share
-from hetmp.errors import HetmpError
 
 NOTHING = Augmentation()
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.comm import AgreedError, Group
+from hetmp.cluster import AgreedError, Group
+from hetmp.core.errors import HetmpError
+from hetmp.core.partition import apportion
 from hetmp.data.dataset import Indices, Part
-from hetmp.errors import HetmpError
-from hetmp.partition import apportion
 
 READ, FAILED = 0, 1
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hetmp.checks import whole_number
-from hetmp.errors import HetmpError, near_path
+from hetmp.core.checks import whole_number
+from hetmp.core.errors import HetmpError, near_path
 
 
 @dataclass(frozen=True)

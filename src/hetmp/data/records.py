@@ -11,8 +11,8 @@ from typing import BinaryIO, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hetmp.core.errors import HetmpError, near_path
 from hetmp.data.dataset import Indices, Part
-from hetmp.errors import HetmpError, near_path
 
 PIECE = 2**20
 """Bytes read at a time where a file's own word for its length is not to be relied on."""

@@ -5,12 +5,22 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol
 
-from hetmp.comm import Group
-from hetmp.data import cifar, digits, folder, hdf5, mnist, npz, scene, segmentation, synthetic
+from hetmp.cluster import Group
+from hetmp.core.errors import unknown_name
 from hetmp.data.dataset import Dataset
-from hetmp.data.once import Found, read_once
 from hetmp.data.options import Options
-from hetmp.errors import unknown_name
+from hetmp.data.sets import (
+    cifar,
+    digits,
+    folder,
+    hdf5,
+    hyperspectral,
+    mnist,
+    npz,
+    segmentation,
+    synthetic,
+)
+from hetmp.data.survey import Found, read_once
 
 
 class Loader(Protocol):
@@ -39,7 +49,7 @@ class Loader(Protocol):
 def _loaders() -> dict[str, Loader]:
     ours: tuple[Any, ...] = (digits, segmentation, synthetic)
     published: tuple[Any, ...] = (mnist, cifar.CIFAR10, cifar.CIFAR100)
-    yours: tuple[Any, ...] = (folder, hdf5, npz, scene)
+    yours: tuple[Any, ...] = (folder, hdf5, npz, hyperspectral)
     loaders = (*published, *yours, *ours)
     return {loader.NAME: loader for loader in loaders}
 

@@ -1,13 +1,15 @@
-"""Which images are test images, where the data does not say."""
+"""Decide which images are for training and which for testing."""
 
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
+from hetmp.core.errors import HetmpError
 from hetmp.data.dataset import Indices
-from hetmp.data.generator import Purpose, words
-from hetmp.errors import HetmpError
+from hetmp.data.options import Options
+from hetmp.data.random_words import Purpose, words
+from hetmp.data.survey import Found
 
 TEST_SHARE = 0.2
 """Of the images of every class, if not told otherwise."""
@@ -40,3 +42,59 @@ def split_by_class(
         keys = words(seed, Purpose.SPLIT, int(label), int(count))
         test[np.flatnonzero(labels == label)[np.argsort(keys, kind="stable")[:wanted]]] = True
     return np.flatnonzero(~test), np.flatnonzero(test)
+
+
+def refuse_split(options: Options, where: object) -> None:
+    """Refuse settings of a split where the data has parts of its own.
+
+    Raises:
+        HetmpError: ``test_share`` or ``split_seed`` is told.
+    """
+    for name, told in (("test_share", options.test_share), ("split_seed", options.split_seed)):
+        if told:
+            raise HetmpError(
+                f"{name}={told} does not apply: {where} has a test part of its own; leave it out"
+            )
+
+
+def drawn(
+    options: Options,
+    labels: npt.NDArray[np.int64],
+    called: Callable[[int], str],
+    usual: float = TEST_SHARE,
+) -> tuple[Indices, Indices, float, int]:
+    """(training, test, share, seed): a part of each class for testing, by ``split_by_class``.
+
+    Args:
+        labels: (n,), 0 or more.
+        called: what a person knows a class by.
+        usual: the share for testing, where none is told.
+
+    Raises:
+        HetmpError: a class has one image, which cannot be in both parts.
+    """
+    share = options.test_share or usual
+    seed = options.split_seed or 0
+    train, test = split_by_class(labels, share, seed, called)
+    return train, test, share, seed
+
+
+def divided(
+    options: Options, name: str, labels: npt.NDArray[np.int64] | None, count: int
+) -> tuple[Indices, Indices, Found]:
+    """(training, test, how it was done): of each class, or of all where pixels have the classes.
+
+    Args:
+        name: of the data set.
+        labels: (n,), 0 or more; None where each pixel has a label.
+        count: how many images there are.
+
+    Raises:
+        HetmpError: as ``drawn``.
+    """
+    if labels is None:
+        way, told = "random", drawn(options, np.zeros(count, np.int64), lambda _: "an image")
+    else:
+        way, told = "by-class", drawn(options, labels, lambda kind: f"an image of class {kind}")
+    train, test, share, seed = told
+    return train, test, {"split_name": f"{name}-{way}-{share!r}", "split_seed": seed}

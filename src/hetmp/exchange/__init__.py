@@ -3,8 +3,8 @@
 from hetmp.exchange.exchange import Entry, Exchange, Pending, alias, dual, leave, save_token
 from hetmp.exchange.moves import Carriage, Counter, Move, collective
 from hetmp.exchange.shared import tidy
-from hetmp.exchange.tensors import collect, distribute, share_of, share_shape
 from hetmp.exchange.volume import received, received_by_all
+from hetmp.exchange.whole_tensors import collect, distribute, share_of, share_shape
 
 __all__ = [
     "Carriage",

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetmp.comm import Group, SharedMemory
+from hetmp.cluster import Group, SharedMemory
 
 MAX_SLOTS = 1024
 """The most exchanges whose memory is in use at a time."""

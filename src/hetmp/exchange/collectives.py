@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.comm import Group
+from hetmp.cluster import Group
 
 Array = npt.NDArray[Any]
 

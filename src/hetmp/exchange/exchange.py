@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hetmp.comm import Group
+from hetmp.cluster import Group
+from hetmp.core.state import FULL, PARTIAL, Full, Partial, State
 from hetmp.exchange import moves
 from hetmp.exchange.moves import USUAL, Carriage, Counter, Move
-from hetmp.state import FULL, PARTIAL, Full, Partial, State
 
 
 def dual(state: State) -> State:

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetmp.comm import Group
-from hetmp.errors import HetmpError
+from hetmp.cluster import Group
+from hetmp.cluster.slowdown import Pace
+from hetmp.core.errors import HetmpError
+from hetmp.core.partition import Layout
+from hetmp.core.state import Full, Partial, Sliced, State
 from hetmp.exchange import collectives, shared
+from hetmp.exchange.packing import check_dtype, inner_size, narrow, pack, to_wire, unpack, with_axis
 from hetmp.exchange.rehearsal import rehearse
-from hetmp.exchange.wire import check_dtype, inner_size, narrow, pack, to_wire, unpack, with_axis
-from hetmp.pace import Pace
-from hetmp.partition import Layout
-from hetmp.state import Full, Partial, Sliced, State
 
 
 @dataclass

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hetmp.comm import Group
-from hetmp.state import Sliced, State
+from hetmp.cluster import Group
+from hetmp.core.state import Sliced, State
 
 _arrived: dict[tuple[tuple[int, ...], torch.dtype, torch.device], Tensor] = {}
 

@@ -12,10 +12,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from hetmp.comm import Group
+from hetmp.cluster import Group
+from hetmp.core.partition import Layout
 from hetmp.exchange.arena import Arena
-from hetmp.exchange.wire import HALF, narrow
-from hetmp.partition import Layout
+from hetmp.exchange.packing import HALF, narrow
 
 ROUND_BYTES = 2**24
 """Bytes that one round of a reduce-scatter shares; smaller rounds take longer in all."""

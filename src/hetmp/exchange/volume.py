@@ -9,9 +9,9 @@
 | sliced(p) -> sliced(q) | what r holds in q and not in p |
 """
 
+from hetmp.core.state import Full, Partial, Sliced, State
 from hetmp.exchange.exchange import dual
 from hetmp.exchange.moves import overlaps
-from hetmp.state import Full, Partial, Sliced, State
 
 
 def received(

@@ -5,7 +5,7 @@ shipped networks the chains of layers are (nested) ``nn.Sequential``, and those 
 modules with a ``forward`` of their own.
 """
 
+from hetmp.models.layerwise_start import layer_by_layer
 from hetmp.models.registry import CatalogRow, build, catalog, names, published
-from hetmp.models.start import layer_by_layer
 
 __all__ = ["CatalogRow", "build", "catalog", "layer_by_layer", "names", "published"]

@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from hetmp.errors import HetmpError
+from hetmp.core.errors import HetmpError
 
 SMALL_SIDE = 64
 """An image with a side below this gets the small-image variant of ResNet, MobileNetV2, DenseNet."""

@@ -9,19 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hetmp.checks import image_shape, whole_number
-from hetmp.errors import HetmpError, unknown_name
-from hetmp.models import (
-    densenet,
-    digits,
-    hyperspectral,
-    mobilenet,
-    paper,
-    resnet,
-    unet,
-    user,
-    vgg,
-)
+from hetmp.core.checks import image_shape, whole_number
+from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.models import densenet, digits, hyperspectral, mobilenet, paper, resnet, unet, user, vgg
 from hetmp.models.network import Network
 
 _NETWORKS: dict[str, Network] = {

@@ -19,7 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from hetmp.errors import HetmpError
+from hetmp.core.errors import HetmpError
 from hetmp.models.network import Network, he_start, scaled
 
 FILTERS = (64, 128, 256, 512, 1024)

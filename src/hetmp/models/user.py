@@ -8,7 +8,7 @@ from types import ModuleType
 
 from torch import nn
 
-from hetmp.errors import HetmpError, nearest
+from hetmp.core.errors import HetmpError, nearest
 
 
 def build(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:

@@ -1,10 +1,5 @@
 """The rule of every family of operators: found by a layer's exact class, a function or a method."""
 
-from hetmp.ops.activation import AcrossAxis, AcrossChannels, Activation, PReLU
-from hetmp.ops.along import Along
-from hetmp.ops.assignment import Assignment, assigned
-from hetmp.ops.attention import Attention
-from hetmp.ops.axes import Axes, Expand
 from hetmp.ops.call import (
     SCHEMES,
     Call,
@@ -18,29 +13,36 @@ from hetmp.ops.call import (
     mapped,
     references,
 )
-from hetmp.ops.comparisons import CosineSimilarity, Loss
-from hetmp.ops.convolution import Convolution
-from hetmp.ops.dropout import Dropout, KeyedDropout
-from hetmp.ops.gating import Gating
-from hetmp.ops.given_weights import GivenWeight
-from hetmp.ops.joins import Concatenation, Elementwise, Stacking
-from hetmp.ops.linear import Linear
-from hetmp.ops.mixing import Mixing, add_bias
-from hetmp.ops.normalization import BareNorm, ChannelNorm
-from hetmp.ops.normalization_across import GroupNorm, LayerNorm
-from hetmp.ops.patches import Patches
-from hetmp.ops.pieces import Indexing, Narrow, Splitting
-from hetmp.ops.pooling import Pooling, Unpooling
-from hetmp.ops.postponed import Postponed
-from hetmp.ops.products import AddedProduct, Einsum, MatrixProduct
-from hetmp.ops.questions import NewTensors, Questions
-from hetmp.ops.reduction import Reduction
+from hetmp.ops.fallback import Whole, draws, seeded
+from hetmp.ops.functions.attention import Attention
+from hetmp.ops.functions.axes import Axes, Expand
+from hetmp.ops.functions.elementwise import Concatenation, Elementwise, Stacking
+from hetmp.ops.functions.functional_conv import GivenWeight
+from hetmp.ops.functions.indexing import Assignment, Indexing, Narrow, Splitting, assigned
+from hetmp.ops.functions.losses import CosineSimilarity, Loss
+from hetmp.ops.functions.matmul import AddedProduct, Einsum, MatrixProduct
+from hetmp.ops.functions.metadata import NewTensors, Questions
+from hetmp.ops.functions.reduction import Along, Reduction
+from hetmp.ops.functions.reshape import Repeat, RepeatInterleave, Reshape
+from hetmp.ops.layers.activation import AcrossAxis, AcrossChannels, Activation, Gating, PReLU
+from hetmp.ops.layers.batch_norm import BareNorm, ChannelNorm
+from hetmp.ops.layers.convolution import Convolution
+from hetmp.ops.layers.dropout import Dropout, KeyedDropout
+from hetmp.ops.layers.group_norm import GroupNorm, LayerNorm
+from hetmp.ops.layers.linear import Linear
+from hetmp.ops.layers.mixing import Mixing, add_bias
+from hetmp.ops.layers.pooling import Pooling, Unpooling
+from hetmp.ops.layers.resampling import (
+    ChannelShuffle,
+    Padding,
+    Patches,
+    PixelShuffle,
+    PixelUnshuffle,
+    Resampling,
+)
+from hetmp.ops.overlap import Postponed
 from hetmp.ops.registry import first_proxy, known_layers, operator, register, rule_for
-from hetmp.ops.repeats import Repeat, RepeatInterleave
-from hetmp.ops.resampling import ChannelShuffle, Padding, PixelShuffle, PixelUnshuffle, Resampling
-from hetmp.ops.reshape import Reshape
 from hetmp.ops.rule import Cuts, Rule, States, cut_along, fresh_tensors
-from hetmp.ops.whole import Whole, draws, seeded
 
 _RULES: tuple[Rule, ...] = (
     Convolution(),

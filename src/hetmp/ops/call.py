@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from hetmp.state import FULL, State
+from hetmp.core.state import FULL, State
 
 Scheme = Literal["filters", "inputs", "whole"]
 """What a channel-mixing layer does with the states (see ``docs/idea.md``)."""

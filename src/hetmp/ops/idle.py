@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hetmp.core.state import Sliced
 from hetmp.exchange import save_token
 from hetmp.ops.call import Run
-from hetmp.state import Sliced
 
 
 class _Dtypes:

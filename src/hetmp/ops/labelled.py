@@ -6,9 +6,9 @@ An operand without the cut label stays full; each rank then computes a summand o
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
+from hetmp.core.state import FULL, PARTIAL, Sliced, State
 from hetmp.ops.call import Call, Flow, Ref
 from hetmp.ops.rule import States
-from hetmp.state import FULL, PARTIAL, Sliced, State
 
 Labels = Sequence[Hashable]
 """A label for every axis of a tensor."""

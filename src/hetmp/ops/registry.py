@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from hetmp.errors import HetmpError
+from hetmp.core.errors import HetmpError
 from hetmp.ops.rule import Rule
 
 _Target = TypeVar("_Target", bound=Callable[..., Any])

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hetmp.comm import Group
+from hetmp.cluster import Group
+from hetmp.core.state import Sliced, State
 from hetmp.ops.call import Call, Flow, Run
 from hetmp.ops.idle import Idle, idle_function
-from hetmp.state import Sliced, State
 
 Cuts = Mapping[str, Sliced]
 """Which axis of which parameter or buffer of a layer is cut, and how; the others are whole."""

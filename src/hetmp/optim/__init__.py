@@ -1,13 +1,12 @@
 """Optimizers on slices: what is global in them, by name, over a run, and which are refused."""
 
-from hetmp.optim import watching as watching  # it refuses from now on
 from hetmp.optim.averages import Averages
+from hetmp.optim.by_name import OPTIMIZERS, make_optimizer
 from hetmp.optim.clipping import clip_grad_norm_, grad_norm
-from hetmp.optim.names import OPTIMIZERS, make_optimizer
-from hetmp.optim.rates import SCHEDULES, make_schedule, rate
-from hetmp.optim.refused import REFUSED
+from hetmp.optim.layerwise import LAMB, LARS
 from hetmp.optim.scaler import GradScaler
-from hetmp.optim.trust import LAMB, LARS
+from hetmp.optim.schedules import SCHEDULES, make_schedule, rate
+from hetmp.slicing.optimizer_guard import REFUSED
 
 __all__ = [
     "LAMB",

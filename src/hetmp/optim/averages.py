@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from hetmp.errors import HetmpError
+from hetmp.core.errors import HetmpError
 
 
 class Averages:

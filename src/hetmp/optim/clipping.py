@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetmp.comm import AgreedError
+from hetmp.cluster import AgreedError
+from hetmp.core.state import FULL
 from hetmp.slicing import SlicedModel
-from hetmp.state import FULL
 
 
 @torch.no_grad()

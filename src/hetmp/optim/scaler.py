@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hetmp.comm import AgreedError
-from hetmp.errors import HetmpError
-from hetmp.optim.sliced import runtime_of
+from hetmp.cluster import AgreedError
+from hetmp.core.errors import HetmpError
+from hetmp.optim.sliced_model import runtime_of
 
 
 class GradScaler(torch.amp.GradScaler):

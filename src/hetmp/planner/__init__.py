@@ -2,16 +2,20 @@
 
 from hetmp.planner.planner import Planned, PlanOptions, make_plan, summary
 from hetmp.planner.predict import LayerPrediction, Prediction, predict
+from hetmp.planner.profiling import Budget, Profile, profile_model
 from hetmp.planner.tables import Links, Tables
 
 __all__ = [
+    "Budget",
     "LayerPrediction",
     "Links",
     "PlanOptions",
     "Planned",
     "Prediction",
+    "Profile",
     "Tables",
     "make_plan",
     "predict",
+    "profile_model",
     "summary",
 ]

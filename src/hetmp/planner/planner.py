@@ -7,21 +7,21 @@ from typing import Literal
 
 import numpy as np
 
-from hetmp.channel_groups import channel_groups, plan_from_shares
-from hetmp.errors import HetmpError
-from hetmp.graph import ModelGraph, fingerprint
+from hetmp.core.errors import HetmpError
+from hetmp.core.partition import Partition, apportion
+from hetmp.core.text import bytes_text
 from hetmp.ops import Scheme
-from hetmp.partition import Partition, apportion
-from hetmp.plan import Plan, PredictedLayer
-from hetmp.planner.counts import balanced, on_grid
-from hetmp.planner.groups import group_times, group_works
+from hetmp.planner.balance import balanced, on_grid
+from hetmp.planner.group_times import group_times, group_works
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
+from hetmp.planner.profiling import GRID, Profile
 from hetmp.planner.schemes import choose_schemes
 from hetmp.planner.tables import Links, Tables
-from hetmp.profiling import GRID, Profile
-from hetmp.schedule import make_schedule
 from hetmp.slicing import make_table
-from hetmp.units import bytes_text
+from hetmp.slicing.channel_groups import channel_groups, plan_from_shares
+from hetmp.slicing.graph import ModelGraph, fingerprint
+from hetmp.slicing.plan import Plan, PredictedLayer
+from hetmp.slicing.schedule import make_schedule
 
 WORTH = 0.02
 """A scheme other than ``filters``, or one more rank, must promise this much of the step's time:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hetmp.core.state import Sliced, State
 from hetmp.exchange import collective, dual
-from hetmp.graph import ModelGraph
+from hetmp.planner.profiling import OPTIMIZER, THOUSANDTHS, step_work
 from hetmp.planner.tables import BACKWARD, FORWARD, PARAMETERS, SAVED, Array, Links, Tables
-from hetmp.profiling import OPTIMIZER, THOUSANDTHS, step_work
-from hetmp.schedule import BiasStep, CallStep, ExchangeStep, Program, Schedule, takers
 from hetmp.slicing import Table, owners
-from hetmp.state import Sliced, State
+from hetmp.slicing.graph import ModelGraph
+from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, Schedule, takers
 
 
 @dataclass

@@ -8,10 +8,10 @@ from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from hetmp.core.text import bytes_text
 from hetmp.planner.planner import Planned
+from hetmp.planner.profiling import Profile
 from hetmp.planner.tables import Links
-from hetmp.profiling import Profile
-from hetmp.units import bytes_text
 
 WIDE = 6
 """From so many ranks on, layers show the range over the ranks instead of each one's figure."""

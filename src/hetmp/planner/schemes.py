@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from hetmp.exchange import collective, dual
-from hetmp.graph import ModelGraph, Node, Trace
 from hetmp.ops import Mixing, Scheme, references
-from hetmp.plan import Plan
 from hetmp.planner.predict import exchange_seconds
+from hetmp.planner.profiling import step_work
 from hetmp.planner.tables import SAVED, Links, Tables
-from hetmp.profiling import step_work
-from hetmp.schedule import CallStep, ExchangeStep, PlannedChoice, Scheduler, Step
+from hetmp.slicing.graph import ModelGraph, Node, Trace
+from hetmp.slicing.plan import Plan
+from hetmp.slicing.schedule import CallStep, ExchangeStep, PlannedChoice, Scheduler, Step
 
 BEAM = 32
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import nnls
 
-from hetmp.errors import HetmpError
-from hetmp.profiling import DeviceProfile, Kind, LinkTimes, WorkTimes
+from hetmp.core.errors import HetmpError
+from hetmp.planner.profiling import DeviceProfile, Kind, LinkTimes, WorkTimes
 
 Array = npt.NDArray[np.float64]
 

@@ -1,23 +1,11 @@
-"""A user's module -> its sliced form and back: ``slice_model`` and ``merge_model``."""
+"""A user's module -> its slices and exchanges, and back: ``slice_model`` and ``merge_model``.
 
-from hetmp.slicing.build import slice_model, sliced_parameters
-from hetmp.slicing.merge import merge_model, merged_tensors
-from hetmp.slicing.model import SlicedModel
-from hetmp.slicing.owners import owners
-from hetmp.slicing.table import Entry, Table, make_table, tensors_of
-from hetmp.slicing.tuning import PLAIN, Tuning
+Read ``graph`` (the module as operations), ``plan`` and ``channel_groups`` (how each layer is cut),
+``schedule`` (what runs in which order), ``build`` and ``forward`` (the slices, and running them);
+``recording`` watches a step.
+"""
 
-__all__ = [
-    "PLAIN",
-    "Entry",
-    "SlicedModel",
-    "Table",
-    "Tuning",
-    "make_table",
-    "merge_model",
-    "merged_tensors",
-    "owners",
-    "slice_model",
-    "sliced_parameters",
-    "tensors_of",
-]
+import lazy_loader
+
+# A plan is read on login nodes, where torch is slow to come.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

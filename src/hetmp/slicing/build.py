@@ -1,6 +1,5 @@
 """``slice_model``: read -> plan -> schedule -> this rank's layers -> rank 0's values."""
 
-import weakref
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,20 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hetmp.channel_groups import plan_from_weights
-from hetmp.comm import Group
-from hetmp.errors import HetmpError
+from hetmp.cluster import Group
+from hetmp.core.errors import HetmpError
+from hetmp.core.partition import checked_weights
 from hetmp.exchange import distribute, share_of
-from hetmp.graph import ModelGraph, read_graph
 from hetmp.ops import fresh_tensors
-from hetmp.partition import checked_weights
-from hetmp.plan import Plan
-from hetmp.schedule import CallStep, Schedule, Step, make_schedule
+from hetmp.slicing.channel_groups import plan_from_weights
+from hetmp.slicing.graph import ModelGraph, read_graph
 from hetmp.slicing.model import RESERVED, SlicedModel
+from hetmp.slicing.optimizer_guard import guard
+from hetmp.slicing.plan import Plan
 from hetmp.slicing.runtime import step_key
+from hetmp.slicing.schedule import CallStep, Schedule, Step, make_schedule
 from hetmp.slicing.table import Entry, Table, make_table, tensors_of
 from hetmp.slicing.tuning import Tuning
-from hetmp.state import FULL
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -32,9 +31,6 @@ Init = Callable[[str, torch.Size, torch.Generator], Tensor]
 
 _RESET = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0}
 """What the buffers of a normalization hold before the first batch."""
-
-_sliced: "weakref.WeakSet[SlicedModel]" = weakref.WeakSet()
-"""The models that slice_model made and that are still there; copies of them are not."""
 
 
 def slice_model(
@@ -91,22 +87,8 @@ def slice_model(
     add_layers(model, target)
     _fill(model, module, table, init, group)
     model.training = module.training
-    _sliced.add(model)
+    guard(model)
     return model
-
-
-def sliced_parameters() -> dict[int, str]:
-    """id -> name of every parameter in this process that is cut over two ranks or more.
-
-    Of all models that ``slice_model`` made: for those who meet a parameter without its model.
-    """
-    return {
-        id(parameter): name
-        for model in list(_sliced)
-        if model.hetmp.group.size > 1
-        for name, parameter in model.named_parameters()
-        if model.hetmp.table[name].state != FULL
-    }
 
 
 def _plan(graph: ModelGraph, weights: Sequence[float] | Plan, ranks: int) -> Plan:

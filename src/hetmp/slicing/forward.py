@@ -10,8 +10,8 @@ from torch.func import functional_call
 
 from hetmp.exchange import Carriage, Exchange, tidy
 from hetmp.ops import Postponed, add_bias, filled, seeded
-from hetmp.schedule import BiasStep, CallStep, ExchangeStep
 from hetmp.slicing.runtime import Order, Runtime
+from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep
 
 _CHANNELS_LAST = (0, 2, 3, 1)
 """The dimensions of (n, c, h, w) as they lie in memory."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from hetmp.comm import AgreedError
+from hetmp.cluster import AgreedError
 from hetmp.exchange import collect
 from hetmp.slicing.model import SlicedModel
 from hetmp.slicing.table import tensors_of

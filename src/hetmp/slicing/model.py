@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hetmp.comm import Group
-from hetmp.errors import HetmpError
+from hetmp.cluster import Group
+from hetmp.core.errors import HetmpError
 from hetmp.exchange import leave
-from hetmp.graph import ModelGraph
 from hetmp.ops import filled
-from hetmp.plan import Plan
-from hetmp.schedule import BiasStep, CallStep, ExchangeStep, Program, Schedule, Step
 from hetmp.slicing.forward import Forward
+from hetmp.slicing.graph import ModelGraph
+from hetmp.slicing.plan import Plan
 from hetmp.slicing.runtime import Runtime
+from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, Schedule, Step
 from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
 

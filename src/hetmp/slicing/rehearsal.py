@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hetmp.comm import RehearsalGroup
-from hetmp.graph import ModelGraph
-from hetmp.plan import Plan
-from hetmp.schedule import make_schedule
+from hetmp.cluster import RehearsalGroup
 from hetmp.slicing.build import add_layers
+from hetmp.slicing.graph import ModelGraph
 from hetmp.slicing.model import SlicedModel
+from hetmp.slicing.plan import Plan
+from hetmp.slicing.schedule import make_schedule
 from hetmp.slicing.table import make_table
 from hetmp.slicing.tuning import Tuning
 

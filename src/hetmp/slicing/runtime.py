@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hetmp.comm import AgreedError, Group
-from hetmp.errors import HetmpError
+from hetmp.cluster import AgreedError, Group
+from hetmp.core.errors import HetmpError
+from hetmp.core.state import FULL
 from hetmp.exchange import Entry as EntryExchange
 from hetmp.exchange import Exchange
-from hetmp.graph import ModelGraph
 from hetmp.ops import KeyedDropout, draws
-from hetmp.plan import Plan
-from hetmp.schedule import CallStep, ExchangeStep, Program, Schedule, Step, takers
+from hetmp.slicing.graph import ModelGraph
+from hetmp.slicing.plan import Plan
 from hetmp.slicing.same_batch import SameBatch
+from hetmp.slicing.schedule import CallStep, ExchangeStep, Program, Schedule, Step, takers
 from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
 from hetmp.slicing.watch import Watch
-from hetmp.state import FULL
 
 _PRECISIONS = (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
 """What autocast may cast to."""

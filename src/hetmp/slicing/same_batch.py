@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetmp.comm import AgreedError, Group
+from hetmp.cluster import AgreedError, Group
 
 STEPS = 3
 """How many batches are compared."""

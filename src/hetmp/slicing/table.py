@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hetmp.graph import ModelGraph
-from hetmp.schedule import CallStep, Schedule
-from hetmp.state import FULL, State
+from hetmp.core.state import FULL, State
+from hetmp.slicing.graph import ModelGraph
+from hetmp.slicing.schedule import CallStep, Schedule
 
 
 @dataclass(frozen=True)

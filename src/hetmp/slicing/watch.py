@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from hetmp.schedule import CallStep, Step
+from hetmp.slicing.schedule import CallStep, Step
 
 
 class Watch(Protocol):

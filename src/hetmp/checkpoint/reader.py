@@ -1,0 +1,207 @@
+"""Read tensors of a checkpoint into slices, whatever the ranks that wrote it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hetmp.checkpoint.catalog import BLOCK_BYTES, Catalog, Stored, opened, under
+from hetmp.checkpoint.items import as_stored, dtype_name, from_stored
+from hetmp.checkpoint.redistribute import distribute, own_run, rounds
+from hetmp.checkpoint.regions import Cut
+from hetmp.checkpoint.values import as_value, nested
+from hetmp.cluster import Group
+from hetmp.core.errors import HetmpError
+from hetmp.core.state import Sliced, State
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A checkpoint as all ranks know it.
+
+    Attributes:
+        stored: the datasets, by path, the same on every rank.
+        meta: the attributes of ``/meta``.
+        catalog: on the ranks that can read the file.
+        readers: these ranks; rank 0 is one.
+    """
+
+    stored: dict[str, Stored]
+    meta: dict[str, object]
+    catalog: Catalog | None
+    readers: Sequence[int]
+
+
+@contextmanager
+def seen(group: Group, path: Path) -> Iterator[Seen]:
+    """Open a checkpoint wherever it can be seen: a folder may be rank 0's alone. Collective.
+
+    Raises:
+        HetmpError: on every rank, if rank 0 cannot open it.
+    """
+    with ExitStack() as stack:
+        catalog: Catalog | None = None
+        told = ""
+        with group.together():
+            if group.is_root:
+                catalog = stack.enter_context(opened(path))
+                stored = [asdict(one) for one in catalog.stored.values()]
+                told = json.dumps([catalog.meta, stored])
+        meta, listed = json.loads(group.broadcast_text(told))
+        if not group.is_root:
+            try:
+                catalog = stack.enter_context(opened(path))
+            except HetmpError:
+                catalog = None
+            if catalog is not None and catalog.meta.get("id") != meta.get("id"):
+                catalog = None  # another file of the same name, on another host
+        sees = group.allgather(np.array([catalog is not None])).ravel()
+        found = {one["path"]: _stored(one) for one in listed}
+        yield Seen(found, meta, catalog, [int(rank) for rank in np.flatnonzero(sees)])
+
+
+def verify(group: Group, path: Path) -> None:
+    """Compare all numbers with their digests, each rank a part of them. Collective.
+
+    Raises:
+        HetmpError: on every rank, naming a damaged dataset.
+    """
+    with seen(group, path) as checkpoint, group.together():
+        if checkpoint.catalog is None:
+            return
+        number = list(checkpoint.readers).index(group.rank)
+        for one in _share(checkpoint, number):
+            checkpoint.catalog.verify(one)
+
+
+def _share(checkpoint: Seen, number: int) -> list[Stored]:
+    """The datasets that the reader of a *number* looks at: about as many bytes as any other."""
+    once = {one.number: one for one in checkpoint.stored.values()}
+    loads = [0] * len(checkpoint.readers)
+    own = []
+    for one in sorted(once.values(), key=lambda one: (-one.shape.bytes, one.path)):
+        least = loads.index(min(loads))
+        loads[least] += one.shape.bytes
+        if least == number:
+            own.append(one)
+    return own
+
+
+def _stored(told: dict[str, Any]) -> Stored:
+    """A dataset as JSON tells it: with lists where there were tuples."""
+    owners = tuple(tuple(run) for run in told["owners"])
+    return Stored(**{**told, "sizes": tuple(told["sizes"]), "owners": owners})
+
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor that takes its numbers from a dataset.
+
+    Attributes:
+        path: of the dataset.
+        sizes: of the whole tensor.
+        state: how it lies over the ranks.
+        tensor: this rank's share, written in place.
+    """
+
+    path: str
+    sizes: tuple[int, ...]
+    state: State
+    tensor: Tensor
+
+
+def check_targets(checkpoint: Seen, targets: Sequence[Target]) -> None:
+    """Refuse a checkpoint that does not fit.
+
+    Raises:
+        HetmpError: naming what is missing, or has another shape or dtype.
+    """
+    missing = [target.path for target in targets if target.path not in checkpoint.stored]
+    if missing:
+        raise HetmpError(
+            f"the checkpoint has no {_some(missing)}: it is of another model, or of an older one"
+        )
+    for target in targets:
+        stored = checkpoint.stored[target.path]
+        if stored.sizes != target.sizes:
+            raise HetmpError(
+                f"/{target.path} is {_shown(stored.sizes)} in the checkpoint and "
+                f"{_shown(target.sizes)} in the model: build the model as it was when saved"
+            )
+        wanted = dtype_name(target.tensor.dtype)
+        if stored.dtype != wanted:
+            raise HetmpError(
+                f"/{target.path} is {stored.dtype} in the checkpoint and {wanted} in the model: "
+                f"convert the model with .to(torch.{stored.dtype}) before it is sliced"
+            )
+
+
+def read_into(group: Group, checkpoint: Seen, target: Target) -> None:
+    """Fill a target's tensor. Collective."""
+    stored = checkpoint.stored[target.path]
+    if isinstance(target.state, Sliced):
+        local = as_stored(target.tensor).copy()
+        _read_slices(group, checkpoint, stored, target, local)
+    else:
+        local = read_whole(group, checkpoint, stored)
+    with torch.no_grad():
+        target.tensor.copy_(from_stored(local, stored.dtype))
+
+
+def read_whole(group: Group, checkpoint: Seen, stored: Stored) -> Array:
+    """A dataset on every rank; rank 0 reads it. Collective."""
+    found: Array = np.empty(0)
+    with group.together():
+        if group.is_root and checkpoint.catalog is not None:
+            found = checkpoint.catalog.read(stored)
+    kind = group.broadcast_text(found.dtype.str)
+    if not group.is_root:
+        found = np.empty(stored.sizes, dtype=np.dtype(kind))
+    if found.size:
+        group.broadcast(found.reshape(-1).view(np.uint8))
+    return found
+
+
+def read_values(group: Group, checkpoint: Seen, within: str) -> dict[str, Any]:
+    """The numbers, strings and arrays under a group, as nested dicts. Collective."""
+    return nested(
+        {
+            path: as_value(read_whole(group, checkpoint, one), one.dtype)
+            for path, one in under(checkpoint.stored, within).items()
+        }
+    )
+
+
+def _read_slices(
+    group: Group, checkpoint: Seen, stored: Stored, target: Target, local: Array
+) -> None:
+    assert isinstance(target.state, Sliced)
+    cut = Cut(target.sizes, target.state.axis, target.state.layout)
+    shape = stored.shape
+    for runs in rounds(list(shape.blocks(BLOCK_BYTES)), checkpoint.readers):
+        own = own_run(group, runs)
+        numbers: Array | None = None
+        with group.together():
+            if own is not None and checkpoint.catalog is not None:
+                block = checkpoint.catalog.block(stored, own.first, own.last)
+                numbers = np.ascontiguousarray(block).reshape(-1)
+        distribute(group, cut, local, runs, shape.row, numbers)
+
+
+def _some(paths: Sequence[str]) -> str:
+    shown = ", ".join(f"/{path}" for path in paths[:3])
+    return shown + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+
+
+def _shown(sizes: Sequence[int]) -> str:
+    return "×".join(map(str, sizes)) or "a single number"

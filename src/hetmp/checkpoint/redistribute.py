@@ -1,0 +1,107 @@
+"""Numbers on their way between slices and runs of whole rows: to whoever writes, from who reads.
+
+A run is some rows of the whole tensor, in the order of the file. Its owner puts it together from
+the slices of all ranks, or hands the slices out; nobody holds more than a run and its own slice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hetmp.checkpoint.regions import Cut, pack, pick, place, unpack
+from hetmp.cluster import Group
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows *first* to *last* of a tensor, in the hands of rank *owner*."""
+
+    owner: int
+    first: int
+    last: int
+
+
+def rounds(blocks: Sequence[tuple[int, int]], owners: Sequence[int]) -> list[list[Run]]:
+    """The blocks of a tensor, a few at a time: each owner has at most one of them."""
+    width = len(owners)
+    return [
+        [Run(owner, *block) for owner, block in zip(owners, blocks[i : i + width], strict=False)]
+        for i in range(0, len(blocks), width)
+    ]
+
+
+def collect(group: Group, cut: Cut, local: Array, runs: Sequence[Run], row: int) -> Array | None:
+    """The numbers of this rank's run, from everyone's slices; None without a run. Collective.
+
+    Args:
+        local: this rank's slice.
+        row: numbers in a row.
+    """
+    matrix, me = cut.matrix(local, group.rank), group.rank
+    own = own_run(group, runs)
+    mine = {run.owner: cut.regions(me, run.first * row, run.last * row) for run in runs}
+    regions = {}
+    if own is not None:
+        regions = {r: cut.regions(r, own.first * row, own.last * row) for r in range(group.size)}
+    arrived = _exchange(
+        group,
+        {owner: pack(matrix, found) for owner, found in mine.items() if owner != me},
+        {r: sum(x.numbers for x in found) for r, found in regions.items() if r != me},
+        local.dtype,
+    )
+    if own is None:
+        return None
+    found = np.empty((own.last - own.first) * row, dtype=local.dtype)
+    for region in regions[me]:  # what is here already does not travel
+        region.of_run(found)[...] = matrix[region.rows, region.columns]
+    for rank, part in arrived.items():
+        place(found, regions[rank], part)
+    return found
+
+
+def distribute(
+    group: Group, cut: Cut, local: Array, runs: Sequence[Run], row: int, run: Array | None
+) -> None:
+    """The inverse of ``collect``: hand *run* out; the slice *local* is written in place."""
+    matrix = cut.matrix(local, group.rank)
+    own = own_run(group, runs)
+    sent: dict[int, Array] = {}
+    if own is not None and run is not None:
+        for rank in range(group.size):
+            sent[rank] = pick(run, cut.regions(rank, own.first * row, own.last * row))
+    wanted = {r.owner: cut.regions(group.rank, r.first * row, r.last * row) for r in runs}
+    arrived = _exchange(
+        group,
+        sent,
+        {owner: sum(region.numbers for region in found) for owner, found in wanted.items()},
+        local.dtype,
+    )
+    for owner, part in arrived.items():
+        unpack(matrix, wanted[owner], part)
+
+
+def own_run(group: Group, runs: Sequence[Run]) -> Run | None:
+    """This rank's run; None without one."""
+    return next((run for run in runs if run.owner == group.rank), None)
+
+
+def _exchange(
+    group: Group, sent: dict[int, Array], counts: dict[int, int], dtype: np.dtype
+) -> dict[int, Array]:
+    """Send every rank its part; the parts that arrive, of *counts* numbers. Collective."""
+    size = dtype.itemsize
+    outgoing = [sent[rank].nbytes if rank in sent else 0 for rank in range(group.size)]
+    incoming = [counts.get(rank, 0) * size for rank in range(group.size)]
+    parts = [np.ascontiguousarray(sent[rank]).view(np.uint8) for rank in sorted(sent)]
+    packed = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])
+    arrived = group.alltoall(packed, outgoing, incoming)
+    starts = np.cumsum([0, *incoming])
+    return {
+        rank: arrived[starts[rank] : starts[rank + 1]].view(dtype)
+        for rank in range(group.size)
+        if incoming[rank]
+    }

@@ -1,0 +1,293 @@
+"""What a training run keeps of itself, and how it goes on from there."""
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hetmp.checkpoint.background import Saver
+from hetmp.checkpoint.cadence import Cadence, Timer
+from hetmp.checkpoint.folder import Folder, newest_sound
+from hetmp.checkpoint.format import TRAINING
+from hetmp.checkpoint.save_load import gather, restore
+from hetmp.checkpoint.write import Contents, write
+from hetmp.cluster import AgreedError, AgreedFailure, Group
+from hetmp.core.errors import HetmpError
+from hetmp.slicing import SlicedModel
+from hetmp.slicing.not_finite import not_finite
+from hetmp.slicing.plan import Plan
+
+STEPS = "loss", "accuracy", "lr"
+EVALUATIONS = "step", "loss", "accuracy"
+
+
+@dataclass
+class Position:
+    """How far a run has come.
+
+    Attributes:
+        step: steps taken.
+        epoch, batch: which batch of which epoch comes next, from 0.
+        steps: loss, accuracy and learning rate of every step so far.
+        evaluations: step, loss and accuracy of every evaluation so far.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    steps: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in STEPS})
+    evaluations: dict[str, list[float]] = field(
+        default_factory=lambda: {name: [] for name in EVALUATIONS}
+    )
+
+    def took(self, record: Mapping[str, float], per_epoch: int) -> None:
+        """A step was taken, of *per_epoch* in an epoch."""
+        for name in STEPS:
+            self.steps[name].append(record[name])
+        self.step += 1
+        self.epoch, self.batch = (
+            (self.epoch, self.batch + 1) if self.batch + 1 < per_epoch else (self.epoch + 1, 0)
+        )
+
+    def evaluated(self, record: Mapping[str, float]) -> None:
+        """The test set was gone through."""
+        for name in EVALUATIONS:
+            self.evaluations[name].append(record[name])
+
+    def last(self, name: str) -> float:
+        """The last step's figure; NaN before the first."""
+        return self.steps[name][-1] if self.steps[name] else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Of the last evaluation; NaN before the first."""
+        told = self.evaluations["accuracy"]
+        return told[-1] if told else math.nan
+
+    def values(self) -> dict[str, Any]:
+        """As a checkpoint holds it, under ``/training``."""
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "steps": {name: np.array(told) for name, told in self.steps.items()},
+            "evaluations": {name: np.array(told) for name, told in self.evaluations.items()},
+        }
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Position":
+        """The inverse of ``values``."""
+        return cls(
+            values["step"],
+            values["epoch"],
+            values["batch"],
+            {name: values["steps"][name].tolist() for name in STEPS},
+            {name: values["evaluations"][name].tolist() for name in EVALUATIONS},
+        )
+
+
+class Advancing(Protocol):
+    """What a run's steps need to go on, besides the model.
+
+    Attributes:
+        optimizer: of the model's parameters.
+    """
+
+    optimizer: torch.optim.Optimizer
+
+    def averaged(self) -> Mapping[str, Tensor]:
+        """The moving averages of parameters, by name, whose values may be set."""
+        ...
+
+    def state(self) -> str:
+        """All else, as JSON."""
+        ...
+
+    def resume(self, told: str) -> None:
+        """Go on from what ``state`` said."""
+        ...
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How a run is saved.
+
+    Attributes:
+        folder: for the checkpoints; none are written if None.
+        cadence: how often; never if None.
+        behind: whether to write while the training goes on.
+        stop: whether a checkpoint that cannot be written ends the run.
+    """
+
+    folder: Folder | None
+    cadence: Cadence | None
+    behind: bool = False
+    stop: bool = True
+
+
+class RunCheckpoints:
+    """Saves a run, and takes one up again.
+
+    Args:
+        config: of the run, as plain values; what must be the same when it is resumed, but for
+            those that are ``movable``.
+        plan: of all ranks of the job.
+    """
+
+    def __init__(
+        self,
+        model: SlicedModel,
+        steps: Advancing,
+        plan: Plan,
+        config: Mapping[str, Any],
+        keeping: Keeping,
+        movable: Collection[str] = (),
+    ) -> None:
+        self.model, self.steps = model, steps
+        self.plan, self.config, self.keeping = plan, dict(config), keeping
+        self.movable = movable
+        self.group: Group = model.hetmp.group
+        self._timer = Timer(keeping.cadence, self.group) if keeping.cadence else None
+        self._saver = Saver(self.group, behind=keeping.behind)
+        self._saved = -1
+        self._newest: Path | None = None
+
+    # --- taking up
+
+    def resume(self, given: str, searched: Path | None) -> tuple[Position, str]:
+        """Where the run goes on, and a line that says from what. Collective.
+
+        Args:
+            given: ``auto`` (the newest sound checkpoint, or the start) or a file or folder.
+            searched: the folder where ``auto`` looks.
+
+        Raises:
+            HetmpError: on every rank: nothing sound there, or a checkpoint of another run.
+        """
+        path = searched if given == "auto" else Path(given)
+        if path is None:
+            raise AgreedError("resume auto looks in the run's folder: say which with out")
+        file, damaged = newest_sound(self.group, path, named=given != "auto")
+        if file is not None:
+            position = self._taken_up(file)
+            self._newest = file
+            told = f"resumed from {file}: {position.step} steps, {position.epoch} whole epochs"
+            return position, "\n".join([*(f"passed over: {why}" for why in damaged), told])
+        if given != "auto" or damaged:
+            raise AgreedError(
+                "\n".join([f"there is no sound checkpoint in {path}", *damaged])
+                + ("\nstart anew without --resume" if given == "auto" else "")
+            )
+        return Position(), f"nothing to resume in {path}: starting anew"
+
+    def _taken_up(self, file: Path) -> Position:
+        def check(training: Mapping[str, Any]) -> None:
+            if "schedule" not in training:
+                raise HetmpError(
+                    f"{file} is no checkpoint of a training run: it has nothing to go on with but "
+                    "the network"
+                )
+            before = json.loads(training["config"])
+            for name, value in self.config.items():
+                if name not in self.movable and before.get(name) != value:
+                    raise HetmpError(
+                        f"{file} is of a run with {name} {before.get(name)}, this one has {value}: "
+                        "a resumed run goes on as it was; give the same, or start anew"
+                    )
+
+        told = restore(
+            self.model,
+            file,
+            self.steps.optimizer,
+            averages=self.steps.averaged(),
+            verified=True,
+            check=check,
+        )[TRAINING]
+        self.steps.resume(told["schedule"])
+        return Position.of(told)
+
+    # --- saving
+
+    def passed(self, position: Position, *, epoch_ended: bool = False) -> str:
+        """Save if it is time to; see ``save``. Collective."""
+        due = self._timer is not None and self._timer.due(
+            position.step, position.epoch, epoch_ended=epoch_ended
+        )
+        return self.save(position) if due else ""
+
+    def save(self, position: Position) -> str:
+        """Save the run where it is; what there is to say, mostly nothing. Collective.
+
+        Raises:
+            HetmpError: on every rank, if it cannot be saved and a run is to stop for that.
+        """
+        folder = self.keeping.folder
+        if folder is None or self._saved == position.step:
+            return ""
+        wrong = not_finite(self.model)
+        if wrong is not None:
+            raise AgreedFailure(
+                f"after step {position.step} {wrong} is not finite, so that nothing is saved"
+                f"{self.last_good()}"
+            )
+        training = {
+            **position.values(),
+            "schedule": self.steps.state(),
+        }
+        contents = self._gathered(training, whole=True)
+        try:
+            step = position.step
+            self._saver.save(folder.at(step), contents, lambda: folder.written(step))
+            self._saved, self._newest = step, folder.at(step)
+        except HetmpError as error:
+            return self._failed(error)
+        return ""
+
+    def save_network(self, path: Path, step: int) -> None:
+        """Write the network alone, and what it is of, after *step* steps. Collective.
+
+        Raises:
+            HetmpError: on every rank, if it cannot be written; what was at *path* stays.
+        """
+        write(self.group, path, self._gathered({"step": step}, whole=False))
+
+    def last_good(self) -> str:
+        """The newest checkpoint, as the end of a message on why the run ended."""
+        if self._newest is None:
+            return ""
+        return f"; the last good checkpoint is {self._newest}, from which --resume goes on"
+
+    def _gathered(self, training: Mapping[str, Any], *, whole: bool) -> Contents:
+        """What a file of this run holds: it says what the run is. Collective.
+
+        Args:
+            whole: with what it takes to go on, not the network alone.
+        """
+        told = {**training, "config": json.dumps(self.config)}
+        return gather(
+            self.model,
+            self.steps.optimizer if whole else None,
+            told,
+            plan=self.plan,
+            about={"model": str(self.config.get("model", ""))},
+            averages=self.steps.averaged() if whole else None,
+        )
+
+    def finish(self) -> str:
+        """Wait for what is being written; see ``save``. Collective."""
+        try:
+            self._saver.wait()
+        except HetmpError as error:
+            return self._failed(error)
+        return ""
+
+    def _failed(self, error: HetmpError) -> str:
+        if self.keeping.stop:
+            raise error
+        return f"no checkpoint: {error}\ntraining goes on, and the last checkpoint stays"

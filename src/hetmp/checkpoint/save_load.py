@@ -1,0 +1,319 @@
+"""``save`` and ``load``: a sliced model, its optimizer and what a user adds, in one file."""
+
+import json
+import platform
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from hetmp.checkpoint.catalog import under
+from hetmp.checkpoint.format import (
+    AVERAGE,
+    BUFFERS,
+    EXTRA,
+    FORMAT,
+    MODEL,
+    OPTIMIZER,
+    PLAN,
+    TRAINING,
+    VERSION,
+    escaped,
+)
+from hetmp.checkpoint.items import Item, tensor_item
+from hetmp.checkpoint.optimizer import optimizer_items, restore_settings, settings, state_targets
+from hetmp.checkpoint.reader import (
+    Seen,
+    Target,
+    check_targets,
+    read_into,
+    read_values,
+    seen,
+    verify,
+)
+from hetmp.checkpoint.values import flattened
+from hetmp.checkpoint.write import Contents, WriterName, write
+from hetmp.cluster import AgreedError, Group, mpi_library
+from hetmp.core.errors import HetmpError
+from hetmp.core.state import FULL
+from hetmp.core.version import __version__
+from hetmp.slicing import SlicedModel, tensors_of
+from hetmp.slicing.plan import Plan
+
+SETTINGS, RNG = "optimizer", "rng"
+"""Under ``/training``: the optimizer's options as JSON, and torch's random numbers."""
+
+
+def save(
+    path: str | Path,
+    model: SlicedModel,
+    optimizer: torch.optim.Optimizer | None = None,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    writer: WriterName = "auto",
+) -> None:
+    """Save a sliced model as whole tensors, so that any number of ranks can load it. Collective.
+
+    The file appears under its name when it is complete, has been read again and is on the disk.
+
+    Args:
+        path: of the file; its folder is made. One that is there is replaced.
+        optimizer: whose state and options are saved, with the state of torch's random numbers.
+        extra: numbers, strings, arrays and dicts of these; the same on every rank, rank 0's count.
+        writer: ``streamed`` (through rank 0, with any h5py), ``parallel`` (all ranks write, h5py
+            built with MPI) or ``auto``: parallel where it can be.
+
+    Raises:
+        HetmpError: on every rank, if something cannot be saved; what was at *path* stays.
+    """
+    contents = gather(model, optimizer, {}, extra)
+    write(_sliced(model).hetmp.group, Path(path), contents, writer)
+
+
+def load(
+    path: str | Path, model: SlicedModel, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, Any]:
+    """Load what ``save`` wrote, on these or other ranks, cut in this or another way. Collective.
+
+    All numbers that are used are compared with their digests before anything is changed.
+
+    Args:
+        path: of the file; rank 0 must see it, the others help reading where they can.
+        optimizer: takes its state and options from the file, and torch's generator on the CPU
+            goes on as it was on rank 0; so training goes on as if nothing had happened.
+
+    Returns:
+        What was given as *extra*; a list of numbers comes back as an array.
+
+    Raises:
+        HetmpError: on every rank, for a file that is missing, damaged or of another model. The
+            model and the optimizer are as they were.
+    """
+    extra: dict[str, Any] = restore(_sliced(model), Path(path), optimizer)[EXTRA]
+    return extra
+
+
+def gather(
+    model: SlicedModel,
+    optimizer: torch.optim.Optimizer | None,
+    training: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+    *,
+    plan: Plan | None = None,
+    about: Mapping[str, Any] | None = None,
+    averages: Mapping[str, Tensor] | None = None,
+) -> Contents:
+    """What a checkpoint of a model holds. Collective.
+
+    Args:
+        training: goes to ``/training``.
+        averages: goes to ``/average``: by parameter's name, of which it is a moving average, cut
+            as the parameter is.
+        plan: of all ranks of the job, if it is not the model's.
+        about: more attributes of ``/meta``.
+    """
+    runtime = _sliced(model).hetmp
+    group = runtime.group
+    told = dict(training)
+    with group.together():
+        items = [*_tensors(model), *_averages(model, averages or {})]
+        if optimizer is not None:
+            told[SETTINGS] = settings(model, optimizer)
+            told[RNG] = torch.get_rng_state().numpy()
+    if optimizer is not None:
+        items += optimizer_items(model, optimizer)
+    with group.together():
+        chosen = plan or runtime.plan
+        items += _values({PLAN: chosen.model_dump_json(indent=1)})
+        items += _values({TRAINING: told, EXTRA: dict(extra or {})})
+    links = {
+        f"{_folder(entry.parameter)}/{escaped(entry.name)}": (
+            f"{_folder(entry.parameter)}/{escaped(entry.alias_of)}"
+        )
+        for entry in runtime.table.values()
+        if entry.persistent and entry.alias_of is not None
+    }
+    return Contents(items, links, {**_meta(group), **(about or {})})
+
+
+def restore(
+    model: SlicedModel,
+    path: Path,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    averages: Mapping[str, Tensor] | None = None,
+    verified: bool = False,
+    check: Callable[[Mapping[str, Any]], None] = lambda training: None,
+) -> dict[str, dict[str, Any]]:
+    """Load a model and an optimizer; ``extra`` and ``training`` as dicts. Collective.
+
+    Args:
+        averages: by parameter's name, take what ``/average`` holds.
+        verified: whether the numbers were compared with their digests just now.
+        check: is given ``training`` before anything is changed, and may refuse it.
+
+    Raises:
+        HetmpError: see ``load``.
+    """
+    group = model.hetmp.group
+    if not verified:
+        verify(group, path)
+    with seen(group, path) as checkpoint:
+        with group.together():
+            targets = [*_targets(model, checkpoint), *_average_targets(model, averages or {})]
+            check_targets(checkpoint, targets)
+            _check_nothing_left(model, checkpoint)
+        training = read_values(group, checkpoint, TRAINING)
+        extra = read_values(group, checkpoint, EXTRA)
+        with group.together():
+            check(training)
+        state: dict[tuple[str, str], Target] = {}
+        if optimizer is not None:
+            with group.together():
+                state = _optimizer_targets(model, checkpoint, optimizer, training)
+        for target in (*targets, *state.values()):
+            read_into(group, checkpoint, target)
+        if optimizer is not None:
+            _adopt(model, optimizer, state)
+            torch.set_rng_state(torch.from_numpy(np.array(training[RNG])))
+        return {EXTRA: extra, TRAINING: training}
+
+
+def _optimizer_targets(
+    model: SlicedModel, checkpoint: Seen, optimizer: torch.optim.Optimizer, training: dict[str, Any]
+) -> dict[tuple[str, str], Target]:
+    """What takes the optimizer's state, by (parameter, key). Its options are set."""
+    if SETTINGS not in training:
+        raise HetmpError(
+            "the checkpoint has no optimizer's state: load without an optimizer, or save with one"
+        )
+    found = {}
+    below = under(checkpoint.stored, OPTIMIZER)
+    for name, key, parameter, stored in state_targets(model, below):
+        dtype = getattr(torch, stored.dtype)
+        entry = model.hetmp.table[name]
+        if stored.sizes == tuple(entry.shape) and stored.sizes:
+            tensor = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+            found[name, key] = Target(stored.path, stored.sizes, entry.state, tensor)
+        else:
+            found[name, key] = Target(stored.path, (), FULL, torch.empty((), dtype=dtype))
+    check_targets(checkpoint, list(found.values()))
+    restore_settings(model, optimizer, training[SETTINGS])
+    return found
+
+
+def _adopt(
+    model: SlicedModel, optimizer: torch.optim.Optimizer, state: dict[tuple[str, str], Target]
+) -> None:
+    """Make what was read the optimizer's state."""
+    optimizer.state.clear()
+    parameters = dict(model.named_parameters())
+    on_device = {
+        parameter
+        for group in optimizer.param_groups
+        if group.get("capturable") or group.get("fused")
+        for parameter in group["params"]
+    }
+    for (name, key), target in state.items():
+        parameter, value = parameters[name], target.tensor
+        if parameter in on_device:  # there numbers such as ``step`` live beside the parameter
+            value = value.to(parameter.device)
+        optimizer.state[parameter][key] = value
+
+
+def _targets(model: SlicedModel, checkpoint: Seen) -> Iterator[Target]:
+    tensors = tensors_of(model)
+    for entry in model.hetmp.table.values():
+        if not entry.persistent or entry.alias_of is not None:
+            continue
+        path = f"{_folder(entry.parameter)}/{escaped(entry.name)}"
+        if path not in checkpoint.stored and not entry.parameter:
+            path = f"{MODEL}/{escaped(entry.name)}"  # a file that does not tell the two apart
+        yield Target(path, tuple(entry.shape), entry.state, tensors[entry.name])
+
+
+def _check_nothing_left(model: SlicedModel, checkpoint: Seen) -> None:
+    """Refuse a checkpoint of a larger model, of which this one would be a part."""
+    known = {escaped(entry.name) for entry in model.hetmp.table.values() if entry.persistent}
+    for folder in (MODEL, BUFFERS):
+        for name in under(checkpoint.stored, folder):
+            if name not in known:
+                raise HetmpError(
+                    f"the checkpoint has /{folder}/{name}, which the model does not: it is of "
+                    "another model"
+                )
+
+
+def _tensors(model: SlicedModel) -> Iterator[Item]:
+    tensors = tensors_of(model)
+    for entry in model.hetmp.table.values():
+        if entry.persistent and entry.alias_of is None:
+            path = f"{_folder(entry.parameter)}/{escaped(entry.name)}"
+            yield tensor_item(path, entry.shape, entry.state, tensors[entry.name])
+
+
+def _averages(model: SlicedModel, averages: Mapping[str, Tensor]) -> Iterator[Item]:
+    for name, average in averages.items():
+        entry = model.hetmp.table[name]
+        yield tensor_item(f"{AVERAGE}/{escaped(name)}", entry.shape, entry.state, average)
+
+
+def _average_targets(model: SlicedModel, averages: Mapping[str, Tensor]) -> Iterator[Target]:
+    for name, average in averages.items():
+        entry = model.hetmp.table[name]
+        path = f"{AVERAGE}/{escaped(name)}"
+        yield Target(path, tuple(entry.shape), entry.state, average)
+
+
+def _values(values: Mapping[str, Any]) -> Iterator[Item]:
+    for path, array, dtype in flattened(values, ""):
+        yield Item(
+            path[1:], array.shape, dtype, None, np.ascontiguousarray(array).reshape(array.shape)
+        )
+
+
+def _folder(parameter: bool) -> str:
+    return MODEL if parameter else BUFFERS
+
+
+def about_this_process() -> dict[str, Any]:
+    """The attributes of ``/meta`` that one process alone can tell."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "id": uuid.uuid4().hex,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "ranks": 1,
+        "hosts": platform.node(),
+        "hetmp": __version__,
+        **{name: version(name) for name in ("torch", "mpi4py", "numpy", "h5py")},
+        "hdf5": h5py.version.hdf5_version,
+    }
+
+
+def _meta(group: Group) -> dict[str, Any]:
+    """Who wrote the file, where and when; the same on every rank. Collective."""
+    hosts = group.gather_texts(platform.node())
+    told: dict[str, Any] = json.loads(group.broadcast_text(json.dumps(about_this_process())))
+    return {
+        **told,
+        "ranks": group.size,
+        "hosts": ",".join(dict.fromkeys(hosts)),
+        "mpi": mpi_library(),
+    }
+
+
+def _sliced(model: Any) -> SlicedModel:
+    if not isinstance(model, SlicedModel):
+        raise AgreedError(
+            f"give a model made by hetmp.slice_model, got {type(model).__name__}: "
+            "one process alone slices with weights [1]"
+        )
+    return model

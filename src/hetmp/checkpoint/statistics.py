@@ -1,0 +1,137 @@
+"""Figures of a checkpoint's tensors, read a block at a time: no torch, no MPI."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hetmp.checkpoint.catalog import BLOCK_BYTES, Catalog, Stored
+from hetmp.checkpoint.values import TEXT
+
+BINS = 20
+"""Of a histogram."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a tensor's numbers are like; those that are not finite count only as such.
+
+    Attributes:
+        numbers: how many there are.
+        not_finite: how many of them are NaN or infinite.
+        zeros: how many are 0.
+        least, most, mean, deviation: of the finite ones; NaN where there are none.
+        norm: the root of the sum of their squares.
+    """
+
+    numbers: int
+    not_finite: int
+    zeros: int
+    least: float
+    most: float
+    mean: float
+    deviation: float
+    norm: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two checkpoints' datasets of one name are apart.
+
+    Attributes:
+        path: of the dataset.
+        relative: the norm of the difference over the norm of the second; 0 for the same numbers.
+        largest: the largest difference of two numbers.
+        why: what makes them incomparable; empty where they can be compared.
+    """
+
+    path: str
+    relative: float
+    largest: float
+    why: str = ""
+
+
+def values(catalog: Catalog, stored: Stored) -> Iterator[npt.NDArray[np.float64]]:
+    """The numbers of a dataset as float64, some at a time; of complex ones the absolute value."""
+    if stored.dtype == TEXT:
+        return
+    shape = stored.shape
+    if shape.chunks is None:
+        yield _as_float(catalog.read(stored), stored.dtype)
+        return
+    for first, last in shape.blocks(BLOCK_BYTES):
+        yield _as_float(catalog.block(stored, first, last), stored.dtype)
+
+
+def figures(catalog: Catalog, stored: Stored) -> Figures:
+    """Figures of a dataset of numbers."""
+    count = broken = zeros = 0
+    least, most, total, squares = np.inf, -np.inf, 0.0, 0.0
+    for block in values(catalog, stored):
+        finite = block[np.isfinite(block)]
+        count, broken = count + block.size, broken + block.size - finite.size
+        if finite.size:
+            zeros += int((finite == 0).sum())
+            least, most = min(least, float(finite.min())), max(most, float(finite.max()))
+            total += float(finite.sum())
+            squares += float(np.square(finite).sum())
+    kept = count - broken
+    mean = total / kept if kept else np.nan
+    return Figures(
+        count,
+        broken,
+        zeros,
+        least if kept else np.nan,
+        most if kept else np.nan,
+        mean,
+        float(np.sqrt(max(0.0, squares / kept - mean**2))) if kept else np.nan,
+        float(np.sqrt(squares)),
+    )
+
+
+def histogram(
+    catalog: Catalog, stored: Stored, told: Figures
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """(how many numbers, *BINS* of them; the edges between the bins)."""
+    least, most = (told.least, told.most) if told.numbers > told.not_finite else (0.0, 1.0)
+    edges = np.linspace(least, most if most > least else least + 1, BINS + 1)
+    counts = np.zeros(BINS, dtype=np.int64)
+    for block in values(catalog, stored):
+        counts += np.histogram(block[np.isfinite(block)], edges)[0]
+    return counts, edges
+
+
+def difference(one: Catalog, other: Catalog, path: str) -> Difference:
+    """How far a dataset of *path* is from the other file's."""
+    mine, theirs = one.stored.get(path), other.stored.get(path)
+    if mine is None or theirs is None:
+        missing = one if mine is None else other
+        return Difference(path, np.inf, np.inf, f"not in {missing.file.filename}")
+    if (mine.sizes, mine.dtype) != (theirs.sizes, theirs.dtype):
+        return Difference(path, np.inf, np.inf, f"{_told(mine)} against {_told(theirs)}")
+    if mine.digest == theirs.digest:
+        return Difference(path, 0.0, 0.0)
+    if mine.dtype == TEXT:
+        return Difference(path, np.inf, np.inf, "another text")
+    squares = reference = largest = 0.0
+    for a, b in zip(values(one, mine), values(other, theirs), strict=True):
+        apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, a - b)
+        squares += float(np.square(apart).sum())
+        reference += float(np.square(b).sum())
+        largest = max(largest, float(np.abs(apart).max(initial=0.0)))
+    relative = float(np.sqrt(squares) / np.sqrt(reference)) if reference > 0 else np.inf
+    return Difference(path, relative, largest)
+
+
+def _told(stored: Stored) -> str:
+    return f"{'×'.join(map(str, stored.sizes)) or 'a number'} {stored.dtype}"
+
+
+def _as_float(array: npt.NDArray[np.generic], dtype: str) -> npt.NDArray[np.float64]:
+    flat = np.asarray(array).reshape(-1)
+    if dtype == "bfloat16":
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    if flat.dtype.kind == "c":
+        flat = np.abs(flat)
+    return flat.astype(np.float64)

@@ -1,0 +1,126 @@
+"""``hetmp bench``."""
+
+import sys
+
+import click
+
+from hetmp.cli.command import command, option
+from hetmp.cli.fields import field_options, image_options
+from hetmp.cli.options import PATH, ModelName, Weights, image_sizes
+from hetmp.cluster import Group
+
+
+@command()
+@click.argument("model", type=ModelName())
+@option(
+    "--weights",
+    type=Weights(("equal",)),
+    metavar="X,X,...|FILE|equal",
+    help="Relative speeds, one per rank, for example 70,25,5, or a file of them (default: equal).",
+)
+@image_options
+@option(
+    "--batch-size",
+    type=click.INT,
+    metavar="N",
+    default=100,
+    show_default=True,
+    help="Images per step, over all ranks.",
+)
+@option(
+    "--repeats", type=click.INT, metavar="N", default=15, help="Turns that count (default: 15)."
+)
+@option("--data-parallel", is_flag=True, help="Measure torch's data parallelism, too.")
+@option("--only", metavar="NAME,...", help="Measure these variants only.")
+@option("--append", type=PATH, metavar="FILE", help="Add the results to a file, as a line.")
+@field_options("slowdown", heading="Options")
+def bench(
+    model: str,
+    weights: tuple[float, ...] | str | None,
+    shape: tuple[int, ...] | None,
+    classes: int | None,
+    batch_size: int,
+    repeats: int,
+    data_parallel: bool,
+    only: str | None,
+    append: str | None,
+    slowdown: tuple[float, ...] | None,
+) -> None:
+    """Measure a training step beside other ways to do the same.
+
+    \b
+    sliced                      as 'hetmp train' runs it
+    sliced again                the same once more: shows the noise
+    floor                       no exchange: what is left is compute
+    plain exchange              plain collectives on packed copies
+    one process, NCHW           the whole network with the cores of all ranks,
+    one process, channels_last    in both memory formats
+    data parallel               torch's, equal batches      (--data-parallel)
+    data parallel, weighted     batches by --weights        (--data-parallel)
+
+    With --only, also: no shared memory, no overlap, no channels_last (sliced without one of
+    these), regather and rounded (sliced with one).
+
+    On processors alone. The variants take turns. 'sliced / this' is the ratio of medians; its
+    95 % interval is shown from 6 repeats on.
+
+    \b
+    Examples:
+      mpirun -n 2 hetmp bench paper-cifar --batch-size 100
+      mpirun -n 2 hetmp bench paper-cifar --only sliced,floor --append a.jsonl
+    """
+    import shlex
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from hetmp.tools.bench import (
+        BenchConfig,
+        append_result,
+        check_appendable,
+        rows,
+        split_names,
+        summary,
+    )
+    from hetmp.tools.bench import bench as measured
+
+    input_shape, count = image_sizes(model, shape, classes)
+    group = Group()
+    with group.together():
+        if append and group.is_root:
+            check_appendable(Path(append))
+    config = BenchConfig(
+        model=model,
+        input_shape=input_shape,
+        classes=count,
+        weights=weights if isinstance(weights, tuple) else (1.0,) * group.size,
+        batch_size=batch_size,
+        repeats=repeats,
+        slowdown=slowdown,
+        only=split_names(only) if only else None,
+        data_parallel=data_parallel,
+    )
+    with group.failing():
+        result = measured(config)
+    if not group.is_root:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for heading in ("variant", "ms a step", "quartiles", "sliced / this", "95 %"):
+        table.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
+    for row in rows(result):
+        table.add_row(*row)
+    sizes = "×".join(str(size) for size in input_shape)
+    click.echo(
+        f"{model}, batch {batch_size} of {sizes}, "
+        f"weights {','.join(f'{share:g}' for share in config.weights)}; threads: "
+        f"{result.threads[0]} a rank, {result.threads[1]} in one process"
+    )
+    if slowdown:
+        click.echo("ranks slowed on purpose by " + ", ".join(f"{s:g}" for s in slowdown))
+    Console().print(table)
+    for line in summary(result):
+        click.echo(line)
+    if append:
+        append_result(Path(append), result, shlex.join(["hetmp", *sys.argv[1:]]))
+        click.echo(f"added a line to {append}")

@@ -1,0 +1,64 @@
+"""``hetmp evaluate``."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hetmp.cli.command import command, option
+from hetmp.cli.fields import used_options
+from hetmp.cli.options import FILE, PATH, check_folder
+from hetmp.cluster import Group
+from hetmp.core.files import replacing
+
+
+@command()
+@click.argument("checkpoint", type=PATH)
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
+@option("--out", type=FILE, metavar="FILE", help="File to write: what --json prints.")
+@used_options
+def evaluate(checkpoint: str, as_json: bool, out: str | None, **given: Any) -> None:
+    """Loss and accuracy of a checkpoint on the test set.
+
+    CHECKPOINT is a file, or a run's folder: its model.h5 is taken, else its newest sound
+    checkpoint. Start it with any ranks: the figures are the same. What 'hetmp train' writes says
+    its network and data; for other files, say --model and --data. A network of your own always
+    takes --model, so that no file chooses which code is run.
+
+    \b
+    Examples:
+      hetmp evaluate runs/demo
+      hetmp evaluate runs/long/checkpoints/latest.h5 --json
+      mpirun -n 3 hetmp evaluate runs/demo --weights 70,25,5
+      hetmp evaluate mine.h5 --model mymodels:build --data digits
+    """
+    from hetmp.core.text import count_ranks
+    from hetmp.run.evaluate import evaluate_checkpoint
+
+    group = Group()
+    with group.together():
+        if out is not None and group.is_root:
+            check_folder(out)
+    with group.failing():
+        found = evaluate_checkpoint(Path(checkpoint), given)
+    told = asdict(found)
+    if not math.isfinite(found.loss):
+        told["loss"] = None  # JSON has no word for it
+    text = json.dumps(told, indent=1)
+    with group.together():
+        if out is not None and group.is_root:
+            with replacing(Path(out)) as beside:
+                beside.write_text(text + "\n")
+    if as_json:
+        group.say(text)
+        return
+    for why in found.passed_over:
+        group.say(f"passed over: {why}")
+    steps = "" if found.steps is None else f" ({found.steps} steps)"
+    group.say(
+        f"{100 * found.accuracy:.2f} % test accuracy, loss {found.loss:.4f}, over {found.images} "
+        f"images, on {count_ranks(found.ranks)}: {found.file}{steps}"
+    )

@@ -1,0 +1,66 @@
+"""``hetmp explain``."""
+
+import click
+
+from hetmp.cli.command import command, option
+from hetmp.cli.fields import field_options, image_options
+from hetmp.cli.options import ModelName, Weights, image_sizes
+from hetmp.core.errors import HetmpError
+
+
+@command()
+@click.argument("model", type=ModelName())
+@option(
+    "--weights",
+    type=Weights(()),
+    metavar="X,X,...|FILE",
+    help="Relative speeds, one per rank, for example 70,25,5, or a file of them.",
+)
+@field_options("plan", heading="Options")
+@image_options
+@option("--all", "everything", is_flag=True, help="Show operations that move nothing, too.")
+@field_options("strict", heading="Options")
+def explain(
+    model: str,
+    weights: tuple[float, ...] | None,
+    plan: str | None,
+    shape: tuple[int, ...] | None,
+    classes: int | None,
+    everything: bool,
+    strict: bool | None,
+) -> None:
+    """Show how a network is cut, and what moves between the ranks.
+
+    MODEL is a name (see 'hetmp models') or package.module:function for your own. Runs without
+    MPI, and takes no memory for parameters.
+
+    \b
+    Examples:
+      hetmp explain resnet50 --weights 70,25,5
+      hetmp explain mymodels:build --shape 3,64,64 --classes 10 --weights 2,1
+    """
+    import torch
+    from rich.console import Console
+
+    from hetmp import models
+    from hetmp.slicing.channel_groups import plan_from_weights
+    from hetmp.slicing.graph import read_graph
+    from hetmp.slicing.plan import Plan
+    from hetmp.tools.explain import explain as explained
+    from hetmp.tools.explain import render
+
+    if (weights is None) == (plan is None):
+        raise HetmpError("say how the work is shared: either --weights 70,25,5 or --plan FILE")
+    input_shape, count = image_sizes(model, shape, classes)
+    with torch.device("meta"):
+        module = models.build(model, input_shape, count)
+    graph = read_graph(module, torch.empty((2, *input_shape), device="meta"))
+    if strict:
+        graph.check_strict()
+    chosen = Plan.load(plan) if plan else plan_from_weights(graph, weights or ())
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    console.print(f"{model}, {count} classes, images of {'×'.join(map(str, input_shape))}")
+    narrow = console.width < 100
+    console.print(render(explained(graph, chosen), everything=everything, narrow=narrow))

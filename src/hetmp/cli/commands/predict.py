@@ -1,0 +1,65 @@
+"""``hetmp predict``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hetmp.cli.command import command, option
+from hetmp.cli.fields import used_options
+from hetmp.cli.options import FILE, PATH, Choice
+from hetmp.cluster import Group
+
+
+@command()
+@click.argument("checkpoint", type=PATH)
+@option(
+    "--out",
+    type=FILE,
+    metavar="FILE",
+    required=True,
+    help="File to write: .csv, or .h5 for HDF5.",
+)
+@option(
+    "--part",
+    type=Choice("part", ("test", "train")),
+    metavar="test|train",
+    default="test",
+    show_default=True,
+    help="Which images of the data set.",
+)
+@option(
+    "--images",
+    type=PATH,
+    metavar="PATH",
+    help="A folder of pictures without classes, or one picture, instead of the data set.",
+)
+@used_options
+def predict(checkpoint: str, out: str, part: str, images: str | None, **given: Any) -> None:
+    """Class and probability of every image, to CSV or HDF5.
+
+    CHECKPOINT is a file, or a run's folder: its model.h5 is taken, else its newest sound
+    checkpoint. Start it with any ranks: the predictions are the same. The images are the test
+    images of the data that the network was trained on, unless another is given.
+
+    \b
+    Examples:
+      hetmp predict runs/demo --out predictions.csv
+      hetmp predict runs/demo --images holiday --out holiday.csv
+      mpirun -n 3 hetmp predict runs/demo --part train --out train.h5
+    """
+    from hetmp.core.text import count_ranks
+    from hetmp.run.predict import predict as predicted
+
+    group = Group()
+    with group.failing():
+        found = predicted(
+            Path(checkpoint), Path(out), given, part=part, images=Path(images) if images else None
+        )
+    for why in found.passed_over:
+        group.say(f"passed over: {why}")
+    right = "" if found.accuracy is None else f", {100 * found.accuracy:.2f} % of the labels met"
+    group.say(
+        f"wrote the classes of {found.images} images to {found.out}{right}, on "
+        f"{count_ranks(found.ranks)}: {found.file}"
+    )

@@ -1,0 +1,213 @@
+"""``hetmp submit``."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem, ShellComplete
+
+from hetmp.cli.command import Command, option, spelt
+from hetmp.cli.names import JOBS
+from hetmp.cli.options import FILE, FOLDER, Choice
+from hetmp.core.errors import HetmpError
+
+if TYPE_CHECKING:
+    from hetmp.tools.submit import Job
+
+ENV_FILE = Path("jobs", "env.sh")
+
+
+def _command(template: str) -> click.Command:
+    """hetmp's command that a template's job runs, to look at its arguments before it waits."""
+    if template == "profile":
+        from hetmp.cli.commands.profile import profile
+
+        return profile
+    if template == "evaluate":
+        from hetmp.cli.commands.evaluate import evaluate
+
+        return evaluate
+    from hetmp.cli.commands.train import train_command
+
+    return train_command()
+
+
+def _check_arguments(template: str, job: "Job") -> None:
+    """Refuse what the job's command would refuse: now, and not after hours in the queue."""
+    command = _command(template)
+    context = command.make_context(f"hetmp {command.name}", list(job.arguments))
+    if command.name == "train":
+        from hetmp.cli.commands.train import told_config
+
+        told_config(
+            context.params,
+            out="run",
+            profiles=job.profiles,
+            checkpoint_every=job.checkpoint_every,
+        )
+
+
+class _Submit(Command):
+    """A command that knows whose a flag is that was given to it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, list(args))
+        except click.NoSuchOption as error:
+            words = [word for word in args if not word.startswith("-")]
+            template = next((word for word in words if word in JOBS), "train")
+            flags = [flag for param in _command(template).params for flag in spelt(param)]
+            if error.option_name not in flags:
+                raise
+            raise HetmpError(
+                f"{error.option_name} belongs to the job: put it behind --, as in "
+                f"hetmp submit {template} -- {error.option_name} ..."
+            ) from None
+
+
+class _Template(Choice):
+    """The kind of job; with --config, the words behind the -- may stand in its place."""
+
+    def __init__(self) -> None:
+        super().__init__("job template", JOBS, others=True)
+
+
+class _Arguments(click.ParamType):  # type: ignore[type-arg]
+    """What the job's command is given: completed as that command completes it."""
+
+    name = "argument"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """As ``hetmp train`` (or profile, evaluate) itself."""
+        job = _command(ctx.params.get("template") or "train")
+        given = [str(word) for word in ctx.params.get("arguments") or ()]
+        return ShellComplete(job, {}, f"hetmp {job.name}", "").get_completions(given, incomplete)
+
+
+_job = partial(option, heading="The job")
+_nodes = partial(option, heading="Its nodes")
+_run = partial(option, heading="Its run")
+
+
+@click.command(cls=_Submit)
+@click.argument("template", type=_Template(), required=False)
+@click.argument("arguments", nargs=-1, type=_Arguments(), metavar="[-- ARGUMENT...]")
+@_job("--config", type=FILE, metavar="FILE", help="A job in a file (TOML); flags win.")
+@_job("--name", metavar="NAME", help="What the queue calls it.")
+@_job("--time", metavar="TIME", help="Time limit, as 8:00:00.")
+@_job("--account", metavar="NAME", help="Whom the site charges.")
+@_job("--qos", metavar="NAME", help="Quality of service.")
+@_job(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="--NAME=VALUE",
+    help="More options of sbatch; once for each.",
+)
+@_job("--mpi", metavar="TYPE", help="What srun --mpi= is given, if not what fits.")
+@_job(
+    "--env-file",
+    type=FILE,
+    metavar="FILE",
+    help="What the job reads first (default: jobs/env.sh if there is one).",
+)
+@option("--dry-run", is_flag=True, help="Print the script, and submit nothing.")
+@option("--follow", is_flag=True, help="Show the run's progress until the job ends.")
+@_nodes("--nodes", metavar="N|MIN-MAX", help="Number of nodes, or as many as can be had.")
+@_nodes("--partition", metavar="NAME", help="The partition that they are in.")
+@_nodes("--constraint", metavar="FEATURES", help="Features that they must have.")
+@_nodes("--tasks-per-node", type=click.INT, metavar="N", help="Ranks on each node.")
+@_nodes("--cpus-per-task", type=click.INT, metavar="N", help="Cores for each rank.")
+@_nodes("--gpus-per-task", type=click.INT, metavar="N", help="GPUs for each rank, which uses one.")
+@_nodes("--mem", metavar="SIZE", help="Memory of each node, as 16G.")
+@_nodes(
+    "--component",
+    "components",
+    multiple=True,
+    metavar="NAME=VALUE,...",
+    help="Nodes of one kind, as partition=new,nodes=2,gpus_per_task=1; once for each kind.",
+)
+@_run("--run", type=FOLDER, metavar="FOLDER", help="Its folder, to go on with an older one.")
+@_run(
+    "--profiles",
+    type=FOLDER,
+    metavar="FOLDER",
+    help="Folder of what devices were measured to take, by kind of node.",
+)
+@_run(
+    "--checkpoint-every",
+    metavar="INTERVAL",
+    help="How often a checkpoint is saved: in steps (500), epochs (2epochs) or time (90s, 10min, "
+    "1h).",
+)
+@_run(
+    "--signal",
+    type=Choice("signal", ("USR1", "USR2")),
+    metavar="USR1|USR2",
+    help="The signal that says that the time is nearly up.",
+)
+@_run("--notice", type=click.INT, metavar="SECONDS", help="How long before the limit it does.")
+@_run("--max-restarts", type=click.INT, metavar="N", help="How often it may be queued again.")
+def submit(
+    template: str | None,
+    arguments: tuple[str, ...],
+    config: str | None,
+    components: tuple[str, ...],
+    env_file: str | None,
+    dry_run: bool,
+    follow: bool,
+    **flags: Any,
+) -> None:
+    """Submit a Slurm job: train, train_hetero, profile or evaluate.
+
+    It writes the job's script, gives it to sbatch and prints the job's number. What follows '--'
+    goes to 'hetmp train' (or profile, evaluate) in the job. The run's folder is
+    runs/NAME-NUMBER unless --run says another.
+
+    \b
+    Examples:
+      hetmp submit train --dry-run
+      hetmp submit profile --constraint a100 --gpus-per-task 1 \\
+          -- resnet18 --batch-size 256
+      hetmp submit train --nodes 1-4 --time 8:00:00 --follow \\
+          -- --model resnet18 --data synthetic --batch-size 256 --epochs 90
+      hetmp submit train_hetero --component partition=new,gpus_per_task=1 \\
+          --component partition=cpu,nodes=2 -- --model resnet18 --data synthetic
+      hetmp submit --config job.toml
+    """
+    from hetmp.cluster import mpi_vendor
+    from hetmp.cluster.slurm import available, chosen_mpi_type
+    from hetmp.tools.submit import Component, make_job, read_job, render
+    from hetmp.tools.submit import follow as followed
+    from hetmp.tools.submit import submit as submitted
+
+    told = read_job(config) if config else {}
+    if "template" in told and template is not None and template not in JOBS:
+        arguments, template = (template, *arguments), None  # all of them stand behind the --
+    template = template or told.get("template")
+    if template is None:
+        raise HetmpError(f"say which job: {', '.join(JOBS)}")
+    flags["components"] = [Component.parse(text) for text in components]
+    flags = {**flags, "arguments": arguments}
+    flags = {name: value for name, value in flags.items() if value not in (None, (), [])}
+    nodes = {name: flags.pop(name) for name in Component.model_fields if name in flags}
+    told = {name: value for name, value in told.items() if name != "template"}
+    job = make_job(str(template), {**told, **flags}, nodes, config or "job")
+    if not dry_run:
+        _check_arguments(str(template), job)
+    if job.mpi == "auto" and available() and not dry_run:
+        job = job.model_copy(update={"mpi": chosen_mpi_type(mpi_vendor())})
+    if env_file is None and ENV_FILE.is_file():
+        env_file = str(ENV_FILE)
+    script = render(template, job, env_file)
+    if dry_run:
+        click.echo(script, nl=False)
+        return
+    sent = submitted(str(template), job, script)
+    run = f"; run: {sent.run}" if sent.run else ""
+    click.echo(f"submitted job {sent.number}; log: {sent.log}{run}")
+    if follow and followed(sent) not in ("COMPLETED", ""):
+        raise SystemExit(1)

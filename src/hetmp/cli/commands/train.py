@@ -1,0 +1,135 @@
+"""``hetmp train``: a flag per field of the configuration, and a file of them."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hetmp.cli.command import Command, Option
+from hetmp.cli.options import FILE
+from hetmp.cluster import Group
+from hetmp.core.errors import HetmpError
+from hetmp.run.stop_signals import EXIT_CODE
+
+if TYPE_CHECKING:
+    from hetmp.run.config import TrainConfig
+
+CONFIG_FILE = "config_file"
+PRINT_CONFIG = "print_config"
+IN_A_FILE = "A run in a file"
+
+
+def told_config(values: Mapping[str, Any], **job: Any) -> "tuple[TrainConfig, str]":
+    """What the command's parameters come to, with the file that they name; flags win.
+
+    Args:
+        values: the parameters by name, as click parsed them.
+        job: more flags, which a job gives; *values* win over them.
+
+    Returns:
+        The configuration, and what is to be known of the file in words.
+
+    Raises:
+        HetmpError: a file that cannot be read, a wrong value, or no model or data.
+    """
+    from hetmp.run.config import TrainConfig, train_config
+    from hetmp.run.config_file import ConfigFile, flags_over, read_config
+    from hetmp.run.versions import differing_versions
+
+    given = {name: value for name, value in values.items() if value not in (None, ())}
+    flags = job | {name: given[name] for name in TrainConfig.model_fields if name in given}
+    for name, value in flags.items():
+        if isinstance(TrainConfig.model_fields[name].default, dict):
+            flags[name] = dict(value)
+    path = values.get(CONFIG_FILE)
+    file = read_config(path) if path else ConfigFile({}, {})
+    told = flags_over(file.fields, flags)
+    for name, field in TrainConfig.model_fields.items():
+        if field.is_required() and name not in told:
+            raise HetmpError(
+                f"{name}: give --{name} NAME, or a --config file that says it"
+                + (f" ({path} does not)" if path else "")
+            )
+    return train_config(**told), differing_versions(path, file.versions)
+
+
+def _train(**values: Any) -> None:
+    if values[PRINT_CONFIG]:
+        from hetmp.run.config_file import config_text
+
+        click.echo(config_text(told_config(values)[0]), nl=False)
+        return
+    from hetmp.run.progress import silent
+
+    group = Group()
+    with group.together():  # a file may lie on some nodes alone
+        config, note = told_config(values)
+    with silent(config.quiet):
+        if note:
+            group.say(note)
+        _train_as_told(config, group)
+
+
+def _train_as_told(config: "TrainConfig", group: Group) -> None:
+    from hetmp.core.text import count_ranks
+    from hetmp.run.train import train
+
+    with group.failing():
+        result = train(config)
+    if result.stopped:
+        group.say(
+            f"stopped after step {result.steps}, as asked by a signal; the run goes on from "
+            f"{config.out} with --resume auto"
+        )
+        raise SystemExit(EXIT_CODE)
+    group.say(
+        f"{100 * result.accuracy:.2f} % test accuracy after {result.steps} steps on "
+        + (f"{result.ranks} of " if result.ranks < group.size else "")
+        + count_ranks(group.size)
+    )
+    if config.out:
+        group.say(f"wrote config.toml, metrics.jsonl, plan.json and model.h5 to {config.out}")
+
+
+def config_option() -> Option:
+    """The flag of a run in a file."""
+    return Option(
+        ["--config", CONFIG_FILE],
+        type=FILE,
+        metavar="FILE",
+        heading=IN_A_FILE,
+        help="A run in a file (TOML), such as the config.toml of an older one; flags win.",
+    )
+
+
+def train_command() -> click.Command:
+    """``hetmp train``, with a flag per field of the configuration."""
+    from hetmp.cli.fields import field_option
+    from hetmp.run.config import TrainConfig
+
+    options: list[click.Parameter] = [
+        config_option(),
+        Option(
+            ["--print-config", PRINT_CONFIG],
+            is_flag=True,
+            heading=IN_A_FILE,
+            help="Print such a file of this run, complete and with comments, and train nothing.",
+        ),
+        *(field_option(name) for name in TrainConfig.model_fields),
+    ]
+    text = """Train a network, every rank with a slice of each layer's filters.
+
+    --model and --data must be told, here or in a file. Every other setting has a default. Signals
+    that end a run so that it can go on later: see --stop-signal.
+
+    \b
+    Examples:
+      hetmp train --model digits --data digits
+      mpirun -n 3 hetmp train --model digits --data digits --weights 70,25,5
+      mpirun -n 3 hetmp train --model digits --data digits --weights auto
+      mpirun -n 2 hetmp train --model paper-cifar --data synthetic --steps 20
+      hetmp train --model digits --data digits --print-config > run.toml
+      mpirun -n 3 hetmp train --config run.toml --lr 0.1 --out runs/first
+    """
+    short = "Train a network, every rank with a slice of each layer."
+    return Command("train", params=options, callback=_train, help=text, short_help=short)

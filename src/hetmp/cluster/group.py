@@ -1,0 +1,289 @@
+"""The ranks that share one model's channels: who I am, agreement on errors, root-only output."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from hetmp.cluster.mpi import mpi
+from hetmp.cluster.shared_memory import SharedMemory
+from hetmp.cluster.slowdown import Pace
+from hetmp.core.errors import (
+    BAD_INPUT,
+    FailedError,
+    HetmpError,
+    describe,
+    exit_code,
+    grace_seconds,
+    report,
+)
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+PATIENCE_SECONDS = 0.05
+"""How often a rank that waits patiently looks whether the others are there."""
+
+_cache_key: int | None = None
+
+
+class AgreedError(HetmpError):
+    """An error that every rank of the group raises at the same point."""
+
+
+class AgreedFailure(AgreedError, FailedError):
+    """An agreed error that is no fault of what was told."""
+
+
+class Group:
+    """The ranks of one communicator, and the duplicates of it that hetmp talks over.
+
+    Making a group is collective over *comm* (``MPI.COMM_WORLD`` if None). Duplicates are
+    cached on the user's communicator, one per purpose, so any number of models costs two.
+    Copies of a group, deep ones included, are the group itself.
+
+    Attributes:
+        comm: carries the exchanges between layers.
+        control: carries agreement and other small messages.
+        rank: this rank's number.
+        size: how many ranks there are.
+        on_one_host: whether all ranks can share memory.
+        kept: what lives as long as the user's communicator, by purpose.
+        pace: a test aid that makes this rank slower.
+        rehearsing: whether exchanges move nothing, to measure what is left of a step.
+        wire: the dtype, by name, in which all that is floating travels; None for its own.
+        patient: whether small messages are waited for without burning a core.
+    """
+
+    def __init__(self, comm: "MPI.Intracomm | None" = None) -> None:
+        library = mpi()
+        user = library.COMM_WORLD if comm is None else comm
+        if user == library.COMM_NULL or user.Is_inter():
+            raise HetmpError(
+                "hetmp needs an intracommunicator that this rank is in, such as MPI.COMM_WORLD"
+            )
+        self.kept: dict[str, Any] = _kept(user)
+        self.comm: MPI.Intracomm = _duplicate(user, self.kept, "exchange")
+        self.control: MPI.Intracomm = _duplicate(user, self.kept, "control")
+        self.rank: int = user.Get_rank()
+        self.size: int = user.Get_size()
+        self.on_one_host = _on_one_host(self.control, self.kept)
+        self.pace = Pace()
+        self.rehearsing = False
+        self.wire: str | None = None
+        self.patient = False
+
+    def __copy__(self) -> "Group":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Group":
+        return self
+
+    def __repr__(self) -> str:
+        return f"Group(rank={self.rank}, size={self.size})"
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is rank 0, the one that speaks for the group."""
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print *text* from rank 0."""
+        if self.is_root:
+            print(text, flush=True)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Agree on errors: if the body raised on any rank, every rank raises ``AgreedError``.
+
+        Collective. The body must hold no collective call of its own, or must raise before it.
+        The message is the first failing rank's, with its number unless all failed.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        code = exit_code(error) if error else 0
+        failed = self.allgather(np.array([code], dtype=np.int8)).ravel()
+        if not failed.any():
+            return
+        first = int(failed.nonzero()[0][0])
+        text = self.broadcast_text(describe(error) if error else "", root=first)
+        kind = AgreedError if failed[first] == BAD_INPUT else AgreedFailure
+        raise kind(text if failed.all() else f"rank {first}: {text}") from error
+
+    def allgather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Every rank's *values* (equal shapes and dtypes), stacked in rank order. Collective."""
+        values = np.ascontiguousarray(values)
+        gathered = np.empty((self.size, *values.shape), dtype=values.dtype)
+        if self.patient:
+            self._wait(self.control.Iallgather(values, gathered))
+        else:
+            self.control.Allgather(values, gathered)
+        return gathered
+
+    def start_allgather(
+        self, own: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8], counts: Sequence[int]
+    ) -> "MPI.Request":
+        """Begin to gather every rank's bytes in rank order; neither array may change. Collective.
+
+        Args:
+            counts: how many bytes each rank gives.
+        """
+        return self.control.Iallgatherv(own, [into, counts])
+
+    def broadcast(self, values: npt.NDArray[Any], root: int = 0) -> npt.NDArray[Any]:
+        """*root*'s values, written into and returned as *values*. Collective."""
+        if self.patient:
+            self._wait(self.control.Ibcast(values, root=root))
+        else:
+            self.control.Bcast(values, root=root)
+        return values
+
+    def broadcast_text(self, text: str, root: int = 0) -> str:
+        """*root*'s text on every rank. Collective."""
+        encoded = np.frombuffer(text.encode(), dtype=np.uint8)
+        size = int(self.broadcast(np.array([encoded.size]), root)[0])
+        buffer = encoded.copy() if self.rank == root else np.empty(size, dtype=np.uint8)
+        return self.broadcast(buffer, root).tobytes().decode()
+
+    def gather_texts(self, text: str) -> list[str]:
+        """Every rank's text, in rank order. Collective."""
+        return [self.broadcast_text(text, root) for root in range(self.size)]
+
+    def alltoall(
+        self, packed: npt.NDArray[np.uint8], outgoing: Sequence[int], incoming: Sequence[int]
+    ) -> npt.NDArray[np.uint8]:
+        """Send every rank its bytes; the bytes that arrive, in rank order. Collective.
+
+        Args:
+            packed: what is sent, one rank's after the other's.
+            outgoing, incoming: how many bytes go to and come from each rank.
+        """
+        arrived = np.empty(sum(incoming), dtype=np.uint8)
+        if self.patient:
+            self._wait(self.control.Ialltoallv([packed, outgoing], [arrived, incoming]))
+        else:
+            self.control.Alltoallv([packed, outgoing], [arrived, incoming])
+        return arrived
+
+    def behind(self) -> "Group":
+        """A group of the same ranks for a thread beside the one that trains. Collective.
+
+        It talks over communicators of its own, and waits without burning a core.
+
+        Raises:
+            HetmpError: MPI was started without support for several threads.
+        """
+        library = mpi()
+        if library.Query_thread() < library.THREAD_MULTIPLE:
+            raise HetmpError(
+                "MPI was started for one thread at a time, and saving behind the training takes "
+                "two: set mpi4py.rc.thread_level = 'multiple' before importing mpi4py.MPI"
+            )
+        if "behind" not in self.kept:
+            self.kept["behind"] = Group(self.control.Dup())
+        found: Group = self.kept["behind"]
+        found.patient = True
+        return found
+
+    def _wait(self, request: "MPI.Request") -> None:
+        """Until a request is complete, looking now and then."""
+        pause = 1e-5
+        while not request.Test():
+            time.sleep(pause)
+            pause = min(2 * pause, PATIENCE_SECONDS / 50)
+
+    def all_done(self) -> "MPI.Request":
+        """Say that this rank is done, and go on; the request is complete when all have."""
+        return self.control.Ibarrier()
+
+    def part(self, ranks: Sequence[int]) -> "MPI.Intracomm | None":
+        """A communicator of *ranks* alone, in that order; None on the others. Collective."""
+        color = 0 if self.rank in ranks else mpi().UNDEFINED
+        key = list(ranks).index(self.rank) if self.rank in ranks else 0
+        comm: Any = self.control.Split(color, key)
+        return None if comm == mpi().COMM_NULL else comm
+
+    def meet(self) -> None:
+        """Wait for all ranks without burning a core, for minutes or hours. Collective."""
+        arrived = self.comm.Ibarrier()
+        while not arrived.Test():
+            time.sleep(PATIENCE_SECONDS)
+
+    def shared_memory(self, size: int) -> "SharedMemory":
+        """*size* bytes that all ranks see. Collective; needs ``on_one_host``."""
+        return SharedMemory(self.comm, size)
+
+    def all_fail(self) -> bool:
+        """Called where a rank fails: whether all the others do, too, at about the same point."""
+        request = self.control.Ibarrier()
+        deadline = time.monotonic() + grace_seconds()
+        while not (all_failed := request.Test()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return bool(all_failed)
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Around what a program does: an error in it that was not agreed on ends the job."""
+        try:
+            yield
+        except AgreedError:
+            raise
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """End the job after an error that was not agreed on: nonzero exit on all, no hang.
+
+        Where every rank fails at about the same point, rank 0 alone speaks and all exit.
+        Where some go on, they will wait in a collective for this one: it speaks and aborts.
+        """
+        if self.all_fail():
+            if self.is_root:
+                report(error)
+            raise SystemExit(exit_code(error))
+        report(error, prefix=f"rank {self.rank} failed while the others went on: ")
+        time.sleep(grace_seconds() / 3)  # for the launcher to pass on what this rank said
+        mpi().COMM_WORLD.Abort(1)
+        raise SystemExit(1)
+
+
+def _kept(comm: "MPI.Intracomm") -> dict[str, Any]:
+    """What hetmp keeps on a user's communicator."""
+    global _cache_key
+    library = mpi()
+    if library.Query_thread() < library.THREAD_SERIALIZED:
+        raise HetmpError(
+            "MPI was started without thread support, and backward passes on a GPU call it from "
+            "another thread: set mpi4py.rc.thread_level = 'multiple' before importing mpi4py.MPI"
+        )
+    if _cache_key is None:
+        _cache_key = library.Comm.Create_keyval()
+    kept: Any = comm.Get_attr(_cache_key)
+    if kept is None:
+        kept = {}
+        comm.Set_attr(_cache_key, kept)
+    found: dict[str, Any] = kept
+    return found
+
+
+def _duplicate(comm: "MPI.Intracomm", kept: dict[str, Any], purpose: str) -> "MPI.Intracomm":
+    if purpose not in kept:
+        kept[purpose] = comm.Dup()
+    duplicate: MPI.Intracomm = kept[purpose]
+    return duplicate
+
+
+def _on_one_host(comm: "MPI.Intracomm", kept: dict[str, Any]) -> bool:
+    if "on one host" not in kept:
+        local = comm.Split_type(mpi().COMM_TYPE_SHARED)
+        alone = np.array([local.Get_size() < comm.Get_size()], dtype=np.int8)
+        comm.Allreduce(mpi().IN_PLACE, alone, op=mpi().MAX)
+        kept["on one host"] = not alone[0]
+        local.Free()
+    return bool(kept["on one host"])

@@ -1,0 +1,81 @@
+"""The MPI library: started when first needed, named, and refused where it cannot work."""
+
+import atexit
+import os
+import sys
+from typing import Any
+
+from hetmp.core.errors import HetmpError
+
+
+def mpi() -> Any:
+    """``mpi4py.MPI``, with MPI started."""
+    library = _loaded()
+    if not library.Is_initialized():
+        _refuse_misfit(library.Get_library_version())
+        library.Init_thread(library.THREAD_MULTIPLE)
+        atexit.register(_finalize)
+    return library
+
+
+def mpi_started() -> bool:
+    """Whether MPI has been started in this process."""
+    return "mpi4py.MPI" in sys.modules and bool(_loaded().Is_initialized())
+
+
+def _loaded() -> Any:
+    """``mpi4py.MPI``; started only if the user's own program imported it before."""
+    if "mpi4py.MPI" not in sys.modules:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        # Open MPI's UCX component cannot share memory on a host, and says so at every window.
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+    from mpi4py import MPI
+
+    return MPI
+
+
+def _finalize() -> None:
+    from mpi4py import MPI
+
+    if not MPI.Is_finalized():
+        MPI.Finalize()
+
+
+def _refuse_misfit(library: str) -> None:
+    """Say what MPICH would abort on without a word of help: a launcher that speaks PMIx only."""
+    pmix_only = "PMIX_RANK" in os.environ and "PMI_RANK" not in os.environ
+    if library.startswith("MPICH") and pmix_only and "SLURM_PROCID" in os.environ:
+        raise HetmpError(
+            "srun --mpi=pmix does not fit this MPI library (MPICH): use srun --mpi=pmi2, or an "
+            "Open MPI"
+        )
+
+
+def mpi_vendor() -> str:
+    """Whose MPI library this is, for example ``MPICH`` or ``Open MPI``. Does not start it.
+
+    Raises:
+        HetmpError: there is none that can be loaded.
+    """
+    try:
+        return str(_loaded().get_vendor()[0])
+    except (ImportError, RuntimeError) as error:
+        raise HetmpError(
+            f"no MPI library can be loaded ({error}): make setup installs one"
+        ) from error
+
+
+def mpi_library() -> str:
+    """The MPI library in use, for example ``MPICH 5.0.2``. Does not start it."""
+    name, version = _loaded().get_vendor()
+    return f"{name} {'.'.join(str(part) for part in version)}"
+
+
+def thread_level() -> str:
+    """How many threads may call MPI at once: single, funneled, serialized or multiple."""
+    library = mpi()
+    names = ("single", "funneled", "serialized", "multiple")
+    levels = [getattr(library, f"THREAD_{name.upper()}") for name in names]
+    return names[levels.index(library.Query_thread())]

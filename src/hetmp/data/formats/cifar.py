@@ -1,0 +1,187 @@
+"""The files of CIFAR-10 and CIFAR-100: where they are, and what is in them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os.path import exists, isdir
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hetmp.core.errors import HetmpError
+from hetmp.data.arrays import checked_labels
+from hetmp.data.formats.archive import read_tar
+from hetmp.data.formats.pickles import byte_array, read_pickle
+from hetmp.data.records import read_file
+
+SHAPE = (3, 32, 32)
+PIXELS = 3 * 32 * 32
+
+Labels = tuple[tuple[str, int], ...]
+"""Name and number of classes of each label that an image has; the last is what is learnt."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one version of a set is laid out in files."""
+
+    folder: str
+    """What the folder is called that the archive unpacks to."""
+    train: tuple[str, ...]
+    test: str
+    names: str
+    """The file of the classes' names, which may be missing."""
+    binary: bool
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The files that there must be."""
+        return (*self.train, self.test)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that are looked for."""
+        return (*self.images, self.names)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file in a folder, or its content where it was in an archive."""
+
+    where: str
+    path: Path | None
+    unpacked: bytes = b""
+
+    def read(self) -> bytes:
+        """Its content, which is not empty.
+
+        Raises:
+            HetmpError: it cannot be read, or is empty.
+        """
+        if self.path is not None:
+            return read_file(self.path)
+        if not self.unpacked:
+            raise HetmpError(f"{self.where} is empty: get it again")
+        return self.unpacked
+
+
+def locate(name: str, path: Path, layouts: tuple[Layout, ...]) -> tuple[Layout, dict[str, Source]]:
+    """The first of the *layouts* of data set *name* that *path* has, and its files by name.
+
+    Args:
+        path: the folder of the files, one that it is in, or an archive of it.
+
+    Raises:
+        HetmpError: there is none, a file of images is missing, or the archive is damaged.
+    """
+    for layout, where, files in _versions(path, layouts):
+        if any(image in files for image in layout.images):
+            missing = [image for image in layout.images if image not in files]
+            if missing:
+                raise HetmpError(f"{where} has no {', '.join(missing)}: get the data set again")
+            return layout, files
+    folders = " or ".join(layout.folder for layout in layouts)
+    tests = " or ".join(layout.test for layout in layouts)
+    raise HetmpError(
+        f"{path} has none of the files of data set {name!r}, such as {tests}: give the folder "
+        f"{folders}, the one that it is in, or the archive"
+    )
+
+
+def _versions(
+    path: Path, layouts: tuple[Layout, ...]
+) -> list[tuple[Layout, Path, dict[str, Source]]]:
+    """For each version, and each place where it may be, those of its files that are there."""
+    if not isdir(path):
+        content = read_tar(path, {file for layout in layouts for file in layout.files})
+        inside = {file: Source(f"{file} in {path}", None, content[file]) for file in content}
+        return [(layout, path, inside) for layout in layouts]
+    places = [(layout, at) for layout in layouts for at in (path, path / layout.folder)]
+    return [
+        (
+            layout,
+            at,
+            {f: Source(str(at / f), at / f) for f in layout.files if exists(at / f)},
+        )
+        for layout, at in places
+    ]
+
+
+def read_records(
+    source: Source, labels: Labels
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Labels (n,) of a file of the binary version, and records (n, labels + PIXELS) of bytes.
+
+    Raises:
+        HetmpError: its length is no number of records, or a label is out of range.
+    """
+    content, length = source.read(), len(labels) + PIXELS
+    count, rest = divmod(len(content), length)
+    if rest:
+        raise HetmpError(
+            f"{source.where} has {len(content)} bytes, which is no number of images of {length} "
+            "bytes: get it again, in the binary version"
+        )
+    records = np.frombuffer(content, np.uint8).reshape(count, length)
+    columns = {name: records[:, column] for column, (name, _) in enumerate(labels)}
+    return _checked(source.where, columns, labels), records
+
+
+def read_batch(
+    source: Source, labels: Labels
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Labels (n,) and images (n, *SHAPE) of a file of the Python version.
+
+    Raises:
+        HetmpError: it is damaged, would run code, or holds something else.
+    """
+    where, table = source.where, read_pickle(source.where, source.read())
+    missing = [key for key in ("data", labels[-1][0]) if key not in table]
+    if missing:
+        raise HetmpError(f"{where} has no {' and no '.join(missing)}: it is no file of this set")
+    images = byte_array(f"data in {where}", table["data"])
+    if images.ndim != 2 or images.shape[1] != PIXELS or not len(images):
+        raise HetmpError(f"data in {where} has shape {images.shape}, not (images, {PIXELS})")
+    found = {name: table[name] for name, _ in labels if name in table}
+    for name, told in found.items():
+        if not isinstance(told, list) or not all(type(label) is int for label in told):
+            raise HetmpError(f"{name} in {where} is no list of whole numbers: get it again")
+        if len(told) != len(images):
+            raise HetmpError(
+                f"{where} has {len(images)} images with {len(told)} {name}: get it again"
+            )
+    columns = {name: np.asarray(told) for name, told in found.items()}
+    return _checked(where, columns, labels), images.reshape(-1, *SHAPE)
+
+
+def _checked(
+    where: str, columns: Mapping[str, npt.NDArray[np.generic]], labels: Labels
+) -> npt.NDArray[np.int64]:
+    """The labels that are learnt; the others too are checked, for they tell of damage."""
+    limits = dict(labels)
+    checked = [
+        checked_labels(f"{name} in {where}", column, limits[name])
+        for name, column in columns.items()
+    ]
+    return checked[-1]
+
+
+def read_names(source: Source, key: str | None, count: int) -> list[str]:
+    """What the *count* classes are called: the words of a text, or item *key* of a pickle.
+
+    Raises:
+        HetmpError: it is damaged, or names another number of classes.
+    """
+    content = source.read()
+    names: list[str] = []
+    if key is None:
+        names = content.decode("utf-8", "replace").split()
+    else:
+        told = read_pickle(source.where, content).get(key)
+        if isinstance(told, list) and all(isinstance(name, bytes | str) for name in told):
+            names = [n if isinstance(n, str) else n.decode("utf-8", "replace") for n in told]
+    if len(names) != count:
+        raise HetmpError(
+            f"{source.where} names {len(names)} classes, not {count}: get it again, or take it away"
+        )
+    return names

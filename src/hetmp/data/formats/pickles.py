@@ -1,0 +1,115 @@
+"""Pickles of plain values and NumPy arrays, read without running anything that they name.
+
+A pickle is a program: Python's own reader calls whatever it names. Here every name becomes a
+`Piece`, which keeps what it would have been called with and does nothing; and names other than
+those that arrays are made of are refused. NumPy itself never sees what the file says.
+"""
+
+import io
+import pickle
+import pickletools
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hetmp.core.errors import HetmpError
+
+NAMES = {
+    ("_codecs", "encode"): "encode",
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): "dtype",
+    ("numpy.core.multiarray", "_reconstruct"): "reconstruct",
+    ("numpy._core.multiarray", "_reconstruct"): "reconstruct",
+}
+"""What an array in a pickle is made of, by module and name; the modules of NumPy 1 and of 2."""
+
+NEWEST = 4
+"""The newest protocol that is read. The files of CIFAR have 2; 5 has buffers of its own."""
+
+
+class Piece:
+    """Stands for one of ``NAMES``, and for what calling it would have made."""
+
+    def __init__(self, name: str, arguments: tuple[Any, ...] = ()) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.name == "encode":  # how Python 3 writes bytes in the old protocols
+            text, encoding = arguments
+            if encoding not in ("latin1", b"latin1"):
+                raise ValueError(f"bytes written as {encoding!r}")
+            return text.encode("latin1")
+        return Piece(self.name, arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, where: str, content: bytes) -> None:
+        # Strings of Python 2 are bytes; the pixels are among them.
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self._where = where
+
+    def find_class(self, module: str, name: str) -> Piece:
+        if (module, name) not in NAMES:
+            raise HetmpError(
+                f"{self._where} wants to run code ({module}.{name}), which no data set needs: it "
+                "was not run; get the file again, from a source that you trust"
+            )
+        return Piece(NAMES[module, name])
+
+
+def read_pickle(where: str, content: bytes) -> dict[str, Any]:
+    """The table that a pickle holds: plain values and, unread yet, arrays for `byte_array`.
+
+    Args:
+        where: what the content is of, for the message.
+
+    Raises:
+        HetmpError: it is damaged, names anything else, or holds no table.
+    """
+    try:
+        # Unread: numbers so large that the reader itself would take all memory.
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.proto > NEWEST:
+                raise ValueError(f"written in a protocol newer than {NEWEST}")
+            if opcode.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > len(content):
+                raise ValueError(f"item {argument} in {len(content)} bytes")
+        table = _Reader(where, content).load()
+    except HetmpError:
+        raise
+    except Exception as error:  # damage makes the reader raise nearly anything
+        raise HetmpError(f"{where} is no pickle, or damaged ({error}): get it again") from error
+    if not isinstance(table, dict):
+        raise HetmpError(f"{where} holds a {type(table).__name__}, not a table: get the right file")
+    return {_text(key): value for key, value in table.items()}
+
+
+def byte_array(where: str, value: Any) -> npt.NDArray[np.uint8]:
+    """The array of unsigned bytes that a `Piece` stands for.
+
+    Raises:
+        HetmpError: it is no array, has another type, or its bytes do not fill its shape.
+    """
+    try:
+        _, shape, dtype, by_column, raw = value.state
+        kind = _text(dtype.arguments[0])
+        sides = tuple(int(side) for side in shape)
+        assert isinstance(raw, bytes | list)
+    except Exception as error:  # anything can stand where the array should
+        raise HetmpError(f"{where} is no array, but a {type(value).__name__}") from error
+    if kind.lstrip("|") != "u1" or isinstance(raw, list):
+        raise HetmpError(f"{where} has numbers of type {kind}, not bytes (u1): get the right file")
+    if min(sides, default=0) < 0 or prod(sides) != len(raw):
+        raise HetmpError(f"{where} of shape {sides} comes with {len(raw)} bytes: get it again")
+    # A copy, for a tensor is made of it, and those can be written to.
+    return np.array(np.frombuffer(raw, np.uint8)).reshape(sides, order="F" if by_column else "C")
+
+
+def _text(key: Any) -> str:
+    return key.decode("latin1") if isinstance(key, bytes) else str(key)

@@ -1,0 +1,125 @@
+"""The files of a hyperspectral scene: which arrays are the scene and its ground truth."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.data.arrays import checked_labels
+from hetmp.data.formats.matlab import Variable, read, variables
+from hetmp.data.formats.pictures import entries
+
+
+def find_scene(
+    path: Path, images_key: str | None, labels_key: str | None
+) -> tuple[Variable, Variable]:
+    """The scene, (h, w, bands), and its ground truth, (h, w), of which nothing is read yet.
+
+    Args:
+        path: the folder of their files, or the scene's file; the ground truth may lie beside it.
+        images_key, labels_key: what they are called, where that is not plain.
+
+    Raises:
+        HetmpError: neither or several would do; the sides differ; a damaged file.
+    """
+    key = labels_key
+    folder = path if path.is_dir() else path.parent
+    files = [folder / entry.name for entry in entries(folder)]
+    files = [file for file in files if file.suffix.lower() == ".mat"]
+    if path.is_dir() and not files:
+        raise HetmpError(f"{path} has no file *.mat: put the scene and its ground truth there")
+    listed = _arrays(files if path.is_dir() else [path])
+    image = _image(path, listed, images_key)
+    sides = image.shape[:2]
+
+    def truths() -> list[Variable]:
+        return [one for one in listed if (one.shape == sides if key is None else one.name == key)]
+
+    if not truths() and not path.is_dir():
+        # The scene's file alone was told; its ground truth lies beside it.
+        listed += _arrays([file for file in files if not file.samefile(path)])
+    found = truths()
+    if len(found) > 1:
+        names = "; ".join(map(str, found))
+        raise HetmpError(
+            f"{path}: which is the ground truth? Say so with labels_key (--labels-key), or put one "
+            f"scene alone into a folder: {names}"
+        )
+    if found and found[0].shape == sides:
+        return image, found[0]
+    if key is not None and not found:
+        raise unknown_name(f"array in {path},", key, {one.name for one in listed})
+    others = found or [one for one in listed if len(one.shape) == 2 and min(one.shape) > 1]
+    raise HetmpError(
+        f"{path}: no ground truth for {image}: it has a label for each of {sides[0]} x {sides[1]} "
+        f"pixels; there is: {'; '.join(map(str, others)) or 'no array of two axes'}"
+    )
+
+
+def _arrays(files: list[Path]) -> list[Variable]:
+    return [found for file in files for found in variables(file)]
+
+
+def _image(path: Path, listed: list[Variable], key: str | None) -> Variable:
+    named = [one for one in listed if key is None or one.name == key]
+    if not named and key is not None:
+        raise unknown_name(f"array in {path},", key, {one.name for one in listed})
+    found = [one for one in named if len(one.shape) == 3 and all(one.shape)]
+    if not found:
+        raise HetmpError(
+            f"{path}: a scene is an array of numbers with three axes, height, width and bands; "
+            f"there is: {'; '.join(map(str, named)) or 'no array'}"
+        )
+    if len(found) > 1:
+        raise HetmpError(
+            f"{path}: which is the scene? Say so with images_key (--images-key): "
+            f"{'; '.join(map(str, found))}"
+        )
+    return found[0]
+
+
+def read_truth(truth: Variable) -> npt.NDArray[np.int64]:
+    """The labels (h, w), 0 for none; MATLAB often stores whole numbers as doubles.
+
+    Raises:
+        HetmpError: damaged; a label that is no whole number, below 0 or beyond reason.
+    """
+    found: npt.NDArray[Any] = read(truth)
+    if found.dtype.kind == "f":
+        whole = np.isfinite(found) & (found == np.round(found)) & (np.abs(found) < 2**31)
+        if not whole.all():
+            row, column = np.argwhere(~whole)[0]
+            raise HetmpError(
+                f"{truth}: {found[row, column]} in row {row}, column {column} is no class: "
+                "labels are whole numbers, 0 for none"
+            )
+    if found.dtype.kind == "b":
+        found = found.astype(np.uint8)
+    if found.max(initial=0) > found.size:
+        raise HetmpError(f"{truth}: label {found.max()} with {found.size} pixels: is it the truth?")
+    return checked_labels(str(truth), found.astype(np.int64))
+
+
+def read_standardised(image: Variable) -> npt.NDArray[np.float32]:
+    """The scene (h, w, bands), each band with mean 0 and deviation 1 over all its pixels.
+
+    Raises:
+        HetmpError: damaged; a value that is not finite: where.
+    """
+    cube: npt.NDArray[Any] = read(image)
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite: told below
+        result = cube.astype(np.float32)
+    finite = np.isfinite(result)
+    if not finite.all():
+        row, column, band = np.argwhere(~finite)[0]
+        raise HetmpError(
+            f"{image}: {cube[row, column, band]} in row {row}, column {column}, band {band} is no "
+            "finite number in float32: mend it, or leave the band out"
+        )
+    for band in range(cube.shape[2]):
+        values = cube[:, :, band].astype(np.float64)
+        deviation = values.std()
+        result[:, :, band] = (values - values.mean()) / (deviation if deviation > 0 else 1.0)
+    return result

@@ -1,0 +1,65 @@
+"""Pictures without classes, for a trained network to say which they have."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hetmp.cluster import Group
+from hetmp.core.errors import HetmpError
+from hetmp.data.dataset import Dataset
+from hetmp.data.formats.pictures import MODES, list_pictures
+from hetmp.data.sets.folder import Pictures
+from hetmp.data.survey import Found, read_once
+
+NAME = "pictures"
+
+
+def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = None) -> Dataset:
+    """The pictures in a folder, or one of them, as the images of a trained network. Collective.
+
+    Each has label 0, or each pixel of it.
+
+    Args:
+        path: the folder, whose subfolders are not looked into, or one file.
+        about: `Dataset.about` of what the network was trained on.
+
+    Raises:
+        HetmpError: on every rank: no picture there, or a network that is not for pictures.
+    """
+    shape = tuple(about["shape"])
+
+    def survey() -> Found:
+        if (
+            about["normalised"]
+            or about["dtype"] != "uint8"
+            or len(shape) != 3
+            or shape[0] not in MODES
+        ):
+            raise HetmpError(
+                f"the network was trained on images of shape {shape} and dtype {about['dtype']}, "
+                "which no picture becomes: give images of that kind with --data and --data-path"
+            )
+        if path.is_file():
+            return {"folder": str(path.parent), "names": [path.name]}
+        names = [file.name for file in list_pictures(path)]
+        if not names:
+            raise HetmpError(f"{path} has no picture in it")
+        return {"folder": str(path), "names": names}
+
+    found = read_once(group, survey)
+    names, nobody_knows = found["names"], (len(found["names"]), *about["label_shape"])
+    part = Pictures(Path(found["folder"]), names, np.zeros(nobody_knows, np.int64), shape)
+    return Dataset(
+        name=NAME,
+        train=part,
+        test=part,
+        classes=about["classes"],
+        input_shape=shape,
+        split_name="pictures",
+        split_seed=0,
+        mean=tuple(about["mean"]),
+        std=tuple(about["std"]),
+        class_names=tuple(about["class_names"]),
+    )

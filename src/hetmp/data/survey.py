@@ -1,0 +1,175 @@
+"""What rank 0 finds of a data set, and every rank gets: files, labels, mean and deviation."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hetmp.cluster import Group
+from hetmp.core.checks import whole_number
+from hetmp.core.errors import HetmpError
+from hetmp.data.dataset import Dataset, Indices, Part, Split
+from hetmp.data.options import Options
+from hetmp.data.random_words import Purpose, words
+from hetmp.data.records import RecordFile, Records
+
+Found = dict[str, Any]
+"""Arrays of numbers, and what JSON can hold, by name."""
+
+MAX_BYTES = 2**30
+"""The most bytes in one message."""
+
+
+def read_once(group: Group | None, read: Callable[[], Found]) -> Found:
+    """What *read* finds on rank 0, on every rank. Collective; without a *group*, just here.
+
+    Raises:
+        HetmpError: on every rank, what *read* raised.
+    """
+    if group is None:
+        return read()
+    found: Found = {}
+    with group.together():
+        if group.is_root:
+            found = read()
+    arrays = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+    told = {
+        "values": {name: value for name, value in found.items() if name not in arrays},
+        "arrays": {name: [a.dtype.str, list(a.shape)] for name, a in arrays.items()},
+    }
+    told = json.loads(group.broadcast_text(json.dumps(told)))
+    shared: Found = dict(told["values"])
+    for name, (dtype, shape) in told["arrays"].items():
+        array = np.ascontiguousarray(arrays[name]) if group.is_root else np.empty(shape, dtype)
+        flat = array.reshape(-1).view(np.uint8)
+        for begin in range(0, flat.size, MAX_BYTES):
+            group.broadcast(flat[begin : begin + MAX_BYTES])
+        shared[name] = array.reshape(shape)
+    return shared
+
+
+MOST_CLASSES = 2**16
+"""As many as labels may ask for by themselves; more are a mistake, unless told."""
+
+
+def class_count(options: Options, labels: npt.NDArray[np.generic], where: str) -> int:
+    """How many classes there are: as many as told, else as the training *labels* ask for.
+
+    Args:
+        labels: of any type of whole numbers.
+        where: what they are the labels of, for the message.
+
+    Raises:
+        HetmpError: they are fewer than 2, or not told and more than ``MOST_CLASSES``.
+    """
+    if options.classes is not None:
+        return whole_number("classes", options.classes, 2)
+    most = int(labels.max())
+    if most >= MOST_CLASSES:
+        raise HetmpError(
+            f"{where}: label {most} asks for {most + 1} classes: give each class a number, from 0 "
+            "up without gaps, or say with classes how many there are"
+        )
+    if most < 1:
+        raise HetmpError(f"{where}: every label is 0, and it takes two classes to tell apart")
+    return most + 1
+
+
+def with_moments(options: Options, found: Found) -> Found:
+    """*found*, with the mean and deviation that its images are normalised with.
+
+    They are found here, on rank 0, so that the others need not read images for them.
+
+    Raises:
+        HetmpError: the options give another number of channels; an image cannot be read.
+    """
+    mean, std = told_or_measured(options, _part(found, "train"))
+    return {**found, "mean": list(mean), "std": list(std)}
+
+
+def assembled(name: str, found: Found) -> Dataset:
+    """The data set that `with_moments` told of, on any rank.
+
+    Raises:
+        HetmpError: a file that rank 0 has read cannot be opened here.
+    """
+    return Dataset(
+        name=name,
+        train=_part(found, "train"),
+        test=_part(found, "test"),
+        classes=found["classes"],
+        input_shape=tuple(found["shape"]),
+        split_name=found["split_name"],
+        split_seed=found.get("split_seed", 0),
+        mean=tuple(found["mean"]),
+        std=tuple(found["std"]),
+        class_names=tuple(found.get("class_names", ())),
+    )
+
+
+def _part(found: Found, part: str) -> Part:
+    labels = found[f"{part}_labels"].astype(np.int64)
+    if f"{part}_files" in found:
+        files = [RecordFile(*file) for file in found[f"{part}_files"]]
+        return Records(files, tuple(found["shape"]), labels)
+    return Split(torch.from_numpy(found[f"{part}_images"]), torch.from_numpy(labels))
+
+
+SAMPLE = 2000
+"""How many training images the figures are taken from, where all would take long to read."""
+
+_BLOCK = 500
+"""How many images are looked at at a time."""
+
+
+def moments(images: npt.NDArray[np.generic]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, deviation) of each channel of *images* (n, c, *spatial), uint8 or float32.
+
+    Of uint8 the sums are exact, so that unlike machines get the same bits. A channel that is
+    the same everywhere has deviation 1: there is nothing to divide by.
+    """
+    channels = images.shape[1]
+    count = images.size // channels if channels else 0
+    exact = images.dtype == np.uint8
+    totals: list[float] = [0] * channels
+    squares: list[float] = [0] * channels
+    for begin in range(0, len(images), _BLOCK):
+        block = images[begin : begin + _BLOCK].astype(np.int64 if exact else np.float64)
+        for channel in range(channels):
+            totals[channel] += block[:, channel].sum().item()
+            squares[channel] += (block[:, channel] ** 2).sum().item()
+    mean = tuple(total / count for total in totals)
+    spread = (
+        math.sqrt(max(0.0, count * square - total**2)) / count
+        for total, square in zip(totals, squares, strict=True)
+    )
+    return mean, tuple(std if std > 0 else 1.0 for std in spread)
+
+
+def sample(count: int) -> Indices:
+    """Which of *count* training images are looked at: all, or ``SAMPLE`` spread at random."""
+    if count <= SAMPLE:
+        return np.arange(count)
+    keys = words(0, Purpose.SPLIT, 2**32 + count, count)
+    return np.sort(np.argsort(keys, kind="stable")[:SAMPLE])
+
+
+def told_or_measured(options: Options, train: Part) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, deviation) as *options* say, else of (a sample of) the training images.
+
+    Raises:
+        HetmpError: told for another number of channels.
+    """
+    if options.mean is None or options.std is None:
+        return moments(train.read(sample(len(train)))[0])
+    for name, told in (("mean", options.mean), ("std", options.std)):
+        if len(told) != train.shape[0]:
+            raise HetmpError(
+                f"{name} has {len(told)} numbers, the images have {train.shape[0]} channels: give "
+                "one for each"
+            )
+    return options.mean, options.std

@@ -1,0 +1,58 @@
+"""What has no rule: every rank computes it whole, from full operands."""
+
+import copy
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hetmp.cluster import Group
+from hetmp.ops.call import Call, Run
+from hetmp.ops.rule import Rule, States
+
+_RANDOM = """
+rand rand_like randn randn_like randint randint_like randperm bernoulli normal multinomial
+bernoulli_ uniform_ normal_ random_ exponential_ alpha_dropout feature_alpha_dropout rrelu
+feature_dropout dropout gumbel_softmax fractional_max_pool2d fractional_max_pool3d
+scaled_dot_product_attention
+"""
+
+
+class Whole(Rule):
+    """The operation as it stands, with all its parameters on every rank.
+
+    What it draws at random must be the same everywhere: see ``seeded``.
+    """
+
+    def flow(self, call: Call, states: States) -> None:
+        return None
+
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        memo: dict[int, Any] = {}
+        for parameter in run.layer.parameters():
+            fresh = torch.empty_like(parameter, device=device)
+            memo[id(parameter)] = nn.Parameter(fresh, requires_grad=parameter.requires_grad)
+        for buffer in run.layer.buffers():
+            memo[id(buffer)] = torch.empty_like(buffer, device=device)
+        local: nn.Module = copy.deepcopy(run.layer, memo)
+        return local
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        return lambda *args, **kwargs: run.call.invoke(args, kwargs)
+
+
+def draws(call: Call) -> bool:
+    """Whether a call without a rule may draw random numbers."""
+    return call.layer is not None or call.title in _RANDOM.split()
+
+
+@contextmanager
+def seeded(key: int, name: str, device: torch.device) -> Iterator[None]:
+    """torch's generators seeded with (*key*, *name*) inside, and as they were afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(zlib.crc32(f"{key} {name}".encode()))
+        yield

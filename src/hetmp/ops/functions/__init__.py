@@ -1,0 +1,1 @@
+"""The rules of functions and of methods of tensors, a file per family."""

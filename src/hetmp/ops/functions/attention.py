@@ -1,0 +1,63 @@
+"""Scaled dot-product attention: heads keep apart."""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from hetmp.cluster import Group
+from hetmp.core.state import Sliced
+from hetmp.ops.call import Call, Flow, Run
+from hetmp.ops.labelled import Labelled, from_right, tensor_names
+from hetmp.ops.rule import Rule, States
+
+
+class Attention(Rule):
+    """Queries (..., i, k), keys (..., j, k) and values (..., j, v) give (..., i, v).
+
+    Heads, queries and the width of the values may be cut. Scores need the whole width of queries
+    and keys, their softmax every key.
+    """
+
+    functions = (F.scaled_dot_product_attention,)
+
+    def unfit(self, call: Call) -> str | None:
+        return "it draws random numbers" if call.argument(4, "dropout_p", 0.0) != 0 else None
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        operands = [call.argument(i, name) for i, name in enumerate(("query", "key", "value"))]
+        mask = call.argument(3, "attn_mask")
+        names = tensor_names(call, *operands, *([] if mask is None else [mask]))
+        if names is None or call.kwargs.get("enable_gqa", False):
+            return None
+        labels = [
+            _labels(call.values[name].dims, axes)
+            for name, axes in zip(names, ("ik", "jk", "jv", "ij"), strict=False)
+        ]
+        result = _labels(call.given.dims, "iv")
+        if call.argument(5, "is_causal", False) is not False:
+            # A rank with some of the queries would begin its mask at the first of them.
+            result[-2] = "all queries"
+        return Labelled(list(zip(names, labels, strict=True)), result).flow(call, states)
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        target = run.target
+        if isinstance(target, Sliced) and target.layout.counts[group.rank] == 0:
+            return _of_nothing
+        return super().function(run, group)
+
+
+def _of_nothing(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
+) -> Tensor:
+    """Attention without elements: torch's own would leave the mask without its gradient."""
+    scores = query @ key.transpose(-2, -1)
+    if attn_mask is not None and attn_mask.is_floating_point():
+        scores = scores + attn_mask
+    return scores.softmax(-1) @ value
+
+
+def _labels(dims: int, last: str) -> list[Hashable]:
+    """Labels for *dims* axes; of a mask, which is broadcast, there may be fewer than two."""
+    return [*from_right(dims - 2), *last][-dims:]

@@ -1,0 +1,81 @@
+"""Operations that move, add, drop or stretch axes: the cut axis goes where it is sent."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hetmp.cluster import Group
+from hetmp.core.state import Sliced, State
+from hetmp.ops.call import Call, Run
+from hetmp.ops.rule import Rule
+
+
+class Axes(Rule):
+    """Permutations, ``squeeze`` and ``unsqueeze``.
+
+    Where the cut axis ends up is read from an example whose axes all have another length.
+    """
+
+    functions = (
+        torch.permute,
+        torch.transpose,
+        torch.swapaxes,
+        torch.movedim,
+        torch.squeeze,
+        torch.unsqueeze,
+        torch.t,
+    )
+    methods = (
+        "permute",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "movedim",
+        "squeeze",
+        "unsqueeze",
+        "t",
+    )
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        if call.title == "squeeze" and source.axis in _squeezed(call):
+            return None  # it would drop the cut axis where a rank holds one index of it
+        marked = [1 if size == 1 else 2 for size in call.taken.sizes[0]]
+        marked[source.axis] = 3
+        try:
+            moved = call.invoke((torch.empty(marked, device="meta"), *call.args[1:]), call.kwargs)
+        except (TypeError, RuntimeError):
+            return None  # the axes are not known before it runs
+        return Sliced(source.layout, list(moved.shape).index(3)) if 3 in moved.shape else None
+
+
+def _squeezed(call: Call) -> list[int]:
+    """The axes that ``squeeze`` drops if they are of one element; all if it is told none."""
+    asked = call.argument(1, "dim")
+    axes = list(asked) if isinstance(asked, tuple | list) else [asked]
+    known = all(isinstance(axis, int) for axis in axes)
+    return [axis % call.taken.dims for axis in axes] if known else list(range(call.taken.dims))
+
+
+class Expand(Rule):
+    """Axes of one element are stretched; the cut axis keeps its length."""
+
+    methods = ("expand",)
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        axis = source.axis + call.given.dims - call.taken.dims
+        kept = call.given.shape[axis] == source.layout.total > 1
+        return Sliced(source.layout, axis) if kept else None
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        target = run.target
+        if not isinstance(target, Sliced):
+            return super().function(run, group)
+
+        def expand(x: Tensor, *sizes: Any, size: Any = None) -> Tensor:
+            asked = list(size or (sizes[0] if isinstance(sizes[0], tuple | list) else sizes))
+            asked[target.axis] = -1
+            return x.expand(asked)
+
+        return expand

@@ -1,0 +1,171 @@
+"""Elementwise functions of any number of tensors, and concatenation."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from hetmp.core.open_axis import Axis
+from hetmp.core.partition import Layout
+from hetmp.core.state import FULL, Sliced, State
+from hetmp.ops.call import Call, Flow
+from hetmp.ops.rule import Rule, States
+
+_OPERATORS = (
+    "add sub mul truediv floordiv mod pow neg pos abs lt le eq ne gt ge and_ or_ xor invert"
+)
+_IN_PLACE = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor"
+_TENSOR = """
+add sub subtract mul multiply div divide true_divide floor_divide remainder fmod pow neg negative
+abs absolute square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh
+asin acos atan atan2 erf erfc sigmoid tanh relu ceil floor round trunc frac sign sgn clamp clip
+clamp_min clamp_max clone detach maximum minimum fmax fmin where lerp addcmul addcdiv nan_to_num
+isnan isinf isfinite logical_and logical_or logical_xor logical_not lt le eq ne gt ge rsub logit
+softplus selu celu zeros_like ones_like full_like
+"""
+_FUNCTIONAL = """
+relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh hardshrink
+softshrink tanhshrink sigmoid logsigmoid tanh softplus softsign threshold relu_ elu_ leaky_relu_
+selu_ celu_ hardtanh_ threshold_
+"""
+_METHODS_ONLY = """
+float double half bfloat16 int long bool to type type_as contiguous masked_fill masked_fill_
+requires_grad_ cpu expand_as
+"""
+
+
+def _functions() -> tuple[Any, ...]:
+    named = [(operator, f"{_OPERATORS} {_IN_PLACE}"), (F, _FUNCTIONAL), (torch, _TENSOR)]
+    return tuple(
+        getattr(home, name)
+        for home, names in named
+        for name in names.split()
+        if hasattr(home, name)
+    )
+
+
+class Elementwise(Rule):
+    """Every element with those that broadcasting puts beside it: operands are cut alike.
+
+    The largest sliced operand decides how; what is full is cut for nothing, an operand that is
+    broadcast along the cut axis stays full.
+    """
+
+    functions = _functions()
+    methods = tuple(
+        name
+        for plain in (*_TENSOR.split(), *_METHODS_ONLY.split())
+        for name in (plain, f"{plain}_")
+        if hasattr(torch.Tensor, name)
+    )
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        flow = _alike(call, states, call.given.dims, shift=0)
+        if flow is None or not isinstance(flow.gives, Sliced):
+            return None
+        axis, total = flow.gives.axis, flow.gives.layout.total
+        if axis < 0 or call.given.shape[axis] not in (None, total):
+            return None  # an operand that tells the dtype alone, as in x.type_as(y)
+        return flow
+
+
+def _alike(call: Call, states: States, dims: int, shift: int) -> Flow | None:
+    """All operands cut along one axis, which counts from the right; *shift* is an axis more."""
+    lead = _lead(call, states)
+    if lead is None:
+        return None
+    layout, from_right = lead
+    wants: dict[str, State] = {}
+    for name in states:
+        value = call.values[name]
+        axis = value.dims + from_right
+        size = value.shape[axis] if axis >= 0 else 1
+        if size == layout.total and (size > 1 or isinstance(states[name], Sliced)):
+            wants[name] = Sliced(layout, axis)
+        elif size == 1:
+            wants[name] = FULL
+        else:
+            return None
+    return Flow(wants, Sliced(layout, dims - shift + from_right))
+
+
+def _lead(call: Call, states: States) -> tuple[Layout, int] | None:
+    """The layout of the largest sliced operand, and its axis counted from the right."""
+    sliced = [
+        (call.values[name].image_bytes, state.layout, state.axis - call.values[name].dims)
+        for name, state in states.items()
+        if isinstance(state, Sliced) and call.values[name].is_tensor
+    ]
+    if not sliced or not all(call.values[name].is_tensor for name in states):
+        return None
+    _, layout, from_right = max(sliced, key=lambda candidate: (candidate[1].total, candidate[0]))
+    return layout, from_right
+
+
+class Concatenation(Rule):
+    """On the cut axis, the result has a piece for every operand; on another, all are cut alike."""
+
+    functions = tuple(
+        getattr(torch, name) for name in ("cat", "concat", "concatenate") if hasattr(torch, name)
+    )
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        operands = _listed(call)
+        if operands is None or not all(call.values[name].is_tensor for name in states):
+            return None
+        dims = call.given.dims
+        dim = call.argument(1, "dim", call.kwargs.get("axis", 0))
+        sliced = [state for state in states.values() if isinstance(state, Sliced)]
+        if not isinstance(dim, int) or not sliced:
+            return None
+        dim %= dims
+        if sliced[0].axis != dim:
+            flow = _alike(call, states, dims, shift=0)
+            if flow is None or not isinstance(flow.gives, Sliced) or flow.gives.axis == dim:
+                return None  # the largest operand is cut along the axis that is joined
+            return flow
+        wants: dict[str, State] = {}
+        for name, state in states.items():
+            if isinstance(state, Sliced) and state.axis == dim:
+                wants[name] = state
+                continue
+            size = call.values[name].shape[dim]
+            if size is None:
+                return None
+            wants[name] = Sliced(sliced[0].layout.like(size), dim)
+        return Flow(wants, Sliced(_joined([wants[name] for name in operands]), dim))
+
+
+class Stacking(Rule):
+    """A new axis; all operands are cut alike."""
+
+    functions = (torch.stack,)
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        dim = call.argument(1, "dim", 0)
+        if _listed(call) is None or not isinstance(dim, int):
+            return None
+        flow = _alike(call, states, call.given.dims, shift=1)
+        if flow is None or not isinstance(flow.gives, Sliced):
+            return None
+        axis = flow.gives.axis
+        behind = axis + 1 if dim % call.given.dims <= axis else axis
+        return Flow(flow.wants, Sliced(flow.gives.layout, behind))
+
+
+def _listed(call: Call) -> list[str] | None:
+    """The names of the operands, in order, where they are listed one by one."""
+    listed = call.argument(0, "tensors")
+    if not isinstance(listed, tuple | list):
+        return None
+    names = [getattr(item, "name", None) for item in listed]
+    return None if None in names else [str(name) for name in names]
+
+
+def _joined(states: Sequence[Any]) -> Layout:
+    layouts = [state.layout for state in states]
+    kind: Any = Axis if isinstance(layouts[0], Axis) else Layout
+    joined: Layout = kind.joined(layouts)
+    return joined

@@ -1,0 +1,124 @@
+"""Convolutions whose weight is computed, or a buffer: no layer owns it, so no plan speaks of it.
+
+Weight standardisation, masked and blurring filters. The weight is whole on every rank, as all that
+is computed from replicated parameters; the filters that a rank computes are in proportion to the
+channels that it holds of the input.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hetmp.cluster import Group
+from hetmp.core.state import FULL, Sliced, State
+from hetmp.ops.call import Call, Flow, Ref, Run
+from hetmp.ops.rule import Rule, States
+from hetmp.ops.spared import with_zeros
+
+_TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+
+_GROUPS = 6
+"""The place of ``groups`` among the arguments of every convolution."""
+
+
+class GivenWeight(Rule):
+    """Weights are (out, in / groups, ...), of ``conv_transpose`` (in, out / groups, ...).
+
+    Full input -> this rank's filters; with groups, a slice's groups -> the filters of these groups.
+    """
+
+    functions = (torch.conv1d, torch.conv2d, torch.conv3d, *_TRANSPOSED, F.linear)
+
+    def unfit(self, call: Call) -> str | None:
+        if len(_names(call)) < 2:
+            return "its weight is no tensor"
+        return None if _groups(call) else "its groups are not known before it runs"
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        (x, weight), bias = _names(call)[:2], _names(call)[2:]
+        source, axis, groups = states[x], _axis(call), _groups(call) or 1
+        if not isinstance(source, Sliced) or source.axis != axis or len(states) != 2 + len(bias):
+            return None
+        out = call.given.shape[axis]
+        if out is None:
+            return None
+        if groups == 1:
+            given = Sliced(source.layout.like(out), axis)
+            cut = Sliced(given.layout, int(call.target in _TRANSPOSED))
+            wants: dict[str, State] = {x: FULL, weight: cut}
+        else:
+            units: Any = source.layout.grouped(source.layout.total // groups)
+            if units is None:
+                return None
+            given = Sliced(units.scaled(out // groups), axis)
+            filters = source if call.target in _TRANSPOSED else given
+            wants = {x: source, weight: Sliced(filters.layout, 0)}
+        return Flow(wants | dict.fromkeys(bias, Sliced(given.layout, 0)), given)
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        target, call = run.target, run.call
+        if not isinstance(target, Sliced):
+            return super().function(run, group)
+        groups, count = _groups(call) or 1, target.layout.counts[group.rank]
+        per_group = target.layout.total // groups if groups > 1 else 1
+        # torch refuses to compute no filters: one group of zeros is computed instead, and dropped.
+        mine = max(1, count // per_group) if groups > 1 else 1
+
+        def convolve(*args: Any, **kwargs: Any) -> Tensor:
+            if count == 0:
+                args, kwargs = _filled(run, args), _filled(run, kwargs)
+            if groups > 1:
+                args, kwargs = _with_groups(args, kwargs, mine)
+            given: Tensor = call.invoke(args, kwargs)
+            return given if count else given.narrow(target.axis, 0, 0)
+
+        return convolve
+
+
+def _names(call: Call) -> list[str]:
+    """The names of input, weight and bias, if there is one."""
+    found = (call.argument(*at) for at in enumerate(("input", "weight", "bias")))
+    return [item.name for item in found if isinstance(item, Ref)]
+
+
+def _groups(call: Call) -> int | None:
+    """How many groups there are, told by the sizes: it may be given as ``x.shape[1]``."""
+    if call.target is F.linear:
+        return 1
+    each = call.values[_names(call)[1]].shape[1]
+    split = call.given if call.target in _TRANSPOSED else call.taken
+    channels = split.shape[_axis(call)]
+    return channels // each if channels and each else None
+
+
+def _axis(call: Call) -> int:
+    return call.taken.dims - 1 if call.target is F.linear else 1
+
+
+def _with_groups(args: Any, kwargs: Any, groups: int) -> tuple[Any, Any]:
+    if len(args) > _GROUPS:
+        return (*args[:_GROUPS], groups, *args[_GROUPS + 1 :]), kwargs
+    return args, {**kwargs, "groups": groups}
+
+
+def _filled(run: Run, arguments: Any) -> Any:
+    """*arguments* with one group of zeros on every axis that has no index here."""
+    call, groups = run.call, _groups(run.call) or 1
+    sizes = dict.fromkeys(_names(call), 1)
+    if groups > 1:
+        for name, state in run.flow.wants.items():
+            sizes[name] = state.layout.total // groups  # type: ignore[union-attr]
+    cut = {name: state.axis for name, state in run.flow.wants.items() if isinstance(state, Sliced)}
+
+    def fill(item: Any, name: str | None) -> Any:
+        return with_zeros(item, cut[name], sizes[name]) if name in cut else item
+
+    if isinstance(arguments, tuple):
+        names = [getattr(item, "name", None) for item in call.args]
+        return tuple(fill(item, name) for item, name in zip(arguments, names, strict=True))
+    return {
+        key: fill(item, getattr(call.kwargs[key], "name", None)) for key, item in arguments.items()
+    }

@@ -1,0 +1,196 @@
+"""Parts of an activation: read by index, chunk or split, and assigned."""
+
+import operator
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hetmp.cluster import Group
+from hetmp.core.state import Sliced, State
+from hetmp.ops.call import Call, Flow, Ref, Run, references
+from hetmp.ops.rule import Rule, States
+
+
+class Indexing(Rule):
+    """``x[...]`` of a tensor, and the items of what gave several."""
+
+    functions = (operator.getitem,)
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        name = next(iter(states))
+        state, index = states[name], call.argument(1, "index")
+        if isinstance(state, tuple):
+            return Flow({name: state}, state[index]) if isinstance(index, int) else None
+        if len(states) > 1 or not call.values[name].is_tensor:
+            return None
+        given = self.gives(call, state)
+        return None if given is None else Flow({name: state}, given)
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        found = index_of(call, source.axis)
+        if found is None:
+            return None
+        axis, index = found
+        if index == slice(None):
+            return Sliced(source.layout, axis)
+        bounds = _bounds(index, source.layout.total)
+        layout = None if bounds is None else source.layout.cut(*bounds)
+        return None if layout is None else Sliced(layout, axis)
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        source = run.source
+        found = index_of(run.call, source.axis) if isinstance(source, Sliced) else None
+        if found is None or found[1] == slice(None):
+            return super().function(run, group)
+        bounds = _bounds(found[1], source.layout.total)
+        assert bounds is not None
+        mine = source.layout.within(group.rank, *bounds)
+
+        def take(x: Tensor, index: Any) -> Any:
+            at = _expanded(index, x.dim())
+            place = [i for i, part in enumerate(at) if part is not None][source.axis]
+            return x[(*at[:place], mine, *at[place + 1 :])]
+
+        return take
+
+
+def _expanded(index: Any, dims: int) -> list[Any]:
+    """An index with a part for every axis: no ellipsis, nothing left out."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    missing = dims - sum(1 for part in parts if part is not None and part is not Ellipsis)
+    if not any(part is Ellipsis for part in parts):
+        parts.append(Ellipsis)
+    at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+    return [*parts[:at], *[slice(None)] * missing, *parts[at + 1 :]]
+
+
+def index_of(call: Call, axis: int) -> tuple[int, slice] | None:
+    """(the axis's place in the result, the slice taken of it); None if it is not a slice."""
+    parts = _expanded(call.argument(1, "index"), call.taken.dims)
+    if any(not isinstance(part, int | slice | Ref | type(None)) for part in parts):
+        return None
+    if any(isinstance(part, Ref) and call.values[part.name].holds_tensors for part in parts):
+        return None
+    old = new = 0
+    for part in parts:
+        if part is None:
+            new += 1
+            continue
+        if old == axis:
+            return (new, part) if isinstance(part, slice) else None
+        old, new = old + 1, new + isinstance(part, slice)
+    return None
+
+
+def _bounds(index: slice, total: int) -> tuple[int, int] | None:
+    if any(references(index)) or index.step not in (None, 1):
+        return None
+    start, stop, _ = index.indices(total)
+    return (start, stop) if start < stop else None
+
+
+class Narrow(Rule):
+    """``narrow(dim, start, length)``."""
+
+    functions = (torch.narrow,)
+    methods = ("narrow",)
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        dim, *bounds = _narrowed(call)
+        if not isinstance(dim, int):
+            return None
+        if dim % call.taken.dims != source.axis:
+            return source
+        if not all(isinstance(bound, int) for bound in bounds):
+            return None
+        start = bounds[0] % source.layout.total
+        layout = source.layout.cut(start, start + bounds[1])
+        return None if layout is None else Sliced(layout, source.axis)
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        source, call = run.source, run.call
+        dim, start, length = _narrowed(call)
+        if not isinstance(source, Sliced) or dim % call.taken.dims != source.axis:
+            return super().function(run, group)
+        start %= source.layout.total
+        mine = source.layout.within(group.rank, start, start + length)
+        return lambda x, *args, **kwargs: x.narrow(dim, mine.start, mine.stop - mine.start)
+
+
+def _narrowed(call: Call) -> tuple[Any, Any, Any]:
+    """(axis, start, length); a start below 0 counts from behind."""
+    return call.argument(1, "dim"), call.argument(2, "start"), call.argument(3, "length")
+
+
+class Splitting(Rule):
+    """``chunk``, ``split`` and their kin: each part of a cut axis is cut where the whole is."""
+
+    functions = (torch.chunk, torch.split, torch.tensor_split, torch.unbind)
+    methods = ("chunk", "split", "tensor_split", "unbind")
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        (name,) = states
+        source, dim = states[name], _split_axis(call)
+        parts = call.given.items
+        if not isinstance(source, Sliced) or dim is None or len(call.taken.sizes) == 0:
+            return None
+        if dim != source.axis:
+            axis = source.axis - (call.title == "unbind" and dim < source.axis)
+            return Flow({name: source}, (Sliced(source.layout, axis),) * len(parts))
+        sizes = _sizes(call, dim)
+        if sizes is None:
+            return None
+        ends = list(accumulate(sizes))
+        layouts = [
+            source.layout.cut(end - size, end) for size, end in zip(sizes, ends, strict=True)
+        ]
+        if None in layouts:
+            return None
+        return Flow({name: source}, tuple(Sliced(layout, dim) for layout in layouts))
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        source, call = run.source, run.call
+        dim = _split_axis(call)
+        if not isinstance(source, Sliced) or dim != source.axis:
+            return super().function(run, group)
+        mine = [part.layout.counts[group.rank] for part in run.target]
+        return lambda x, *args, **kwargs: x.split(mine, dim)
+
+
+def _split_axis(call: Call) -> int | None:
+    position = 1 if call.title == "unbind" else 2
+    dim = call.argument(position, "dim", 0)
+    return dim % call.taken.dims if isinstance(dim, int) else None
+
+
+def _sizes(call: Call, dim: int) -> list[int] | None:
+    """The lengths of the parts along the split axis, where they are always the same."""
+    if call.title == "unbind" or not all(item.is_tensor for item in call.given.items):
+        return None
+    sizes = [item.shape[dim] for item in call.given.items]
+    known = [size for size in sizes if size]
+    return known if len(known) == len(sizes) else None
+
+
+def assigned(x: Tensor, index: Any, value: Any) -> Tensor:
+    """What *x* is after ``x[index] = value``; *x* itself stays."""
+    changed = x.clone()
+    changed[index] = value
+    return changed
+
+
+class Assignment(Rule):
+    """A number put where the index says: every channel for itself if it takes all of them."""
+
+    functions = (assigned,)
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        name = next(iter(states))
+        state = states[name]
+        if len(states) > 1 or not isinstance(state, Sliced):
+            return None
+        found = index_of(call, state.axis)
+        return Flow({name: state}, state) if found and found[1] == slice(None) else None

@@ -1,0 +1,95 @@
+"""Two activations compared: losses inside a model, and similarity."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hetmp.cluster import Group
+from hetmp.core.state import PARTIAL, Sliced
+from hetmp.ops.call import Call, Flow, Run
+from hetmp.ops.labelled import Labelled, from_right, tensor_names
+from hetmp.ops.rule import Rule, States
+
+
+class Loss(Rule):
+    """Element by element; a sum or a mean over all of them is a summand on each rank."""
+
+    layers = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+    functions = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+    several = True
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        names = tensor_names(call, call.argument(0, "input"), call.argument(1, "target"))
+        other = (call.kwargs.get(name) for name in ("size_average", "reduce", "weight"))
+        plain = len(call.args) <= 2 and all(setting is None for setting in other)
+        if names is None or not plain or set(names) != set(states):
+            return None
+        labels = [from_right(call.values[name].dims) for name in names]
+        every = max(labels, key=len)
+        none = _reduction(call) == "none"
+        operands = list(zip(names, labels, strict=True))
+        return Labelled(operands, every if none else [], () if none else every).flow(call, states)
+
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        part = _part(run, group)
+        return copy.deepcopy(run.layer) if part is None else _LossPart(run.layer, part)
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        part = _part(run, group)
+        if part is None:
+            return super().function(run, group)
+        if part == 0:  # the mean of no elements is not a number; their sum has its shape
+            return lambda *args, **kwargs: run.call.invoke(args, {**kwargs, "reduction": "sum"})
+        return lambda *args, **kwargs: run.call.invoke(args, kwargs) * part
+
+
+class _LossPart(nn.Module):
+    """This rank's part of a mean."""
+
+    def __init__(self, layer: nn.Module, part: float) -> None:
+        super().__init__()
+        mine: Any = copy.deepcopy(layer)
+        if part == 0:
+            mine.reduction = "sum"  # see above
+        self.layer, self.part = mine, part
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """The summand of a loss."""
+        loss: Tensor = self.layer(*args, **kwargs)
+        return loss * self.part
+
+
+def _reduction(call: Call) -> str:
+    if call.layer is not None:
+        return str(call.layer.reduction)
+    return str(call.kwargs.get("reduction", "mean"))
+
+
+def _part(run: Run, group: Group) -> float | None:
+    """Which part of the elements of a mean this rank has; None if it is no mean of a part."""
+    if run.target != PARTIAL or _reduction(run.call) != "mean":
+        return None
+    layout = next(want.layout for want in run.flow.wants.values() if isinstance(want, Sliced))
+    return layout.counts[group.rank] / layout.total
+
+
+class CosineSimilarity(Rule):
+    """Over an axis that is not cut, the others keep apart."""
+
+    layers = (nn.CosineSimilarity,)
+    functions = (F.cosine_similarity, torch.cosine_similarity)
+    several = True
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        names = tensor_names(call, call.argument(0, "x1"), call.argument(1, "x2"))
+        dim = call.argument(2, "dim", 1) if call.layer is None else call.layer.dim
+        if names is None or not isinstance(dim, int):
+            return None
+        labels = [from_right(call.values[name].dims) for name in names]
+        every = max(labels, key=len)
+        result = [label for label in every if label != every[dim]]
+        return Labelled(list(zip(names, labels, strict=True)), result).flow(call, states)

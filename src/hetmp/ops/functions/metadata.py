@@ -1,0 +1,50 @@
+"""Sizes and kinds: what a module asks of a tensor."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from hetmp.cluster import Group
+from hetmp.core.state import FULL, Sliced, State
+from hetmp.ops.call import Call, Run
+from hetmp.ops.rule import Rule, whole_of
+
+
+class Questions(Rule):
+    """What a module asks of a tensor: the answer is that of the whole one."""
+
+    functions = (getattr,)
+    methods = ("size", "dim", "numel", "is_floating_point", "get_device", "stride", "ndimension")
+
+    ANSWERED = ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda")
+    OF_EACH = ("device", "requires_grad", "is_cuda", "get_device")  # which a rank's share tells
+
+    def unfit(self, call: Call) -> str | None:
+        if call.target is getattr and call.argument(1, "name") not in self.ANSWERED:
+            return f"it asks for .{call.argument(1, 'name')}"
+        return None
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        return FULL
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        source = run.source
+        if not isinstance(source, Sliced):
+            return super().function(run, group)
+
+        def ask(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if (args[0] if run.call.target is getattr else run.call.title) in self.OF_EACH:
+                return run.call.invoke((x, *args), kwargs)
+            return run.call.invoke((whole_of(x, source), *args), kwargs)
+
+        return ask
+
+
+class NewTensors(Rule):
+    """Fresh tensors of a tensor's kind: every rank makes the whole of them."""
+
+    methods = ("new_zeros", "new_ones", "new_full")
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        return FULL

@@ -1,0 +1,116 @@
+"""Reductions, sorting and running sums: what works along some axes."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hetmp.cluster import Group
+from hetmp.core.state import PARTIAL, Sliced, State
+from hetmp.ops.call import Call, Flow, Run
+from hetmp.ops.functions.elementwise import Elementwise
+from hetmp.ops.rule import Rule, States
+
+_SUMS = ("sum", "mean")
+_NAMES = (*_SUMS, "amax", "amin", "std", "var", "norm", "logsumexp", "prod", "all", "any")
+
+
+class Reduction(Rule):
+    """Over other axes, channels keep apart; a sum over them is a summand of the whole one."""
+
+    functions = tuple(getattr(torch, name) for name in _NAMES)
+    methods = _NAMES
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        axes = _reduced_axes(call)
+        if axes is None:
+            return None
+        if source.axis in axes:
+            return PARTIAL if call.title in _SUMS else None
+        if call.given.dims == call.taken.dims:
+            return source
+        return Sliced(source.layout, source.axis - sum(axis < source.axis for axis in axes))
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        source = run.source
+        if run.target != PARTIAL or run.call.title == "sum" or not isinstance(source, Sliced):
+            return super().function(run, group)
+        part = source.layout.counts[group.rank] / source.layout.total
+        if not part:
+            return torch.sum  # the mean of no elements is not a number; their sum has its shape
+        return lambda *args, **kwargs: run.call.invoke(args, kwargs) * part
+
+
+def _reduced_axes(call: Call) -> list[int] | None:
+    """The axes that are reduced; None if they are not known before it runs."""
+    position = 2 if call.title == "norm" else 1
+    asked = call.argument(position, "dim", call.kwargs.get("axis"))
+    dims = call.taken.dims
+    if call.title in ("std", "var") and isinstance(asked, bool):
+        return None
+    if asked is None:
+        return list(range(dims))
+    axes = list(asked) if isinstance(asked, tuple | list) else [asked]
+    if not all(isinstance(axis, int) for axis in axes):
+        return None
+    return [axis % dims for axis in axes] or list(range(dims))
+
+
+_FIRST = """
+argmax argmin max min median nanmedian sort argsort cumsum cumprod cummax cummin logcumsumexp
+var_mean std_mean count_nonzero flip unfold
+"""
+_SECOND = "topk kthvalue roll diff"
+_LAST_BY_DEFAULT = "sort argsort topk kthvalue diff"
+
+_PLACES = {
+    **dict.fromkeys(_FIRST.split(), 1),
+    **dict.fromkeys(_SECOND.split(), 2),
+    "normalize": 2,
+    "linalg_vector_norm": 2,
+}
+"""Which argument names the axes."""
+
+
+class Along(Rule):
+    """Slices stay slices where the cut axis is none of those; several results are cut alike."""
+
+    functions = (
+        *(getattr(torch, name) for name in _PLACES if hasattr(torch, name)),
+        F.normalize,
+        torch.linalg.vector_norm,
+    )
+    methods = tuple(name for name in _PLACES if hasattr(Tensor, name))
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        if len(states) != 1:
+            pair = call.title in ("max", "min") and len(call.args) + len(call.kwargs) == 2
+            return Elementwise().flow(call, states) if pair else None
+        flow = super().flow(call, states)
+        if flow is None or not call.given.items:
+            return flow
+        return Flow(flow.wants, (cast(State, flow.gives),) * len(call.given.items))
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        axes = _axes_along(call)
+        if axes is None or source.axis in axes:
+            return None
+        given = call.given.items[0] if call.given.items else call.given
+        dropped = given.dims < call.taken.dims
+        return Sliced(source.layout, source.axis - dropped * sum(a < source.axis for a in axes))
+
+
+def _axes_along(call: Call) -> list[int] | None:
+    """The axes along which it works; None if they are not known, or all of them."""
+    place = _PLACES[call.title]
+    default: Any = -1 if call.title in _LAST_BY_DEFAULT.split() else None
+    default = 1 if call.title == "normalize" else default
+    names = [name for name in ("dim", "dims", "axis", "dimension") if name in call.kwargs]
+    asked = call.kwargs[names[0]] if names else call.argument(place, "", default)
+    if call.title == "flip" and call.args[1:] and isinstance(asked, int):
+        asked = call.args[1:]  # x.flip(2, 3)
+    axes = list(asked) if isinstance(asked, tuple | list) else [asked]
+    known = all(isinstance(axis, int) and not isinstance(axis, bool) for axis in axes)
+    return [axis % call.taken.dims for axis in axes] if known and axes else None

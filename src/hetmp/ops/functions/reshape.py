@@ -1,0 +1,183 @@
+"""Flattening, reshaping and repeating: where channel order survives, slices stay slices."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmp.cluster import Group
+from hetmp.core.errors import HetmpError
+from hetmp.core.state import Sliced, State
+from hetmp.ops.call import Call, Flow, Run, Shape
+from hetmp.ops.rule import Rule, States, whole_of
+
+
+class Reshape(Rule):
+    """(n, c, h, w) to other sizes of the same elements in the same order.
+
+    Axes are merged and split in runs. A cut axis survives as the slowest of a merged run, where
+    each index becomes a block, and in a split run if the cuts fall between the new indices:
+    (n, c, h, w) -> (n, c*h*w), or (n, g*c, h, w) -> (n, g, c, h, w) if each g has the same cut.
+    """
+
+    layers = (nn.Flatten, nn.Unflatten)
+    functions = (torch.flatten, torch.reshape, torch.unflatten)
+    methods = ("flatten", "reshape", "unflatten", "view", "reshape_as", "view_as")
+
+    def unfit(self, call: Call) -> str | None:
+        if call.target == "view" and isinstance(call.argument(1, "dtype"), torch.dtype):
+            return "it sees the bits as another dtype"
+        return None
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        source, *others = states
+        flow = super().flow(call, {source: states[source]})
+        # Another tensor only tells its shape: it stays as it is.
+        return flow and Flow({**flow.wants, **{name: states[name] for name in others}}, flow.gives)
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        if not _is_consistent(call):
+            # The size of the image is not known, but how long it is when flattened.
+            size, rest = divmod(call.given.shape[-1] or 0, source.layout.total)
+            plain = source.axis == 1 and call.given.dims == 2 and size > 0 == rest
+            return Sliced(source.layout.scaled(size), 1) if plain else None
+        runs = {
+            _run_of(taken, given, source.axis)
+            for taken, given in zip(call.taken.sizes, call.given.sizes, strict=True)
+        }
+        if len(runs) != 1 or (run := runs.pop()) is None:
+            return None
+        return _through(source, call.taken.shape, call.given.shape, *run)
+
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        return _LocalReshape(run, group.rank, run.layer)
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        reshape = _LocalReshape(run, group.rank, None)
+        return lambda *args, **kwargs: reshape(*args, **kwargs)
+
+
+def _is_consistent(call: Call) -> bool:
+    """Whether the sizes that are known before and after hold as many elements."""
+    return math.prod(call.taken.sizes[0]) == math.prod(call.given.sizes[0])
+
+
+def _run_of(taken: Sequence[int], given: Sequence[int], axis: int) -> tuple[range, range] | None:
+    """The shortest runs of axes, old and new, with the same elements, that hold *axis*."""
+    old = new = 0
+    while old < len(taken):
+        begin = old, new
+        sizes = [taken[old], given[new] if new < len(given) else 1]
+        old, new = old + 1, new + 1
+        while sizes[0] != sizes[1]:
+            if sizes[0] < sizes[1]:
+                if old == len(taken):
+                    return None
+                sizes[0], old = sizes[0] * taken[old], old + 1
+            else:
+                if new >= len(given):
+                    return None
+                sizes[1], new = sizes[1] * given[new], new + 1
+        if begin[0] <= axis < old:
+            # An axis of one element before the run may belong to it just as well: it is no axis.
+            return range(begin[0], old), range(begin[1], min(new, len(given)))
+    return None
+
+
+def _through(source: Sliced, taken: Shape, given: Shape, old: range, new: range) -> State | None:
+    layout: Any = source.layout
+    before = [taken[axis] for axis in old if axis < source.axis]
+    behind = [taken[axis] for axis in old if axis > source.axis]
+    if any(size != 1 for size in before) or None in behind:
+        return None
+    layout = layout.scaled(math.prod(size for size in behind if size is not None))
+    # Now the run is one axis cut by the layout, and is split into the new axes.
+    left = layout.total
+    for axis in new:
+        size = given[axis]
+        if axis == new[-1]:
+            return Sliced(layout, axis)
+        if size is None:
+            return None
+        left //= size
+        if size == 1:
+            continue
+        # Of the two halves of a split, the longer one can be shared out more finely.
+        inner = layout.folded(size) if size < left else None
+        outer = layout.grouped(left) if inner is None else None
+        if outer is not None:
+            return Sliced(outer, axis)
+        layout = layout.folded(size) if inner is None else inner
+        if layout is None:
+            return None
+    return None
+
+
+class _LocalReshape(nn.Module):
+    """Reshapes this rank's share; sizes are those of the whole with the cut axis's replaced."""
+
+    def __init__(self, run: Run, rank: int, layer: nn.Module | None) -> None:
+        super().__init__()
+        self._run, self._rank, self._layer = run, rank, (layer,)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        source, target = self._run.source, self._run.target
+        layer = self._layer[0]
+        call = self._run.call
+        stand_in = whole_of(x, source)
+        whole = stand_in.shape
+        if call.title in ("reshape_as", "view_as"):
+            (*_, state), (like,) = self._run.flow.wants.values(), (*args, *kwargs.values())
+            args, kwargs = (whole_of(like, state),), {}
+        shape = (layer(stand_in) if layer else call.invoke((stand_in, *args), kwargs)).shape
+        if not isinstance(source, Sliced):
+            return x.reshape(shape)
+        assert isinstance(target, Sliced)
+        run = _run_of(whole, shape, source.axis)
+        if run is None or _through(source, tuple(whole), tuple(shape), *run) != target:
+            raise HetmpError(
+                f"{call.title} of {tuple(whole)} to {tuple(shape)} is not what the model was "
+                "sliced for: give slice_model an example_input of the sizes that it will meet"
+            )
+        local = list(shape)
+        local[target.axis] = target.layout.counts[self._rank]
+        return x.reshape(local)
+
+    def extra_repr(self) -> str:
+        return self._run.call.title
+
+
+class Repeat(Rule):
+    """A cut axis that is repeated whole is joined with itself, as ``cat`` would."""
+
+    functions = (torch.tile,)
+    methods = ("repeat", "tile")
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        asked = call.args[1:] or tuple(call.kwargs.values())
+        sizes = asked[0] if len(asked) == 1 and isinstance(asked[0], tuple | list) else asked
+        from_right = source.axis - call.taken.dims
+        times = sizes[from_right] if len(sizes) >= -from_right else 1
+        if not isinstance(times, int) or times < 1:
+            return None
+        layout: Any = type(source.layout).joined([source.layout] * times)
+        return Sliced(layout, call.given.dims + from_right)
+
+
+class RepeatInterleave(Rule):
+    """Each index of a cut axis becomes a block of its repetitions."""
+
+    functions = (torch.repeat_interleave,)
+    methods = ("repeat_interleave",)
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        times, dim = call.argument(1, "repeats"), call.argument(2, "dim")
+        if not isinstance(times, int) or not isinstance(dim, int):
+            return None
+        if dim % call.taken.dims != source.axis:
+            return source
+        if times < 1 or call.kwargs.get("output_size") is not None:
+            return None
+        return Sliced(source.layout.scaled(times), source.axis)

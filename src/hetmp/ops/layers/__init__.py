@@ -1,0 +1,1 @@
+"""The rules of ``nn.Module`` classes, a file per family."""

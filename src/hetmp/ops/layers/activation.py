@@ -1,0 +1,101 @@
+"""Activation layers: elementwise ones run on slices, those over channels on all of them."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hetmp.core.state import Sliced, State
+from hetmp.ops.call import Call, Run
+from hetmp.ops.rule import Cuts, Rule, cut_along
+
+
+class Activation(Rule):
+    """Every element for itself."""
+
+    layers = (
+        nn.ReLU,
+        nn.ReLU6,
+        nn.LeakyReLU,
+        nn.ELU,
+        nn.SELU,
+        nn.CELU,
+        nn.GELU,
+        nn.SiLU,
+        nn.Mish,
+        nn.Hardswish,
+        nn.Hardsigmoid,
+        nn.Hardtanh,
+        nn.Hardshrink,
+        nn.Softshrink,
+        nn.Tanhshrink,
+        nn.Sigmoid,
+        nn.LogSigmoid,
+        nn.Tanh,
+        nn.Softplus,
+        nn.Softsign,
+        nn.Threshold,
+        nn.Identity,
+    )
+    keeps_shape = True
+
+
+class PReLU(Rule):
+    """One slope per channel is cut like the channels; a single slope is replicated."""
+
+    layers = (nn.PReLU,)
+
+    def input_channels(self, layer: Any) -> int | None:
+        return int(layer.num_parameters) if layer.num_parameters > 1 else None
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        return source if source.axis == 1 or call.layer.num_parameters == 1 else None
+
+    def cuts(self, run: Run) -> Cuts:
+        slopes = run.layer.num_parameters
+        return cut_along(run.layer, {"weight": 0}, run.source) if slopes > 1 else {}
+
+    def resize(self, layer: Any, run: Run, count: int) -> None:
+        if run.layer.num_parameters > 1:
+            layer.num_parameters = count
+
+
+class AcrossAxis(Rule):
+    """Softmax and its kin: every output needs every element of one axis."""
+
+    layers = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
+    functions = (F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax)
+    methods = ("softmax", "log_softmax")
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        dim = call.layer.dim if call.layer is not None else call.argument(1, "dim")
+        if not isinstance(dim, int) or dim % call.taken.dims == source.axis:
+            return None
+        return source
+
+
+class AcrossChannels(Rule):
+    """Every output needs every channel, or those of other ranks."""
+
+    layers = (nn.Softmax2d, nn.LocalResponseNorm, nn.CrossMapLRN2d)
+    functions = (F.local_response_norm,)
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        return None
+
+
+class Gating(Rule):
+    """Where the halved axis is cut, both halves are cut alike, so that each rank has its gates."""
+
+    layers = (nn.GLU,)
+    functions = (F.glu,)
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        dim = call.layer.dim if call.layer is not None else call.argument(1, "dim", -1)
+        if not isinstance(dim, int):
+            return None
+        if dim % call.taken.dims != source.axis:
+            return source
+        half = source.layout.folded(2)
+        return None if half is None else Sliced(half, source.axis)

@@ -1,0 +1,92 @@
+"""Batch and instance normalization: statistics are per channel, so slices need no exchange."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hetmp.core.state import Sliced, State
+from hetmp.ops.call import Call, Run
+from hetmp.ops.idle import Idle
+from hetmp.ops.rule import Cuts, Rule, cut_along
+
+_DIMS = {
+    nn.BatchNorm1d: None,
+    nn.BatchNorm2d: 4,
+    nn.BatchNorm3d: 5,
+    nn.InstanceNorm1d: 3,
+    nn.InstanceNorm2d: 4,
+    nn.InstanceNorm3d: 5,
+}
+
+_CUT = ("weight", "bias", "running_mean", "running_var")
+
+
+class ChannelNorm(Rule):
+    """Parameters and running statistics are cut like the channels."""
+
+    layers = tuple(_DIMS)
+    keeps_shape = True
+    runs_empty = False
+
+    def input_dims(self, layer: nn.Module) -> int | None:
+        return next(dims for kind, dims in _DIMS.items() if type(layer) is kind)
+
+    def input_channels(self, layer: Any) -> int | None:
+        # An instance norm without tensors does not look at the number it was made for.
+        bare = isinstance(layer, nn.modules.instancenorm._InstanceNorm) and not any(
+            getattr(layer, name) is not None for name in _CUT
+        )
+        return None if bare else int(layer.num_features)
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        return source if source.axis == 1 else None
+
+    def cuts(self, run: Run) -> Cuts:
+        return cut_along(run.layer, dict.fromkeys(_CUT, 0), run.source)
+
+    def resize(self, layer: Any, run: Run, count: int) -> None:
+        layer.num_features = count
+
+    def idle(self, empty: nn.Module, run: Run) -> Idle:
+        if not isinstance(run.layer, _BatchNorm):
+            return super().idle(empty, run)
+        stand_in = self.stand_in(run)
+        if stand_in.momentum is None:  # it would look at how many batches there were: on meta
+            stand_in.momentum = 0.1
+        return IdleBatchNorm(empty, stand_in, **self.idle_axes(run))
+
+
+class BareNorm(Rule):
+    """Instance and layer norm as functions without parameters, over other axes than the cut one."""
+
+    functions = (F.instance_norm, F.layer_norm)
+    runs_empty = False
+
+    def unfit(self, call: Call) -> str | None:
+        return "its parameters are no layer's own" if len(call.operands) > 1 else None
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        if call.target is F.instance_norm:
+            return source if source.axis == 1 else None
+        shape = call.argument(1, "normalized_shape")
+        return source if source.axis < call.taken.dims - len(shape) else None
+
+
+class IdleBatchNorm(Idle, _BatchNorm):
+    """Counts its batches all the same: the count belongs to the layer, not to a channel.
+
+    It is a batch norm to those who look for one, such as ``torch.optim.swa_utils.update_bn``: a
+    rank that finds none would not join the passes of the others.
+    """
+
+    def __init__(self, empty: Any, stand_in: nn.Module, **axes: Any) -> None:
+        super().__init__(empty, stand_in, **axes)
+        for name in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
+            setattr(self, name, getattr(empty, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and isinstance(self.num_batches_tracked, Tensor):
+            self.num_batches_tracked.add_(1)
+        return super().forward(x)

@@ -1,0 +1,121 @@
+"""Convolution and transposed convolution in 1, 2 and 3 dimensions, with any number of groups."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmp.core.partition import Layout
+from hetmp.core.state import FULL, Sliced, State
+from hetmp.ops.call import SCHEMES, Run, Scheme
+from hetmp.ops.layers.mixing import Mixing
+from hetmp.ops.rule import Cuts, cut_along, sized
+
+_PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+_FEW_PIXELS = 16
+"""Images no larger are faster channel by channel: see ``docs/performance.md``."""
+
+
+class Convolution(Mixing):
+    """Weights are (out, in / groups, *kernel), transposed (in, out / groups, *kernel).
+
+    Groups (a depthwise convolution has one per channel) keep channels apart: scheme ``filters``
+    then takes and gives slices, whose ends fall on the ends of groups, and moves nothing.
+    """
+
+    layers = (*_PLAIN, *_TRANSPOSED)
+
+    def input_dims(self, layer: Any) -> int:
+        return len(layer.kernel_size) + 2
+
+    def input_channels(self, layer: Any) -> int:
+        return int(layer.in_channels)
+
+    def output_channels(self, layer: Any) -> int:
+        return int(layer.out_channels)
+
+    def schemes(self, layer: Any) -> tuple[Scheme, ...]:
+        return SCHEMES if layer.groups == 1 else ("filters", "whole")
+
+    def taken(self, layer: Any, layout: Layout, axis: int) -> State | None:
+        if layer.groups == 1:
+            return FULL
+        groups = layout.grouped(layer.out_channels // layer.groups)
+        if groups is None:
+            return None
+        return Sliced(groups.scaled(layer.in_channels // layer.groups), axis)
+
+    def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
+        return int((scheme == "inputs") != isinstance(layer, _TRANSPOSED))
+
+    def cuts(self, run: Run) -> Cuts:
+        if run.layer.groups == 1:
+            return super().cuts(run)
+        weight = run.source if isinstance(run.layer, _TRANSPOSED) else run.target
+        return {
+            **cut_along(run.layer, {"weight": 0}, weight),
+            **cut_along(run.layer, {"bias": 0}, run.target),
+        }
+
+    def resize(self, layer: Any, run: Run, count: int) -> None:
+        whole = run.layer
+        if whole.groups > 1:
+            layer.groups = count * whole.groups // whole.out_channels
+            layer.in_channels = layer.groups * (whole.in_channels // whole.groups)
+            layer.out_channels = count
+        elif run.scheme == "inputs":
+            layer.in_channels = count
+        else:
+            layer.out_channels = count
+
+    def stand_in(self, run: Run) -> Any:
+        layer = run.layer
+        if layer.groups == 1:
+            return super().stand_in(run)
+        taken, given = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        counts = {"weight": taken if isinstance(layer, _TRANSPOSED) else given, "bias": given}
+        stand_in = sized(layer, self.cuts(run), counts, torch.device("meta"))
+        self.resize(stand_in, run, given)
+        return stand_in
+
+    def idle_axes(self, run: Run) -> dict[str, Any]:
+        width = run.layer.in_channels // run.layer.groups if run.layer.groups > 1 else 1
+        return {**super().idle_axes(run), "width": width}
+
+    def is_plain(self, layer: Any) -> bool:
+        known = type(layer) in (*_PLAIN, *_TRANSPOSED)
+        return known and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+    def compute(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.convolution(x, weight, bias, *_setting(layer))
+
+    def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        wanted = [True, False, False]
+        given: Tensor = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, *_setting(layer), wanted
+        )[0]
+        return given
+
+    def parameter_gradients(
+        self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
+    ) -> dict[str, Tensor | None]:
+        sizes, wanted = [layer.out_channels], [False, weight, bias]
+        given = torch.ops.aten.convolution_backward(
+            gradient, x, layer.weight, sizes, *_setting(layer), wanted
+        )
+        return {"weight": given[1], "bias": given[2]}
+
+    def channels_last(self, layer: Any, shape: torch.Size) -> bool:
+        if not isinstance(layer, nn.Conv2d):
+            return False
+        return math.prod(layer.kernel_size) == 1 or shape[-2] * shape[-1] > _FEW_PIXELS
+
+
+def _setting(layer: Any) -> tuple[Any, ...]:
+    """(stride, padding, dilation, transposed, output padding, groups)."""
+    transposed = isinstance(layer, _TRANSPOSED)
+    output_padding = layer.output_padding if transposed else (0,) * len(layer.stride)
+    return layer.stride, layer.padding, layer.dilation, transposed, output_padding, layer.groups

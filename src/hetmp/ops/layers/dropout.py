@@ -1,0 +1,152 @@
+"""Dropout whose mask does not depend on how the channels are cut.
+
+torch's generator is a sequence: which number an element gets depends on what was drawn before
+it, so ranks that draw for their own slices cannot agree with one process that draws for all.
+Here the mask is a hash of (key, layer, position of the element in the whole activation). The
+key is drawn from torch's CPU generator at each forward pass, so recomputation replays it.
+
+The hash is two rounds of the 32-bit finaliser "lowbias32" (Ellis, *Prospecting for hash
+functions*, 2018), in wrapping int32 arithmetic, which is the same on every device.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hetmp.cluster import Group
+from hetmp.core.state import Sliced, State
+from hetmp.ops.call import Call, Run
+from hetmp.ops.rule import Rule
+
+_PER_CHANNEL = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+_FUNCTIONS = {
+    getattr(F, f"dropout{dims}"): dims != ""
+    for dims in ("", "1d", "2d", "3d")
+    if hasattr(F, f"dropout{dims}")
+}
+"""Whether each drops whole channels."""
+
+
+class Dropout(Rule):
+    """Elements (``Dropout``) or whole channels of a sample (``Dropout1d/2d/3d``) become zero."""
+
+    layers = (nn.Dropout, *_PER_CHANNEL)
+    functions = tuple(_FUNCTIONS)
+    keeps_shape = True
+
+    def unfit(self, call: Call) -> str | None:
+        if call.layer is None and not all(isinstance(value, int | float) for value in _told(call)):
+            return "its probability is not known before it runs"
+        return None
+
+    def input_dims(self, layer: nn.Module) -> int | None:
+        return next(
+            (dims for dims, kind in enumerate(_PER_CHANNEL, start=3) if type(layer) is kind), None
+        )
+
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        layer = run.layer
+        local = KeyedDropout(layer.p, isinstance(layer, _PER_CHANNEL), run.source, group.rank)
+        return local.train(layer.training)
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        p, training = _told(run.call)
+        per_channel = _FUNCTIONS[cast(Any, run.call.target)]
+        return FunctionalDropout(p if training else 0.0, per_channel, run.source, group.rank)
+
+
+def _told(call: Call) -> tuple[Any, Any]:
+    """(probability, training) as a function is told them."""
+    # torch's own default of training is True, of dropout2d and the like too.
+    return call.argument(1, "p", 0.5), call.argument(2, "training", True)
+
+
+class KeyedDropout(nn.Module):
+    """Dropout of this rank's share of an activation.
+
+    Attributes:
+        key: drawn anew for every forward pass in training, the same on all ranks.
+        number: which dropout layer of the model this is.
+    """
+
+    def __init__(self, p: float, per_channel: bool, state: State, rank: int) -> None:
+        super().__init__()
+        self.p, self.per_channel = p, per_channel
+        self.key, self.number = 0, 0
+        self._state, self._rank = state, rank
+
+    @property
+    def active(self) -> bool:
+        """Whether a forward pass now would need a key."""
+        return self.training and self.p > 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """*x* with elements set to zero, the others scaled by 1 / (1 - p)."""
+        if not self.active:
+            return x
+        scale = 1 / (1 - self.p) if self.p < 1 else 0.0
+        return x * self._kept(x).to(x.dtype).mul_(scale)
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """The mask of this rank's share; (n, c, 1, ...) where whole channels are dropped."""
+        per_axis = [torch.arange(size, device=x.device) for size in x.shape]
+        whole = list(x.shape)
+        if isinstance(self._state, Sliced):
+            axis = self._state.axis
+            whole[axis] = self._state.layout.total
+            per_axis[axis] = torch.cat(
+                [
+                    torch.arange(piece.start, piece.stop, device=x.device)
+                    for piece in self._state.layout.slices(self._rank)
+                ]
+            )
+        if self.per_channel:
+            whole, per_axis = whole[:2], per_axis[:2]
+        position = torch.zeros((), dtype=torch.int64, device=x.device)
+        for axis, indices in enumerate(per_axis):
+            shape = [-1 if i == axis else 1 for i in range(len(whole))]
+            position = position + indices.view(shape) * math.prod(whole[axis + 1 :])
+        low, high = _words(self.key, self.number)
+        hashed = _mix(_mix(_wrap(position) ^ low) + high) & 0x7FFFFFFF
+        kept = hashed >= min(int(self.p * 2**31), 2**31 - 1) if self.p < 1 else hashed < 0
+        return kept.view([*kept.shape, *[1] * (x.dim() - kept.dim())])
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}" + (", whole channels" if self.per_channel else "")
+
+
+class FunctionalDropout(KeyedDropout):
+    """``F.dropout``: its arguments say whether it drops, not the mode of a layer."""
+
+    @property
+    def active(self) -> bool:
+        return self.p > 0
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """*x* with elements set to zero, the others scaled by 1 / (1 - p)."""
+        return super().forward(x)
+
+
+def _words(key: int, number: int) -> tuple[Tensor, Tensor]:
+    """Two int32 words that differ with the key and with the layer."""
+    halves = torch.tensor([key & 0xFFFFFFFF, key >> 32]) + number * 0x9E3779B1
+    mixed = _mix(_wrap(halves))
+    return mixed[0], mixed[1]
+
+
+def _wrap(x: Tensor) -> Tensor:
+    """The low 32 bits as int32."""
+    low = x & 0xFFFFFFFF
+    return torch.where(low >= 2**31, low - 2**32, low).to(torch.int32)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ (x >> 15 & 0x1FFFF)) * -0x7B935975  # 0x846CA68B as int32
+    return x ^ (x >> 16 & 0xFFFF)

@@ -1,0 +1,164 @@
+"""Normalization over several channels: group, layer and root-mean-square norm.
+
+Where a rank holds all channels of a statistic, torch's own layer runs on its slice. Where it does
+not, each rank sums over its own channels and the sums are exchanged (partial -> full): one
+number per sample and group, twice, so that the variance is taken around the true mean.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmp.cluster import Group
+from hetmp.core.open_axis import Axis
+from hetmp.core.state import FULL, PARTIAL, Sliced, State
+from hetmp.exchange import Exchange
+from hetmp.ops.call import Call, Run
+from hetmp.ops.rule import Cuts, Rule, cut_along, sized
+
+FINE = 16
+"""From so many groups on, ranks are given whole ones: each is a small part of the axis."""
+
+
+class GroupNorm(Rule):
+    """(n, c, ...): each group of c / groups channels has a mean and a variance per sample."""
+
+    layers = (nn.GroupNorm,)
+    runs_empty = False
+
+    def input_channels(self, layer: Any) -> int:
+        return int(layer.num_channels)
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        if source.axis != 1:
+            return None
+        layout: object = source.layout
+        if isinstance(layout, Axis) and call.layer.num_groups >= FINE:
+            layout.grouped(_group_size(call.layer))
+        return source
+
+    def cuts(self, run: Run) -> Cuts:
+        return cut_along(run.layer, {"weight": 0, "bias": 0}, run.source)
+
+    def resize(self, layer: Any, run: Run, count: int) -> None:
+        layer.num_groups = max(1, count // _group_size(run.layer))
+        layer.num_channels = count
+
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        layout = run.source.layout if isinstance(run.source, Sliced) else None
+        size = _group_size(run.layer)
+        if layout is None or group.size == 1 or layout.grouped(size) is not None:
+            return super().local(run, group, device)
+        cuts = self.cuts(run)
+        counts = {name: cut.layout.counts[group.rank] for name, cut in cuts.items()}
+        owned = [
+            torch.arange(piece.start, piece.stop) // size for piece in layout.slices(group.rank)
+        ]
+        return SharedGroupNorm(
+            sized(run.layer, cuts, counts, device), torch.cat(owned).to(device), group
+        )
+
+
+def _group_size(layer: Any) -> int:
+    return int(layer.num_channels) // int(layer.num_groups)
+
+
+class SharedGroupNorm(nn.Module):
+    """Group norm of this rank's channels, where groups lie across ranks."""
+
+    def __init__(self, layer: Any, group_of: Tensor, group: Group) -> None:
+        """
+        Args:
+            layer: a ``GroupNorm`` with this rank's slopes and biases.
+            group_of: the group of each channel of this rank, (c,).
+        """
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self.groups, self.eps, self.size = layer.num_groups, layer.eps, _group_size(layer)
+        self.sum = Exchange(group, PARTIAL, FULL)
+        self._group_of = group_of
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, this rank's channels, ...) to the same shape."""
+        plane = math.prod(x.shape[2:])
+        flat = x.reshape(x.shape[0], x.shape[1], plane)  # (n, c, plane)
+        wide = flat.float() if x.dtype in (torch.float16, torch.bfloat16) else flat
+        centred = wide - self._mean(wide)
+        scaled = centred * torch.rsqrt(self._mean(centred.square()) + self.eps)
+        if self.weight is not None:
+            scaled = scaled * self.weight.view(-1, 1) + self.bias.view(-1, 1)
+        return scaled.to(x.dtype).view(x.shape)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """The mean of each channel's group: (n, c, 1)."""
+        sums = x.new_zeros(x.shape[0], self.groups)
+        sums = sums.index_add(1, self._group_of, x.sum(2))
+        means = self.sum(sums) / (self.size * x.shape[2])
+        return means.index_select(1, self._group_of).unsqueeze(2)
+
+    def extra_repr(self) -> str:
+        return f"{self.groups} groups across ranks"
+
+
+class LayerNorm(Rule):
+    """Over the last axes; where channels are among them, slopes and biases are cut like them."""
+
+    layers = tuple(getattr(nn, name) for name in ("LayerNorm", "RMSNorm") if hasattr(nn, name))
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        return source
+
+    def cuts(self, run: Run) -> Cuts:
+        axis = _normalized_axis(run)
+        if axis is None:
+            return {}
+        return cut_along(run.layer, {"weight": axis, "bias": axis}, run.source)
+
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        local = super().local(run, group, device)
+        if _normalized_axis(run) is None or group.size == 1:
+            return local
+        return SharedLayerNorm(local, isinstance(run.layer, nn.LayerNorm), group)
+
+
+def _normalized_axis(run: Run) -> int | None:
+    """Which of the normalized axes is cut, None if none is."""
+    if not isinstance(run.source, Sliced):
+        return None
+    axis = run.source.axis - (run.call.taken.dims - len(run.layer.normalized_shape))
+    return axis if axis >= 0 else None
+
+
+class SharedLayerNorm(nn.Module):
+    """Layer norm (or root-mean-square norm) over channels of which this rank holds some."""
+
+    def __init__(self, layer: Any, centred: bool, group: Group) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, getattr(layer, "bias", None)
+        self.centred, self.eps = centred, layer.eps
+        self.sum = Exchange(group, PARTIAL, FULL)
+        self._shape: Sequence[int] = tuple(layer.normalized_shape)  # of the whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., this rank's share of the normalized axes) to the same shape."""
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        if self.centred:
+            wide = wide - self._mean(wide)
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        scaled = wide * torch.rsqrt(self._mean(wide.square()) + eps)
+        if self.weight is not None:
+            scaled = scaled * self.weight
+        if self.bias is not None:
+            scaled = scaled + self.bias
+        return scaled.to(x.dtype)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        axes = tuple(range(-len(self._shape), 0))
+        mean: Tensor = self.sum(x.sum(axes, keepdim=True)) / math.prod(self._shape)
+        return mean
+
+    def extra_repr(self) -> str:
+        return f"{self._shape} across ranks"

@@ -1,0 +1,50 @@
+"""Fully connected layers."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from hetmp.ops.call import Run, Scheme
+from hetmp.ops.layers.mixing import Mixing
+
+
+class Linear(Mixing):
+    """Weights are (out, in); features are the last axis."""
+
+    layers = (nn.Linear,)
+
+    def channel_axis(self, layer: nn.Module, dims: int) -> int:
+        return dims - 1
+
+    def input_channels(self, layer: Any) -> int:
+        return int(layer.in_features)
+
+    def output_channels(self, layer: Any) -> int:
+        return int(layer.out_features)
+
+    def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
+        return int(scheme == "inputs")
+
+    def resize(self, layer: Any, run: Run, count: int) -> None:
+        if run.scheme == "inputs":
+            layer.in_features = count
+        else:
+            layer.out_features = count
+
+    def is_plain(self, layer: nn.Module) -> bool:
+        return type(layer) is nn.Linear
+
+    def compute(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return nn.functional.linear(x, weight, bias)
+
+    def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        return gradient @ weight
+
+    def parameter_gradients(
+        self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
+    ) -> dict[str, Tensor | None]:
+        rows = gradient.flatten(0, -2)
+        return {
+            "weight": rows.t() @ x.flatten(0, -2) if weight else None,
+            "bias": rows.sum(0) if bias else None,
+        }

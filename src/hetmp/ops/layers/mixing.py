@@ -1,0 +1,112 @@
+"""What convolutions and linear layers share: they mix channels and follow a scheme."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hetmp.cluster import Group
+from hetmp.core.partition import Layout
+from hetmp.core.state import FULL, State
+from hetmp.ops.call import SCHEMES, Run, Scheme
+from hetmp.ops.rule import Cuts, Rule, cut_along
+
+
+class Mixing(Rule):
+    """A layer with a ``weight`` and perhaps a ``bias``.
+
+    | scheme | forward | who owns the weight |
+    | --- | --- | --- |
+    | filters | full -> sliced | its output filters |
+    | inputs | sliced -> partial | the input channels of every filter |
+    | whole | full -> full | everyone, the same |
+    """
+
+    mixes = True
+
+    def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
+        """The weight's axis that *scheme* cuts."""
+        raise NotImplementedError
+
+    def schemes(self, layer: nn.Module) -> tuple[Scheme, ...]:
+        """The schemes that the layer can follow."""
+        return SCHEMES
+
+    def taken(self, layer: nn.Module, layout: Layout, axis: int) -> State | None:
+        """The state that scheme ``filters`` takes, given the output's layout on *axis*.
+
+        None if the layout cuts what must stay on one rank.
+        """
+        return FULL
+
+    # --- the layer's own maths in parts; see ``postponed.py``
+
+    def is_plain(self, layer: nn.Module) -> bool:
+        """Whether the three methods below speak for the layer as it is set up."""
+        return False
+
+    def compute(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the layer gives for *x*, with these parameters."""
+        raise NotImplementedError
+
+    def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of the input, of which only shape, strides and dtype are looked at."""
+        raise NotImplementedError
+
+    def parameter_gradients(
+        self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
+    ) -> dict[str, Tensor | None]:
+        """The gradients of the parameters that are wanted, by name."""
+        raise NotImplementedError
+
+    # --- what a rank holds of it
+
+    def cuts(self, run: Run) -> Cuts:
+        assert run.scheme is not None
+        axis = self.weight_axis(run.layer, run.scheme)
+        weight = run.source if run.scheme == "inputs" else run.target
+        return {
+            **cut_along(run.layer, {"weight": axis}, weight),
+            **cut_along(run.layer, {"bias": 0}, run.owned),
+        }
+
+    def stand_in(self, run: Run) -> Any:
+        stand_in = super().stand_in(run)
+        if run.scheme == "inputs":  # its bias is added elsewhere
+            stand_in.register_parameter("bias", None)
+        return stand_in
+
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        local = super().local(run, group, device)
+        return Summand(local) if run.scheme == "inputs" else local
+
+
+class Summand(nn.Module):
+    """A layer of scheme ``inputs``: it gives a summand of its output, without the bias.
+
+    The bias is owned here and added once, after the reduction, by ``add_bias``.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+        self.weight, self.bias = weight, bias
+        layer.register_parameter("bias", None)
+        layer.register_parameter("weight", None)
+        self._layer = (layer,)  # in a tuple: not a submodule, so not in the state_dict
+        self.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The summand: (n, all output channels, ...)."""
+        assert self.weight is not None
+        given: Tensor = functional_call(self._layer[0], {"weight": self.weight}, (x,))
+        return given
+
+    def extra_repr(self) -> str:
+        return repr(self._layer[0])
+
+
+def add_bias(x: Tensor, bias: Tensor, axis: int) -> Tensor:
+    """Add a bias along *axis*, as a layer of scheme ``inputs`` wants it after its reduction."""
+    return x + bias.view([-1 if i == axis % x.dim() else 1 for i in range(x.dim())])

@@ -1,0 +1,84 @@
+"""Average, maximum and adaptive pooling: channel by channel; and what undoes the maximum."""
+
+from typing import Any, cast
+
+from torch import nn
+from torch.nn import functional as F
+
+from hetmp.core.state import Sliced, State
+from hetmp.ops.call import Call, Flow
+from hetmp.ops.labelled import Labelled, tensor_names
+from hetmp.ops.rule import States
+from hetmp.ops.spared import Spared
+
+_KINDS = ("MaxPool", "AvgPool", "LPPool", "AdaptiveMaxPool", "AdaptiveAvgPool")
+
+_DIMS = {
+    dims + 2: tuple(
+        getattr(nn, f"{kind}{dims}d") for kind in _KINDS if hasattr(nn, f"{kind}{dims}d")
+    )
+    for dims in (1, 2, 3)
+}
+
+_NAMES = (
+    "max_pool{}d avg_pool{}d lp_pool{}d adaptive_max_pool{}d adaptive_avg_pool{}d "
+    "max_pool{}d_with_indices adaptive_max_pool{}d_with_indices"
+)
+
+_FUNCTIONS = {
+    getattr(F, name.format(dims)): dims
+    for name in _NAMES.split()
+    for dims in (1, 2, 3)
+    if hasattr(F, name.format(dims))
+}
+"""How many spatial axes each has."""
+
+
+class Pooling(Spared):
+    """Spatial axes shrink; channels stay where they are, also those of indices."""
+
+    layers = tuple(layer for layers in _DIMS.values() for layer in layers)
+    functions = tuple(_FUNCTIONS)
+    runs_empty = False
+
+    def input_dims(self, layer: nn.Module) -> int:
+        return next(dims for dims, kinds in _DIMS.items() if type(layer) in kinds)
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        flow = super().flow(call, states)
+        if flow is None or not call.given.items:
+            return flow
+        return Flow(flow.wants, (cast(State, flow.gives),) * len(call.given.items))
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        spatial = _FUNCTIONS.get(cast(Any, call.target), call.taken.dims - 2)
+        return source if source.axis == call.taken.dims - spatial - 1 else None
+
+    def spare_width(self, call: Call) -> int | None:
+        return 1 if call.given.items else None
+
+
+_UNPOOLING = {F.max_unpool1d: 1, F.max_unpool2d: 2, F.max_unpool3d: 3}
+_UNPOOLING_LAYERS = {nn.MaxUnpool1d: 1, nn.MaxUnpool2d: 2, nn.MaxUnpool3d: 3}
+
+
+class Unpooling(Spared):
+    """Maxima go back to where they were: values and indices are cut alike.
+
+    An index counts within a channel's own plane.
+    """
+
+    layers = tuple(_UNPOOLING_LAYERS)
+    functions = tuple(_UNPOOLING)
+    several = True
+
+    def flow(self, call: Call, states: States) -> Flow | None:
+        names = tensor_names(call, call.argument(0, "input"), call.argument(1, "indices"))
+        if names is None or set(names) != set(states):
+            return None
+        layer: Any = type(call.layer)
+        spatial = _UNPOOLING_LAYERS[layer] if call.layer else _UNPOOLING[cast(Any, call.target)]
+        kept = list("nc")[2 + spatial - call.given.dims :]
+        taken = [*kept, *range(spatial)]
+        labelled = Labelled([(name, taken) for name in names], [*kept, *"zyx"[:spatial]])
+        return labelled.flow(call, states)

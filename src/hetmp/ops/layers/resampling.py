@@ -1,0 +1,117 @@
+"""Upsampling, padding, pixel shuffling and patches: channel by channel, or channels into pixels."""
+
+from typing import Any
+
+from torch import nn
+from torch.nn import functional as F
+
+from hetmp.core.state import Sliced, State
+from hetmp.ops.call import Call, Run
+from hetmp.ops.rule import Rule
+from hetmp.ops.spared import Spared
+
+_PADS = ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad")
+
+
+class Resampling(Rule):
+    """More or fewer pixels of the same channels."""
+
+    layers = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+    functions = (F.interpolate, F.upsample)
+    runs_empty = False
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        return source if source.axis == 1 else None
+
+
+class Padding(Rule):
+    """Pixels around an image."""
+
+    layers = tuple(
+        getattr(nn, f"{kind}{dims}d")
+        for kind in _PADS
+        for dims in (1, 2, 3)
+        if hasattr(nn, f"{kind}{dims}d")
+    )
+    functions = (F.pad,)
+    runs_empty = False
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        padding = call.layer.padding if call.layer is not None else call.argument(1, "pad")
+        if not isinstance(padding, tuple | list):
+            return None
+        return source if source.axis < call.taken.dims - len(padding) // 2 else None
+
+
+class PixelShuffle(Rule):
+    """(n, c * r * r, h, w) -> (n, c, h * r, w * r): r * r channels become one."""
+
+    layers = (nn.PixelShuffle,)
+    functions = (F.pixel_shuffle,)
+    runs_empty = False
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        if source.axis != call.taken.dims - 3:
+            return None
+        layout: Any = source.layout.grouped(_factor(call, "upscale_factor") ** 2)
+        return None if layout is None else Sliced(layout, source.axis)
+
+    def idle_axes(self, run: Run) -> dict[str, Any]:
+        width = _factor(run.call, "upscale_factor") ** 2
+        return {**super().idle_axes(run), "width": width}
+
+
+class PixelUnshuffle(Rule):
+    """(n, c, h * r, w * r) -> (n, c * r * r, h, w): each channel becomes a block of r * r."""
+
+    layers = (nn.PixelUnshuffle,)
+    functions = (F.pixel_unshuffle,)
+    runs_empty = False
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        if source.axis != call.taken.dims - 3:
+            return None
+        return Sliced(source.layout.scaled(_factor(call, "downscale_factor") ** 2), source.axis)
+
+
+def _factor(call: Call, name: str) -> int:
+    factor = getattr(call.layer, name) if call.layer is not None else call.argument(1, name)
+    return int(factor)
+
+
+class ChannelShuffle(Rule):
+    """(n, g * c, ...) -> (n, c * g, ...): channels of g groups take turns."""
+
+    layers = (nn.ChannelShuffle,)
+    functions = (F.channel_shuffle,)
+    runs_empty = False
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        groups = call.layer.groups if call.layer is not None else call.argument(1, "groups")
+        part = source.layout.folded(groups) if source.axis == 1 else None
+        return None if part is None else Sliced(part.scaled(groups), 1)
+
+    def idle_axes(self, run: Run) -> dict[str, Any]:
+        call = run.call
+        groups = call.layer.groups if call.layer is not None else call.argument(1, "groups")
+        return {**super().idle_axes(run), "width": groups}
+
+
+class Patches(Spared):
+    """(n, c, h, w) -> (n, c * window, patches): each channel becomes a block; or the way back."""
+
+    layers = (nn.Unfold, nn.Fold)
+    functions = (F.unfold, F.fold)
+
+    def gives(self, call: Call, source: Sliced) -> State | None:
+        taken, given = call.taken.sizes[0], call.given.sizes[0]
+        if source.axis != 1 or len(taken) + len(given) != 7:
+            return None  # a single image has no batch axis
+        if len(taken) == 4:
+            return Sliced(source.layout.scaled(given[1] // taken[1]), 1)
+        layout: Any = source.layout.grouped(taken[1] // given[1])
+        return None if layout is None else Sliced(layout, 1)
+
+    def spare_width(self, call: Call) -> int:
+        """How many indices of the channel axis one channel takes up."""
+        return max(1, call.taken.sizes[0][1] // call.given.sizes[0][1])

@@ -1,0 +1,142 @@
+"""Parameter gradients that are computed while their layer's input gradient travels.
+
+Autograd runs nodes in the reverse of their forward order. So the parameters enter between the
+start and the end of the input's exchange, and the way back is: input gradient, start of its
+exchange, parameter gradients, end of the exchange.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+
+from hetmp.exchange import alias
+from hetmp.ops.layers.mixing import Mixing
+
+
+class Postponed:
+    """The layers that take one exchanged value.
+
+    A rank without channels in them has an ``Idle`` in their place, and takes part alike.
+
+    Args:
+        takers: the layers, with their rules.
+        regather: gathers the exchanged value once more from this rank's share of it, so that it
+            need not be kept. Collective; None to keep it.
+        around: entered, by number of the taker, while its parameter gradients are computed.
+
+    Attributes:
+        arrived: on the way back, by number of the taker: its output's gradient, and its input
+            unless that is gathered again.
+    """
+
+    def __init__(
+        self,
+        takers: Sequence[tuple[Mixing, nn.Module]],
+        regather: Callable[[Tensor], Tensor] | None,
+        around: Callable[[int], AbstractContextManager[None]] | None = None,
+    ) -> None:
+        self.takers, self.regather, self.around = takers, regather, around
+        self.arrived: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._entered: list[dict[str, Tensor]] = []
+
+    def enter(self, x: Tensor) -> None:
+        """Between start and end of the exchange of *x*, this rank's share."""
+        named = [dict(layer.named_parameters()) for _, layer in self.takers]
+        kept = x.detach() if self.regather else x.new_empty(0)
+        parameters = [parameter for names in named for parameter in names.values()]
+        entered = iter(_Parameters.apply(self, kept, *parameters) if parameters else ())
+        self._entered = [{name: next(entered) for name in names} for names in named]
+
+    def run(self, number: int, x: Tensor) -> Tensor:
+        """What a taker gives for the exchanged value. Once per taker."""
+        rule, layer = self.takers[number]
+        entered, self._entered[number] = self._entered[number], {}
+        if not rule.is_plain(layer) or _hooked(layer):
+            called: Tensor = functional_call(layer, entered, (x,))
+            return called
+        weight, bias = entered["weight"], entered.get("bias")
+        mixed: Tensor = _Mixed.apply(self, number, x, weight, bias)
+        return mixed
+
+
+def _hooked(layer: nn.Module) -> bool:
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+    )
+
+
+class _Parameters(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, postponed: Postponed, kept: Tensor, *tensors: Tensor) -> Any:
+        ctx.postponed = postponed
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(kept)
+        return tuple(alias(tensor) for tensor in tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        postponed: Postponed = ctx.postponed
+        (kept,) = ctx.saved_tensors
+        x = postponed.regather(kept) if postponed.regather else None
+        given, needed = list(gradients), ctx.needs_input_grad[2:]
+        at = 0
+        for number, (rule, layer) in enumerate(postponed.takers):
+            names = [name for name, _ in layer.named_parameters()]
+            found = postponed.arrived.pop(number, None)
+            if found is not None:
+                gradient, own = found
+                taken = x if own is None else own
+                assert taken is not None
+                wanted = dict(zip(names, needed[at : at + len(names)], strict=True))
+                with postponed.around(number) if postponed.around else nullcontext():
+                    by_name = rule.parameter_gradients(
+                        layer,
+                        gradient,
+                        taken,
+                        wanted.get("weight", False),
+                        wanted.get("bias", False),
+                    )
+                given[at : at + len(names)] = [by_name.get(name) for name in names]
+            at += len(names)
+        return None, None, *given
+
+
+class _Mixed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, postponed: Postponed, number: int, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        ctx.postponed, ctx.number = postponed, number
+        ctx.like = x.shape, x.stride()
+        if postponed.regather:
+            ctx.save_for_backward(weight)
+        else:
+            ctx.save_for_backward(weight, x)
+        rule, layer = postponed.takers[number]
+        return rule.compute(layer, x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *kept = ctx.saved_tensors
+        postponed: Postponed = ctx.postponed
+        rule, layer = postponed.takers[ctx.number]
+        if any(ctx.needs_input_grad[3:]):
+            postponed.arrived[ctx.number] = gradient, kept[0] if kept else None
+        onward = None
+        if ctx.needs_input_grad[2]:
+            shape, stride = ctx.like
+            like = kept[0] if kept else torch.empty_strided(
+                shape, stride, dtype=gradient.dtype, device=gradient.device
+            )  # fmt: skip
+            onward = rule.input_gradient(layer, gradient, like, weight)
+        return None, None, onward, None, None

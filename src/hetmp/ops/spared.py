@@ -1,0 +1,78 @@
+"""On a rank without channels: where torch refuses none, one of zeros is computed and dropped."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmp.cluster import Group
+from hetmp.core.state import Sliced
+from hetmp.ops.call import Call, Run
+from hetmp.ops.rule import Rule
+
+
+def with_zeros(x: Tensor, axis: int, width: int) -> Tensor:
+    """*x* with *width* indices more on an axis."""
+    shape = list(x.shape)
+    shape[axis] = width
+    return torch.cat([x, x.new_zeros(shape)], axis)
+
+
+class Spare(nn.Module):
+    """An operation of one or more tensors that are cut alike, and of which this rank holds none.
+
+    Unlike ``Idle`` it may take and give several tensors.
+    """
+
+    def __init__(self, compute: Callable[..., Any], axis: int, width: int = 1) -> None:
+        """
+        Args:
+            compute: the operation.
+            axis: of all tensors, the one that has no indices here.
+            width: how many indices the operation wants there at least.
+        """
+        super().__init__()
+        self._compute = (compute,)  # in a tuple: a layer would become a submodule
+        self._axis, self._width = axis, width
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the operation gives of zeros, without an element of it."""
+
+        def filled(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return with_zeros(x, self._axis, self._width)
+
+        given = self._compute[0](
+            *map(filled, args), **{name: filled(arg) for name, arg in kwargs.items()}
+        )
+        if isinstance(given, Tensor):
+            return given.narrow(self._axis, 0, 0)
+        return tuple(item.narrow(self._axis, 0, 0) for item in given)
+
+    def extra_repr(self) -> str:
+        compute = self._compute[0]
+        return f"{getattr(compute, '__name__', type(compute).__name__)} of no channels"
+
+
+class Spared(Rule):
+    """Operations that run as a ``Spare`` on a rank that holds nothing of the first operand."""
+
+    def spare_width(self, call: Call) -> int | None:
+        """How many indices the operation wants at least; None if it runs without any."""
+        return 1
+
+    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+        return _spare(self, run, group) or super().local(run, group, device)
+
+    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+        return _spare(self, run, group) or super().function(run, group)
+
+
+def _spare(rule: Spared, run: Run, group: Group) -> Spare | None:
+    source, width = run.source, rule.spare_width(run.call)
+    if width is None or not isinstance(source, Sliced) or source.layout.counts[group.rank] > 0:
+        return None
+    compute: Any = run.call.target
+    return Spare(compute, source.axis, width)

@@ -1,0 +1,181 @@
+"""Other sources of a profile or of speeds: a description of a cluster, files of weights."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hetmp.core.documents import read, validated
+from hetmp.core.errors import HetmpError
+from hetmp.planner.profiling import LinkTimes, Profile
+from hetmp.planner.tables import Links
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+SIZES = (1 << 10, 1 << 20, 1 << 26)
+"""Bytes for which a link of known latency and bandwidth is put into figures."""
+
+
+class ClusterRanks(BaseModel):
+    """Ranks of one kind."""
+
+    model_config = _CONFIG
+
+    profile: Path
+    """A profile with a rank of this kind, relative to the file that says so."""
+    rank: int = Field(default=0, ge=0)
+    """Which rank of that profile."""
+    count: int = Field(default=1, ge=1)
+    """How many ranks of this kind there are."""
+
+
+class ClusterLink(BaseModel):
+    """What joins the ranks: a profile's own links, or two figures."""
+
+    model_config = _CONFIG
+
+    profile: Path | None = None
+    """A profile whose links these are."""
+    latency: float | None = Field(default=None, gt=0)
+    """Seconds of a message without content."""
+    bandwidth: float | None = Field(default=None, gt=0)
+    """Bytes a second."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "ClusterLink":
+        figures = self.latency is not None and self.bandwidth is not None
+        if figures == (self.profile is not None):
+            raise ValueError("give either a profile, or latency and bandwidth")
+        return self
+
+
+class Cluster(BaseModel):
+    """A cluster to plan for, put together from profiles of its kinds of nodes."""
+
+    model_config = _CONFIG
+
+    ranks: tuple[ClusterRanks, ...] = Field(min_length=1)
+    link: ClusterLink
+
+
+def cluster_profile(path: str | Path) -> Profile:
+    """The profile of the cluster that a TOML file describes: see ``docs/planning.md``.
+
+    Raises:
+        HetmpError: a file cannot be read, an entry is wrong, or the profiles are of unlike models.
+    """
+    path = Path(path)
+    try:
+        told = tomllib.loads(read(path, "cluster"))
+    except tomllib.TOMLDecodeError as error:
+        raise HetmpError(f"cluster {path} cannot be read: {error}") from error
+    cluster = validated(Cluster, told, f"cluster {path}")
+    devices, sources = [], []
+    for ranks in cluster.ranks:
+        source = Profile.load(path.parent / ranks.profile)
+        if ranks.rank >= len(source.devices):
+            raise HetmpError(
+                f"cluster {path}: {ranks.profile} has {len(source.devices)} ranks, no rank "
+                f"{ranks.rank}"
+            )
+        devices += [source.devices[ranks.rank]] * ranks.count
+        sources.append(source)
+    count, link = len(devices), cluster.link
+    if link.profile is not None:
+        joined = Profile.load(path.parent / link.profile)
+        links = _for_ranks(joined, count)
+    else:
+        assert link.latency is not None and link.bandwidth is not None
+        links = links_of(link.latency, link.bandwidth, count)
+    return _like(sources).model_copy(update={"devices": tuple(devices), "links": links})
+
+
+def joined_profiles(profiles: Sequence[Profile]) -> Profile:
+    """One profile with the ranks of all, in order; the links of the one with most ranks.
+
+    Raises:
+        HetmpError: they are of unlike models, batch sizes or dtypes.
+    """
+    devices = tuple(device for profile in profiles for device in profile.devices)
+    widest = max(profiles, key=lambda profile: len(profile.devices))
+    return _like(profiles).model_copy(
+        update={"devices": devices, "links": _for_ranks(widest, len(devices))}
+    )
+
+
+def links_of(latency: float, bandwidth: float, ranks: int) -> tuple[LinkTimes, ...]:
+    """Links of known latency (s) and bandwidth (bytes/s), in the figures of a measurement.
+
+    Source: Thakur, Rabenseifner and Gropp (2005): recursive doubling and halving.
+    """
+    if ranks == 1:
+        return ()
+    steps = (ranks - 1).bit_length()
+    part = (ranks - 1) / ranks
+    times = {
+        "Allgatherv": (steps, part),
+        "Reduce_scatter": (steps, part),
+        "Allreduce": (2 * steps, 2 * part),
+        "Alltoallv": (ranks - 1, part),
+    }
+    return tuple(
+        LinkTimes(
+            collective=name,
+            bytes=SIZES,
+            largest=(1 / ranks,) * len(SIZES),
+            seconds=tuple(starts * latency + moved * size / bandwidth for size in SIZES),
+        )
+        for name, (starts, moved) in times.items()
+    )
+
+
+def _for_ranks(profile: Profile, ranks: int) -> tuple[LinkTimes, ...]:
+    measured = len(profile.devices)
+    if ranks in (1, measured):
+        return profile.links
+    return Links(profile.links, measured, ranks).as_measured(SIZES)
+
+
+def _like(profiles: Sequence[Profile]) -> Profile:
+    """The first of them, if all are of the same work."""
+    first = profiles[0]
+    for other in profiles[1:]:
+        for what in ("model", "batch_size", "dtype"):
+            a, b = getattr(first, what), getattr(other, what)
+            if a != b:
+                name = what.replace("_", " ")
+                raise HetmpError(f"the profiles are of unlike work: {name} {a} and {b}")
+    return first
+
+
+def read_weights(path: str | Path) -> tuple[float, ...]:
+    """Relative speeds from a file: one rank a line, in rank order; # begins a comment.
+
+    A line is a number, or what FuPerMod's partitioner writes into a ``.dist`` file: host, number
+    of the device on it, parts, and perhaps more columns, which are not looked at.
+
+    Raises:
+        HetmpError: the file cannot be read, or a line has no number.
+    """
+    lines = read(path, "weights").splitlines()
+    weights = []
+    for number, line in enumerate(lines, start=1):
+        columns = line.partition("#")[0].split()
+        if not columns:
+            continue
+        try:
+            weights.append(float(columns[0] if len(columns) == 1 else columns[2]))
+        except (ValueError, IndexError):
+            raise HetmpError(
+                f"weights {path}, line {number}: {line.strip()!r} is neither a number nor host, "
+                "device and parts"
+            ) from None
+    if not weights:
+        raise HetmpError(f"weights {path}: no line has a number")
+    return tuple(weights)

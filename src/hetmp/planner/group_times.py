@@ -1,0 +1,90 @@
+"""The time that each channel group takes, over all the work that its channels are in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hetmp.core.state import Sliced
+from hetmp.planner.profiling import Kind, step_work
+from hetmp.planner.tables import Array, Tables
+from hetmp.slicing.channel_groups import ChannelGroups
+from hetmp.slicing.schedule import CallStep, Schedule
+
+
+@dataclass(frozen=True)
+class GroupWork:
+    """A piece of work that a channel group has a part in.
+
+    Attributes:
+        part: which part of the work's channels are the group's, from 0 to 1.
+    """
+
+    work: str
+    kind: Kind
+    part: float
+
+
+def group_works(found: ChannelGroups, schedule: Schedule) -> dict[int, dict[GroupWork, int]]:
+    """What each channel group has a part in, and how often, by the group's number.
+
+    Args:
+        schedule: of any plan; which layout belongs to which group is told from how it is cut.
+    """
+    works: dict[int, dict[GroupWork, int]] = {group.number: {} for group in found.groups}
+    units = {group.number: group.units for group in found.groups}
+    pieces_of: dict[str, tuple[tuple[int, int], ...]] = {}
+    for step in schedule.training.steps:
+        own: tuple[tuple[int, int], ...] = ()
+        for source in step.sources:
+            own = own or pieces_of.get(source, ())
+        if isinstance(step, CallStep) and step.node.rule.mixes:
+            taken = own
+            own = tuple((p.group.number, p.block) for p in found.pieces[step.node.path])
+            if step.run.scheme == "whole":
+                own = ()
+            work, kind, state = step_work(step)
+            _add(works, units, taken if kind == "inputs" else own, work, kind, state)
+        elif isinstance(step, CallStep):
+            work, kind, state = step_work(step)
+            if isinstance(state, Sliced):
+                own = _joined(step, pieces_of) or own
+                _add(works, units, own, work, kind, state)
+        pieces_of[step.name] = own
+    return works
+
+
+def _joined(
+    step: CallStep, pieces_of: Mapping[str, tuple[tuple[int, int], ...]]
+) -> tuple[tuple[int, int], ...]:
+    """The pieces of a concatenation; those of the first operand elsewhere."""
+    if step.run.call.title not in ("cat", "concat", "concatenate"):
+        return ()
+    return tuple(piece for source in step.sources for piece in pieces_of.get(source, ()))
+
+
+def _add(
+    works: dict[int, dict[GroupWork, int]],
+    units: Mapping[int, int],
+    pieces: tuple[tuple[int, int], ...],
+    work: str,
+    kind: Kind,
+    state: Sliced | None,
+) -> None:
+    total = sum(units[number] * block for number, block in pieces)
+    if state is None or not total:
+        return
+    for number, block in pieces:
+        share = GroupWork(work, kind, units[number] * block / total)
+        works[number][share] = works[number].get(share, 0) + 1
+
+
+def group_times(tables: Tables, works: Mapping[GroupWork, int], units: int) -> Array:
+    """(ranks, units + 1) seconds of a step that a rank spends on so many units of a group."""
+    times = np.zeros((tables.ranks, units + 1))
+    for work, often in works.items():
+        total = tables.total(work.work, work.kind)
+        # Of work that several groups share, each is charged as if all were cut as it is.
+        counts = np.round(np.arange(units + 1) * (total / max(1, units))).astype(np.int64)
+        times += often * work.part * tables.sums(work.work, work.kind, counts)
+    return times

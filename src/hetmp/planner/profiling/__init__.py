@@ -1,0 +1,38 @@
+"""Measuring the devices and the links between them: ``profile_model`` -> ``Profile``.
+
+Or, in part, taking them from what earlier jobs kept: ``profile_by_kind``.
+"""
+
+from hetmp.planner.profiling.by_node_kind import keep_kinds, profile_by_kind
+from hetmp.planner.profiling.library import Library, Task
+from hetmp.planner.profiling.measure import GRID, Budget
+from hetmp.planner.profiling.profile import (
+    OPTIMIZER,
+    THOUSANDTHS,
+    DeviceProfile,
+    LinkTimes,
+    Profile,
+    WorkTimes,
+)
+from hetmp.planner.profiling.profile_model import device_title, profile_links, profile_model
+from hetmp.planner.profiling.work import Kind, step_work
+
+__all__ = [
+    "GRID",
+    "OPTIMIZER",
+    "THOUSANDTHS",
+    "Budget",
+    "DeviceProfile",
+    "Kind",
+    "Library",
+    "LinkTimes",
+    "Profile",
+    "Task",
+    "WorkTimes",
+    "device_title",
+    "keep_kinds",
+    "profile_by_kind",
+    "profile_links",
+    "profile_model",
+    "step_work",
+]

@@ -1,0 +1,174 @@
+"""A folder of kept profiles, one file per task, kind of node and device.
+
+``FOLDER/TASK/KIND/DEVICE.json``, each an ordinary profile of one device without links: see
+``docs/profile-format.md``. Plain files: one process reads and writes them.
+"""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from hetmp.cluster.slurm import safe_name
+from hetmp.core.errors import HetmpError
+from hetmp.planner.profiling.profile import DeviceProfile, Profile
+from hetmp.slicing import Tuning
+from hetmp.slicing.graph import ModelGraph, fingerprint
+
+
+@dataclass(frozen=True)
+class Task:
+    """What devices are measured at: the steps of a model with a batch.
+
+    Attributes:
+        name: fit for a folder, and another one wherever a device could take another time.
+        model: the network's name, for the reader.
+        batch_size: images of a step.
+        dtype: precision of the computation.
+    """
+
+    name: str
+    model: str
+    batch_size: int
+    dtype: str
+
+    @classmethod
+    def of(cls, model: str, graph: ModelGraph, example: Tensor, tuning: Tuning) -> "Task":
+        """The steps of a model on batches of an example's shape and dtype."""
+        batch_size, *shape = example.shape
+        dtype = str(example.dtype).removeprefix("torch.")
+        sizes = "x".join(map(str, shape))
+        # One name may stand for several networks: for other classes, or of a file that was edited.
+        parts = [safe_name(model), sizes, f"b{batch_size}", dtype, fingerprint(graph)]
+        return cls("-".join(parts + _unusual(tuning)), model, batch_size, dtype)
+
+
+def _unusual(tuning: Tuning) -> list[str]:
+    """The choices that are not the usual ones: ``regather``, ``no-shared-memory``."""
+    usual = Tuning()
+    return [
+        ("no-" if getattr(usual, field.name) else "") + field.name.replace("_", "-")
+        for field in dataclasses.fields(tuning)
+        if getattr(tuning, field.name) != getattr(usual, field.name)
+    ]
+
+
+@dataclass(frozen=True)
+class Library:
+    """What is kept of one task.
+
+    The devices of one kind of node may be several: a GPU and the processor beside it, or one
+    processor with other numbers of threads. Each has a file.
+
+    Attributes:
+        folder: of all tasks.
+        task: what the devices are measured at.
+    """
+
+    folder: Path
+    task: Task
+
+    def place(self, kind: str, title: str) -> Path:
+        """The file of a kind of node's device."""
+        return self._shelf(kind) / f"{safe_name(title)}.json"
+
+    def _shelf(self, kind: str) -> Path:
+        name = safe_name(kind)
+        if not name:
+            raise HetmpError(
+                f"{kind!r} is no name for a kind of node: use letters and digits, as in gpu-a100"
+            )
+        return self.folder / self.task.name / name
+
+    def find(self, kind: str, title: str) -> DeviceProfile | None:
+        """What was kept of a kind of node's device; None if nothing was.
+
+        Raises:
+            HetmpError: the file is torn or of something else: its name and the remedy.
+        """
+        path = self.place(kind, title)
+        if not os.path.exists(path):
+            return None
+        try:
+            kept = Profile.load(path)
+            kept.check_batch(self.task.batch_size, self.task.dtype)
+        except HetmpError as error:
+            raise HetmpError(f"{error}. Remove {path}, and the device is measured again") from error
+        # A name that was made safe may be another device's, too.
+        return next((device for device in kept.devices if device.title == title), None)
+
+    def has_others(self, kind: str) -> bool:
+        """Whether anything is kept of a kind of node, be it of another device."""
+        return any(self._shelf(kind).glob("*.json"))
+
+    def check_writable(self, kind: str) -> None:
+        """Refuse a folder that nothing can be kept in, before anything is measured.
+
+        Raises:
+            HetmpError: naming the folder.
+        """
+        shelf = self._shelf(kind)
+        try:
+            shelf.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=shelf):
+                pass
+        except OSError as error:
+            raise self._unwritable(shelf, error) from error
+
+    def keep(self, kind: str, device: DeviceProfile, created: str) -> Path:
+        """Keep what a kind of node's device takes, in the place of what was kept before.
+
+        Returns:
+            The file.
+
+        Raises:
+            HetmpError: it cannot be written; what was there stays.
+        """
+        path = self.place(kind, device.title)
+        profile = Profile(
+            created=created,
+            model=self.task.model,
+            batch_size=self.task.batch_size,
+            dtype=self.task.dtype,
+            devices=(device,),
+        )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            profile.save(path)
+        except OSError as error:
+            raise self._unwritable(path, error) from error
+        return path
+
+    def _unwritable(self, path: Path, error: OSError) -> HetmpError:
+        return HetmpError(
+            f"{path} cannot be written, so no profile can be kept: {error.strerror}. Choose a "
+            f"folder that can be written instead of {self.folder}"
+        )
+
+
+def slowest(devices: Sequence[DeviceProfile]) -> DeviceProfile:
+    """The one that takes longest for the largest shares that were measured on all of them."""
+    measured = [_seconds(device) for device in devices]
+    common = set(measured[0]).intersection(*measured)
+    # By work, the largest count.
+    largest = {(work, kind): count for work, kind, count in sorted(common)}
+    totals = [
+        sum(seconds[work, kind, count] for (work, kind), count in largest.items())
+        for seconds in measured
+    ]
+    return devices[totals.index(max(totals))]
+
+
+def _seconds(device: DeviceProfile) -> dict[tuple[str, str, int], float]:
+    """Seconds of every (work, kind, count) that was measured."""
+    return {
+        (times.work, times.kind, count): forward + backward + parameters
+        for times in device.works
+        for count, forward, backward, parameters in zip(
+            times.counts, times.forward, times.backward, times.parameters, strict=True
+        )
+    }

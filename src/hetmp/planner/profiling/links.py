@@ -1,0 +1,124 @@
+"""How long exchanges take between these ranks, for a range of sizes and of unevenness."""
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from hetmp.cluster import Group
+from hetmp.core.partition import Layout, apportion
+from hetmp.core.state import FULL, PARTIAL, Sliced, State
+from hetmp.exchange import Carriage, Exchange, tidy
+from hetmp.planner.profiling.profile import LinkTimes
+from hetmp.slicing import Tuning
+from hetmp.slicing.schedule import ExchangeStep, Program
+
+REPEATS = 5
+CACHE = 1 << 24
+"""Numbers that are touched between exchanges, more than caches hold."""
+
+SIZES = 5
+"""How many of a model's exchanges are measured, from the smallest to the largest."""
+
+SKEWS = (0.0, 0.7)
+"""How much more than its equal share one rank has: 0 nothing, 1 everything."""
+
+
+def exchanged_shapes(program: Program, batch_size: int) -> list[tuple[int, ...]]:
+    """The shapes that a program exchanges, *SIZES* of them over the range of sizes."""
+    shapes = {
+        (batch_size, *step.value.sizes[0][1:])
+        for step in program.steps
+        if isinstance(step, ExchangeStep) and step.value.is_tensor and step.value.dims > 1
+    }
+    ordered = sorted(shapes, key=lambda shape: (int(np.prod(shape)), shape))
+    picks = np.linspace(0, len(ordered) - 1, min(SIZES, len(ordered)))
+    return [ordered[round(pick)] for pick in picks]
+
+
+def measure_links(
+    group: Group,
+    shapes: Sequence[tuple[int, ...]],
+    dtype: torch.dtype,
+    device: torch.device,
+    tuning: Tuning,
+) -> tuple[LinkTimes, ...]:
+    """Seconds of every kind of exchange between the ranks of *group*. Collective.
+
+    Shapes whose axis 1 holds fewer channels than there are ranks are measured all the same: some
+    ranks then have none.
+    """
+    if group.size == 1:
+        return ()
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    for shape in shapes:
+        size = int(np.prod(shape)) * torch.empty((), dtype=dtype).element_size()
+        for skew in SKEWS:
+            layout = _layout(shape[1], group.size, skew)
+            largest = max(layout.counts) / layout.total
+            other = _layout(shape[1], group.size, skew, last=True)
+            for source, target in (
+                (Sliced(layout, 1), FULL),
+                (PARTIAL, Sliced(layout, 1)),
+                (PARTIAL, FULL),
+                (Sliced(layout, 1), Sliced(other, 1)),
+            ):
+                if source == target:
+                    continue
+                exchange = Exchange(group, source, target)
+                seconds = _time(exchange, shape, dtype, device, tuning)
+                found.setdefault(exchange.collective, []).append((size, largest, seconds))
+    return tuple(
+        LinkTimes(
+            collective=name,
+            bytes=tuple(size for size, _, _ in rows),
+            largest=tuple(largest for _, largest, _ in rows),
+            seconds=tuple(seconds for _, _, seconds in rows),
+        )
+        for name, rows in found.items()
+    )
+
+
+def _layout(channels: int, ranks: int, skew: float, *, last: bool = False) -> Layout:
+    weights = [(1 - skew) / ranks] * ranks
+    weights[-1 if last else 0] += skew
+    return Layout.of(apportion(channels, weights))
+
+
+def _time(
+    exchange: Exchange,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    tuning: Tuning,
+) -> float:
+    """The median over repeats of the slowest rank's seconds."""
+    group = exchange.group
+    x = torch.randn(_share(shape, exchange.source, group.rank), dtype=dtype, device=device)
+    order = (0, 2, 3, 1) if tuning.channels_last and len(shape) == 4 and shape[2] > 4 else None
+    gathers = exchange.target == FULL and exchange.source != PARTIAL
+    how = Carriage(tuning.shared_memory, gathers, order, tuning.rounded)
+    if order is not None and exchange.source == PARTIAL:
+        x = x.contiguous(memory_format=torch.channels_last)
+    seconds = []
+    others = torch.empty(CACHE, device=device)
+    for _ in range(1 + REPEATS):
+        tidy(group)
+        # In a step, much was computed since the memory of an exchange was last used.
+        others.add_(1)
+        x.mul_(1)
+        group.control.Barrier()
+        began = time.perf_counter()
+        exchange.move(x, how, blocking=True).wait()
+        took = time.perf_counter() - began
+        seconds.append(float(group.allgather(np.array([took])).max()))
+    return statistics.median(seconds[1:])
+
+
+def _share(shape: tuple[int, ...], state: State, rank: int) -> list[int]:
+    sizes = list(shape)
+    if isinstance(state, Sliced):
+        sizes[state.axis] = state.layout.counts[rank]
+    return sizes

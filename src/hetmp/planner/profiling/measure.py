@@ -1,0 +1,366 @@
+"""How long a rank takes for its share of a model, as a function of the share.
+
+The whole model runs, forward, backward and the optimizer's step, with the exchanges rehearsed
+(see ``exchange/rehearsal.py``), so that every operation is measured in the place, with the
+caches and the memory format, in which it will run. Shares are chosen adaptively: first a few,
+then the middles of intervals where a straight line misses the time (functional performance
+models: Clarke, Lastovetsky, Rychkov and Zhong, FuPerMod, 2013).
+"""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+from hetmp.cluster import RehearsalGroup
+from hetmp.cluster.machine import quota_period
+from hetmp.core.errors import HetmpError
+from hetmp.core.partition import Partition
+from hetmp.ops import Mixing, Scheme
+from hetmp.planner.profiling.profile import OPTIMIZER, THOUSANDTHS, WorkTimes
+from hetmp.planner.profiling.work import Kind, step_work
+from hetmp.slicing import SlicedModel, Tuning
+from hetmp.slicing.channel_groups import ChannelGroups, channel_groups, plan_from_shares
+from hetmp.slicing.graph import ModelGraph
+from hetmp.slicing.plan import Plan
+from hetmp.slicing.recording import StepTimes, Stopwatch
+from hetmp.slicing.rehearsal import rehearsal_model
+from hetmp.slicing.schedule import CallStep, ExchangeStep, Program
+
+INTERVAL = 0.05
+"""Repeat until the 95 % interval of a step's mean time is this narrow, relative to the mean."""
+
+REPEATS = (2, 12)
+"""The fewest and the most repeats of a share."""
+
+PERIODS = 20
+"""How many periods of a CPU quota a measurement spans at least."""
+
+GRID = 16
+"""Most shares are measured at multiples of this, which vector units fill."""
+
+MISS = 0.05
+"""Halve an interval while a straight line misses the time in its middle by more than this."""
+
+FIRST = 1 / 16, 1 / 4, 1.0, 1 / 2, 0.0
+"""The shares that come first."""
+
+LEAST = 2
+"""So many of them are measured however long they take: one alone tells no slope."""
+
+INPUTS = 1 / 4, 1.0, 1 / 2
+"""The shares at which layers are measured under scheme ``inputs``."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long measuring may take.
+
+    Attributes:
+        seconds: on this rank; the first shares are measured even if they take longer.
+        schemes: whether to measure layers under scheme ``inputs``, too.
+    """
+
+    seconds: float = 60.0
+    schemes: bool = True
+
+
+@dataclass
+class _Sample:
+    """One piece of work at one share; counts are None where all of it is done."""
+
+    work: str
+    kind: Kind
+    count: int | None
+    total: int | None
+    times: tuple[float, float, float]
+    saved: float
+
+
+class ShareMeter:
+    """Measures one rank's device. Not collective: ranks of a host do it at the same time.
+
+    Args:
+        graph: of the model.
+        example: the arguments of a call, with the batch that is to be measured.
+        memory: bytes that this rank may use; 0 where nobody tells.
+        slowdown: see ``cluster/slowdown.py``.
+    """
+
+    def __init__(
+        self,
+        graph: ModelGraph,
+        example: Any,
+        device: torch.device,
+        tuning: Tuning,
+        memory: int,
+        slowdown: float = 1.0,
+    ) -> None:
+        self.graph, self.device, self.tuning = graph, device, tuning
+        self.args, self.kwargs = _arguments(example, device)
+        self.groups: ChannelGroups = channel_groups(graph)
+        self.group = RehearsalGroup(0, 2)
+        self.group.pace.factor = slowdown
+        self.samples: list[_Sample] = []
+        self.rests: list[float] = []
+        self.handlings: list[float] = []
+        self.window = PERIODS * quota_period()
+        self.memory = memory
+        self.seconds: dict[float, float] = {}
+        self.needs: dict[float, float] = {}
+        self.most = math.inf
+        self.again: Callable[[], object] = lambda: None
+
+    def run(self, budget: Budget) -> None:
+        """Measure as many shares as there is time for."""
+        ends = time.monotonic() + budget.seconds
+        self.most = budget.seconds / 8
+        for share in FIRST:
+            if len(self.seconds) < LEAST or self._fits(share, ends):
+                self.measure(share)
+        if self._fits(1 / 2, ends):
+            # One more than a multiple of the grid, to see how high the steps of a staircase are.
+            self._point(self._plan(1 / 2, "filters", 1))
+        if budget.schemes:
+            for share in INPUTS:
+                if self._fits(share, ends):
+                    self._point(self._plan(share, "inputs"))
+        intervals = _neighbours(sorted(self.seconds))
+        while intervals:
+            low, high = intervals.pop(0)
+            middle = (low + high) / 2
+            if high - low < 1 / 16 or not self._fits(middle, ends):
+                continue
+            line = (self.seconds[low] + self.seconds[high]) / 2
+            self.measure(middle)
+            if abs(self.seconds[middle] - line) > MISS * self.seconds[middle]:
+                intervals += [(low, middle), (middle, high)]
+
+    def measure(self, share: float) -> None:
+        """Measure a step with this share of every channel group."""
+        seconds, need = self._point(self._plan(share, "filters"))
+        self.seconds[share], self.needs[share] = seconds, need
+
+    def _fits(self, share: float, ends: float) -> bool:
+        """Whether there is time and memory for a share, judged by those already measured."""
+        known = sorted(self.seconds)
+        nearest = min(known, key=lambda other: abs(other - share))
+        slope = self.seconds[known[-1]] / max(known[-1], 1 / 16)
+        step = self.seconds[nearest] + max(0.0, share - nearest) * slope
+        if self.device.type == "cpu" and self.memory and self._bytes(share) > 0.8 * self.memory:
+            return False
+        return time.monotonic() + step * (2 + REPEATS[0]) < ends
+
+    def _bytes(self, share: float) -> float:
+        """Bytes that a step with a share would take, on the line through the last two measured."""
+        (low, some), (high, more) = sorted(self.needs.items())[-2:] if len(self.needs) > 1 else (
+            (0.0, 0.0), *self.needs.items()
+        )  # fmt: skip
+        return more + (share - high) * (more - some) / max(high - low, 1e-9)
+
+    def _plan(self, share: float, scheme: Scheme, more: int = 0) -> Plan:
+        """A plan in which this rank has a share of every group, and *more* channels."""
+        shares = {}
+        for group in self.groups.groups:
+            count = min(group.units, on_grid(share, group.units) + more)
+            shares[group.number] = Partition((count, group.units - count))
+        schemes = {} if scheme == "filters" else _can_follow(self.graph, scheme)
+        return plan_from_shares(
+            self.graph, self.groups, shares, (max(share, 1e-9), max(1 - share, 1e-9)), schemes
+        )
+
+    def _point(self, plan: Plan) -> tuple[float, float]:
+        """Measure a plan; (seconds, bytes) of a step."""
+        model = rehearsal_model(self.graph, plan, self.group, self.device, self.tuning)
+        watch = model.hetmp.watch = Stopwatch(self.device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+        with watch.memory(model):
+            self._step(model, optimizer, watch)
+        runs: list[dict[str, StepTimes]] = []
+        began = time.monotonic()
+        while not _enough(runs, time.monotonic() - began, self.window, self.most):
+            runs.append(self._step(model, optimizer, watch))
+        self.again = lambda: self._step(model, optimizer, watch)
+        held = sum(p.numel() * p.element_size() for p in model.parameters())
+        # A parameter, its gradient and its momentum.
+        return self._keep(model.hetmp.schedule.training, runs, held), 3 * held + sum(
+            watch.saved.values()
+        )
+
+    def _step(
+        self, model: SlicedModel, optimizer: torch.optim.Optimizer, watch: Stopwatch
+    ) -> dict[str, StepTimes]:
+        watch.reset()
+        watch.phase("")
+        optimizer.zero_grad()
+        _loss(model(*self.args, **self.kwargs)).backward()
+        watch.phase(OPTIMIZER)
+        optimizer.step()
+        watch.phase("")
+        return watch.times()
+
+    def _keep(self, program: Program, runs: list[dict[str, StepTimes]], held: int) -> float:
+        factor = self.group.pace.factor
+        steps = [step for step in program.steps if isinstance(step, CallStep)]
+        exchanges = [step for step in program.steps if isinstance(step, ExchangeStep)]
+        stretch = _stretch(runs, {step.name for step in steps})
+
+        def seconds(name: str, part: str) -> float:
+            measured = [getattr(run[name], part) for run in runs if name in run]
+            if not measured:
+                return 0.0
+            if self.device.type == "cuda":
+                return statistics.median(wall for wall, _ in measured)
+            return statistics.median(cpu for _, cpu in measured) * (stretch + factor - 1)
+
+        total = 0.0
+        for step in steps:
+            work, kind, state = step_work(step)
+            times = seconds(step.name, "forward"), seconds(step.name, "backward"), seconds(
+                step.name, "parameters"
+            )  # fmt: skip
+            saved = runs[-1].get(step.name, StepTimes()).saved
+            count = None if state is None else state.layout.counts[0]
+            length = None if state is None else state.layout.total
+            self.samples.append(_Sample(work, kind, count, length, times, saved))
+            total += sum(times)
+        whole = sum(p.numel() * p.element_size() for p in self.graph.skeleton.parameters())
+        update = seconds(OPTIMIZER, "forward")
+        part = round(THOUSANDTHS * min(1.0, held / max(1, whole)))
+        self.samples.append(
+            _Sample(OPTIMIZER, "channelwise", part, THOUSANDTHS, (update, 0.0, 0.0), 0)
+        )
+        rest = seconds("", "forward") + seconds("", "backward")
+        self.rests.append(rest)
+        handling = sum(
+            seconds(step.name, part) for step in exchanges for part in ("forward", "backward")
+        )
+        self.handlings.append(handling / max(1, len(exchanges)))
+        return total + update + rest + handling
+
+    def works(self) -> tuple[WorkTimes, ...]:
+        """What was measured, by work."""
+        by_work: dict[tuple[str, Kind], list[_Sample]] = {}
+        for sample in self.samples:
+            by_work.setdefault((sample.work, sample.kind), []).append(sample)
+        return tuple(_times(*key, samples) for key, samples in by_work.items())
+
+    @property
+    def rest(self) -> float:
+        """Seconds of a step that belong to no operation."""
+        return statistics.median(self.rests)
+
+    @property
+    def handling(self) -> float:
+        """Seconds around an exchange, there and back."""
+        return statistics.median(self.handlings)
+
+
+def on_grid(share: float, units: int) -> int:
+    """A share of *units* channels, at a count that vector units fill, where there are enough."""
+    count = share * units
+    for grid in (GRID, 8, 4):
+        if count >= 1.5 * grid and units >= 4 * grid:
+            return min(units, round(count / grid) * grid)
+    return max(1, round(count)) if count > 0 else 0
+
+
+def _neighbours(points: list[float]) -> list[tuple[float, float]]:
+    """The intervals above 0, the widest first."""
+    above = [point for point in points if point > 0]
+    return sorted(itertools.pairwise(above), key=lambda pair: pair[0] - pair[1])
+
+
+def _can_follow(graph: ModelGraph, scheme: Scheme) -> Mapping[str, Scheme]:
+    """The layers that can follow a scheme."""
+    return {
+        node.path: scheme
+        for node in graph.mixing()
+        if isinstance(node.rule, Mixing)
+        and not graph.is_tied(node)
+        and scheme in node.rule.schemes(node.call.layer)
+        and node.rule.input_channels(node.call.layer) is not None
+    }
+
+
+def _enough(runs: list[Any], spent: float, window: float, most: float) -> bool:
+    fewest, enough = REPEATS
+    if len(runs) < fewest or (spent < window and spent < most):
+        return False
+    if (len(runs) >= enough and spent >= window) or spent >= most:
+        return True
+    totals = [sum(t.forward[1] + t.backward[1] + t.parameters[1] for t in r.values()) for r in runs]
+    mean = statistics.mean(totals)
+    error = statistics.stdev(totals) / math.sqrt(len(totals))
+    return bool(stdtrit(len(totals) - 1, 0.975) * error <= INTERVAL * mean)
+
+
+def _stretch(runs: list[dict[str, StepTimes]], names: set[str]) -> float:
+    """How much longer work took by the wall clock than on the CPU: others were there, or a quota.
+
+    Short operations are stretched by luck; all of them together are not.
+    """
+    parts = [
+        part
+        for run in runs
+        for name, times in run.items()
+        if name in names
+        for part in (times.forward, times.backward, times.parameters)
+    ]
+    cpu = sum(part[1] for part in parts)
+    return max(1.0, sum(part[0] for part in parts) / cpu) if cpu > 0 else 1.0
+
+
+def _times(work: str, kind: Any, samples: list[_Sample]) -> WorkTimes:
+    total = next((sample.total for sample in samples if sample.total is not None), 1)
+    by_count: dict[int, list[_Sample]] = {}
+    for sample in samples:
+        by_count.setdefault(total if sample.count is None else sample.count, []).append(sample)
+    counts = sorted(by_count)
+
+    def column(figure: Callable[[_Sample], float]) -> tuple[float, ...]:
+        return tuple(statistics.median(map(figure, by_count[count])) for count in counts)
+
+    return WorkTimes(
+        work=work,
+        kind=kind,
+        total=total,
+        counts=tuple(counts),
+        forward=column(lambda sample: sample.times[0]),
+        backward=column(lambda sample: sample.times[1]),
+        parameters=column(lambda sample: sample.times[2]),
+        saved=column(lambda sample: sample.saved),
+    )
+
+
+def _arguments(example: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Made-up numbers of the example's shapes and dtypes."""
+
+    def made_up(item: Any) -> Any:
+        if not isinstance(item, Tensor):
+            return item
+        if item.is_floating_point():
+            return torch.randn(item.shape, dtype=item.dtype, device=device)
+        return torch.zeros(item.shape, dtype=item.dtype, device=device)
+
+    if isinstance(example, Mapping):
+        return (), {name: made_up(item) for name, item in example.items()}
+    items = example if isinstance(example, tuple) else (example,)
+    return tuple(made_up(item) for item in items), {}
+
+
+def _loss(output: Any) -> Tensor:
+    """A number that every floating-point output has a part in."""
+    if isinstance(output, Tensor):
+        return output.square().mean() if output.is_floating_point() else output.new_zeros(())
+    items = output.values() if isinstance(output, Mapping) else output
+    if not isinstance(output, Mapping | tuple | list):
+        raise HetmpError(f"the model returns a {type(output).__name__}: profile cannot measure it")
+    return sum((_loss(item) for item in items), start=torch.zeros(()))

@@ -1,0 +1,183 @@
+"""The profile: measured times of a model's operations on each rank, and of the links between.
+
+JSON, so that it can be looked at, merged and used again: see ``docs/profile-format.md``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
+
+from hetmp.core.documents import load
+from hetmp.core.errors import HetmpError
+from hetmp.core.files import replacing
+from hetmp.planner.profiling.work import Kind
+
+_CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+OPTIMIZER = "optimizer"
+"""The work of the optimizer's step; its counts are thousandths of the parameters' bytes."""
+
+THOUSANDTHS = 1000
+
+
+class WorkTimes(BaseModel):
+    """What one kind of work takes on a device, as a function of how much of it is done there."""
+
+    model_config = _CONFIG
+
+    work: str
+    """The operation, its settings and the sizes of the whole values that it meets."""
+    kind: Kind
+    """The scheme of a layer that mixes channels; channelwise for any other operation."""
+    total: int = Field(ge=1)
+    """The length of the axis that is cut; 1 for work that is never cut."""
+    counts: tuple[int, ...] = Field(min_length=1)
+    """Ascending: how many channels of *total* were this rank's."""
+    forward: tuple[NonNegativeFloat, ...]
+    """Seconds of a batch's forward pass, by count."""
+    backward: tuple[NonNegativeFloat, ...]
+    """Seconds of its backward pass without *parameters*."""
+    parameters: tuple[NonNegativeFloat, ...]
+    """Seconds of the parameters' gradients where they are computed while the input's travels."""
+    saved: tuple[NonNegativeFloat, ...]
+    """Bytes that are kept from the forward to the backward pass."""
+
+    @model_validator(mode="after")
+    def _columns_are_alike(self) -> "WorkTimes":
+        if list(self.counts) != sorted(set(self.counts)):
+            raise ValueError(f"the counts of {self.work!r} do not ascend: {self.counts}")
+        if self.counts[0] < 0 or self.counts[-1] > self.total:
+            raise ValueError(f"the counts of {self.work!r} leave 0 to {self.total}: {self.counts}")
+        for name in ("forward", "backward", "parameters", "saved"):
+            if len(getattr(self, name)) != len(self.counts):
+                raise ValueError(f"{name} of {self.work!r} has not one figure for every count")
+        return self
+
+
+class DeviceProfile(BaseModel):
+    """One rank's device, and what the model's operations take on it."""
+
+    model_config = _CONFIG
+
+    host: str
+    device: str
+    """The GPU's or the processor's name."""
+    threads: int = Field(ge=1)
+    """Threads that the rank computes with, where it computes on a processor."""
+    slowdown: float = Field(default=1.0, ge=1, allow_inf_nan=False)
+    """How many times slower it was made on purpose: a test aid."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of torch, MPI and the like when it was measured."""
+    memory: int = Field(ge=0)
+    """Bytes that were free for the rank."""
+    rest: NonNegativeFloat
+    """Seconds of a step that belong to no operation: loss, bookkeeping."""
+    handling: NonNegativeFloat = 0.0
+    """Seconds that the rank spends around an exchange, there and back, besides the exchange."""
+    works: tuple[WorkTimes, ...]
+
+    @property
+    def title(self) -> str:
+        """What is measured here, apart from the host."""
+        return title_of(self.device, self.threads, self.slowdown)
+
+
+def title_of(device: str, threads: int, slowdown: float) -> str:
+    """What tells one rank's device from another's, in words."""
+    several = f" x{threads}" if threads > 1 else ""
+    slowed = f", slowed {slowdown:g} times" if slowdown > 1 else ""
+    return f"{device}{several}{slowed}"
+
+
+class LinkTimes(BaseModel):
+    """What one kind of exchange takes on these ranks."""
+
+    model_config = _CONFIG
+
+    collective: str
+    """``Allgatherv``, ``Reduce_scatter``, ``Allreduce`` or ``Alltoallv``."""
+    bytes: tuple[int, ...]
+    """Of the whole value, for every measurement."""
+    largest: tuple[float, ...]
+    """The largest rank's share of it, from 0 to 1."""
+    seconds: tuple[NonNegativeFloat, ...]
+    """From the moment when all ranks are there until the last one has its part."""
+
+    @model_validator(mode="after")
+    def _columns_are_alike(self) -> "LinkTimes":
+        if not len(self.bytes) == len(self.largest) == len(self.seconds):
+            raise ValueError(
+                f"bytes, largest and seconds of {self.collective} are of unequal length"
+            )
+        return self
+
+
+class Profile(BaseModel):
+    """What was measured of one model on one set of ranks."""
+
+    model_config = _CONFIG
+
+    format: Literal["hetmp-profile"] = "hetmp-profile"
+    version: Literal[1] = 1
+    created: str
+    """Date and time, ISO 8601."""
+    model: str
+    """The network's name, for the reader."""
+    batch_size: int = Field(ge=1)
+    """Images of a step."""
+    dtype: str
+    devices: tuple[DeviceProfile, ...] = Field(min_length=1)
+    """One per rank."""
+    links: tuple[LinkTimes, ...] = ()
+    """Between these ranks; none of one rank."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile as JSON."""
+        # Jobs that start together may keep the profile of the same device.
+        with replacing(Path(path), contended=True) as beside:
+            beside.write_text(self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Profile":
+        """Read a profile from JSON.
+
+        Raises:
+            HetmpError: the file cannot be read, or an entry is wrong: its place and the reason.
+        """
+        return load(cls, path, "profile")
+
+    def check_batch(self, batch_size: int, dtype: str) -> None:
+        """Refuse to use this profile for other work than was measured.
+
+        Raises:
+            HetmpError: another batch size or dtype.
+        """
+        for what, measured, wanted in (
+            ("batch size", self.batch_size, batch_size),
+            ("dtype", self.dtype, dtype),
+        ):
+            if measured != wanted:
+                raise HetmpError(
+                    f"the profile was measured with {what} {measured}, this is {what} {wanted}: "
+                    f"run hetmp profile again with {wanted}"
+                )
+
+    def check_devices(self, titles: Sequence[str]) -> None:
+        """Refuse to use this profile on other ranks than were measured.
+
+        Raises:
+            HetmpError: not one device per rank, or another device on one of them.
+        """
+        if len(titles) != len(self.devices):
+            raise HetmpError(
+                f"the profile is of {len(self.devices)} ranks, this job has {len(titles)}: run "
+                "hetmp profile on them, or plan with --ranks-from"
+            )
+        for rank, (title, measured) in enumerate(zip(titles, self.devices, strict=True)):
+            if title != measured.title:
+                raise HetmpError(
+                    f"rank {rank} is {title}, the profile is of {measured.title}: run hetmp "
+                    "profile on these ranks"
+                )

@@ -1,0 +1,158 @@
+"""``profile_model``: every rank measures its device at the same time, then all the links."""
+
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmp.cluster import Group, local_sharing, mpi_library
+from hetmp.cluster.device import gpu_identity
+from hetmp.cluster.machine import device_name, free_memory
+from hetmp.core.errors import HetmpError
+from hetmp.planner.profiling.links import exchanged_shapes, measure_links
+from hetmp.planner.profiling.measure import Budget, ShareMeter
+from hetmp.planner.profiling.profile import DeviceProfile, LinkTimes, Profile, title_of
+from hetmp.slicing import Tuning
+from hetmp.slicing.channel_groups import plan_from_weights
+from hetmp.slicing.graph import ModelGraph, read_graph
+from hetmp.slicing.schedule import make_schedule
+
+
+def profile_model(
+    module: nn.Module,
+    example_input: Any,
+    group: Group,
+    *,
+    name: str = "",
+    device: torch.device | str = "cpu",
+    budget: Budget | None = None,
+    tuning: Tuning | None = None,
+    slowdown: float = 1.0,
+    told: Callable[[str], None] = lambda text: None,
+) -> Profile:
+    """Measure what *module*'s operations take on every rank, and the links between. Collective.
+
+    Args:
+        module: as it will be sliced; the meta device will do, values are not looked at.
+        example_input: a tensor of the batch's shape and dtype (the meta device will do), or a
+            tuple or dict of arguments.
+        name: of the model, for the reader.
+        device: this rank's.
+        budget: how long measuring may take.
+        tuning: as the model will run.
+        slowdown: of this rank, see ``cluster/slowdown.py``.
+        told: is told on every rank what is being done.
+
+    Returns:
+        The same profile on every rank.
+
+    Raises:
+        HetmpError: on every rank, for a model that cannot be sliced.
+    """
+    budget, tuning, device = budget or Budget(), tuning or Tuning(), torch.device(device)
+    memory = free_for_rank(group, device)
+    with group.together():
+        graph = read_graph(module, example_input)
+        meter = ShareMeter(graph, example_input, device, tuning, memory, slowdown)
+        batch_size, dtype = _batch(example_input)
+    told("measuring the devices")
+    with group.together():
+        meter.run(budget)
+    # Ranks of a host share its memory and caches: none is measured beside idle ones.
+    done = group.all_done()
+    # MPI gets on with it only when asked, and a step of a slow rank may take a minute.
+    meter.group.pace.enough = done.Test
+    while not done.Test():
+        meter.again()
+    own = DeviceProfile(
+        host=platform.node(),
+        device=_computing(device),
+        threads=_threads(device),
+        slowdown=slowdown,
+        versions={"torch": version("torch"), "mpi": mpi_library()},
+        memory=memory,
+        rest=meter.rest,
+        handling=meter.handling,
+        works=meter.works(),
+    )
+    told("measuring the links")
+    links = profile_links(graph, example_input, group, device=device, tuning=tuning)
+    devices = [
+        DeviceProfile.model_validate_json(t) for t in group.gather_texts(own.model_dump_json())
+    ]
+    created = group.broadcast_text(time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    return Profile(
+        created=created,
+        model=name,
+        batch_size=batch_size,
+        dtype=str(dtype).removeprefix("torch."),
+        devices=tuple(devices),
+        links=links,
+    )
+
+
+def profile_links(
+    graph: ModelGraph,
+    example_input: Any,
+    group: Group,
+    *,
+    device: torch.device,
+    tuning: Tuning,
+) -> tuple[LinkTimes, ...]:
+    """Measure what a model's exchanges take between the ranks; none of one rank. Collective.
+
+    Takes seconds. The arguments are as in ``profile_model``.
+
+    Returns:
+        The same on every rank.
+
+    Raises:
+        HetmpError: on every rank, for an example without a batch.
+    """
+    with group.together():
+        batch_size, dtype = _batch(example_input)
+        schedule = make_schedule(graph, plan_from_weights(graph, [1.0] * group.size))
+        shapes = exchanged_shapes(schedule.training, batch_size)
+    return measure_links(group, shapes, dtype, device, tuning)
+
+
+def free_for_rank(group: Group, device: torch.device) -> int:
+    """Bytes that are free for this rank now; 0 where nobody tells. Collective.
+
+    What is free on a host, or on a GPU, is divided equally among the ranks that compute there.
+    """
+    with group.together():
+        free = free_memory(device)
+    where = gpu_identity(device.index or 0) if device.type == "cuda" else str(device)
+    _, sharing = local_sharing(group, where)
+    return free // sharing
+
+
+def device_title(device: torch.device, slowdown: float = 1.0) -> str:
+    """What a profile calls this rank's device."""
+    return title_of(_computing(device), _threads(device), slowdown)
+
+
+def _computing(device: torch.device) -> str:
+    """The device's name, with the precision that it is to compute in: what its speed is of."""
+    name = device_name(device)
+    if not torch.is_autocast_enabled(device.type):
+        return name
+    dtype = torch.get_autocast_dtype(device.type)
+    return f"{name} in {str(dtype).removeprefix('torch.')}"
+
+
+def _threads(device: torch.device) -> int:
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def _batch(example: Any) -> tuple[int, torch.dtype]:
+    items = example.values() if isinstance(example, dict) else example
+    for item in [example] if isinstance(example, Tensor) else items:
+        if isinstance(item, Tensor) and item.is_floating_point() and item.dim():
+            return int(item.shape[0]), item.dtype
+    raise HetmpError("the example has no floating-point tensor whose first axis is the batch")

@@ -1,6 +1,0 @@
-"""What a person sees while a run goes on: a frame in a terminal, lines with the time elsewhere."""
-
-from hetmp.progress.progress import Progress, silent
-from hetmp.progress.standing import About
-
-__all__ = ["About", "Progress", "silent"]

@@ -1,0 +1,95 @@
+"""How good a network is on a test set: within a run, and of a checkpoint alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmp.data import Feed
+from hetmp.run.load_trained import Trained, use_trained
+from hetmp.run.precision import wide
+from hetmp.slicing import SlicedModel
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+def evaluate(model: SlicedModel, feed: Feed, batch_size: int) -> tuple[float, float]:
+    """(mean cross-entropy, accuracy from 0 to 1) over all labels of *feed*'s part. Collective."""
+    model.eval()
+    loss, correct, labelled = 0.0, 0, 0
+    with torch.no_grad():
+        for images, labels in feed.in_order(batch_size):
+            output = wide(model(images))
+            loss += float(nn.functional.cross_entropy(output, labels, reduction="sum"))
+            correct += count_correct(output, labels)
+            labelled += labels.numel()
+    return loss / labelled, correct / labelled
+
+
+def count_correct(output: Tensor, labels: Tensor) -> int:
+    """How many labels have the highest score."""
+    return int((output.argmax(dim=1) == labels).sum())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a checkpoint is worth.
+
+    Attributes:
+        file: the checkpoint.
+        model, data: network and data set, by name.
+        dtype: precision of the computation.
+        steps: that the network was trained for; None where the file does not say.
+        images: of the test set.
+        loss, accuracy: mean cross-entropy, and the share from 0 to 1, of all labels.
+        ranks: of the job.
+        passed_over: what is wrong with newer checkpoints of the folder.
+    """
+
+    file: str
+    model: str
+    data: str
+    dtype: str
+    steps: int | None
+    images: int
+    loss: float
+    accuracy: float
+    ranks: int
+    passed_over: tuple[str, ...]
+
+
+def evaluate_checkpoint(
+    path: Path, given: Mapping[str, Any], comm: "MPI.Intracomm | None" = None
+) -> Evaluation:
+    """Loss and accuracy of a checkpoint on a test set, the same on any ranks. Collective.
+
+    Args:
+        path: a checkpoint, or a run's folder: its ``model.h5``, else its newest sound checkpoint.
+        given: fields of ``TrainConfig``: how the work is shared, and what the file does not say
+            or what is to be another. Those that are None are not given.
+
+    Raises:
+        HetmpError: on every rank at once: bad input, or a file that cannot be used.
+    """
+
+    def work(model: SlicedModel, trained: Trained) -> list[float]:
+        feed = trained.feed(model, trained.dataset.test)
+        return list(evaluate(model, feed, trained.config.batch_size))
+
+    trained, (loss, accuracy) = use_trained(path, given, comm, work, 2)
+    return Evaluation(
+        file=str(trained.file),
+        model=trained.config.model,
+        data=trained.config.data,
+        dtype=trained.config.dtype,
+        steps=trained.origin.step,
+        images=len(trained.dataset.test),
+        loss=loss,
+        accuracy=accuracy,
+        ranks=trained.ranks,
+        passed_over=trained.passed_over,
+    )

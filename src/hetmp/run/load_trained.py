@@ -1,0 +1,232 @@
+"""A trained network taken up from a checkpoint, on any ranks, to be used."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hetmp import models
+from hetmp.checkpoint.folder import newest_sound
+from hetmp.checkpoint.origin import Origin, read_origin
+from hetmp.checkpoint.save_load import restore
+from hetmp.cluster import AgreedError, Group, arranged, check_world
+from hetmp.cluster.device import choose_device, share_cores
+from hetmp.core.errors import HetmpError
+from hetmp.data import Dataset, Feed, Part, Reading, options_of
+from hetmp.run.build import load_dataset, outline
+from hetmp.run.config import OF_DATA, TrainConfig, train_config
+from hetmp.run.precision import autocast_of, casting, wire_of
+from hetmp.run.work_split import among_members, share_work
+from hetmp.slicing import SlicedModel, Tuning, slice_model
+from hetmp.slicing.graph import Trace
+from hetmp.slicing.plan import Plan
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+EVALUATION_BATCH = 256
+"""Images per evaluation step; the result does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where a network comes from, and what it is used on.
+
+    Attributes:
+        file: the checkpoint.
+        origin: what it says of itself.
+        config: how it is used.
+        dataset: what it is used on.
+        device: of this rank.
+        ranks: of the job.
+        passed_over: what is wrong with newer checkpoints of the folder.
+    """
+
+    file: Path
+    origin: Origin
+    config: TrainConfig
+    dataset: Dataset
+    device: torch.device
+    ranks: int
+    passed_over: tuple[str, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's parameters."""
+        found: torch.dtype = getattr(torch, self.config.dtype)
+        return found
+
+    def feed(self, model: SlicedModel, part: Part) -> Feed:
+        """Batches of *part* for *model*."""
+        reading = Reading(model.hetmp.plan.held, self.config.readers, self.device, self.dtype)
+        return Feed(self.dataset, part, model.hetmp.group, reading)
+
+
+Work = Callable[[SlicedModel, Trained], Sequence[float]]
+Load = Callable[[TrainConfig, Origin, Group], Dataset]
+
+
+def use_trained(
+    path: Path,
+    given: Mapping[str, Any],
+    comm: "MPI.Intracomm | None",
+    work: Work,
+    figures: int,
+    load: Load = lambda config, origin, group: load_dataset(config, group),
+) -> tuple[Trained, list[float]]:
+    """What *work* finds with a checkpoint's network, the same on every rank. Collective.
+
+    Args:
+        path: a checkpoint, or a run's folder: its ``model.h5``, else its newest sound checkpoint.
+        given: fields of ``TrainConfig``: how the work is shared, and what the file does not say
+            or what is to be another. Those that are None are not given.
+        work: is called on the ranks that take part, and gives so many *figures*.
+        load: the data set that is used. Collective.
+
+    Raises:
+        HetmpError: on every rank at once: bad input, or a file that cannot be used.
+    """
+    group = Group(comm)
+    with group.together():
+        if comm is None:
+            check_world(group)
+    comm, order = arranged(comm, group)  # as in training: plan files mean these ranks
+    group = Group(comm)
+    file, damaged = newest_sound(group, _pointed_at(group, path), named=True)
+    if file is None:
+        raise AgreedError("\n".join([f"there is no sound checkpoint in {path}", *damaged]))
+    origin = read_origin(group, file)
+    with group.together():
+        config = _config(origin, file, given).in_order(order)
+        torch.manual_seed(config.seed)
+    dataset = load(config, origin, group)
+    share_cores(group)
+    device = choose_device(group, config.device)
+    trained = Trained(file, origin, config, dataset, device, group.size, tuple(damaged))
+    shape = config.batch_size, *dataset.input_shape
+    example = torch.empty(shape, dtype=trained.dtype, device="meta")
+    tuning = Tuning(wire=wire_of(config))
+    autocast = autocast_of(config.autocast, group)
+    with casting(autocast, device):
+        sharing = share_work(
+            config, partial(outline, config, dataset), example, group, device, tuning
+        )
+
+    def run(members: "MPI.Intracomm | None", plan: Plan | None) -> Sequence[float]:
+        model = _loaded(trained, plan or sharing.weights, tuning, members)
+        with casting(autocast, device):
+            return work(model, trained)
+
+    found = among_members(comm, group, sharing.plan, run, (0.0,) * figures)
+    told = group.broadcast(np.array(found, dtype=np.float64), sharing.first_member)
+    return trained, told.tolist()
+
+
+def _pointed_at(group: Group, path: Path) -> Path:
+    """What to look at in place of a run's folder or of a link, as rank 0 sees it. Collective.
+
+    A link is followed now, once for all ranks: a run that goes on moves ``latest.h5``.
+    """
+    found = path
+    with group.together():
+        if group.is_root:
+            if (path / "model.h5").is_file():
+                found = path / "model.h5"
+            elif path.is_symlink() and path.is_file():
+                found = path.parent / path.readlink()
+    return Path(group.broadcast_text(str(found)))
+
+
+def _config(origin: Origin, file: Path, given: Mapping[str, Any]) -> TrainConfig:
+    """What is evaluated and how: as *given*, else as the file says."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    told = {
+        name: origin.config[name]
+        for name in ("model", "data", "seed", *OF_DATA)
+        if name in origin.config
+    }
+    if "data" in chosen and chosen["data"] != told.get("data"):
+        told = {name: value for name, value in told.items() if name not in OF_DATA}
+    told |= _normalisation(origin, chosen.get("data", told.get("data")))
+    if "model" not in chosen and ":" in str(told.get("model", "")):
+        raise HetmpError(
+            f"{file} is of {told['model']}, and no file chooses which code is run: give --model"
+        )
+    missing = [name for name in ("model", "data") if name not in chosen and name not in told]
+    if missing:
+        raise HetmpError(
+            f"{file} does not say its {' and '.join(missing)}: give "
+            + " and ".join(f"--{name}" for name in missing)
+        )
+    return train_config(**{"batch_size": EVALUATION_BATCH, **told, "dtype": origin.dtype, **chosen})
+
+
+def _normalisation(origin: Origin, data: str | None) -> dict[str, Any]:
+    """Mean and deviation that the network was trained with, where data set *data* takes them."""
+    images = origin.config.get("images")
+    if not isinstance(images, dict) or images["normalised"] or "mean" not in options_of(data):
+        return {}
+    return {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
+
+
+def _loaded(
+    trained: Trained,
+    weights: tuple[float, ...] | Plan,
+    tuning: Tuning,
+    comm: "MPI.Intracomm | None",
+) -> SlicedModel:
+    """The network with the numbers of a checkpoint, whose digests were compared. Collective."""
+    group, dataset, name = Group(comm), trained.dataset, trained.config.model
+    # A network of the user's own may make tensors that no file has: it is built as it trains.
+    shipped = name in models.names()
+    with group.together(), torch.device("meta" if shipped else "cpu"):
+        module = models.build(name, dataset.input_shape, dataset.classes).to(trained.dtype)
+    model = slice_model(
+        module,
+        weights,
+        comm,
+        example_input=torch.empty((2, *dataset.input_shape), dtype=trained.dtype, device="meta"),
+        init=_nothing if shipped else None,
+        device=trained.device,
+        tuning=tuning,
+    )
+    check_output(model.hetmp.graph.evaluation, dataset, name)
+    # Where weights were averaged, the averages are the network: they take the weights' place.
+    averages = {name: model.get_parameter(name) for name in trained.origin.averaged}
+    restore(model, trained.file, averages=averages, verified=True)
+    return model
+
+
+def _nothing(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """A parameter that is read from a file afterwards: it takes no memory."""
+    return torch.zeros(()).expand(shape)
+
+
+def check_output(trace: Trace, dataset: Dataset, name: str) -> None:
+    """Refuse a network *name* whose output, in the mode of *trace*, does not fit the labels.
+
+    Raises:
+        AgreedError: the output is the same on every rank.
+    """
+    value = trace.values.get(getattr(trace.result, "name", ""), None)
+    if value is None or not value.is_tensor:
+        raise AgreedError(
+            f"{name} does not return one tensor: hetmp train and hetmp evaluate want class scores; "
+            "use it in a loop of your own with hetmp.slice_model"
+        )
+    wanted = (dataset.classes, *dataset.test.label_shape)
+    given = value.shape[1:]
+    if len(given) != len(wanted) or given[1:] != wanted[1:] or (given[0] or 0) < wanted[0]:
+        raise AgreedError(
+            f"{name} gives {_sizes(given)} scores per image, the labels of {dataset.name} "
+            f"want {_sizes(wanted)}: choose a network and data for the same task"
+        )
+
+
+def _sizes(shape: tuple[int | None, ...]) -> str:
+    return "×".join(str(size) for size in shape)

@@ -1,0 +1,118 @@
+"""What a run records, in all the formats that were asked for."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from hetmp.cluster import Group
+from hetmp.core.errors import FailedError
+from hetmp.run.metrics.csv_tables import Tables
+from hetmp.run.metrics.json_lines import JsonLines, plain
+from hetmp.run.metrics.tensorboard import Events, check_tensorboard
+
+TIMED = ("step", "evaluation", "end", "stopped")
+"""Kinds of records that say when they were made."""
+
+
+class Writer(Protocol):
+    """Writes records in one format."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add one record; what the format has no place for is left out."""
+        ...
+
+    def close(self) -> None:
+        """No record comes any more."""
+        ...
+
+
+def check_formats(formats: Sequence[str] | None) -> None:
+    """Refuse formats that cannot be written here.
+
+    Raises:
+        HetmpError: the package that is missing.
+    """
+    if "tensorboard" in (formats or ()):
+        check_tensorboard()
+
+
+class Metrics:
+    """What rank 0 records of a run; on other ranks, and without a folder, it writes nothing.
+
+    Opening is collective over *group*, and fails on every rank if rank 0 cannot write. Where
+    rank 0 cannot write later, it says so in ``error``, which ``StepClock.stop`` tells the others.
+
+    Args:
+        folder: for ``metrics.jsonl``, and the files of more *formats* (``csv``, ``tensorboard``).
+        after: how many steps a resumed run has taken: what older files tell of them is kept,
+            and what they tell of later ones, which were lost, is not.
+
+    Attributes:
+        error: why this rank can write no more, in words; empty while it can.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        folder: Path | None,
+        formats: Sequence[str] | None = None,
+        after: int = 0,
+    ) -> None:
+        self._group, self._folder = group, folder
+        self._writers: list[Writer] = []
+        self.error = ""
+        with group.together():
+            if group.is_root and folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                makers: dict[str, Callable[[], Writer]] = {
+                    "csv": lambda: Tables(folder, group.size),
+                    "tensorboard": lambda: Events(folder, after),
+                }
+                self._writers.append(JsonLines(folder / "metrics.jsonl", after))
+                self._writers += [makers[name]() for name in makers if name in (formats or ())]
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # What is to be heard of a failure was heard at the last write, or in ``finish``.
+        for writer in self._writers:
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    def write(self, kind: str, **record: Any) -> None:
+        """Add one record."""
+        if not self._writers or self.error:
+            return
+        if kind in TIMED:
+            record["time"] = round(time.time(), 3)
+        self._try(lambda writer: writer.write(plain({"kind": kind, **record})))
+
+    def finish(self) -> None:
+        """All is recorded. Collective.
+
+        Raises:
+            FailedError: on every rank, if rank 0 could not write it.
+        """
+        self._try(lambda writer: writer.close())
+        with self._group.together():
+            if self.error:
+                raise FailedError(self.error)
+
+    def _try(self, work: Callable[[Writer], None]) -> None:
+        try:
+            for writer in self._writers:
+                work(writer)
+        except OSError as error:
+            self.error = self.error or (
+                f"the metrics in {self._folder} cannot be written: {error.strerror or error}: make "
+                "room there, or give another --out"
+            )

@@ -1,0 +1,201 @@
+"""What a trained network says of images: the class and its probability, in a file."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hetmp.checkpoint.origin import Origin
+from hetmp.cluster import AgreedError, Group
+from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.core.files import replacing
+from hetmp.data import Dataset, Part, load_pictures
+from hetmp.run.build import load_dataset
+from hetmp.run.config import TrainConfig
+from hetmp.run.load_trained import Trained, use_trained
+from hetmp.run.precision import wide
+from hetmp.slicing import SlicedModel
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+PARTS = "test", "train"
+SUFFIXES = ".csv", ".h5", ".hdf5"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was said, of how much.
+
+    Attributes:
+        file: the checkpoint.
+        out: where the predictions are.
+        images: how many there are.
+        accuracy: share of the labels that were met; None where the images have none.
+        ranks: of the job.
+        passed_over: what is wrong with newer checkpoints of the folder.
+    """
+
+    file: str
+    out: str
+    images: int
+    accuracy: float | None
+    ranks: int
+    passed_over: tuple[str, ...]
+
+
+def predict(
+    path: Path,
+    out: Path,
+    given: Mapping[str, Any],
+    comm: "MPI.Intracomm | None" = None,
+    *,
+    part: str = "test",
+    images: Path | None = None,
+) -> Prediction:
+    """Write the class and probability of each image, the same on any ranks. Collective.
+
+    Args:
+        path: a checkpoint, or a run's folder, as for ``evaluate_checkpoint``.
+        out: the file to write: ``.csv``, or ``.h5`` for HDF5.
+        given: fields of ``TrainConfig``, as for ``evaluate_checkpoint``.
+        part: of the data set that the network was trained on, or of the given one.
+        images: a folder of pictures without classes, instead; or one picture.
+
+    Raises:
+        HetmpError: on every rank at once: bad input, or a file that cannot be used or written.
+    """
+    group = Group(comm)
+    with group.together():
+        if part not in PARTS:
+            raise unknown_name("part", part, PARTS)
+        if out.suffix.lower() not in SUFFIXES:
+            raise HetmpError(f"{out} is to be written as what? Choose one of {', '.join(SUFFIXES)}")
+        if group.is_root:
+            _make_room(out)
+
+    def load(config: TrainConfig, origin: Origin, group: Group) -> Dataset:
+        dataset = _images(images, config, origin, group)
+        if dataset.test.label_shape and out.suffix.lower() == ".csv":
+            raise AgreedError(
+                "the network gives every pixel a class, which no table holds: write HDF5 "
+                "(--out predictions.h5)"
+            )
+        return dataset
+
+    def work(model: SlicedModel, trained: Trained) -> list[float]:
+        chosen = getattr(trained.dataset, part)
+        found = _predictions(model, trained, chosen)
+        group = model.hetmp.group
+        with group.together():
+            if group.is_root:
+                _write(out, found, trained.dataset, chosen, labelled=images is None)
+        return [len(chosen), float((found.classes == found.labels).mean())]
+
+    trained, (count, accuracy) = use_trained(path, given, comm, work, 2, load)
+    return Prediction(
+        file=str(trained.file),
+        out=str(out),
+        images=int(count),
+        accuracy=accuracy if images is None else None,
+        ranks=trained.ranks,
+        passed_over=trained.passed_over,
+    )
+
+
+def _images(pictures: Path | None, config: TrainConfig, origin: Origin, group: Group) -> Dataset:
+    """What the network is used on: pictures, or a data set. Collective."""
+    if pictures is None:
+        return load_dataset(config, group)
+    about = origin.config.get("images")
+    if not isinstance(about, dict):
+        raise AgreedError("the checkpoint does not say what images it is for: give --data")
+    return load_pictures(pictures, about, group)
+
+
+def _make_room(out: Path) -> None:
+    """The folder of a file that will be written, before there is anything to lose."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(out.parent, os.W_OK):
+            raise PermissionError(f"{out.parent} may not be written to")
+    except OSError as error:
+        raise HetmpError(f"{out} cannot be written: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Of every image, or of every pixel of it: class, its probability, and label."""
+
+    classes: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+
+def _predictions(model: SlicedModel, trained: Trained, part: Part) -> _Found:
+    """What the network says of all images of *part*. Collective."""
+    model.eval()
+    classes, probabilities, told = [], [], []
+    with torch.no_grad():
+        for images, labels in trained.feed(model, part).in_order(trained.config.batch_size):
+            best = wide(model(images)).softmax(dim=1).max(dim=1)
+            classes.append(best.indices.cpu().numpy())
+            probabilities.append(best.values.cpu().to(torch.float32).numpy())
+            told.append(labels.cpu().numpy())
+    return _Found(np.concatenate(classes), np.concatenate(probabilities), np.concatenate(told))
+
+
+def _write(out: Path, found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> None:
+    if out.suffix.lower() == ".csv":
+        content = _csv(found, dataset, part, labelled=labelled).encode()
+    else:
+        content = _hdf5(found, dataset, part, labelled=labelled)
+    try:
+        with replacing(out) as beside:
+            beside.write_bytes(content)
+    except OSError as error:
+        raise HetmpError(f"{out} cannot be written: {error}") from error
+
+
+def _csv(found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> str:
+    """A row per image: image, class, its name if it has one, probability, label if known."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    names = dict(enumerate(dataset.class_names))
+    rows.writerow(
+        ["image", "class", *(["name"] if names else []), "probability"]
+        + (["label"] if labelled else [])
+    )
+    titles = part.titles(np.arange(len(part)))
+    for i, title in enumerate(titles):
+        name = [names.get(int(found.classes[i]), "")] if names else []
+        label = [int(found.labels[i])] if labelled else []
+        rows.writerow(
+            [title, int(found.classes[i]), *name, f"{found.probabilities[i]:.6f}", *label]
+        )
+    return text.getvalue()
+
+
+def _hdf5(found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> bytes:
+    """Datasets ``image``, ``class``, ``probability`` and ``label``; ``names`` of the classes."""
+    # In memory, then written in one go: HDF5 does not survive a full disk.
+    with h5py.File("predictions", "w", driver="core", backing_store=False) as file:
+        titles = part.titles(np.arange(len(part)))
+        file["image"] = np.array(titles, dtype=object)
+        file["class"] = found.classes
+        file["probability"] = found.probabilities
+        if labelled:
+            file["label"] = found.labels
+        if dataset.class_names:
+            file["names"] = np.array(dataset.class_names, dtype=object)
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image

@@ -1,0 +1,83 @@
+"""Bars and curves of characters, which are told apart without colours, too."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from hetmp.run.metrics import KINDS
+
+COLOURS = dict(zip(KINDS, ("green", "yellow", "red", "magenta"), strict=True))
+
+
+@dataclass(frozen=True)
+class Glyphs:
+    """The characters that are drawn with.
+
+    Attributes:
+        kinds: of compute, exchange, waiting and reading.
+        done, open: of what is done, and of what is not yet.
+        heights: of a curve, the lowest first.
+    """
+
+    kinds: str
+    done: str
+    open: str
+    heights: str
+
+
+BLOCKS = Glyphs("█▒·▚", "━", "─", "▁▂▃▄▅▆▇█")
+ASCII = Glyphs("#=.~", "=", "-", "_.-^")
+
+
+def apart(parts: Sequence[float], width: int) -> list[int]:
+    """*width* characters shared out like *parts*, which are not all 0.
+
+    >>> apart([3, 1, 0], 6)
+    [5, 1, 0]
+    """
+    whole = sum(parts)
+    bounds = [0.0]
+    for part in parts:
+        bounds.append(bounds[-1] + part)
+    ends = [math.floor(width * bound / whole + 0.5) for bound in bounds]
+    return [end - begin for begin, end in itertools.pairwise(ends)]
+
+
+def spent_bar(seconds: Sequence[float], longest: float, width: int, glyphs: Glyphs) -> Text:
+    """What a rank spent its time on, one after the other.
+
+    Args:
+        seconds: by kind, in the order of ``KINDS``.
+        longest: the seconds for which the bar is *width* characters.
+    """
+    bar = Text()
+    rest = max(0.0, longest - sum(seconds))
+    if longest > 0:
+        *counts, _ = apart([*seconds, rest], width)
+        for kind, glyph, count in zip(KINDS, glyphs.kinds, counts, strict=True):
+            bar.append(glyph * count, COLOURS[kind])
+    return bar
+
+
+def done_bar(done: float, width: int, glyphs: Glyphs) -> Text:
+    """How much is done, *done* being from 0 to 1."""
+    count = min(width, math.floor(width * done))
+    return Text.assemble((glyphs.done * count, "cyan"), (glyphs.open * (width - count), "dim"))
+
+
+def curve(points: Sequence[float], width: int, glyphs: Glyphs) -> str:
+    """All *points* as heights, each of several if they are many; logarithms if all are above 0."""
+    count = min(len(points), width)
+    if count < 2:
+        return ""
+    bounds = [len(points) * place // count for place in range(count + 1)]
+    kept = [sum(points[b:e]) / (e - b) for b, e in itertools.pairwise(bounds)]
+    if min(kept) > 0:
+        kept = [math.log(point) for point in kept]
+    low, high = min(kept), max(kept)
+    top = len(glyphs.heights) - 1
+    scale = top / (high - low) if high > low else 0.0
+    return "".join(glyphs.heights[round(scale * (point - low))] for point in kept)

@@ -1,0 +1,182 @@
+"""How far a run has come and how fast it goes: all that is shown of it."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hetmp.run.metrics import KINDS
+
+RECENT = 32
+"""Over how many of the last steps the speed and the ranks' seconds are told."""
+
+POINTS = 96
+"""How many points the curve of the losses has at most."""
+
+Seconds = Mapping[str, Sequence[float]]
+"""Seconds by kind (compute, exchange, waiting, reading), each a number per rank."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What is run.
+
+    Attributes:
+        title: network and data set.
+        shares: how much of the channels each rank holds; only ratios matter.
+        steps: of the whole run.
+        per_epoch: steps in an epoch.
+        before: how many steps were taken before this run was resumed.
+    """
+
+    title: str
+    shares: Sequence[float]
+    steps: int
+    per_epoch: int
+    before: int = 0
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the whole run begins."""
+        return math.ceil(self.steps / self.per_epoch)
+
+
+@dataclass
+class Curve:
+    """A curve that keeps its form: when it has many points, each is the mean of several values."""
+
+    points: list[float] = field(default_factory=list)
+    each: int = 1
+    _sum: float = 0.0
+    _count: int = 0
+
+    def add(self, value: float) -> None:
+        """One more value; what is not finite has no place on it."""
+        if not math.isfinite(value):
+            return
+        self._sum, self._count = self._sum + value, self._count + 1
+        if self._count < self.each:
+            return
+        self.points.append(self._sum / self._count)
+        self._sum, self._count = 0.0, 0
+        if len(self.points) == POINTS:
+            pairs = zip(self.points[::2], self.points[1::2], strict=True)
+            self.points, self.each = [sum(pair) / 2 for pair in pairs], 2 * self.each
+
+
+class Standing:
+    """How far a run has come.
+
+    Speed and time left are of the training steps; evaluations count towards what is left.
+
+    Attributes:
+        step: steps taken.
+        epoch: that the last of them was in, from 0.
+        loss, accuracy: of the last step.
+        test: accuracy of the last evaluation; None before the first.
+        losses: of this part of the run.
+
+    Args:
+        clock: the time in seconds, from any moment.
+    """
+
+    def __init__(self, about: About, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.about, self._clock = about, clock
+        self.step, self.epoch = about.before, min(about.before, about.steps - 1) // about.per_epoch
+        self.loss = self.accuracy = math.nan
+        self.test: float | None = None
+        self.losses = Curve()
+        self._recent: deque[tuple[float, int, Seconds]] = deque(maxlen=RECENT)
+        self._began = self._last = self._clock()
+        self._first = 0.0
+        self._images, self._training = 0, 0.0
+        self._epoch_images, self._epoch_training, self._epoch_ended = 0, 0.0, False
+        self._evaluations, self._evaluating = 0, 0.0
+
+    def begin(self) -> None:
+        """The first step is about to run."""
+        self._began = self._last = self._clock()
+
+    def took(
+        self, step: int, epoch: int, loss: float, accuracy: float, images: int, seconds: Seconds
+    ) -> None:
+        """A step has ended; *step* have been taken. Does next to nothing."""
+        now = self._clock()
+        passed, self._last = now - self._last, now
+        if self.step == self.about.before:
+            self._first = passed
+        self.step, self.epoch, self.loss, self.accuracy = step, epoch, loss, accuracy
+        self.losses.add(loss)
+        self._recent.append((passed, images, seconds))
+        self._images, self._training = self._images + images, self._training + passed
+        if self._epoch_ended:
+            self._epoch_images, self._epoch_training, self._epoch_ended = 0, 0.0, False
+        self._epoch_images += images
+        self._epoch_training += passed
+
+    def evaluated(self, accuracy: float, seconds: float) -> None:
+        """An evaluation has ended, which took *seconds*."""
+        self.test = accuracy
+        self._evaluations, self._evaluating = self._evaluations + 1, self._evaluating + seconds
+        self._epoch_ended = True
+        self._last = self._clock()
+
+    @property
+    def batch(self) -> int:
+        """Steps taken in the epoch."""
+        return self.step - self.epoch * self.about.per_epoch
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first step began."""
+        return self._clock() - self._began
+
+    @property
+    def images_per_second(self) -> float:
+        """Over all steps of this part of the run."""
+        return self._images / max(1e-9, self._training)
+
+    @property
+    def images_per_second_of_epoch(self) -> float:
+        """Over the steps of the epoch, until the next one begins."""
+        return self._epoch_images / max(1e-9, self._epoch_training)
+
+    @property
+    def recent_images_per_second(self) -> float:
+        """Over the last steps."""
+        images = sum(images for _, images, _ in self._recent)
+        return images / max(1e-9, sum(passed for passed, _, _ in self._recent))
+
+    @property
+    def recent_seconds(self) -> float:
+        """Of a step, over the last ones."""
+        return sum(passed for passed, _, _ in self._recent) / max(1, len(self._recent))
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the run ends; None before they can be told."""
+        taken = self.step - self.about.before
+        if taken == 0:
+            return None
+        # The first step is no measure of the others: much is made ready in it.
+        first = self._first if taken > 1 else 0.0
+        per_step = (self._training - first) / max(1, taken - 1)
+        per_evaluation = self._evaluating / max(1, self._evaluations)
+        evaluations = self.about.epochs - self.about.before // self.about.per_epoch
+        return per_step * (self.about.steps - self.step) + per_evaluation * max(
+            0, evaluations - self._evaluations
+        )
+
+    def recent_by_rank(self) -> dict[str, list[float]]:
+        """Mean seconds of the last steps, by kind and rank; empty before the first step."""
+        if not self._recent:
+            return {}
+        steps = len(self._recent)
+        told = {
+            kind: zip(*(seconds[kind] for _, _, seconds in self._recent), strict=True)
+            for kind in KINDS
+        }
+        return {
+            kind: [sum(of_rank) / steps for of_rank in by_rank] for kind, by_rank in told.items()
+        }

@@ -1,0 +1,205 @@
+"""One step of the training: forward, backward, and what is done to the gradients and weights."""
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hetmp.cluster import AgreedFailure
+from hetmp.optim import Averages, GradScaler, clip_grad_norm_, make_optimizer, make_schedule
+from hetmp.run.config import TrainConfig
+from hetmp.run.evaluate import count_correct
+from hetmp.run.precision import casting, wide
+from hetmp.slicing import SlicedModel
+from hetmp.slicing.not_finite import first_not_finite, is_finite
+
+MOST_SKIPPED = 20
+"""After so many skipped steps in a row a run ends: nothing is learnt any more."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of a step.
+
+    Attributes:
+        loss: mean over the labels of the batch.
+        correct: how many labels had the highest score.
+        skipped: whether the weights were left as they were.
+    """
+
+    loss: float
+    correct: int
+    skipped: bool = False
+
+
+class Steps:
+    """Takes the steps of a run, as its configuration says.
+
+    Attributes:
+        optimizer, schedule: of the sliced model's parameters.
+        scaler: of the loss, where a rank computes in float16.
+        averages: of the weights, where they are averaged.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: SlicedModel,
+        steps: int,
+        device: torch.device,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        """
+        Args:
+            steps: how many the run takes.
+            device: of this rank.
+            autocast: what this rank's convolutions are computed in, if not as the weights are.
+
+        Raises:
+            HetmpError: an optimizer that cannot be, or options that it does not take.
+        """
+        self._config, self._model, self._device = config, model, device
+        self._steps = steps
+        self.optimizer = make_optimizer(model, config.optimizer, config.lr, _options(config))
+        self.schedule = make_schedule(
+            self.optimizer,
+            config.schedule,
+            steps,
+            warmup=config.warmup,
+            **{
+                name: value
+                for name in ("gamma", "power", "milestones")
+                if (value := getattr(config, name)) is not None
+            },
+        )
+        self._autocast = autocast
+        halves = "float16" in (config.autocast or ())
+        self.scaler = GradScaler(model, device.type) if halves else None
+        self.averages = Averages(model, config.average) if config.average is not None else None
+        self._skips, self._skipped = config.on_nan == "skip", 0
+
+    def casting(self) -> AbstractContextManager[Any]:
+        """Within it this rank computes in the precision that it is to."""
+        return casting(self._autocast, self._device)
+
+    def take(self, images: Tensor, labels: Tensor) -> Taken:
+        """One step on a whole batch. Collective.
+
+        Raises:
+            HetmpError: on every rank, where the loss is not finite and the run is to stop.
+        """
+        self.optimizer.zero_grad()
+        # A forward pass leaves its mark on running statistics, which a skipped one must not.
+        before = [b.clone() for b in self._model.buffers()] if self._skips else []
+        loss, correct = 0.0, 0
+        part_size = math.ceil(len(images) / self._config.accumulate)
+        for some, their in zip(images.split(part_size), labels.split(part_size), strict=True):
+            part, right = self._gradients(some, their, len(some) / len(images))
+            loss, correct = loss + part, correct + right
+        self._phase("agreeing")
+        if self._is_good(loss):
+            self._skipped = 0
+            self._phase("optimizer")
+            return Taken(loss, correct, skipped=not self._update())
+        if not self._skips:
+            raise AgreedFailure(
+                f"the loss is {loss} at step {self.schedule.last_epoch + 1} of {self._steps}: the "
+                f"first number that is not finite is in {self._culprit(images)}; lower --lr, use "
+                "--clip, or give --on-nan skip"
+            )
+        self._skipped += 1
+        if self._skipped == MOST_SKIPPED:
+            raise AgreedFailure(
+                f"{MOST_SKIPPED} steps in a row were skipped because loss or gradients were not "
+                f"finite, the last time in {self._culprit(images)}"
+            )
+        for buffer, kept in zip(self._model.buffers(), before, strict=True):
+            buffer.copy_(kept)
+        return Taken(loss, correct, skipped=True)
+
+    def _phase(self, name: str) -> None:
+        watch = self._model.hetmp.watch
+        if watch is not None:
+            watch.phase(name)
+
+    def _culprit(self, images: Tensor) -> str:
+        with self.casting():
+            return first_not_finite(self._model, images)
+
+    def _gradients(self, images: Tensor, labels: Tensor, share: float) -> tuple[float, int]:
+        """Add the gradients of a part of a batch; its part of the mean loss, and labels right."""
+        with self.casting():
+            output = self._model(images)
+        output = wide(output)
+        smoothing = self._config.label_smoothing
+        loss = share * nn.functional.cross_entropy(output, labels, label_smoothing=smoothing)
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return float(loss.detach()), count_correct(output, labels)
+
+    def _is_good(self, loss: float) -> bool:
+        """Whether all ranks can use the gradients. Collective."""
+        good = math.isfinite(loss)
+        if self._skips and self.scaler is None:
+            gradients = (p.grad for p in self._model.parameters() if p.grad is not None)
+            good = good and all(map(is_finite, (*gradients, *self._model.buffers())))
+        told = self._model.hetmp.group.allgather(np.array([good], dtype=np.int8))
+        return bool(told.all())
+
+    def _update(self) -> bool:
+        """Clip, step, average; whether the step was taken, which the scaler decides."""
+        if self._config.clip is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self._model, self._config.clip)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            before = self.scaler.get_scale()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self.scaler.get_scale() < before:  # a 16-bit gradient has overflowed
+                return False
+        if self.averages is not None:
+            self.averages.update()
+        return True
+
+    def evaluated(self) -> AbstractContextManager[Any]:
+        """Within it the model has the weights that the run is judged by."""
+        return nullcontext() if self.averages is None else self.averages.in_place()
+
+    def averaged(self) -> Mapping[str, Tensor]:
+        """The moving averages, by parameter's name; none where nothing is averaged."""
+        return {} if self.averages is None else self.averages.tensors
+
+    def state(self) -> str:
+        """What a resumed run must know besides the tensors, as JSON."""
+        scaler = None if self.scaler is None else self.scaler.state_dict()
+        updates = 0 if self.averages is None else self.averages.updates
+        told = {"schedule": self.schedule.state_dict(), "scaler": scaler, "updates": updates}
+        return json.dumps(told)
+
+    def resume(self, told: str) -> None:
+        """Go on from what ``state`` said."""
+        state = json.loads(told)
+        self.schedule.load_state_dict(state["schedule"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.averages is not None:
+            self.averages.updates = state["updates"]
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    """The optimizer's options; its own entries win over the fields that many share."""
+    shared: dict[str, Any] = {"weight_decay": config.weight_decay}
+    name = config.optimizer.lower()
+    if name in ("sgd", "lars"):
+        shared["momentum"] = config.momentum
+    if name == "rprop":  # the one that knows no weight decay
+        del shared["weight_decay"]
+    return {**shared, **config.optimizer_options}

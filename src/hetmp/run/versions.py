@@ -1,0 +1,34 @@
+"""The versions that a run's numbers depend on."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from hetmp.core.version import __version__
+
+
+def present_versions() -> dict[str, str]:
+    """The versions of what a run's numbers come from, by name."""
+    versions = {"hetmp": __version__, "python": platform.python_version()}
+    for name in ("torch", "mpi4py", "numpy", "h5py"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # built by the site, and not told to Python
+            continue
+    return versions
+
+
+def differing_versions(path: str | Path | None, written: Mapping[str, str]) -> str:
+    """In words, what wrote the file and is another version now; empty if all are as they were."""
+    present = present_versions() if written else {}
+    unlike = [
+        f"{name} {told} (here {present.get(name, 'unknown')})"
+        for name, told in written.items()
+        if told != present.get(name)
+    ]
+    if not unlike:
+        return ""
+    return (
+        f"{path} was written with {', '.join(unlike)}: the loss curve may differ in its last digits"
+    )

@@ -1,0 +1,201 @@
+"""How a run's work is shared: weights, a plan file, or speeds, measured now or by earlier jobs."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmp.cluster import AgreedError, Group
+from hetmp.cluster.slurm import node_kind
+from hetmp.core.errors import HetmpError
+from hetmp.run.config import TrainConfig
+from hetmp.slicing import Tuning
+from hetmp.slicing.graph import fingerprint, read_graph
+from hetmp.slicing.plan import Plan
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from hetmp.planner import Planned
+    from hetmp.planner.profiling import Profile
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Who computes what.
+
+    Attributes:
+        plan: of all ranks; None where ``weights`` say.
+        weights: relative speeds, one per rank.
+        told: what was decided, in words; empty where the user decided.
+    """
+
+    plan: Plan | None
+    weights: tuple[float, ...]
+    told: str = ""
+
+    @property
+    def first_member(self) -> int:
+        """The first rank that takes part."""
+        return self.plan.members[0] if self.plan is not None else 0
+
+
+def share_work(
+    config: TrainConfig,
+    outline: Callable[[], nn.Module],
+    example: Tensor,
+    group: Group,
+    device: torch.device,
+    tuning: Tuning,
+) -> Sharing:
+    """How *config* shares the work of a model over *group*. Collective.
+
+    What is measured, and compared with a file, is a rank's speed under the autocast in force.
+
+    Args:
+        outline: makes the model, on the meta device.
+        example: of the batch's shape, on the meta device.
+
+    Raises:
+        HetmpError: on every rank: a file that cannot be used, or one for other ranks, another
+            model or other work.
+    """
+    equal = (1.0,) * group.size
+    slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
+    weights = config.weights if isinstance(config.weights, tuple) else equal
+    if config.plan is None and (not config.plans or group.size == 1):
+        return Sharing(None, weights)
+    # Imported where needed: they take SciPy, whose import takes as long as a small run's start.
+    from hetmp.planner import make_plan
+    from hetmp.planner.profiling import device_title
+
+    if config.plan is not None:
+        titles = group.gather_texts(device_title(device, slowdown))
+        with group.together():
+            plan = Plan.load(config.plan)
+            _check_plan(plan, titles, outline, example)
+        return Sharing(plan, equal)
+    profile = _profile(config, outline, example, group, device, tuning, slowdown)
+    text, told = "", ""
+    with group.together():
+        # Unlike processors may round unlike: rank 0's plan is the truth.
+        if group.is_root:
+            planned = make_plan(read_graph(outline(), example), profile)
+            text, told = planned.plan.model_dump_json(), _told(planned)
+    plan = Plan.model_validate_json(group.broadcast_text(text))
+    return Sharing(plan, equal, group.broadcast_text(told))
+
+
+def _profile(
+    config: TrainConfig,
+    outline: Callable[[], nn.Module],
+    example: Tensor,
+    group: Group,
+    device: torch.device,
+    tuning: Tuning,
+    slowdown: float,
+) -> "Profile":
+    from hetmp.planner.profiling import (
+        Budget,
+        Profile,
+        device_title,
+        profile_by_kind,
+        profile_model,
+    )
+
+    if config.profile is None:
+        with group.together():
+            module = outline()
+        measure: Callable[..., Profile] = profile_model
+        if config.profiles is not None:
+            measure = partial(profile_by_kind, folder=config.profiles, kind=node_kind())
+        else:
+            group.say(f"measuring the ranks for about {config.profile_seconds:g} s")
+        return measure(
+            module,
+            example,
+            group,
+            name=config.model,
+            device=device,
+            budget=Budget(config.profile_seconds, schemes=False),
+            tuning=tuning,
+            slowdown=slowdown,
+        )
+    titles = group.gather_texts(device_title(device, slowdown))
+    with group.together():
+        profile = Profile.load(config.profile)
+        profile.check_devices(titles)
+        profile.check_batch(config.batch_size, config.dtype)
+    return profile
+
+
+def _check_plan(
+    plan: Plan, titles: list[str], outline: Callable[[], nn.Module], example: Tensor
+) -> None:
+    plan.check_ranks(len(titles))
+    if plan.fingerprint and plan.fingerprint != fingerprint(read_graph(outline(), example)):
+        raise HetmpError(
+            "the plan was made for another model, or for images of another size: make a plan for "
+            "this one"
+        )
+    for rank, (title, planned) in enumerate(zip(titles, plan.devices or titles, strict=True)):
+        if title != planned:
+            raise HetmpError(
+                f"the plan was made for {planned} as rank {rank}, which is {title}: make a plan "
+                "for these ranks, or remove 'devices' from the file to use it as it is"
+            )
+
+
+def _told(planned: "Planned") -> str:
+    lines = [f"planned: {1e3 * planned.prediction.seconds:.0f} ms a step predicted"]
+    lines += [f"rank {rank} is left out: {why}" for rank, why in sorted(planned.left_out.items())]
+    return "\n".join(lines)
+
+
+def among_members(
+    comm: "MPI.Intracomm | None",
+    group: Group,
+    plan: Plan | None,
+    run: "Callable[[MPI.Intracomm | None, Plan | None], Any]",
+    waiting: Any,
+) -> Any:
+    """What *run* gives on the ranks that take part; the others wait and give *waiting*. Collective.
+
+    Args:
+        comm: of all ranks, whose *group* it is.
+        plan: of all ranks; None where all take part.
+        run: called with the members' communicator and the plan for them.
+    """
+    if plan is None or not plan.left_out:
+        return run(comm, plan)
+    return _among_some(group, plan, run, waiting)
+
+
+def _among_some(
+    group: Group, plan: Plan, run: "Callable[[MPI.Intracomm, Plan], Any]", waiting: Any
+) -> Any:
+    """``among_members`` where some are left out."""
+    comm = group.part(plan.members)
+    with contextlib.ExitStack() as stack:
+        if comm is not None and comm.rank == 0 and not group.is_root:
+            # The first member speaks where rank 0 has no part.
+            stack.enter_context(contextlib.redirect_stdout(sys.__stdout__))
+        result, error = waiting, None
+        try:
+            if comm is not None:
+                result = run(comm, plan.of_members())
+        except HetmpError as caught:
+            # Where all members raise it, all can meet; a lone one's job must be aborted.
+            if not isinstance(caught, AgreedError) and not Group(comm).all_fail():
+                raise
+            error = caught
+    group.meet()
+    with group.together():
+        if error is not None:
+            raise error
+    return result

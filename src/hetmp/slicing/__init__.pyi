@@ -1,0 +1,24 @@
+from .build import slice_model as slice_model
+from .channel_groups import plan_from_weights as plan_from_weights
+from .graph import leaf as leaf
+from .graph import read_graph as read_graph
+from .merge import merge_model as merge_model
+from .merge import merged_tensors as merged_tensors
+from .model import SlicedModel as SlicedModel
+from .plan import LayerPlan as LayerPlan
+from .plan import Plan as Plan
+from .schedule import owners as owners
+from .table import (
+    Entry as Entry,
+)
+from .table import (
+    Table as Table,
+)
+from .table import (
+    make_table as make_table,
+)
+from .table import (
+    tensors_of as tensors_of,
+)
+from .tuning import PLAIN as PLAIN
+from .tuning import Tuning as Tuning

@@ -1,0 +1,177 @@
+"""Channel groups: axes that elementwise work ties must share one partition.
+
+A module is scheduled once with axes whose partitions are not chosen yet (see ``axis.py``).
+Where two of them meet, they are tied instead of exchanged; what remains are the groups.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from hetmp.core.open_axis import Atom, Axis
+from hetmp.core.partition import Layout, Partition, Piece, apportion, checked_weights
+from hetmp.core.state import Sliced
+from hetmp.ops import Scheme
+from hetmp.slicing.graph import ModelGraph, Node
+from hetmp.slicing.plan import LayerPlan, Plan
+from hetmp.slicing.schedule import Scheduler
+
+CRUMBS = 4
+"""From so many pieces on, a layer whose groups have hardly more than a unit is cut as it likes."""
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that must be cut alike.
+
+    Attributes:
+        number: from 1, in the order in which the groups first run.
+        units: how many there are to share out.
+        layers: the layers that have them among their output channels.
+    """
+
+    number: int
+    units: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChannelPiece:
+    """Part of a layer's output channels: *block* neighbouring ones for each unit of a group."""
+
+    group: ChannelGroup
+    block: int
+
+
+@dataclass(frozen=True)
+class ChannelGroups:
+    """The channel groups of a module.
+
+    Attributes:
+        groups: all of them.
+        pieces: what the output channels of each mixing layer consist of, by the layer's path.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    pieces: dict[str, tuple[ChannelPiece, ...]]
+
+
+def channel_groups(graph: ModelGraph) -> ChannelGroups:
+    """Which channels of *graph* must be cut alike."""
+    axes = _Axes()
+    reader = _Reader(graph, axes)
+    for trace in graph.traces:
+        reader.program(trace)
+    numbers: dict[Atom, int] = {}
+    layers: dict[Atom, list[str]] = {}
+    for path, axis in axes.of.items():
+        for atom, _ in axis.leaves:
+            numbers.setdefault(atom, len(numbers) + 1)
+            if path not in layers.setdefault(atom, []):
+                layers[atom].append(path)
+    groups = {
+        atom: ChannelGroup(number, atom.length, tuple(layers[atom]))
+        for atom, number in numbers.items()
+    }
+    pieces = {
+        path: tuple(ChannelPiece(groups[atom], block) for atom, block in axis.leaves)
+        for path, axis in axes.of.items()
+    }
+    return ChannelGroups(tuple(groups.values()), pieces)
+
+
+def plan_from_weights(graph: ModelGraph, weights: Sequence[Any]) -> Plan:
+    """The default plan: scheme ``filters``, each channel group in proportion to *weights*.
+
+    Layers that share a parameter with another layer follow ``whole``.
+
+    Raises:
+        HetmpError: weights that cannot be used (see ``apportion``).
+    """
+    exact = checked_weights(weights)
+    found = channel_groups(graph)
+    shares = {group.number: apportion(group.units, exact) for group in found.groups}
+    return plan_from_shares(graph, found, shares, exact)
+
+
+def plan_from_shares(
+    graph: ModelGraph,
+    found: ChannelGroups,
+    shares: Mapping[int, Partition],
+    weights: Sequence[Any],
+    schemes: Mapping[str, Scheme] | None = None,
+) -> Plan:
+    """A plan that cuts each channel group as told.
+
+    Args:
+        found: the channel groups of *graph*.
+        shares: how the units of each group are cut, by its number.
+        weights: cut a layer whose channels hang together too loosely to be cut as told.
+        schemes: of mixing layers by path; the others follow ``filters``. Layers that share a
+            parameter with another layer follow ``whole``.
+    """
+    layers = []
+    for node in graph.mixing():
+        layout = Layout(
+            tuple(
+                Piece(shares[piece.group.number], piece.block) for piece in found.pieces[node.path]
+            )
+        )
+        if _is_crumbled(layout) and getattr(node.call.layer, "groups", 1) == 1:
+            layout = Layout.of(apportion(layout.total, weights))
+        pieces = tuple(
+            tuple(count * piece.block for count in piece.partition.counts)
+            for piece in layout.pieces
+        )
+        scheme: Scheme = (
+            "whole" if graph.is_tied(node) else (schemes or {}).get(node.path, "filters")
+        )
+        layers.append(
+            LayerPlan(
+                name=node.path,
+                kind=type(node.call.layer).__name__,
+                channels=node.rule.output_channels(node.call.layer),
+                scheme=scheme,
+                counts=layout.counts,
+                pieces=pieces if len(pieces) > 1 else (),
+            )
+        )
+    return Plan(ranks=layout.ranks, layers=tuple(layers))
+
+
+def _is_crumbled(layout: Layout) -> bool:
+    """Whether ties left almost every unit on its own, as ``y[:, 1:] - y[:, :-1]`` does.
+
+    Units that are apportioned one by one would all go to the same rank: exchanges cost less.
+    """
+    units = sum(piece.partition.total for piece in layout.pieces)
+    return len(layout.pieces) >= CRUMBS and units < 2 * len(layout.pieces)
+
+
+class _Axes:
+    """An axis of its own for every mixing layer, under scheme ``filters``."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, Axis] = {}
+
+    def scheme(self, node: Node) -> Scheme:
+        return "filters"
+
+    def layout(self, node: Node) -> Layout:
+        channels = node.rule.output_channels(node.call.layer)
+        return cast(Layout, self.of.setdefault(node.path, Axis.fresh(channels)))
+
+
+class _Reader(Scheduler):
+    """Where two axes meet, they are tied."""
+
+    def in_state(self, value: str, target: Any) -> str:
+        source = self.states[value]
+        if (
+            isinstance(source, Sliced)
+            and isinstance(target, Sliced)
+            and source.axis == target.axis
+            and cast(Axis, source.layout).tie(cast(Axis, target.layout))
+        ):
+            return value
+        return super().in_state(value, target)

@@ -1,0 +1,186 @@
+"""What is known of a module: its operations in the order in which they run."""
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from hetmp.core.errors import HetmpError
+from hetmp.ops import Call, Rule, Value, references
+from hetmp.slicing.graph.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation: a call of a layer, a function or a method.
+
+    Attributes:
+        name: unique in the trace.
+        path: the layer's place in the module, as in the user's ``state_dict``; of a function
+            or method, that of the module that calls it.
+        reason: why it is computed whole on every rank: it has no rule, or is set up in a way
+            that its rule does not speak for; None where it has one.
+        line: the user's line, ``file:number``, as far as it is known.
+    """
+
+    name: str
+    path: str
+    call: Call
+    rule: Rule
+    reason: str | None
+    line: str
+
+    @property
+    def place(self) -> str:
+        """The operation as a user would point at it."""
+        if self.call.layer is not None:
+            return place(self.path, self.call.layer)
+        within = f" of {self.path!r}" if self.path else ""
+        return f"{self.call.title!r}{within}" + (f" at {self.line}" if self.line else "")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The operations of a module in one of its modes.
+
+    Attributes:
+        entries: the values that the user gives: name -> name of the input.
+        attributes: parameters, buffers and constants that are values: name -> place in the module.
+        nodes: the operations, in order.
+        result: what the module returns, with a ``Ref`` for every value.
+        values: what is known of every value.
+    """
+
+    entries: Mapping[str, str]
+    attributes: Mapping[str, str]
+    nodes: tuple[Node, ...]
+    result: Any
+    values: Mapping[str, Value]
+
+    def consumers(self, name: str) -> list[Node]:
+        """The nodes that take a value."""
+        return self._consumers.get(name, [])
+
+    @cached_property
+    def returned(self) -> frozenset[str]:
+        """The names of the values that the module returns."""
+        return frozenset(references(self.result))
+
+    @cached_property
+    def _consumers(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.call.values:
+                found.setdefault(name, []).append(node)
+        return found
+
+    @cached_property
+    def read(self) -> set[str]:
+        """The places of the attributes whose values or sizes are looked at."""
+        return {
+            place
+            for name, place in self.attributes.items()
+            if name in self.returned or not all(map(_asks_for_kind, self.consumers(name)))
+        }
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """A module as hetmp reads it.
+
+    Attributes:
+        skeleton: a copy of the module whose parameters and buffers are on the meta device.
+        training, evaluation: its operations in either mode; often one and the same object.
+        inputs: how the arguments of a call become entries.
+        constants: tensors that the module made while it was read.
+        aliases: names of parameters, buffers and modules that are another one's -> that one.
+        dims: how many dimensions a batch of input has, None where any will do.
+    """
+
+    skeleton: nn.Module
+    training: Trace
+    evaluation: Trace
+    inputs: Inputs
+    constants: Mapping[str, Tensor]
+    aliases: Mapping[str, str]
+    dims: int | None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ModelGraph":
+        return self  # models that are copied share what never changes
+
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        """The traces that differ."""
+        if self.training is self.evaluation:
+            return (self.training,)
+        return (self.training, self.evaluation)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The operations of all traces, those of training first."""
+        return tuple(node for trace in self.traces for node in trace.nodes)
+
+    def mixing(self) -> Iterator[Node]:
+        """The layers that mix channels, each once: the ones that a plan speaks of."""
+        seen = set()
+        for node in self.nodes:
+            if node.rule.mixes and node.path not in seen:
+                seen.add(node.path)
+                yield node
+
+    def is_tied(self, node: Node) -> bool:
+        """Whether a layer shares a tensor with another layer or with a function or method."""
+        layer, path = node.call.layer, node.path
+        names = {self._first(f"{path}.{name}") for name in (*layer._parameters, *layer._buffers)}
+        return bool(names & self._read) or any(self._owners[name] != {layer} for name in names)
+
+    @cached_property
+    def _read(self) -> set[str]:
+        """The first names of the attributes that functions and methods look at."""
+        return {self._first(place) for trace in self.traces for place in trace.read}
+
+    @cached_property
+    def _owners(self) -> dict[str, set[nn.Module]]:
+        """The layers that have each parameter and buffer, by its first name."""
+        owners: dict[str, set[nn.Module]] = {}
+        for path, layer in self.skeleton.named_modules(remove_duplicate=False):
+            for name in (*layer._parameters, *layer._buffers):
+                owners.setdefault(self._first(f"{path}.{name}".lstrip(".")), set()).add(layer)
+        return owners
+
+    def _first(self, name: str) -> str:
+        return self.aliases.get(name, name)
+
+    def fallbacks(self) -> Iterator[Node]:
+        """The operations that every rank computes whole for want of a rule."""
+        return (node for node in self.nodes if node.reason is not None)
+
+    def check_strict(self) -> None:
+        """Refuse a model with an operation that hetmp has no rule for.
+
+        Raises:
+            HetmpError: naming the first one.
+        """
+        for node in self.fallbacks():
+            raise HetmpError(
+                f"{'layer' if node.call.layer is not None else 'operation'} {node.place} cannot be "
+                f"sliced: {node.reason} (strict: it may not be computed whole)"
+            )
+
+
+def fingerprint(graph: ModelGraph) -> str:
+    """What tells one model from another: its operations and their sizes, as a short text."""
+    lines = [f"{node.path} {node.call.signature}" for node in graph.training.nodes]
+    return f"{zlib.crc32(chr(10).join(lines).encode()):08x}"
+
+
+def _asks_for_kind(node: Node) -> bool:
+    return node.call.target is getattr and node.call.argument(1, "name") in ("dtype", "device")
+
+
+def place(path: str, layer: nn.Module) -> str:
+    """A layer as a user would point at it: ``'features.0' (Conv2d)``."""
+    return f"{path!r} ({type(layer).__name__})"

@@ -1,0 +1,110 @@
+"""Work in place: which calls change what they are given, and where that can be followed.
+
+Behind ``y.relu_()`` whatever takes ``y`` takes the result, so a value never changes. What
+shares memory with ``y`` without being ``y`` would change unseen; that is refused.
+"""
+
+import inspect
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from hetmp.core.errors import HetmpError
+from hetmp.ops import Value, assigned
+from hetmp.slicing.graph.proxies import ASSIGNMENTS
+from hetmp.slicing.graph.tracing import users_line
+
+_VIEWS = """
+getitem getattr view view_as reshape reshape_as flatten unflatten ravel chunk split tensor_split
+unbind transpose swapaxes swapdims permute movedim moveaxis t squeeze unsqueeze expand expand_as
+narrow select diagonal unfold detach contiguous to type type_as float double half bfloat16 cpu
+dropout dropout1d dropout2d dropout3d
+"""
+
+_VIEW_LAYERS = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+)
+
+
+def changed(node: fx.Node, skeleton: nn.Module, values: Mapping[str, Value]) -> fx.Node | None:
+    """The tensor that *node* changes in place and gives, or None."""
+    if not _is_in_place(node, skeleton):
+        return None
+    first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+    return first if isinstance(first, fx.Node) and values[first.name].is_tensor else None
+
+
+def _is_in_place(node: fx.Node, skeleton: nn.Module) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(skeleton.get_submodule(str(node.target)), "inplace", False))
+    target: Any = node.target
+    if node.op == "call_method":
+        return str(target).endswith("_") and not str(target).endswith("__")
+    if node.op != "call_function" or target in (*ASSIGNMENTS, assigned):
+        return node.op == "call_function"
+    if getattr(target, "__name__", "").endswith("_"):
+        return target.__module__ != operator.add.__module__  # and_ and or_ only avoid a keyword
+    try:
+        bound = inspect.signature(target).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):
+        return bool(node.kwargs.get("inplace", False))
+    return bool(bound.arguments.get("inplace", False))
+
+
+def check_memory(graph: fx.Graph, skeleton: nn.Module, values: Mapping[str, Value]) -> None:
+    """Refuse work in place on what shares memory with another value that is used afterwards.
+
+    Raises:
+        HetmpError: naming the line.
+    """
+    roots: dict[fx.Node, fx.Node] = {}
+    written: dict[fx.Node, tuple[fx.Node, set[fx.Node]]] = {}
+    for node in graph.nodes:
+        for used in node.all_input_nodes:
+            root = roots.get(used, used)
+            if root in written and used not in written[root][1]:
+                by = written[root][0]
+                raise HetmpError(
+                    f"{by.name!r}{_at(by)} works in place on memory that {used.name!r} shares and "
+                    f"{node.name!r} takes afterwards: that cannot be sliced; work on a copy instead"
+                )
+        source = changed(node, skeleton, values)
+        if source is not None:
+            root = roots.get(source, source)
+            if root.op == "get_attr":
+                raise HetmpError(
+                    f"{node.name!r}{_at(node)} changes {str(root.target)!r} in place: a state of "
+                    "the module's own cannot be sliced; mark the module with hetmp.leaf"
+                )
+            same = written[root][1] if root in written else set()
+            written[root] = node, same | {source, node}
+            roots[node] = root
+        elif node.all_input_nodes and _is_view(node, skeleton, values):
+            first = node.all_input_nodes[0]
+            roots[node] = roots.get(first, first)
+            if roots[node] in written:
+                written[roots[node]][1].add(node)
+        else:
+            roots[node] = node
+
+
+def _at(node: fx.Node) -> str:
+    line = users_line(node.stack_trace or "")
+    return f" at {line}" if line else ""
+
+
+def _is_view(node: fx.Node, skeleton: nn.Module, values: Mapping[str, Value]) -> bool:
+    if node.name not in values or not values[node.name].holds_tensors:
+        return False
+    if node.op == "call_module":
+        return isinstance(skeleton.get_submodule(str(node.target)), _VIEW_LAYERS)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in ("call_function", "call_method") and name in _VIEWS.split()

@@ -1,0 +1,152 @@
+"""The arguments of a module's call: which are tensors, and which are fixed when it is read."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hetmp.core.errors import HetmpError
+from hetmp.ops import Ref, filled, references
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How a call's arguments become named values.
+
+    Attributes:
+        title: the class of the user's module.
+        signature: of its ``forward``, without ``self``.
+        arguments: every parameter's argument, with a ``Ref`` for each tensor; the rest is fixed.
+    """
+
+    title: str
+    signature: inspect.Signature
+    arguments: Mapping[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the tensors, in order."""
+        return list(references(dict(self.arguments)))
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tensors of a call, by name.
+
+        Raises:
+            HetmpError: an argument is missing or too much, is no tensor where one is wanted, or
+                has another value than the one that the module was read with.
+        """
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise HetmpError(f"{self.title} was called with {error}") from None
+        bound.apply_defaults()
+        found: dict[str, Tensor] = {}
+        for name, wanted in self.arguments.items():
+            self._match(name, wanted, bound.arguments[name], found)
+        return found
+
+    def _match(self, name: str, wanted: Any, given: Any, found: dict[str, Tensor]) -> None:
+        if isinstance(wanted, Ref):
+            if not isinstance(given, Tensor):
+                raise HetmpError(f"{self.title} takes a tensor for {name}, got {given!r}")
+            found[wanted.name] = given
+        elif isinstance(wanted, tuple | list):
+            if not isinstance(given, tuple | list) or len(given) != len(wanted):
+                raise HetmpError(f"{self.title} takes {len(wanted)} items for {name}")
+            for i, (one, other) in enumerate(zip(wanted, given, strict=True)):
+                self._match(f"{name}[{i}]", one, other, found)
+        elif isinstance(wanted, Mapping):
+            if not isinstance(given, Mapping) or set(given) != set(wanted):
+                raise HetmpError(f"{self.title} takes {', '.join(wanted) or 'nothing'} in {name}")
+            for key, one in wanted.items():
+                self._match(f"{name}[{key!r}]", one, given[key], found)
+        elif isinstance(given, Tensor) or not (given is wanted or given == wanted):
+            shown = "a tensor" if isinstance(given, Tensor) else repr(given)
+            raise HetmpError(
+                f"{self.title} was sliced for {name}={wanted!r}, got {shown}: give slice_model an "
+                f"example_input with {name} in it"
+            )
+
+
+def read_inputs(module: nn.Module, example_input: Any) -> tuple[Inputs, dict[str, Tensor]]:
+    """(the module's inputs, the example's tensors by name).
+
+    Raises:
+        HetmpError: the example does not fit, or is needed and missing.
+    """
+    title = type(module).__name__
+    signature = inspect.signature(type(module).forward)
+    signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+    if example_input is None:
+        return _without_example(title, signature), {}
+    args, kwargs = _as_arguments(example_input)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise HetmpError(f"example_input does not fit {title}: {error}") from None
+    bound.apply_defaults()
+    examples: dict[str, Tensor] = {}
+    arguments = {name: _named(name, value, examples) for name, value in bound.arguments.items()}
+    if not examples:
+        raise HetmpError("example_input has no tensor in it")
+    return Inputs(title, signature, arguments), examples
+
+
+def _as_arguments(example: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    if isinstance(example, Mapping):
+        return (), example
+    return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
+
+
+def _named(name: str, value: Any, examples: dict[str, Tensor]) -> Any:
+    """*value* with a ``Ref`` for every tensor, which is put among the examples."""
+    if isinstance(value, Tensor):
+        examples[name] = value
+        return Ref(name)
+    if isinstance(value, tuple | list):
+        items = [_named(f"{name}_{i}", item, examples) for i, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, Mapping):
+        return {key: _named(f"{name}_{key}", item, examples) for key, item in value.items()}
+    return value
+
+
+def _without_example(title: str, signature: inspect.Signature) -> Inputs:
+    """Every parameter without a default is taken for a tensor."""
+    arguments: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments[name] = {}
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            arguments[name] = ()
+        elif parameter.default is parameter.empty:
+            arguments[name] = Ref(name)
+        else:
+            arguments[name] = parameter.default
+    names = list(references(arguments))
+    if len(names) != 1:
+        takes = f"more than one input ({', '.join(names)})" if names else "no input of its own name"
+        raise HetmpError(
+            f"{title} takes {takes}: give slice_model an example_input, a tuple of tensors or a "
+            "dict by name"
+        )
+    return Inputs(title, signature, arguments)
+
+
+def proxied(inputs: Inputs, proxy: Callable[[str], Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a call with ``proxy(name)`` for every tensor."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for name, parameter in inputs.signature.parameters.items():
+        argument = filled(inputs.arguments.get(name, parameter.default), proxy)
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            args += argument
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            kwargs.update(argument)
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            kwargs[name] = argument
+        else:
+            args.append(argument)
+    return args, kwargs

@@ -1,0 +1,263 @@
+"""What stands for activations and sizes while a module is traced.
+
+torch.fx alone knows nothing of what it records, so a module that asks ``if x.shape[1] != 3`` cannot
+be traced. With an example input, every recorded operation is also run on the meta device, and the
+stand-ins know their shapes and numbers. A module may then branch on them, loop over them and hand
+them to Python: that fixes the number, so it is confirmed whenever the model runs.
+"""
+
+import builtins
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from hetmp.core.errors import HetmpError
+from hetmp.ops import assigned
+
+_ASSIGNED = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift"
+
+ASSIGNMENTS = tuple(
+    getattr(operator, name) for name in _ASSIGNED.split() if hasattr(Tensor, f"__{name}__")
+)
+"""``+=`` and its kin, as far as they change a tensor in place."""
+
+_FIXED = ("ndim", "dim", "ndimension", "requires_grad", "is_floating_point", "is_complex", "layout")
+"""What is asked of a tensor and never depends on its sizes: answered at once."""
+
+_WRITTEN: dict[str, Callable[[Any], Any]] = {
+    "T": lambda x: x.permute(*reversed(range(x.ndim))),
+    "mT": lambda x: x.transpose(-2, -1),
+    "data": lambda x: x.detach(),
+}
+"""Attributes that are tensors, as the methods that give them."""
+
+
+def confirm(found: Any, expected: Any, line: str) -> None:
+    """Part of a traced module: a number that its branches or loops depend on is as it was.
+
+    Raises:
+        HetmpError: on every rank, for sizes are those of the whole.
+    """
+    if found != expected:
+        at = f" at {line}" if line else ""
+        raise HetmpError(
+            f"the module decides by a number{at} that is {found} here and was {expected} in the "
+            "example that it was sliced with: give slice_model an example_input of the sizes that "
+            "it will meet"
+        )
+
+
+class Proxy(fx.Proxy):
+    """Records assignments such as ``x += 1``, which torch.fx takes for work on a copy."""
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[..., fx.Proxy]:
+    def record(self: fx.Proxy, *args: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, *args), {})
+
+    return record
+
+
+for _function in ASSIGNMENTS:
+    setattr(Proxy, f"__{_function.__name__}__", _recorded(_function))
+Proxy.__setitem__ = _recorded(assigned)  # type: ignore[index]
+
+
+class KnownProxy(Proxy):
+    """A stand-in that knows what an example makes of it: ``value``, on the meta device."""
+
+    tracer: Any
+
+    def __init__(self, node: fx.Node, tracer: Any, value: Any) -> None:
+        super().__init__(node, tracer)
+        self.value = value
+
+    def item(self, index: Any) -> Any:
+        """One of several values."""
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+
+    def fixed(self) -> Any:
+        """The value itself, which is confirmed from now on."""
+        self.tracer.confirm(self)
+        return self.value
+
+
+class TensorProxy(KnownProxy):
+    """An activation, a parameter or a buffer."""
+
+    stands_for: type = Tensor
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        found = getattr(self.value, name)
+        if name in _FIXED:
+            return found
+        if name in _WRITTEN:
+            return _WRITTEN[name](self)
+        if callable(found):
+            return _Method(self, name)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    @classmethod
+    def __torch_function__(cls, orig_method: Any, types: Any, *given: Any, **named: Any) -> Any:
+        caller = sys._getframe(1)
+        for proxy in (*_flat(given), *_flat(named)):
+            proxy.tracer.forget((id(caller), caller.f_lasti))
+        return super().__torch_function__(orig_method, types, *given, **named)
+
+    def __len__(self) -> int:
+        return int(self.size(0))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self.item(i) for i in range(len(self))])
+
+
+class _Method:
+    """A tensor's method, before it is called."""
+
+    def __init__(self, proxy: TensorProxy, name: str) -> None:
+        self._proxy, self._name = proxy, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        proxy = self._proxy
+        return proxy.tracer.create_proxy("call_method", self._name, (proxy, *args), kwargs)
+
+
+class NumberProxy(KnownProxy):
+    """A size, or what a module computes from sizes."""
+
+    # Equal numbers of two tracings are not the same: nobody may remember them.
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def stands_for(self) -> type:
+        """What kind of number it is."""
+        return type(self.value)
+
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(self.value, name):
+            raise AttributeError(name)
+        return getattr(self.fixed(), name)
+
+    def __bool__(self) -> bool:
+        return bool(self.fixed())
+
+    def __int__(self) -> int:
+        return int(self.fixed())
+
+    def __index__(self) -> int:
+        # torch's C code asks so before it finds that it is to record the call: see forget.
+        caller = sys._getframe(1)
+        self.tracer.confirm(self, (id(caller), caller.f_lasti))
+        return operator.index(self.value)
+
+    def __float__(self) -> float:
+        return float(self.fixed())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec)
+
+
+class NamedProxy(KnownProxy):
+    """Several values with names, as ``torch.max(x, 1)`` gives them."""
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.value, name)
+        places = [i for i, item in enumerate(self.value) if item is found]
+        if not places:
+            raise AttributeError(name)
+        return self.item(places[0])
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self.item(i) for i in range(len(self))])
+
+
+def _flat(structure: Any) -> Iterator["KnownProxy"]:
+    """The stand-ins in a structure of tuples, lists and dicts."""
+    if type(structure) in (TensorProxy, NumberProxy):
+        yield structure
+    elif type(structure) in (tuple, list, Shape):
+        for item in structure:
+            yield from _flat(item)
+    elif type(structure) is dict:
+        yield from _flat(list(structure.values()))
+
+
+class Shape(tuple[Any, ...]):
+    """What ``x.shape`` is: a stand-in for every size."""
+
+    def __add__(self, other: Any) -> "Shape":
+        return Shape((*self, *other))
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return Shape(found) if type(index) is slice else found
+
+    def numel(self) -> Any:
+        """How many elements."""
+        total: Any = 1
+        for size in self:
+            total = total * size
+        return total
+
+
+_isinstance = builtins.isinstance
+
+
+@contextmanager
+def instances() -> Iterator[None]:
+    """Stand-ins are instances of what they stand for, inside, as Python's code sees it.
+
+    A class of theirs that lies would fool torch's C code too, which would look for a tensor's
+    memory in them.
+    """
+    with _asked_by(_is_instance):
+        yield
+
+
+@contextmanager
+def no_instances() -> Iterator[None]:
+    """Python's own ``isinstance``, which is quicker, where no stand-ins are met."""
+    with _asked_by(_isinstance):
+        yield
+
+
+@contextmanager
+def _asked_by(is_instance: Any) -> Iterator[None]:
+    before = builtins.isinstance
+    builtins.isinstance = is_instance
+    try:
+        yield
+    finally:
+        builtins.isinstance = before
+
+
+def _is_instance(item: Any, kinds: Any) -> bool:
+    if type(item) in (TensorProxy, NumberProxy) and issubclass(item.stands_for, kinds):
+        return True
+    return _isinstance(item, kinds)
+
+
+def known(node: fx.Node, tracer: Any, value: Any) -> Any:
+    """What a module is given for *node*, whose example is *value*."""
+    if isinstance(value, Tensor):
+        return TensorProxy(node, tracer, value)
+    if isinstance(value, int | float):
+        return NumberProxy(node, tracer, value)
+    if isinstance(value, tuple | list):
+        if type(value) not in (tuple, list, torch.Size):
+            return NamedProxy(node, tracer, value)
+        whole = KnownProxy(node, tracer, value)
+        items = [whole.item(i) for i in range(len(value))]
+        kind = Shape if isinstance(value, torch.Size) else type(value)
+        return kind(items)
+    return KnownProxy(node, tracer, value)

@@ -1,0 +1,311 @@
+"""``read_graph``: trace -> probe -> nodes with their rules."""
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from hetmp.core.errors import HetmpError
+from hetmp.ops import (
+    Call,
+    Ref,
+    Rule,
+    Value,
+    Whole,
+    draws,
+    known_layers,
+    mapped,
+    references,
+    rule_for,
+)
+from hetmp.slicing.graph.graph import ModelGraph, Node, Trace, place
+from hetmp.slicing.graph.inplace import changed, check_memory
+from hetmp.slicing.graph.inputs import read_inputs
+from hetmp.slicing.graph.meta_run import attribute
+from hetmp.slicing.graph.proxies import confirm
+from hetmp.slicing.graph.shapes import probe, probe_unseen
+from hetmp.slicing.graph.subclasses import as_bases
+from hetmp.slicing.graph.tracing import trace_modes, users_line
+
+_WHOLE = Whole()
+
+
+def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
+    """Read *module*'s operations, without touching it.
+
+    Shapes are found without computing. Only a leaf that looks at values is run, on made-up ones.
+
+    Args:
+        module: on any device, the meta device included.
+        example_input: what a call is given: a tensor of a batch's shape and dtype, a tuple of
+            arguments, or a dict of them by name (tensors' values are not looked at). Without
+            it, the sizes that slicing depends on are told from the layers, if they tell them.
+
+    Raises:
+        HetmpError: torch.fx cannot trace the module, neighbouring layers disagree on their
+            channels, or an example is needed.
+    """
+    if not isinstance(module, nn.Module):
+        raise HetmpError(f"only an nn.Module can be sliced, got {module!r}")
+    if isinstance(module, known_layers()):
+        raise HetmpError(
+            f"a single {type(module).__name__} cannot be sliced: put it into an nn.Sequential"
+        )
+    _check_hooks(module)
+    skeleton = skeleton_of(module)
+    as_bases(skeleton)
+    inputs, examples = read_inputs(skeleton, example_input)
+    graphs = trace_modes(skeleton, inputs, examples)
+    training = _read(skeleton, graphs[0], examples)
+    same = graphs[0] is graphs[1]
+    evaluation = training if same else _read(skeleton, graphs[1], examples)
+    first = next(iter(training.entries), None)
+    dims = None if first is None else _dims(training, first, examples)
+    constants = {
+        path: value
+        for trace in (training, evaluation)
+        for path in trace.attributes.values()
+        if isinstance(value := attribute(skeleton, path), Tensor) and not value.is_meta
+    }
+    graph = ModelGraph(skeleton, training, evaluation, inputs, constants, _aliases(skeleton), dims)
+    if next(graph.mixing(), None) is None:
+        raise HetmpError(
+            f"{type(skeleton).__name__} has no convolution or linear layer: nothing can be sliced"
+        )
+    return graph
+
+
+def skeleton_of(module: nn.Module) -> nn.Module:
+    """A copy of *module* whose parameters and buffers are on the meta device: no data copied.
+
+    Raises:
+        HetmpError: a lazy parameter that has no shape yet.
+    """
+    memo: dict[int, Any] = {}
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise HetmpError(f"parameter {name!r} has no shape yet: run the lazy module once first")
+        meta = parameter.detach().to("meta")
+        memo[id(parameter)] = nn.Parameter(meta, requires_grad=parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer.detach().to("meta")
+    return copy.deepcopy(module, memo)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _check_hooks(module: nn.Module) -> None:
+    for path, layer in module.named_modules():
+        if any(getattr(layer, hooks) for hooks in _HOOKS):
+            raise HetmpError(
+                f"layer {place(path, layer)} cannot be sliced: its hooks would not run on slices: "
+                "remove them first"
+            )
+
+
+def _aliases(skeleton: nn.Module) -> dict[str, str]:
+    """Second names of parameters, buffers and modules -> their first."""
+    aliases: dict[str, str] = {}
+    for named in (skeleton.named_modules, skeleton.named_parameters, skeleton.named_buffers):
+        first: dict[int, str] = {}
+        for name, item in named(remove_duplicate=False):
+            if first.setdefault(id(item), name) != name:
+                aliases[name] = first[id(item)]
+    return aliases
+
+
+def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) -> Trace:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        values = _probe(skeleton, graph, examples)
+    check_memory(graph, skeleton, values)
+    entries: dict[str, str] = {}
+    attributes: dict[str, str] = {}
+    nodes: list[Node] = []
+    current: dict[str, str] = {}  # of a value that was changed in place: what it is now
+    result: Any = None
+
+    def named(item: Any) -> Any:
+        if not isinstance(item, fx.Node):
+            return item
+        if _is_named_tuple(item):
+            kind: Any = item.target
+            return kind(*mapped(item.args, named), **mapped(item.kwargs, named))
+        return Ref(current.get(item.name, item.name))
+
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            entries[node.name] = str(node.target)
+        elif node.op == "get_attr":
+            attributes[node.name] = str(node.target)
+        elif node.op == "output":
+            result = mapped(node.args[0], named)
+        elif not _is_named_tuple(node):
+            nodes.append(_node(skeleton, node, named, values))
+            source = changed(node, skeleton, values)
+            if source is not None:
+                same = current.get(source.name, source.name)
+                current.update({old: node.name for old, new in current.items() if new == same})
+                current[same] = node.name
+    nodes = _live(nodes, result)
+    nodes, values = _with_demanded_sizes(nodes, values)
+    for one in nodes:
+        _check_channels(one)
+    return Trace(entries, attributes, tuple(nodes), result, values)
+
+
+def _is_named_tuple(node: fx.Node) -> bool:
+    """Whether a node only puts values together, as a tuple does."""
+    return isinstance(node.target, type) and hasattr(node.target, "_fields")
+
+
+def _node(skeleton: nn.Module, node: fx.Node, named: Any, values: Mapping[str, Value]) -> Node:
+    target: Any = node.target
+    path = str(target) if node.op == "call_module" else ""
+    if node.op == "call_module":
+        target = skeleton.get_submodule(path)
+    elif stack := node.meta.get("nn_module_stack"):
+        path = str(list(stack.values())[-1][0])
+    args, kwargs = mapped(node.args, named), mapped(node.kwargs, named)
+    taken = {name: values[name] for name in references((args, kwargs))}
+    call = Call(target, args, kwargs, taken, values[node.name])
+    rule, reason = rule_for(target), None
+    if call.operands and rule is None:
+        reason = "hetmp has no rule for it"
+    elif call.operands and rule is not None:
+        reason = rule.unfit(call) or _unlike(call, rule)
+    elif draws(call):
+        reason = "it draws random numbers"
+    chosen = _WHOLE if rule is None or reason is not None else rule
+    return Node(node.name, path, call, chosen, reason, users_line(node.stack_trace or ""))
+
+
+def _unlike(call: Call, rule: Rule) -> str | None:
+    """Why a layer's call is not the one that its rule expects, or None."""
+    if call.layer is None or rule.several:
+        return None
+    if len(call.values) != 1 or len(call.args) + len(call.kwargs) != 1:
+        return "it is called with more than one tensor"
+    parts = [part for part in call.layer.modules() if part is not call.layer]
+    if not rule.mixes and any(part._parameters or part._buffers for part in parts):
+        return "it holds layers with tensors of their own"
+    return None
+
+
+def _live(nodes: Sequence[Node], result: Any) -> list[Node]:
+    """Without the functions and methods that nothing uses; layers run, if only for their state."""
+    wanted = set(references(result))
+    live: list[Node] = []
+    for node in reversed(nodes):
+        if node.name in wanted or node.call.layer is not None or node.call.target is confirm:
+            live.append(node)
+            wanted.update(node.call.values)
+    return live[::-1]
+
+
+# --- sizes --------------------------------------------------------------------------------------
+
+
+def _probe(
+    skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]
+) -> dict[str, Value]:
+    if examples:
+        return probe(skeleton, graph, examples)
+    entry = next(str(node.target) for node in graph.nodes if node.op == "placeholder")
+    dims, channels = _asked(skeleton, graph)
+    called = (str(node.target) for node in graph.nodes if node.op == "call_module")
+    dtypes = (p.dtype for path in called for p in skeleton.get_submodule(path).parameters())
+    dtype = next(dtypes, torch.get_default_dtype())
+    return probe_unseen(skeleton, graph, entry, dims or 4, channels, dtype)
+
+
+def _asked(skeleton: nn.Module, graph: fx.Graph) -> tuple[int | None, int | None]:
+    """(dimensions, channels) that the first layers want a batch to have, as far as they tell."""
+    dims = channels = None
+    for node in graph.nodes:
+        if node.op != "call_module":
+            continue
+        layer = skeleton.get_submodule(str(node.target))
+        rule = rule_for(layer)
+        if rule is None or isinstance(layer, nn.Flatten | nn.Unflatten):
+            break
+        dims = rule.input_dims(layer) if dims is None else dims
+        channels = rule.input_channels(layer) if channels is None else channels
+        if rule.mixes:
+            return dims or 2, channels  # a linear layer in front takes (n, features)
+    return dims, channels
+
+
+def _dims(trace: Trace, entry: str, examples: Mapping[str, Tensor]) -> int | None:
+    """How many dimensions a batch has; None if the first layers take any number of them."""
+    if examples:
+        return trace.values[entry].dims
+    for node in trace.nodes:
+        layer = node.call.layer
+        if layer is None:
+            continue
+        if node.rule.input_dims(layer) is not None or node.rule.mixes:
+            return trace.values[entry].dims
+        if isinstance(layer, nn.Flatten | nn.Unflatten) or node.reason is not None:
+            return None
+    return trace.values[entry].dims
+
+
+def _with_demanded_sizes(
+    nodes: Sequence[Node], values: Mapping[str, Value]
+) -> tuple[list[Node], dict[str, Value]]:
+    """Fill in sizes from behind: a linear layer tells how long the flattened axis before it is."""
+    known = dict(values)
+    for node in reversed(nodes):
+        if len(node.call.operands) != 1 or not node.call.given.is_tensor or node.reason:
+            continue
+        (name,) = node.call.operands
+        value, given = known[name], known[node.name]
+        if not value.is_tensor or not value.dims:
+            continue
+        layer = node.call.layer
+        axis = 1 if layer is None else node.rule.channel_axis(layer, value.dims)
+        wanted = None if layer is None else node.rule.input_channels(layer)
+        same = values[name].sizes == values[node.name].sizes
+        if wanted is None and not node.rule.mixes and same:
+            wanted = given.shape[axis] if axis < given.dims else None
+        if wanted is not None and axis < value.dims and value.shape[axis] is None:
+            sizes = tuple((*s[:axis], wanted, *s[axis + 1 :]) for s in value.sizes)
+            known[name] = replace(value, sizes=sizes)
+    told = [
+        replace(
+            node,
+            call=replace(
+                node.call,
+                values={name: known[name] for name in node.call.values},
+                given=known[node.name],
+            ),
+        )
+        for node in nodes
+    ]
+    return told, known
+
+
+def _check_channels(node: Node) -> None:
+    layer = node.call.layer
+    if layer is None or node.reason is not None or not node.call.taken.is_tensor:
+        return
+    taken = node.call.taken.shape
+    wanted = node.rule.input_channels(layer)
+    axis = node.rule.channel_axis(layer, len(taken))
+    dims = node.rule.input_dims(layer)
+    if dims is not None and len(taken) != dims:
+        raise HetmpError(
+            f"layer {node.place} takes batches of {dims} dimensions, got {len(taken)}: give "
+            "the batch axis, also for one sample"
+        )
+    if wanted is not None and (axis >= len(taken) or taken[axis] not in (None, wanted)):
+        raise HetmpError(
+            f"layer {node.place} takes {wanted} channels, but the layer before it gives "
+            f"{taken[axis] if axis < len(taken) else 'none'}"
+        )

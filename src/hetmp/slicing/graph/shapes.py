@@ -1,0 +1,200 @@
+"""Shapes of all values, by running a graph on the meta device with inputs of unlike sizes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from hetmp.core.errors import HetmpError
+from hetmp.ops import Value, rule_for
+from hetmp.slicing.graph.meta_run import modes_kept, on_meta, run_layer, run_method, without_data
+
+SIDES = (224, 256, 32, 28, 64, 96, 128, 299, 48, 40, 16, 8, 9, 12, 10, 7, 6, 5, 4, 20, 24)
+"""The image sides that are tried where no example is given; the first two that fit are used."""
+
+
+def probe(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) -> dict[str, Value]:
+    """What is known of every value, from an example: the batch size is not taken for known.
+
+    Raises:
+        HetmpError: the example does not fit the model.
+    """
+    shapes = {name: tuple(example.shape) for name, example in examples.items()}
+    try:
+        first = _run(skeleton, graph, _empty(examples, shapes), tolerant=False)
+    except Exception as error:
+        raise misfit(examples, error) from error
+    runs = [first]
+    batch = next((shape[0] for shape in shapes.values() if shape), 1)
+    # All inputs may have a batch axis, or only those that are as long as the first one.
+    for lengths in ({shape[0] for shape in shapes.values() if shape}, {batch}):
+        larger = {
+            name: (shape[0] + 1, *shape[1:]) if shape and shape[0] in lengths else shape
+            for name, shape in shapes.items()
+        }
+        if len(runs) == 1:
+            runs += _attempt(skeleton, graph, _empty(examples, larger), like=first)
+    return {name: _value([run[name] for run in runs], max(1, batch)) for name in first}
+
+
+def misfit(examples: Mapping[str, Tensor], error: Exception) -> HetmpError:
+    """What to raise for examples that a module fails on with *error*."""
+    shown = ", ".join(str(tuple(example.shape)) for example in examples.values())
+    return HetmpError(f"an input of shape {shown} does not fit the model: {_short(error)}")
+
+
+def probe_unseen(
+    skeleton: nn.Module,
+    graph: fx.Graph,
+    name: str,
+    dims: int,
+    channels: int | None,
+    dtype: torch.dtype,
+) -> dict[str, Value]:
+    """What is known of every value of a model with one input, without an example.
+
+    Args:
+        name: of the input.
+        dims: how many dimensions it is taken to have.
+        channels: how many channels, None if it is not known.
+
+    Raises:
+        HetmpError: no size of image that is tried fits the model.
+    """
+    runs: list[dict[str, Any]] = []
+    errors: list[Exception] = []
+
+    def fits(side: int, channels: int) -> bool:
+        shape = (2 + len(runs), channels, *[side] * (dims - 2))[:dims]
+        given = {name: torch.empty(shape, dtype=dtype, device="meta")}
+        try:
+            run = _run(skeleton, graph, given, tolerant=True)
+        except Exception as error:
+            errors.append(error)
+            return False
+        if runs and not _alike(run, runs[0]):
+            return False
+        runs.append(run)
+        return True
+
+    first = 0
+    for side in SIDES:
+        # Where the layers do not tell the channels, the probes have unlike ones if they can.
+        if any(fits(side, count) for count in ([channels] if channels else [3 + len(runs), 3])):
+            first = first or side
+        if len(runs) == 2:
+            break
+    if len(runs) == 1:  # the module fixes its image's size, but not the batch's
+        fits(first, channels or 3)
+    if not runs:
+        raise HetmpError(
+            f"the size of {type(skeleton).__name__}'s input cannot be guessed ({_short(errors[0])}"
+            "): give slice_model an example_input"
+        )
+    return {key: _value([run[key] for run in runs], 2) for key in runs[0]}
+
+
+def _empty(
+    examples: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    return {
+        name: torch.empty(shapes[name], dtype=example.dtype, device="meta")
+        for name, example in examples.items()
+    }
+
+
+def _attempt(
+    skeleton: nn.Module, graph: fx.Graph, given: Mapping[str, Tensor], like: dict[str, Any]
+) -> list[dict[str, Any]]:
+    try:
+        run = _run(skeleton, graph, given, tolerant=False)
+    except Exception:
+        return []  # the module fixes its batch size
+    return [run] if _alike(run, like) else []
+
+
+def _run(
+    skeleton: nn.Module, graph: fx.Graph, given: Mapping[str, Tensor], *, tolerant: bool
+) -> dict[str, Any]:
+    """Every value of a run, by the name of its node."""
+    with modes_kept(skeleton), without_data():
+        skeleton.eval()  # batch norm would refuse one value per channel
+        interpreter = _Shapes(fx.GraphModule(skeleton, graph), tolerant)
+        entries = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+        interpreter.run(*(given[entry] for entry in entries))
+    return interpreter.values
+
+
+class _Shapes(fx.Interpreter):
+    """Remembers every value; *tolerant* of layers behind an image size that is only guessed."""
+
+    def __init__(self, module: fx.GraphModule, tolerant: bool) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.tolerant = tolerant
+        self.values: dict[str, Any] = {}
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.values[n.name] = _shapes_of(value)
+        return value
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return on_meta(super().get_attr(target, args, kwargs))
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return run_method(target, args, kwargs)
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        layer = self.fetch_attr(target)
+        if self.tolerant and rule_for(layer) is not None and args and isinstance(args[0], Tensor):
+            args = (_demanded(layer, args[0]), *args[1:])
+        return run_layer(layer, args, kwargs)
+
+
+def _demanded(layer: nn.Module, x: Tensor) -> Tensor:
+    """*x* with as many channels as the layer wants: a flattened image's size is only guessed."""
+    rule = rule_for(layer)
+    wanted = rule.input_channels(layer) if rule is not None else None
+    axis = rule.channel_axis(layer, x.dim()) if rule is not None else 0
+    if wanted is None or axis >= x.dim() or x.shape[axis] == wanted:
+        return x
+    shape = list(x.shape)
+    shape[axis] = wanted
+    return x.new_empty(shape)
+
+
+def _shapes_of(value: Any) -> Any:
+    """A tensor as (shape, bytes), a tuple item by item, None for anything else."""
+    if isinstance(value, Tensor):
+        return (tuple(value.shape), value.numel() * value.element_size())
+    if isinstance(value, tuple | list) and any(isinstance(item, Tensor) for item in value):
+        return [_shapes_of(item) for item in value]
+    return None
+
+
+def _alike(run: dict[str, Any], other: dict[str, Any]) -> bool:
+    return run.keys() == other.keys() and all(_same_kind(run[key], other[key]) for key in run)
+
+
+def _same_kind(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a[0]) == len(b[0])
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same_kind, a, b))
+    return a is None and b is None
+
+
+def _value(seen: Sequence[Any], batch: int) -> Value:
+    first = seen[0]
+    if isinstance(first, tuple):
+        return Value(sizes=tuple(shape for shape, _ in seen), image_bytes=first[1] // batch)
+    if isinstance(first, list):
+        return Value(items=tuple(_value(items, batch) for items in zip(*seen, strict=True)))
+    return Value()
+
+
+def _short(error: Exception) -> str:
+    """The error itself, without what torch.fx says of where it ran."""
+    return str(error).split("\n\nWhile executing")[0].strip()

@@ -1,0 +1,80 @@
+"""Where the first number that is not finite comes from."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hetmp.slicing.model import SlicedModel
+from hetmp.slicing.schedule import CallStep, Step
+from hetmp.slicing.table import tensors_of
+
+_NOWHERE = np.iinfo(np.int64).max
+
+
+class _Look:
+    """Watches a forward pass for the first step that gives a number that is not finite."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+        self.found = _NOWHERE
+
+    def began(self) -> None:
+        self.titles, self.found = [], _NOWHERE
+
+    def made(self, step: Step, value: Any) -> None:
+        if self.found == _NOWHERE and not all(map(is_finite, _tensors(value))):
+            self.found = len(self.titles)
+        self.titles.append(step.title if isinstance(step, CallStep) else step.name)
+
+    def parameters(self, step: CallStep) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def phase(self, name: str) -> None: ...
+
+
+def first_not_finite(model: SlicedModel, *inputs: Tensor) -> str:
+    """What gives the first number that is not finite, in words, the same on every rank.
+
+    Looks at the inputs, at the parameters, and then at a forward pass in the model's mode, of
+    which running statistics are a result. Collective.
+    """
+    group = model.hetmp.group
+    if not all(map(is_finite, inputs)):
+        return "the images"  # the same on every rank
+    if (name := not_finite(model, buffers=False)) is not None:
+        return name
+    look, before = _Look(), model.hetmp.watch
+    model.hetmp.watch = look
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        model.hetmp.watch = before
+    first = int(group.allgather(np.array([look.found], dtype=np.int64)).min())
+    return "the loss itself" if first == _NOWHERE else f"the output of {look.titles[first]}"
+
+
+def not_finite(model: SlicedModel, *, buffers: bool = True) -> str | None:
+    """The first parameter or buffer that is not finite on any rank, by name. Collective."""
+    tensors = tensors_of(model)
+    names = [entry.name for entry in model.hetmp.table.values() if entry.parameter or buffers]
+    wrong = np.array([not is_finite(tensors[name]) for name in names], dtype=np.int8)
+    anywhere = model.hetmp.group.allgather(wrong).any(axis=0)
+    return names[int(anywhere.argmax())] if anywhere.any() else None
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether all numbers of *x* are finite."""
+    return not x.is_floating_point() or bool(torch.isfinite(x).all())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)

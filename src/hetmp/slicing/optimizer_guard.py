@@ -1,0 +1,146 @@
+"""Optimizers that are silently wrong on slices: named, and refused when they step."""
+
+import weakref
+from functools import cache
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from hetmp.cluster import AgreedError
+from hetmp.core.state import FULL
+from hetmp.slicing.model import SlicedModel
+
+_MATRIX = "adam, adamw or hetmp's lamb"
+_ADAPTIVE = "adamw with a learning rate of your choice"
+
+
+def _because(names: str, reason: str, remedy: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), f"{reason}; use {remedy}")
+
+
+REFUSED: dict[str, str] = {
+    **_because(
+        "Adafactor",
+        "it keeps the means of a tensor's rows and columns, and its norm, which a slice has not",
+        "adamw or adam",
+    ),
+    **_because(
+        "Muon",
+        "it makes a whole matrix orthogonal, and a slice of the result is not that of the slice",
+        _MATRIX,
+    ),
+    **_because(
+        "Shampoo DistributedShampoo SOAP KFAC KFACPreconditioner EKFAC PSGD Kron CASPR",
+        "it preconditions a whole matrix, and a slice of the result is not that of the slice",
+        _MATRIX,
+    ),
+    **_because(
+        "GaLoreAdamW GaLoreAdamW8bit GaLoreAdafactor APOLLOAdamW CAME SM3",
+        "it keeps sums over rows and columns, or projections, of a whole matrix",
+        "adamw or adam",
+    ),
+    **_because(
+        "LBFGS FullBatchLBFGS",
+        "its line search takes products over all parameters, and a rank has only its slices",
+        "sgd with momentum, or adam",
+    ),
+    **_because(
+        "SparseAdam",
+        "it takes sparse gradients, which sliced layers do not have",
+        "adam",
+    ),
+    **_because(
+        "Lars LARS LARC LARSSGD",
+        "it divides norms of whole tensors, and a rank sees those of its slices",
+        "hetmp.optim.LARS, which measures whole tensors",
+    ),
+    **_because(
+        "Lamb LAMB FusedLAMB FusedMixedPrecisionLamb DistributedFusedLAMB NVLAMB",
+        "it divides norms of whole tensors, and a rank sees those of its slices",
+        "hetmp.optim.LAMB, which measures whole tensors",
+    ),
+    **_because(
+        "NovoGrad FusedNovoGrad NvNovoGrad Fromage",
+        "it divides by norms of whole tensors, and a rank sees those of its slices",
+        "hetmp's lars or lamb",
+    ),
+    **_because(
+        "AdamP SGDP",
+        "it compares norms and angles of whole tensors, and a rank sees those of its slices",
+        "adamw, or sgd with momentum",
+    ),
+    **_because(
+        "Prodigy DAdaptAdam DAdaptSGD DAdaptAdaGrad DAdaptLion DAdaptAdan DoG LDoG",
+        "it finds its step from sums over all parameters, and a rank sums its slices only",
+        _ADAPTIVE,
+    ),
+    **_because(
+        "SAM ASAM GSAM WSAM",
+        "it climbs along the gradient over the norm of all, and a rank sees that of its slices",
+        "sgd with momentum, or adamw",
+    ),
+    **_because(
+        "Ranger Ranger21 Adam_mini AdamMini",
+        "it takes means over a tensor, and a rank sees those of its slices",
+        "adamw or adam",
+    ),
+}
+"""Class name -> reason and remedy. hetmp's own LARS and LAMB are other classes of these names."""
+
+_guarded: "weakref.WeakSet[SlicedModel]" = weakref.WeakSet()
+"""The models that slice_model made and that are still there; copies of them are not."""
+
+
+def reason_against(kind: type) -> str | None:
+    """Say why an optimizer of class *kind* is wrong on slices, by its name or one it derives from.
+
+    None where nothing speaks against it, or where the class says ``measures_whole_tensors``.
+    """
+    if getattr(kind, "measures_whole_tensors", False):
+        return None
+    return next((REFUSED[c.__name__] for c in kind.__mro__ if c.__name__ in REFUSED), None)
+
+
+def refuse(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Refuse a step of *optimizer* that would be wrong: torch calls it before every step.
+
+    Where the name of the class says nothing against it, it costs a look at a few names.
+
+    Raises:
+        HetmpError: on every rank, before anything is changed, where the optimizer has a parameter
+            that is cut over several ranks. All ranks run the same loop, so all raise.
+    """
+    reason = reason_against(type(optimizer))
+    if reason is None:
+        return
+    cut = _cut_parameters()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in cut:
+                raise AgreedError(
+                    f"{type(optimizer).__name__} is wrong on the slices of {cut[id(parameter)]!r}: "
+                    f"{reason}"
+                )
+
+
+def guard(model: SlicedModel) -> None:
+    """Refuse, from now on, every optimizer that would be wrong on the slices of *model*."""
+    _guarded.add(model)
+    _watch()
+
+
+@cache
+def _watch() -> None:
+    register_optimizer_step_pre_hook(refuse)
+
+
+def _cut_parameters() -> dict[int, str]:
+    """id -> name of every parameter of guarded models that is cut over two ranks or more."""
+    return {
+        id(parameter): name
+        for model in list(_guarded)
+        if model.hetmp.group.size > 1
+        for name, parameter in model.named_parameters()
+        if model.hetmp.table[name].state != FULL
+    }

@@ -1,0 +1,226 @@
+"""The plan: partitions and schemes for one model on one cluster, as a document.
+
+JSON: ``{"format": "hetmp-plan", "version": 2, "ranks": 3, "layers": [{"name": "features.0",
+"kind": "Conv2d", "channels": 60, "scheme": "filters", "counts": [42, 15, 3], "pieces": []},
+...]}``. A layer whose channels come in several pieces, each cut on its own, has the counts of
+each: ``"pieces": [[21, 8, 1], [21, 7, 2]]``. What ``hetmp plan`` adds: see ``docs/plan-format.md``.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
+
+from hetmp.core.documents import load, validated
+from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.core.files import replacing
+from hetmp.core.partition import Layout, Partition, Piece
+from hetmp.ops import SCHEMES, Scheme
+
+
+class LayerPlan(BaseModel):
+    """How one channel-mixing layer is cut."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """The layer's path in the module, for example ``features.0``."""
+    kind: str
+    """The layer's class, for the reader."""
+    channels: int = Field(ge=0)
+    """The length of the axis that is cut: output channels or features."""
+    scheme: Scheme = "filters"
+    """``filters`` (full to sliced), ``inputs`` (sliced to partial) or ``whole``."""
+    counts: tuple[int, ...]
+    """Output channels on each rank; where the scheme is ``whole`` they are not used."""
+    pieces: tuple[tuple[int, ...], ...] = ()
+    """Where the channels come in several pieces, each cut on its own: the counts of each."""
+
+    @model_validator(mode="after")
+    def _counts_fill_the_axis(self) -> "LayerPlan":
+        if self.partition.total != self.channels:
+            raise ValueError(
+                f"counts {self.counts} sum to {sum(self.counts)}, the layer has {self.channels} "
+                "channels"
+            )
+        sums = tuple(sum(column) for column in zip(*self.pieces, strict=True))
+        if self.pieces and sums != self.counts:
+            raise ValueError(f"pieces {self.pieces} sum to {sums}, counts are {self.counts}")
+        return self
+
+    @property
+    def partition(self) -> Partition:
+        """The counts as a partition."""
+        return Partition(self.counts)
+
+    @property
+    def layout(self) -> Layout:
+        """How the output channels are cut."""
+        return Layout(tuple(Piece(Partition(counts)) for counts in self.pieces or (self.counts,)))
+
+
+class PredictedLayer(BaseModel):
+    """What a layer, and the channel-wise work behind it, is predicted to take in a step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """The layer's path; empty for what comes before the first."""
+    compute: tuple[NonNegativeFloat, ...]
+    """Seconds of every rank that takes part, forward and backward."""
+    exchange: NonNegativeFloat
+    """Seconds of the exchanges in front of it."""
+    idle: tuple[NonNegativeFloat, ...]
+    """Seconds that every rank that takes part waits there for others."""
+
+
+class Plan(BaseModel):
+    """Partitions and schemes for one model on a number of ranks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    format: Literal["hetmp-plan"] = "hetmp-plan"
+    version: Literal[1, 2] = 2
+    ranks: int = Field(ge=1)
+    """How many ranks the plan is for."""
+    layers: tuple[LayerPlan, ...]
+    """One entry per channel-mixing layer, in the order in which they run."""
+    left_out: tuple[int, ...] = ()
+    """Ranks that take no part: every count of theirs is 0, and they wait until the others end."""
+    fingerprint: str = ""
+    """Of the model that it was planned for; empty where it is for any that its layers fit."""
+    devices: tuple[str, ...] = ()
+    """Each rank's device that it was planned for; empty where it is for any."""
+    predicted_seconds: float | None = None
+    """Of a training step."""
+    predicted: tuple[PredictedLayer, ...] = ()
+    """Where a step's seconds go, layer by layer; empty where nothing was predicted."""
+
+    @model_validator(mode="after")
+    def _counts_are_per_rank(self) -> "Plan":
+        for layer in self.layers:
+            if len(layer.counts) != self.ranks:
+                raise ValueError(
+                    f"layer {layer.name!r} has {len(layer.counts)} counts, the plan is for "
+                    f"{self.ranks} ranks"
+                )
+        if self.devices and len(self.devices) != self.ranks:
+            raise ValueError(f"{len(self.devices)} devices for {self.ranks} ranks")
+        for rank in self.left_out:
+            if not 0 <= rank < self.ranks:
+                raise ValueError(f"left_out names rank {rank} of {self.ranks}")
+            held = [layer.name for layer in self.layers if layer.counts[rank]]
+            if held:
+                raise ValueError(f"left_out names rank {rank}, which has channels of {held[0]!r}")
+        if len(set(self.left_out)) == self.ranks:
+            raise ValueError("left_out names every rank")
+        return self
+
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse a job of another number of ranks.
+
+        Raises:
+            HetmpError: naming both.
+        """
+        if self.ranks != ranks:
+            raise HetmpError(
+                f"the plan is for {self.ranks} rank{'s' * (self.ranks != 1)}, this job has "
+                f"{ranks}: make a plan for {ranks}"
+            )
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The ranks that take part."""
+        return tuple(rank for rank in range(self.ranks) if rank not in self.left_out)
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """How many channels each rank holds, over all layers that are cut."""
+        cut = [layer for layer in self.layers if layer.scheme != "whole"]
+        return tuple(sum(layer.counts[rank] for layer in cut) for rank in range(self.ranks))
+
+    def of_members(self) -> "Plan":
+        """The plan of the ranks that take part alone, numbered anew."""
+        if not self.left_out:
+            return self
+
+        def kept(counts: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(counts[rank] for rank in self.members)
+
+        devices = kept(self.devices) if self.devices else ()
+        return self._with_ranks(kept, len(self.members), (), devices)
+
+    def spread(self, members: Sequence[int], ranks: int) -> "Plan":
+        """The inverse of ``of_members``: this plan for *members* among *ranks*, the others out."""
+        place = {rank: i for i, rank in enumerate(members)}
+
+        def all_ranks(counts: Sequence[int]) -> tuple[int, ...]:
+            return tuple(counts[place[rank]] if rank in place else 0 for rank in range(ranks))
+
+        left_out = tuple(rank for rank in range(ranks) if rank not in place)
+        return self._with_ranks(all_ranks, ranks, left_out, ())
+
+    def _with_ranks(
+        self,
+        changed: Callable[[Sequence[int]], tuple[int, ...]],
+        ranks: int,
+        left_out: tuple[int, ...],
+        devices: tuple[str, ...],
+    ) -> "Plan":
+        """This plan with *changed* counts for every layer and piece."""
+        layers = tuple(
+            layer.model_copy(
+                update={
+                    "counts": changed(layer.counts),
+                    "pieces": tuple(map(changed, layer.pieces)),
+                }
+            )
+            for layer in self.layers
+        )
+        update = {"ranks": ranks, "layers": layers, "left_out": left_out, "devices": devices}
+        return self.model_copy(update=update)
+
+    def layer(self, name: str) -> LayerPlan:
+        """The entry of a layer.
+
+        Raises:
+            HetmpError: the plan has no such layer.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise unknown_name("layer", name, [layer.name for layer in self.layers])
+
+    def with_layer(
+        self, name: str, *, scheme: Scheme | None = None, counts: Sequence[int] | None = None
+    ) -> "Plan":
+        """This plan with another scheme or other counts for one layer.
+
+        Raises:
+            HetmpError: no such layer or scheme, or counts that do not fill it.
+        """
+        old = self.layer(name)
+        if scheme is not None and scheme not in SCHEMES:
+            raise unknown_name("scheme", scheme, SCHEMES)
+        changed = old.model_dump() | {"scheme": scheme or old.scheme}
+        if counts is not None:
+            changed |= {"counts": tuple(counts), "pieces": ()}
+        layers = [changed if layer.name == name else layer.model_dump() for layer in self.layers]
+        nothing = {"predicted_seconds": None, "predicted": ()}
+        fields = self.model_dump() | {"layers": layers, **nothing}
+        return validated(Plan, fields, "plan")
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        with replacing(Path(path)) as beside:
+            beside.write_text(self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Read a plan from JSON.
+
+        Raises:
+            HetmpError: the file cannot be read, or an entry is wrong: its place and the reason.
+        """
+        return load(cls, path, "plan")

@@ -1,0 +1,21 @@
+"""What a step does, and when: each operation and each exchange of a sliced model on this rank."""
+
+from hetmp.slicing.recording.first_steps import FirstSteps
+from hetmp.slicing.recording.layer_times import layer_times
+from hetmp.slicing.recording.memory import resident
+from hetmp.slicing.recording.recorder import Done, Meeting, Place, Recorder, StepRecord
+from hetmp.slicing.recording.stopwatch import PHASE, StepTimes, Stopwatch
+
+__all__ = [
+    "PHASE",
+    "Done",
+    "FirstSteps",
+    "Meeting",
+    "Place",
+    "Recorder",
+    "StepRecord",
+    "StepTimes",
+    "Stopwatch",
+    "layer_times",
+    "resident",
+]

@@ -1,0 +1,228 @@
+"""Records steps of a sliced model on this rank: what was done from when to when."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+
+from hetmp.exchange import Counter, Entry, Exchange
+from hetmp.slicing.model import SlicedModel
+from hetmp.slicing.recording.stopwatch import PHASE, Mark, Stopwatch
+from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Step, owners
+
+START, LOSS = "start", "loss"
+PHASES = (START, LOSS, "agreeing", "optimizer")
+"""What there is besides operations: before the forward pass, between it and the backward pass,
+agreeing on whether all went well, and the optimizer."""
+
+INPUTS, PARAMETERS = "(inputs)", "(parameters)"
+"""The exchanges at the entry, which sum the gradients of what every rank holds alike."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """Something that was computed.
+
+    Attributes:
+        name: of the operation, or of the phase.
+        part: ``forward``, ``backward``, ``parameters`` (their gradients, where they are computed
+            apart) or ``phase``.
+        layer: the mixing layer that it counts to; empty before the first, and for a phase.
+        began, ended: seconds on this rank's ``time.perf_counter``.
+    """
+
+    name: str
+    part: str
+    layer: str
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """One exchange of one of a model's places for exchanges.
+
+    Attributes:
+        place: the number of the place, the same on all ranks.
+        spans: when the rank was at it: to begin it, and to wait for it.
+        bytes: that this rank received.
+    """
+
+    place: int
+    spans: tuple[tuple[float, float], ...]
+    bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """How long the rank was at it."""
+        return sum(ended - began for began, ended in self.spans)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where exchanges happen, in one direction.
+
+    Attributes:
+        layer: the mixing layer that it counts to.
+        name: of what is exchanged, for the reader.
+        collective: the MPI collective, ``-`` where nothing moves.
+        direction: ``forward`` or ``backward``.
+    """
+
+    layer: str
+    name: str
+    collective: str
+    direction: str
+    counter: Counter = field(repr=False)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step on this rank, in the order in which things happened.
+
+    Attributes:
+        saved: bytes that a forward pass kept for the backward pass, where they were counted.
+    """
+
+    began: float
+    ended: float
+    done: tuple[Done, ...]
+    meetings: tuple[Meeting, ...]
+    saved: int
+
+
+class Recorder:
+    """Records what a sliced model does in a step; results are the same with it and without.
+
+    Attributes:
+        places: where the model exchanges, the same on all ranks.
+        layers: the mixing layers in the order in which they run, after "" for what is before them.
+    """
+
+    def __init__(self, model: SlicedModel, device: torch.device) -> None:
+        self._runtime, self._device = model.hetmp, device
+        program = model.hetmp.schedule.training
+        self._owner = owners(program)
+        self.places = self._places(model)
+        self.layers = tuple(dict.fromkeys(["", *self._owner.values()]))
+        self._model = model
+        self._titles = {step.name: self._title(step) for step in program.steps}
+
+    def title(self, name: str) -> str:
+        """What a reader knows an operation by."""
+        return self._titles.get(name, name)
+
+    @contextmanager
+    def step(self, into: list[StepRecord], memory: bool = False) -> Iterator[None]:
+        """Record a step, and add it *into* the list where it ends without an error.
+
+        Who takes it tells ``model.hetmp.watch`` of its phases.
+
+        Args:
+            memory: count what is saved for the backward pass, which takes time of its own.
+        """
+        watch = self._runtime.watch = Stopwatch(self._device)
+        before = [place.counter.bytes for place in self.places]
+        for place in self.places:
+            place.counter.log = []
+        try:
+            watch.phase(START)
+            with watch.memory(self._model) if memory else nullcontext():
+                yield
+            watch.phase("")
+            into.append(self._record(watch, before))
+        finally:
+            self._runtime.watch = None
+            for place in self.places:
+                place.counter.log = None
+
+    def _title(self, step: Step) -> str:
+        if isinstance(step, CallStep):
+            return step.title
+        if isinstance(step, BiasStep):
+            return step.parameter
+        return f"exchange for {self._owner[step.name]}"
+
+    def _record(self, watch: Stopwatch, before: list[int]) -> StepRecord:
+        meetings = []
+        for number, (place, had) in enumerate(zip(self.places, before, strict=True)):
+            log = place.counter.log or []
+            moves = len(log) // 2  # each is begun and waited for
+            for first in range(0, 2 * moves, 2):
+                received = (place.counter.bytes - had) // moves
+                meetings.append(Meeting(number, tuple(log[first : first + 2]), received))
+        meetings.sort(key=lambda meeting: meeting.spans[0])
+        marks = watch.marks
+        passes = sum(mark.part == "began" for mark in marks)
+        return StepRecord(
+            marks[0].wall,
+            marks[-1].wall,
+            self._done(marks),
+            tuple(meetings),
+            sum(watch.saved.values()) // max(1, passes),
+        )
+
+    def _done(self, marks: list[Mark]) -> tuple[Done, ...]:
+        done = []
+        for mark, following in pairwise(marks):
+            name, part = mark.name, mark.part
+            if part in ("began", "made"):
+                # A forward pass runs from mark to mark; behind its last comes the loss.
+                name, part = (
+                    (following.name, "forward") if following.part == "made" else (LOSS, PHASE)
+                )
+            done.append(Done(name, part, self._owner.get(name, ""), mark.wall, following.wall))
+        return tuple(done)
+
+    def _places(self, model: SlicedModel) -> tuple[Place, ...]:
+        program = self._runtime.schedule.training
+        names = {
+            id(self._runtime.exchange(0, step)): step.name
+            for step in program.steps
+            if isinstance(step, ExchangeStep)
+        }
+        paths = {step.node.path: step.name for step in program.steps if isinstance(step, CallStep)}
+        places = []
+        for path, module in model.named_modules():
+            if isinstance(module, Entry):
+                what = INPUTS if module is self._runtime.input_entry else PARAMETERS
+                places.append(Place("", what, "Allreduce", "backward", module.backward_counter))
+            if not isinstance(module, Exchange) or self._of_evaluation(module, names):
+                continue
+            if id(module) in names:
+                layer = name = self._owner[names[id(module)]]
+            else:  # within a layer, such as a norm over all channels
+                name = path.rpartition(".")[0]
+                layer = self._owner.get(paths.get(name, ""), "")
+            there, back = module.collective, module.backward_collective
+            places += [
+                Place(layer, name, there, "forward", module.forward_counter),
+                Place(layer, name, back, "backward", module.backward_counter),
+            ]
+        return tuple(places)
+
+    def _of_evaluation(self, exchange: Exchange, names: dict[int, str]) -> bool:
+        """Whether an exchange is of the program for evaluation alone."""
+        return id(exchange) not in names and any(
+            exchange is other for other in self._runtime.exchanges
+        )
+
+
+def computed(record: StepRecord) -> dict[tuple[str, str], float]:
+    """Seconds of a step without its exchanges, by (layer, part); a phase stands as its layer."""
+    begins = [done.began for done in record.done]
+    found: dict[tuple[str, str], float] = {}
+
+    def add(done: Done, seconds: float) -> None:
+        key = (done.name if done.part == PHASE else done.layer), done.part
+        found[key] = found.get(key, 0.0) + seconds
+
+    for done in record.done:
+        add(done, done.ended - done.began)
+    for meeting in record.meetings:
+        for began, ended in meeting.spans:
+            add(record.done[max(0, bisect_right(begins, began) - 1)], began - ended)
+    return found

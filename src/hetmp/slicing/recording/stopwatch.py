@@ -1,0 +1,148 @@
+"""Times the steps of a forward and backward pass on this rank, each apart."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hetmp.slicing.schedule import CallStep, ExchangeStep, Step
+
+PHASE = "phase"
+"""The part of a mark for what is no step of the program."""
+
+
+@dataclass
+class StepTimes:
+    """Seconds of one step of the program, by the wall clock and on this thread's CPU.
+
+    Attributes:
+        forward, backward: (wall, CPU); backward without what is in ``parameters``.
+        parameters: (wall, CPU) of parameter gradients that are computed apart.
+        saved: bytes that the forward pass keeps for the backward pass.
+    """
+
+    forward: tuple[float, float] = (0.0, 0.0)
+    backward: tuple[float, float] = (0.0, 0.0)
+    parameters: tuple[float, float] = (0.0, 0.0)
+    saved: int = 0
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something happened: what is timed from here on, as (name of the step, part)."""
+
+    name: str
+    part: str
+    wall: float
+    cpu: float
+
+
+@dataclass
+class Stopwatch:
+    """A ``Watch`` that marks when steps begin and end.
+
+    A step's forward time is the time since the step before it ended. Its backward time runs from
+    the arrival of its output's gradient to that of the next step's.
+    """
+
+    device: torch.device
+    marks: list[Mark] = field(default_factory=list)
+    saved: dict[str, int] = field(default_factory=dict)
+    _pending: dict[Any, int] = field(default_factory=dict)
+    _seen: set[Any] = field(default_factory=set)
+    _exchanged: dict[int, str] = field(default_factory=dict)
+
+    # --- told while a step runs
+
+    def mark(self, name: str, part: str) -> None:
+        """From here on, time belongs to a part of a step."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.marks.append(Mark(name, part, time.perf_counter(), time.thread_time()))
+
+    def phase(self, name: str) -> None:
+        """From here on, time belongs to no step of the program."""
+        self.mark(name, PHASE)
+
+    def began(self) -> None:
+        """The first step of the forward pass begins."""
+        self.mark("", "began")
+
+    def made(self, step: Step, value: Any) -> None:
+        """The forward pass of a step ended."""
+        self.mark(step.name, "made")
+        for tensor in _tensors(value):
+            if isinstance(step, ExchangeStep):
+                self._exchanged[tensor.untyped_storage().data_ptr()] = step.name
+            if tensor.requires_grad:
+                tensor.register_hook(self._hook(step.name))
+        self.saved[step.name] = self.saved.get(step.name, 0) + sum(self._pending.values())
+        self._pending.clear()
+
+    @contextmanager
+    def parameters(self, step: CallStep) -> Iterator[None]:
+        """Parameter gradients of a step are computed apart."""
+        before = self.marks[-1]
+        self.mark(step.name, "parameters")
+        yield
+        self.mark(before.name, before.part)
+
+    def _hook(self, name: str) -> Any:
+        def arrived(gradient: Tensor) -> None:
+            self.mark(name, "backward")
+
+        return arrived
+
+    @contextmanager
+    def memory(self, module: torch.nn.Module) -> Iterator[None]:
+        """Count what is saved for the backward pass, besides the module's own tensors."""
+        own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+        self._seen.clear()
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            pointer = storage.data_ptr()
+            # Rehearsed exchanges give the same memory again: each counts for itself.
+            key = pointer, self._exchanged.get(pointer)
+            if pointer not in own and key not in self._seen:
+                self._seen.add(key)
+                self._pending[key] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield
+
+    # --- told afterwards
+
+    def times(self) -> dict[str, StepTimes]:
+        """What every step took since the last ``reset()``; under "" what belongs to none."""
+        found: dict[str, StepTimes] = {}
+        for mark, following in zip(self.marks, self.marks[1:], strict=False):
+            took = following.wall - mark.wall, following.cpu - mark.cpu
+            name, part = mark.name, mark.part
+            if part == PHASE:
+                part = "forward"
+            elif part in ("began", "made"):
+                name, part = (following.name if following.part == "made" else ""), "forward"
+            times = found.setdefault(name, StepTimes())
+            before = getattr(times, part)
+            setattr(times, part, (before[0] + took[0], before[1] + took[1]))
+        for name, size in self.saved.items():
+            found.setdefault(name, StepTimes()).saved = size
+        return found
+
+    def reset(self) -> None:
+        """Forget the marks; what was saved is kept."""
+        self.marks.clear()
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []

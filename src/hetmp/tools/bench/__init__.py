@@ -1,0 +1,32 @@
+"""How long a training step takes, beside other ways to do the same step: ``hetmp bench``.
+
+Variants take turns, in another order every turn, so that a noisy machine is noisy for all of
+them, and medians are compared.
+
+| variant | what runs |
+| --- | --- |
+| sliced | the sliced model, as `hetmp train` runs it |
+| sliced again | the same once more: how far apart two equal things come out here |
+| floor | the same slices, with barriers in the place of exchanges |
+| plain exchange | the same slices, with plain collectives on packed copies |
+| one process, NCHW | the whole network on rank 0, with the cores of all ranks of its host |
+| one process, channels_last | the same, with the channels of each pixel together in memory |
+| data parallel | torch's DistributedDataParallel: the network whole on every rank, equal batches |
+| data parallel, weighted | the same, every rank with a batch as large as the rank is fast |
+"""
+
+from hetmp.tools.bench.config import BenchConfig, split_names
+from hetmp.tools.bench.measure import bench
+from hetmp.tools.bench.record import append_result, check_appendable
+from hetmp.tools.bench.result import BenchResult, rows, summary
+
+__all__ = [
+    "BenchConfig",
+    "BenchResult",
+    "append_result",
+    "bench",
+    "check_appendable",
+    "rows",
+    "split_names",
+    "summary",
+]

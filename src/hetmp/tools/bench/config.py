@@ -1,0 +1,90 @@
+"""What is measured, and which variants that comes to."""
+
+from dataclasses import dataclass
+
+from hetmp.cluster.slowdown import check_slowdown
+from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.slicing import PLAIN, Tuning
+
+SLICED = ("sliced", "sliced again", "floor", "plain exchange")
+TUNINGS = {
+    "sliced": Tuning(),
+    "sliced again": Tuning(),
+    "floor": Tuning(),
+    "plain exchange": PLAIN,
+    "no shared memory": Tuning(shared_memory=False),
+    "no overlap": Tuning(overlap=False),
+    "no channels_last": Tuning(channels_last=False),
+    "regather": Tuning(regather=True),
+    "rounded": Tuning(rounded=True),
+}
+"""How the sliced model of a variant does its work."""
+ONE_PROCESS = ("one process, NCHW", "one process, channels_last")
+DATA_PARALLEL = ("data parallel", "data parallel, weighted")
+VARIANTS = (*TUNINGS, *ONE_PROCESS, *DATA_PARALLEL)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What is measured.
+
+    Attributes:
+        model, input_shape, classes: the network, and the images that it is built for.
+        weights: the ranks' relative speeds.
+        batch_size: images per step, of all ranks together.
+        repeats: turns of every variant that count.
+        slowdown: how many times slower each rank behaves than it is, a test aid.
+        only: the variants that are measured; None for the usual ones.
+        data_parallel: whether data parallel is measured too.
+    """
+
+    model: str
+    input_shape: tuple[int, ...]
+    classes: int
+    weights: tuple[float, ...]
+    batch_size: int
+    repeats: int
+    slowdown: tuple[float, ...] | None = None
+    only: tuple[str, ...] | None = None
+    data_parallel: bool = False
+
+    def check(self, ranks: int) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            HetmpError: naming the first wrong value.
+        """
+        for name in ("batch_size", "repeats"):
+            if getattr(self, name) < 1:
+                raise HetmpError(f"{name} is 1 or more, got {getattr(self, name)}")
+        if self.slowdown is not None:
+            check_slowdown(self.slowdown, ranks)
+        for name in self.only or ():
+            if name not in VARIANTS:
+                raise unknown_name("variant", name, VARIANTS)
+            if self.slowdown is not None and name in ONE_PROCESS:
+                raise HetmpError(
+                    f"{name!r} is not measured among slowed ranks: it would run at full speed. "
+                    "Choose other variants, or no slowdown"
+                )
+
+    def variants(self) -> list[str]:
+        """The variants that are asked for, in the order they are shown in."""
+        wanted = self.only or (*SLICED, *(ONE_PROCESS if self.slowdown is None else ()))
+        if self.data_parallel:
+            wanted += DATA_PARALLEL
+        return [name for name in VARIANTS if name in wanted]
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Variants separated by commas, though some have a comma in their name.
+
+    >>> split_names("sliced, one process,NCHW,floor")
+    ('sliced', 'one process, NCHW', 'floor')
+    """
+    parts, names = [part.strip() for part in text.split(",")], []
+    while parts:
+        taken = 2 if ", ".join(parts[:2]) in VARIANTS else 1
+        names.append(", ".join(parts[:taken]))
+        del parts[:taken]
+    return tuple(names)

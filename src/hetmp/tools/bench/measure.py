@@ -1,0 +1,115 @@
+"""``bench``: build what is compared, let the variants take turns, take the time."""
+
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hetmp import models
+from hetmp.cluster import Group
+from hetmp.cluster.device import share_cores
+from hetmp.core.errors import HetmpError
+from hetmp.slicing import SlicedModel, slice_model
+from hetmp.tools.bench.config import DATA_PARALLEL, TUNINGS, BenchConfig
+from hetmp.tools.bench.data_parallel import process_group
+from hetmp.tools.bench.result import BenchResult
+from hetmp.tools.bench.variants import Step, left_out, make_variants, one_process_threads
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+WARM_UP = 3
+"""Turns that are not counted."""
+
+
+def bench(config: BenchConfig, comm: "MPI.Intracomm | None" = None) -> BenchResult:
+    """Measure a training step (forward, backward, SGD). Collective.
+
+    Raises:
+        HetmpError: on every rank, for a configuration that cannot be measured.
+    """
+    group = Group(comm)
+    with group.together():
+        config.check(group.size)
+        module = _build(config, group)
+        random = torch.Generator().manual_seed(0)  # a batch must be the same on every rank
+        x = torch.randn(config.batch_size, *config.input_shape, generator=random)
+    threads = share_cores(group)
+    model = slice_model(module, config.weights, comm, example_input=x)
+    with group.together():
+        missing = left_out(config, group.size)
+        names = [name for name in config.variants() if name not in missing]
+        if not names:
+            raise HetmpError(
+                "nothing is left to measure: "
+                + "; ".join(f"{name}: {why}" for name, why in missing.items())
+            )
+    slowed = config.slowdown or (1.0,) * group.size
+    torches = process_group(group) if set(names) & set(DATA_PARALLEL) else nullcontext()
+    with torches:
+        variants = make_variants(names, config, module, model, (x, _labels(config, model, random)))
+        model.hetmp.group.pace.factor = slowed[group.rank]
+        try:
+            seconds, exchange = _take_turns(config, model, variants)
+        finally:
+            model.hetmp.group.pace.factor = 1.0
+    cores = one_process_threads(group, threads)
+    return BenchResult(config, seconds, exchange, (threads, cores), missing)
+
+
+def _build(config: BenchConfig, group: Group) -> nn.Module:
+    """The whole network, where it is needed; a sliced model takes its values from rank 0."""
+    torch.manual_seed(0)
+    shipped = config.model in models.names()
+    parallel = set(config.variants()) & set(DATA_PARALLEL)
+    with nullcontext() if group.is_root or parallel or not shipped else torch.device("meta"):
+        return models.build(config.model, config.input_shape, config.classes)
+
+
+def _labels(config: BenchConfig, model: SlicedModel, random: torch.Generator) -> Tensor:
+    """A class per image, or per place in it where the network gives scores for places."""
+    trace = model.hetmp.graph.training
+    scores = trace.values[getattr(trace.result, "name", "")].shape
+    places = [size for size in scores[2:] if size is not None]
+    return torch.randint(config.classes, (config.batch_size, *places), generator=random)
+
+
+def _take_turns(
+    config: BenchConfig, model: SlicedModel, variants: Mapping[str, Step]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    group, runtime = model.hetmp.group, model.hetmp
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    exchange: dict[str, list[np.ndarray[Any, Any]]] = {
+        name: [] for name in variants if name in TUNINGS
+    }
+    for turn in range(WARM_UP + config.repeats):
+        for name in np.random.default_rng(turn).permutation(list(variants)):
+            variants[name]()  # what the variant before left in caches and in malloc goes with it
+            before = sum(runtime.exchange_seconds(model))
+            _meet(group)
+            group.pace.resume()
+            began = time.perf_counter()
+            variants[name]()
+            group.pace.worked()
+            elapsed = time.perf_counter() - began
+            _meet(group)
+            spent = sum(runtime.exchange_seconds(model)) - before
+            told = group.allgather(np.array([elapsed, spent]))
+            if turn >= WARM_UP:
+                seconds[name].append(float(told[:, 0].max()))
+                if name in exchange:
+                    exchange[name].append(told[:, 1])
+    medians = {name: np.median(np.stack(told), axis=0) for name, told in exchange.items()}
+    return seconds, {name: values.tolist() for name, values in medians.items()}
+
+
+def _meet(group: Group) -> None:
+    """Wait for all ranks without keeping a core busy, then start together."""
+    request = group.control.Ibarrier()
+    while not request.Test():
+        time.sleep(0.001)
+    group.control.Barrier()

@@ -1,0 +1,107 @@
+"""What was measured, and how variants compare."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hetmp.tools.bench.config import ONE_PROCESS, BenchConfig
+
+RESAMPLES = 1000
+
+ENOUGH = 6
+"""Turns for an interval: of 5, all lie on one side of the true median in 6 of 100 benches."""
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured, the same on every rank.
+
+    Attributes:
+        seconds: of every turn of every variant, by name: that of the slowest rank.
+        exchange: of a step of the variants that exchange, by name: the median seconds of
+            exchange and packing, by rank; waiting for slower ranks is part of it.
+        threads: of one rank, and of the one process.
+        left_out: variants that were asked for and could not run, with the reason.
+    """
+
+    config: BenchConfig
+    seconds: dict[str, list[float]]
+    exchange: dict[str, list[float]]
+    threads: tuple[int, int]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def median(self, variant: str) -> float:
+        """Seconds of a step."""
+        return statistics.median(self.seconds[variant])
+
+    def ratio(self, variant: str, of: str = "sliced") -> float:
+        """What a step of *of* takes, as a multiple of *variant*."""
+        return self.median(of) / self.median(variant)
+
+    def interval(self, variant: str, of: str = "sliced") -> tuple[float, float]:
+        """Where ``ratio`` lies with 95 % confidence: a bootstrap over turns, paired by turn."""
+        pair = np.array([self.seconds[of], self.seconds[variant]])  # (2, turns)
+        turns = pair.shape[1]
+        drawn = np.random.default_rng(0).integers(turns, size=(RESAMPLES, turns))
+        above, below = np.median(pair[:, drawn], axis=2)
+        low, high = np.percentile(above / below, [2.5, 97.5])
+        return float(low), float(high)
+
+    def fastest_process(self) -> str | None:
+        """The faster of the variants in one process; None if none was measured."""
+        return min((n for n in ONE_PROCESS if n in self.seconds), key=self.median, default=None)
+
+
+def rows(result: BenchResult) -> Sequence[tuple[str, str, str, str, str]]:
+    """(variant, milliseconds of a step, quartiles, sliced as a multiple of it, 95 % interval)."""
+    told = []
+    for name, seconds in result.seconds.items():
+        milliseconds = 1000 * np.array(seconds)
+        low, high = np.percentile(milliseconds, [25, 75])
+        ratio = interval = ""
+        if name != "sliced" and "sliced" in result.seconds:
+            ratio, interval = f"{result.ratio(name):.3f}", _interval(result, name)
+        median = f"{np.median(milliseconds):.1f}"
+        told.append((name, median, f"{low:.1f}–{high:.1f}", ratio, interval))
+    return told
+
+
+def summary(result: BenchResult) -> list[str]:
+    """Lines to read after the table: the noise, the limit, the exchanges, what is missing."""
+    lines = []
+    if {"sliced", "sliced again"} <= result.seconds.keys():
+        lines.append("sliced again / sliced: " + _ratio(result, "sliced", "sliced again"))
+    limit = result.fastest_process()
+    if limit and "sliced" in result.seconds:
+        lines.append(f"sliced / the faster one process: {_ratio(result, limit, 'sliced')}, {limit}")
+    exchange = result.exchange if len(result.config.weights) > 1 else {}
+    if exchange:
+        lines.append("exchange, packing and waiting (the floor only waits), ms a step:")
+        lines.append(f"  {'':<24}{'in all':>10}{'by rank':>10}")
+    for name, seconds in exchange.items():
+        lines.append(_line(name, [1000 * s for s in (sum(seconds), *seconds)], ".1f"))
+    if {"sliced", "plain exchange"} <= exchange.keys():
+        ours, theirs = exchange["sliced"], exchange["plain exchange"]
+        pairs = zip((sum(ours), *ours), (sum(theirs), *theirs), strict=True)
+        ratios = [a / b if b else float("nan") for a, b in pairs]
+        lines.append(_line("sliced / plain exchange", ratios, ".3f"))
+    lines += [f"left out: {name}: {why}" for name, why in result.left_out.items()]
+    return lines
+
+
+def _ratio(result: BenchResult, variant: str, of: str) -> str:
+    interval = _interval(result, variant, of)
+    return f"{result.ratio(variant, of):.3f}" + (f" ({interval})" if interval else "")
+
+
+def _interval(result: BenchResult, variant: str, of: str = "sliced") -> str:
+    if len(result.seconds[variant]) < ENOUGH:
+        return ""
+    low, high = result.interval(variant, of)
+    return f"{low:.3f}–{high:.3f}"
+
+
+def _line(name: str, values: Sequence[float], form: str) -> str:
+    return f"  {name:<24}" + " ".join(f"{value:>9{form}}" for value in values)

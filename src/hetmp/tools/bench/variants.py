@@ -1,0 +1,117 @@
+"""The ways to do a training step that are compared: each is a function that does one."""
+
+import copy
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmp.cluster import Group
+from hetmp.core.partition import apportion
+from hetmp.slicing import SlicedModel, Tuning
+from hetmp.tools.bench.config import DATA_PARALLEL, TUNINGS, BenchConfig
+from hetmp.tools.bench.data_parallel import data_parallel
+
+Step = Callable[[], None]
+
+
+def left_out(config: BenchConfig, ranks: int) -> dict[str, str]:
+    """Variants that are asked for but cannot run, with the reason."""
+    reasons = {}
+    if len(config.input_shape) != 3:
+        reasons["one process, channels_last"] = "images have no rows and columns"
+    for name in DATA_PARALLEL:
+        counts = batches(name, config, ranks)
+        if 0 in counts:
+            reasons[name] = f"rank {counts.index(0)} has none of {config.batch_size} images"
+    return {name: why for name, why in reasons.items() if name in config.variants()}
+
+
+def batches(name: str, config: BenchConfig, ranks: int) -> tuple[int, ...]:
+    """How many images each rank has in a data parallel variant."""
+    weights = config.weights if name == "data parallel, weighted" else (1.0,) * ranks
+    return apportion(config.batch_size, weights).counts
+
+
+def one_process_threads(group: Group, threads: int) -> int:
+    """As many as all ranks have, of *threads* each, on the cores that rank 0 may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(threads * group.size, cores or 1)
+
+
+def make_variants(
+    names: list[str],
+    config: BenchConfig,
+    module: nn.Module,
+    model: SlicedModel,
+    batch: tuple[Tensor, Tensor],
+) -> dict[str, Step]:
+    """What each of *names* runs on this rank. Collective."""
+    group = model.hetmp.group
+    threads = torch.get_num_threads()
+    sliced = _step(model, *batch)
+    images = batch[0].to(memory_format=torch.channels_last) if batch[0].dim() == 4 else batch[0]
+    variants: dict[str, Step] = {}
+    for name in names:
+        if name in TUNINGS:
+            variants[name] = _tuned(model, TUNINGS[name], name == "floor", sliced)
+        elif name in DATA_PARALLEL:
+            pace = group.pace if config.slowdown is not None else None
+            counts = batches(name, config, group.size)
+            replica, part, scale = data_parallel(group, module, counts, pace)
+            variants[name] = _step(replica, images[part], batch[1][part], scale)
+        else:
+            last = name.endswith("channels_last")
+            layout = torch.channels_last if last else torch.contiguous_format
+            variants[name] = _alone(group, module, batch, layout, threads)
+    return variants
+
+
+def _step(model: nn.Module, x: Tensor, labels: Tensor, scale: float = 1.0) -> Step:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (scale * nn.functional.cross_entropy(model(x), labels)).backward()
+        optimizer.step()
+
+    return step
+
+
+def _tuned(model: SlicedModel, tuning: Tuning, rehearsing: bool, step: Step) -> Step:
+    runtime = model.hetmp
+
+    def tuned() -> None:
+        usual, runtime.tuning = runtime.tuning, tuning
+        runtime.group.rehearsing = rehearsing
+        try:
+            step()
+        finally:
+            runtime.tuning, runtime.group.rehearsing = usual, False
+
+    return tuned
+
+
+def _alone(
+    group: Group,
+    module: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    layout: torch.memory_format,
+    threads: int,
+) -> Step:
+    if not group.is_root:
+        return lambda: None
+    whole: Any = copy.deepcopy(module)
+    step = _step(whole.to(memory_format=layout), batch[0].to(memory_format=layout), batch[1])
+    cores = one_process_threads(group, threads)
+
+    def alone() -> None:
+        torch.set_num_threads(cores)
+        try:
+            step()
+        finally:
+            torch.set_num_threads(threads)
+
+    return alone

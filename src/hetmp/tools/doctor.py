@@ -1,0 +1,162 @@
+"""Is everything in place for ranks to work together? One line each, and a remedy where not."""
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from hetmp.cluster import Group, check_world, launched, mpi_library, mpi_vendor, thread_level
+from hetmp.cluster.slurm import available, fitting, inside_job, offered_mpi_types
+from hetmp.core.errors import HetmpError, nearest
+from hetmp.core.version import __version__
+
+VARIABLES = ("HETMP_GRACE_SECONDS", "HETMP_NODE_KIND", "HETMP_RUN", "HETMP_SRUN_MPI")
+"""What hetmp and its jobs read of the environment, as docs/commands.md has it."""
+
+OF_TESTS = ("HETMP_TEST_", "HETMP_CLUSTER_", "HETMP_PARALLEL_HDF5")
+"""How the names of those begin that tests read."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: its name.
+        found: how it is.
+        remedy: what to do about it; empty where nothing is off.
+    """
+
+    what: str
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Everything that can be looked at from here. Collective over all ranks that were started."""
+    findings = [Finding("hetmp", f"{__version__}, Python {platform.python_version()}")]
+    findings += _variables()
+    findings.append(_looked("MPI", _library))
+    if findings[-1].remedy:
+        return [*findings, _looked("HDF5", _hdf5)]
+    findings.append(_looked("world", _world))
+    # A world that fell apart has nobody to ask about other ranks.
+    group = None if findings[-1].remedy else Group()
+    findings += [_thread_level(), _torch(), *_devices(group)]
+    findings.append(_looked("HDF5", _hdf5))
+    findings.append(
+        Finding("native code", "none in this version: numpy, torch and MPI do the work")
+    )
+    findings.append(_looked("Slurm", _slurm))
+    return findings
+
+
+def _variables() -> list[Finding]:
+    """What the environment tells hetmp, where it does."""
+    names = [name for name in os.environ if name.startswith("HETMP_")]
+    told = sorted(name for name in names if not name.startswith(OF_TESTS))
+    shown = ", ".join(f"{name}={os.environ[name]}" for name in told)
+    for name in told:
+        if name not in VARIABLES:
+            meant = nearest(name, VARIABLES)
+            hint = f": did you mean {meant}?" if meant else ""
+            return [Finding("environment", shown, f"nothing reads {name}{hint}")]
+    return [Finding("environment", shown)] if told else []
+
+
+def _looked(what: str, look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except HetmpError as error:
+        return Finding(what, "not as it should be", str(error))
+
+
+def _library() -> Finding:
+    mpi_vendor()  # or raises what to do
+    return Finding("MPI", f"{mpi_library()}, mpi4py {version('mpi4py')}")
+
+
+def _world() -> Finding:
+    group = Group()
+    check_world(group)
+    if group.size > 1:
+        return Finding("world", f"one of {group.size} ranks")
+    if launched() is None:
+        return Finding("world", "1 rank; start it with mpirun or srun to look at more")
+    return Finding("world", "1 rank, as was started")
+
+
+def _thread_level() -> Finding:
+    level = thread_level()
+    if level == "multiple":
+        return Finding("threads of MPI", level)
+    return Finding(
+        "threads of MPI",
+        level,
+        "--save-behind needs an MPI that is built for several threads (MPI_THREAD_MULTIPLE)",
+    )
+
+
+def _torch() -> Finding:
+    import torch
+
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "processors only"
+    return Finding("torch", f"{torch.__version__}, for {built}")
+
+
+def _devices(group: Group | None) -> list[Finding]:
+    """A line per rank, or one where they are alike. Collective."""
+    from hetmp.cluster.device import choose_device, share_cores, unseen_gpus
+    from hetmp.cluster.machine import device_name
+
+    if group is None:
+        return []
+    try:
+        threads, device = share_cores(group), choose_device(group, "auto")
+    except HetmpError as error:
+        return [Finding("devices", "not as they should be", str(error))]
+    own = device_name(device)
+    if device.type == "cpu":
+        own += f", {threads} thread{'s' * (threads != 1)}"
+    own += f" on {platform.node()}"
+    blind = unseen_gpus() > 0
+    told = group.gather_texts(own + ("|blind" if blind else ""))
+    return _by_rank(told)
+
+
+def _by_rank(told: Sequence[str]) -> list[Finding]:
+    findings: list[Finding] = []
+    first = 0
+    for rank, text in enumerate(told):
+        if rank + 1 < len(told) and told[rank + 1] == text:
+            continue
+        name, _, blind = text.partition("|")
+        who = f"rank {first}" if first == rank else f"ranks {first}-{rank}"
+        remedy = (
+            "CUDA_VISIBLE_DEVICES shows a GPU that torch does not see: install a torch for CUDA "
+            "(make setup TORCH=...), or ask Slurm for no GPU"
+        )
+        findings.append(Finding(who, name, remedy if blind else ""))
+        first = rank + 1
+    return findings
+
+
+def _hdf5() -> Finding:
+    import h5py
+
+    parallel = h5py.get_config().mpi
+    return Finding(
+        "HDF5",
+        f"{h5py.version.hdf5_version}, h5py {version('h5py')} "
+        + ("with MPI: ranks write in parallel" if parallel else "without MPI: rank 0 writes"),
+    )
+
+
+def _slurm() -> Finding:
+    if not available():
+        where = "inside a job, without its commands" if inside_job() else "not on this machine"
+        return Finding("Slurm", where)
+    offered = offered_mpi_types()
+    kind = fitting(mpi_vendor(), offered)
+    return Finding("Slurm", f"use srun --mpi={kind} (it offers {', '.join(offered)})")

@@ -1,0 +1,204 @@
+"""What a report shows: its runs, what limits each, and its pictures, in order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hetmp.tools.report import pictures
+from hetmp.tools.report.diagnosis import Diagnosis, Finding, diagnose
+from hetmp.tools.report.head import ended, facts, title
+from hetmp.tools.report.measures import KINDS, StepTimes, members, step_times
+from hetmp.tools.report.pictures import Missing, Picture
+from hetmp.tools.report.reading import Run
+from hetmp.tools.report.situation import situation
+from hetmp.tools.report.text import NONE, Table, digits, percent, seconds_text
+
+
+@dataclass(frozen=True)
+class Section:
+    """Pictures that belong together."""
+
+    title: str
+    pictures: tuple[Picture, ...]
+    missing: tuple[Missing, ...]
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """What is shown of one run.
+
+    Attributes:
+        title: what was run.
+        facts: a word, and lines that say what there is to say of it.
+        figures: the figures that say most, each with its name.
+        diagnosis: what limits it.
+        sections: pictures.
+    """
+
+    label: str
+    title: str
+    ended: str
+    facts: tuple[tuple[str, tuple[str, ...]], ...]
+    figures: tuple[tuple[str, str], ...]
+    diagnosis: Diagnosis
+    sections: tuple[Section, ...]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a report shows.
+
+    Attributes:
+        compared: of several runs, what is shown of all together.
+        table: of several runs, a row for each.
+    """
+
+    title: str
+    runs: tuple[RunContent, ...]
+    compared: Section | None = None
+    table: Table | None = None
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """All, in the order of the page."""
+        sections = [self.compared] if self.compared else []
+        sections += [section for run in self.runs for section in run.sections]
+        return [picture for section in sections for picture in section.pictures]
+
+
+def content(runs: Sequence[Run]) -> Content:
+    """What a report of *runs* shows."""
+    if len(runs) == 1:
+        shown = _run(runs[0], curves=True)
+        return Content(shown.title, (shown,))
+    compared = _section(
+        "Curves", [pictures.loss(runs), pictures.accuracy(runs), pictures.throughput(runs)]
+    )
+    steps = _section("", [pictures.runs(runs)])
+    return Content(
+        f"{len(runs)} runs side by side",
+        tuple(_named_apart(_run(run, curves=False), number) for number, run in enumerate(runs)),
+        Section(
+            "Side by side",
+            steps.pictures + compared.pictures,
+            steps.missing + compared.missing,
+        ),
+        runs_table(runs),
+    )
+
+
+HEADINGS = (
+    "run", "ended", "ranks", "steps", "images/s", "step", *KINDS, "test accuracy",
+)  # fmt: skip
+
+
+def runs_table(runs: Sequence[Run]) -> Table:
+    """A row for each run."""
+    return Table(HEADINGS, tuple(_row(run) for run in runs), words=2)
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    times = step_times(run.last)
+    ending = {"end": "yes", "stopped": "asked to"}[run.ending.kind] if run.ending else "no"
+    ranks = len(members(run.last))
+    tested = run.evaluations[-1].accuracy if run.evaluations else float("nan")
+    return (
+        run.label,
+        ending,
+        str(ranks) if ranks else NONE,
+        str(max((step.step + 1 for step in run.steps), default=0)),
+        digits(times.images_per_second) if times else NONE,
+        seconds_text(times.step) if times else NONE,
+        *(percent(_share(times, kind)) if times else NONE for kind in KINDS),
+        f"{100 * tested:.2f} %" if tested == tested else NONE,
+    )
+
+
+def _share(times: StepTimes, kind: str) -> float:
+    return float(times.median[kind].mean()) / times.step if times.step else 0.0
+
+
+def _run(run: Run, curves: bool) -> RunContent:
+    part = run.last
+    times = step_times(part)
+    sections = [
+        _section(
+            "Where the time goes",
+            [pictures.ranks(part), pictures.layers(part), pictures.predicted(part)],
+        ),
+        _section(
+            "How the network is shared",
+            [pictures.partition(part), pictures.memory(part), pictures.exchanges(part)],
+        ),
+    ]
+    if curves:
+        told = [pictures.loss([run]), pictures.accuracy([run]), pictures.throughput([run])]
+        sections.insert(0, _section("Training", told))
+    return RunContent(
+        run.label,
+        title(run),
+        ended(run),
+        tuple(facts(run)),
+        _figures(run, times),
+        _with_what_lasts(diagnose(situation(part)), run),
+        tuple(sections),
+    )
+
+
+def _figures(run: Run, times: StepTimes | None) -> tuple[tuple[str, str], ...]:
+    told = []
+    if times is not None:
+        told += [
+            ("images/s", digits(times.images_per_second)),
+            ("a step", seconds_text(times.step)),
+        ]
+        told += [(_NAMES[kind], percent(_share(times, kind))) for kind in KINDS]
+    tested = [one.accuracy for one in run.evaluations if one.accuracy == one.accuracy]
+    if tested:
+        told.append(("test accuracy", f"{100 * tested[-1]:.2f} %"))
+    return tuple(told)
+
+
+_NAMES = {
+    "compute": "computing",
+    "exchange": "exchanges",
+    "waiting": "waiting",
+    "reading": "reading",
+}
+
+
+def _with_what_lasts(told: Diagnosis, run: Run) -> Diagnosis:
+    """With a note on skipped steps, which no arithmetic on times shows."""
+    skipped = sum(step.skipped for step in run.steps)
+    if not skipped:
+        return told
+    note = f"{skipped} of {len(run.steps)} steps were left out, as their figures were not finite."
+    return replace(told, notes=(*told.notes, note))
+
+
+def _section(name: str, told: Sequence[Picture | Missing]) -> Section:
+    return Section(
+        name,
+        tuple(one for one in told if isinstance(one, Picture)),
+        tuple(one for one in told if isinstance(one, Missing)),
+    )
+
+
+def _named_apart(run: RunContent, number: int) -> RunContent:
+    """With the run's number before the names of its pictures' files."""
+    before = f"run-{number + 1}-{_file_name(run.label)}-"
+    sections = [
+        replace(
+            section,
+            pictures=tuple(replace(one, name=before + one.name) for one in section.pictures),
+        )
+        for section in run.sections
+    ]
+    return replace(run, sections=tuple(sections))
+
+
+def _file_name(label: str) -> str:
+    kept = "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in label)
+    return kept.encode("ascii", "replace").decode().replace("?", "-")[:40].strip("-.") or "run"
+
+
+__all__ = ["Content", "Finding", "RunContent", "Section", "content", "runs_table"]

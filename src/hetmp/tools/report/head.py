@@ -1,0 +1,170 @@
+"""What a run was, on what, and how it ended: pairs of a word and what there is to say of it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hetmp.core.text import count_ranks
+from hetmp.tools.report.measures import members, shares
+from hetmp.tools.report.pictures.curves import runs_steps
+from hetmp.tools.report.reading import NAME, Part, Run
+from hetmp.tools.report.records import Place, RunRecord
+from hetmp.tools.report.text import percent, ranges, seconds_text
+
+SHOWN_SHARES = 8
+"""Ranks whose shares are listed, at most."""
+
+_AIDS = "slowdown", "no_shared_memory", "rounded", "regather", "autocast", "accumulate", "layerwise"
+"""Settings that change times or memory, and are told where they are not as usual."""
+
+
+def title(run: Run) -> str:
+    """What was run: ``digits on digits, 3 ranks``."""
+    if run.about is None:
+        return run.label
+    told = run.about.config
+    ranks = count_ranks(len(members(run.last)) or run.about.ranks)
+    return f"{told.get('model', 'a model')} on {told.get('data', 'data')}, {ranks}"
+
+
+def facts(run: Run) -> list[tuple[str, tuple[str, ...]]]:
+    """All there is to say, in order: a word, and lines."""
+    about = run.about
+    told: list[tuple[str, tuple[str, ...]]] = [
+        ("run", (str(run.path.parent if run.path.name == NAME else run.path),))
+    ]
+    if about is None:
+        told.append(("record", ("the file does not say what was run: its first line is missing",)))
+        return [*told, ("end", (ended(run),))]
+    started = next((part.about.started for part in run.parts if part.about), "")
+    told += [("started", (_moment(started),)), ("end", (ended(run),))]
+    if len(run.parts) > 1:
+        told.append(("parts", _parts(run.parts)))
+    told += [("training", (_training(about),)), ("ranks", (_ranks(run.last, about),))]
+    told.append(("machines", _machines(about.placement)))
+    told.append(("software", (_software(about),)))
+    special = _special(about.config)
+    if special:
+        told.append(("settings", (special,)))
+    if run.unreadable:
+        told.append(("file", (_unreadable(run),)))
+    return [fact for fact in told if fact[1]]
+
+
+def ended(run: Run) -> str:
+    """How the run ended."""
+    ending, last = run.ending, run.last
+    planned = last.about.steps if last.about else 0
+    of_steps = f" of {planned}" if planned else ""
+    if ending is None:
+        return (
+            f"no end was recorded after {runs_steps(run)}{of_steps} steps: it was cut off, or is "
+            "still going"
+        )
+    if ending.kind == "stopped":
+        return (
+            f"asked to end after {ending.steps}{of_steps} steps; it saved, and can be resumed with "
+            "--resume auto"
+        )
+    accuracy = ""
+    if math.isfinite(ending.accuracy):
+        accuracy = f", {100 * ending.accuracy:.2f} % test accuracy"
+    took = _duration(run)
+    return f"finished after {ending.steps} steps{accuracy}{took}"
+
+
+def _duration(run: Run) -> str:
+    """From the first step's end to the run's, where both are known and it ran in one go."""
+    first = next((step.time for step in run.steps if step.time is not None), None)
+    last = run.ending.time if run.ending else None
+    if first is None or last is None or len(run.parts) > 1:
+        return ""
+    return f", {seconds_text(max(0.0, last - first))} after its first step"
+
+
+def _moment(started: str) -> str:
+    """``2026-11-22T09:19:49+0000`` as ``2026-11-22 09:19:49 +0000``."""
+    day, _, clock = started.partition("T")
+    return f"{day} {clock[:8]} {clock[8:]}".strip() or "not recorded"
+
+
+def _parts(parts: Sequence[Part]) -> tuple[str, ...]:
+    told = []
+    for part in parts:
+        ranks = len(members(part)) or (part.about.ranks if part.about else 0)
+        taken = f"{len(part.steps)} step{'s' * (len(part.steps) != 1)}"
+        since = part.about.resumed if part.about else 0
+        told.append(f"{taken} from step {since} on {count_ranks(ranks)}")
+    return (*told, "figures by rank and layer are of the last part that took a step")
+
+
+def _training(about: RunRecord) -> str:
+    told = about.config
+    parts = [f"{about.steps} steps of {told.get('batch_size', '?')} images"]
+    parts += [str(told[name]) for name in ("optimizer", "schedule", "dtype") if told.get(name)]
+    if told.get("lr") is not None:
+        parts.insert(2, f"learning rate {_plain(told['lr'])}")
+    return ", ".join(parts)
+
+
+def _ranks(part: Part, about: RunRecord) -> str:
+    ranks, held, plan = members(part), shares(part), about.plan
+    told = count_ranks(len(ranks))
+    if held and len(ranks) <= SHOWN_SHARES:
+        told += f" with {', '.join(percent(share) for share in held)} of the channels"
+    elif held:
+        told += f" with {percent(min(held))} to {percent(max(held))} of the channels each"
+    if plan and plan.left_out:
+        told += f"; left out of {plan.ranks}: rank{'s' * (len(plan.left_out) > 1)} "
+        told += ranges(plan.left_out)
+    weights = about.config.get("weights")
+    if weights == "auto" or (plan and plan.predicted_seconds):
+        return f"{told}; planned from measured times"
+    if isinstance(weights, list) and len(weights) <= SHOWN_SHARES:
+        return f"{told}; weights {_plain(weights)}"
+    return told
+
+
+def _machines(places: Sequence[Place]) -> tuple[str, ...]:
+    """A line for the ranks that run alike."""
+    alike: dict[tuple[str, str, int, int], list[int]] = {}
+    for rank, place in enumerate(places):
+        alike.setdefault((place.host, place.device, place.cores, place.threads), []).append(rank)
+    lines = []
+    for (host, device, cores, threads), ranks in alike.items():
+        who = f"rank{'s' * (len(ranks) > 1)} {ranges(ranks)}"
+        lines.append(
+            f"{who}: {host}, {device or 'unknown device'}, {cores} core{'s' * (cores != 1)}, "
+            f"{threads} thread{'s' * (threads != 1)}"
+        )
+    if len(lines) > SHOWN_SHARES:
+        more = len(lines) - SHOWN_SHARES
+        lines = [*lines[:SHOWN_SHARES], f"and {more} more, in {places[0].host} and others"]
+    return tuple(lines)
+
+
+def _software(about: RunRecord) -> str:
+    told = [f"{name} {version}" for name, version in about.versions.items()]
+    return ", ".join([*told, about.mpi] if about.mpi else told) or "not recorded"
+
+
+def _special(config: dict[str, Any]) -> str:
+    usual: tuple[Any, ...] = (None, False, 1, [], "none")
+    told = [(name, config[name]) for name in _AIDS if config.get(name) not in usual]
+    return ", ".join(name if value is True else f"{name} {_plain(value)}" for name, value in told)
+
+
+def _plain(value: Any) -> str:
+    """A setting as its flag takes it: ``1,2.5``."""
+    if isinstance(value, list):
+        return ",".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _unreadable(run: Run) -> str:
+    count = len(run.unreadable)
+    if run.torn and count == 1:
+        return "its last line is torn and left out"
+    return (
+        f"{count} line{'s' * (count > 1)} cannot be read and are left out: {ranges(run.unreadable)}"
+    )

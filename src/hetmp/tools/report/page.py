@@ -1,0 +1,51 @@
+"""The page: one HTML file with everything in it, from a template."""
+
+import re
+from collections.abc import Mapping
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from hetmp.core.version import __version__
+from hetmp.tools.report.content import Content
+from hetmp.tools.report.svg import inline
+
+PICTURES = "hetmp-pictures"
+"""The name of the ``meta`` element that lists the files beside the page."""
+
+
+def page(told: Content, drawings: Mapping[str, str]) -> str:
+    """The text of the page.
+
+    Args:
+        drawings: the pictures' SVG by their names.
+    """
+    environment = Environment(
+        loader=PackageLoader("hetmp.tools.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=True,
+    )
+    environment.filters["marked"] = marked
+    drawn = {
+        picture.name: Markup(
+            inline(drawings[picture.name], f"p{number}", picture.title, picture.words)
+        )
+        for number, picture in enumerate(told.pictures)
+    }
+    return environment.get_template("report.html.j2").render(
+        told=told, drawn=drawn, pictures=PICTURES, version=__version__
+    )
+
+
+def pictures_beside(page: str) -> list[str]:
+    """The names of the pictures' files that a page's ``meta`` element lists."""
+    found = re.search(rf'<meta name="{PICTURES}" content="([\w.,-]*)">', page)
+    return found[1].split(",") if found and found[1] else []
+
+
+def marked(text: str) -> Markup:
+    """Text for the page; what stands in backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -1,0 +1,103 @@
+"""How many bytes each exchange moves."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hetmp.tools.report.canvas import BLUE, ORANGE, Paint, height, legend, stacked
+from hetmp.tools.report.measures import bytes_received
+from hetmp.tools.report.pictures.layers import NOT_WATCHED
+from hetmp.tools.report.pictures.picture import Missing, Picture
+from hetmp.tools.report.reading import Part
+from hetmp.tools.report.records import WatchedExchange
+from hetmp.tools.report.text import (
+    NONE,
+    Table,
+    milliseconds,
+    percent,
+    short,
+    size_text,
+    size_unit,
+    trimmed,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Bytes by exchange"
+
+DRAWN = 24
+"""Places whose exchanges are drawn: those with the most bytes."""
+
+DIRECTIONS = {"forward": Paint(BLUE), "backward": Paint(ORANGE, "////")}
+
+
+def exchanges(part: Part) -> Picture | Missing:
+    """Bytes that all ranks receive in a step, by the layer that the exchange is in front of."""
+    if part.layers is None:
+        return Missing(TITLE, NOT_WATCHED)
+    told = part.layers.exchanges
+    if not told:
+        return Missing(TITLE, "Nothing is exchanged: one rank has every channel.")
+    places: dict[str, dict[str, float]] = {}
+    for one in told:
+        at = places.setdefault(_place(one), dict.fromkeys(DIRECTIONS, 0.0))
+        at[one.direction] = at.get(one.direction, 0.0) + bytes_received(one)
+    ordered = sorted(places.items(), key=lambda item: -sum(item[1].values()))
+    shown = ordered[:DRAWN]
+
+    divisor, unit = size_unit(sum(ordered[0][1].values()))
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        values = [
+            (paint, [at[direction] / divisor for _, at in shown])
+            for direction, paint in DIRECTIONS.items()
+        ]
+        along = f"{unit} of a step, all ranks together"
+        stacked(axes, [short(name) for name, _ in shown], values, along, "")
+        legend(figure, list(DIRECTIONS.items()))
+
+    total = sum(bytes_received(one) for one in told)
+    most, at = ordered[0]
+    of_most = sum(at.values())
+    words = (
+        f"A step moves {size_text(total)} in {trimmed(sum(one.calls for one in told))} exchanges. "
+        f"Most in front of {most}: {size_text(of_most)}, {percent(of_most / (total or 1))}."
+    )
+    caption = (
+        f"{size_text(total)} in all: bytes that ranks receive in a step for the layer that the "
+        "exchange is in front of, forward and backward."
+    )
+    if len(shown) < len(ordered):
+        caption += f" Shown are the {len(shown)} of {len(ordered)} places with the most."
+    rows = [
+        (
+            _place(one),
+            one.collective,
+            one.direction,
+            trimmed(one.calls),
+            size_text(bytes_received(one)),
+            milliseconds(one.exchange),
+            milliseconds(max(one.waiting)) if one.waiting else NONE,
+            _speed(one),
+        )
+        for one in sorted(told, key=lambda one: -bytes_received(one))
+    ]
+    headings = (
+        "in front of", "collective", "direction", "calls of a step", "bytes of a step",
+        "cost, ms", "longest wait, ms", "bytes/s",
+    )  # fmt: skip
+    table = Table(headings, tuple(rows), words=3)
+    return Picture("exchanges", TITLE, words, caption, table, height(len(shown)), draw)
+
+
+def _place(one: WatchedExchange) -> str:
+    return one.name or "(input)"
+
+
+def _speed(one: WatchedExchange) -> str:
+    moved = bytes_received(one)
+    return (
+        f"{size_text(moved / one.exchange)}/s" if one.exchange > 0 and np.isfinite(moved) else NONE
+    )

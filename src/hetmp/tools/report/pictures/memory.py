@@ -1,0 +1,89 @@
+"""What each rank holds in memory, beside its share of what one process would hold."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hetmp.tools.report.canvas import INK, PARTS, ROWS, height, legend, stacked
+from hetmp.tools.report.measures import members, shares
+from hetmp.tools.report.pictures.picture import Missing, Picture
+from hetmp.tools.report.reading import Part
+from hetmp.tools.report.text import NONE, Table, percent, size_text, size_unit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Memory by rank"
+
+HELD = "parameters", "gradients", "optimizer"
+KINDS = (*HELD, "activations")
+
+
+def memory(part: Part) -> Picture | Missing:
+    """Parameters, gradients, optimizer state and activations of each rank."""
+    told = part.memory
+    if told is None:
+        return Missing(
+            TITLE,
+            "No memory was recorded: this run is of an older version, or ended in its first step. "
+            "Train again.",
+        )
+    ranks = members(part)
+    held = {kind: np.array(getattr(told, kind), float) for kind in KINDS}
+    held = {kind: sizes for kind, sizes in held.items() if len(sizes) == len(ranks)}
+    if not set(HELD) <= set(held):
+        return Missing(TITLE, "The memory's record is not of the ranks that took part.")
+    share = told.share if len(told.share) == len(ranks) else shares(part)
+    whole = told.whole.parameters + told.whole.gradients + told.whole.optimizer
+    due = np.array(share) * whole if len(share) else np.full(len(ranks), np.nan)
+    labels = [f"rank {rank}" for rank in ranks]
+    kept = np.sum([held[kind] for kind in HELD], axis=0)
+
+    with_share = len(labels) <= ROWS and bool(np.isfinite(due).all()) and whole > 0
+    divisor, unit = size_unit(float(np.max(np.sum(list(held.values()), axis=0))))
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        values = [(PARTS[kind], (sizes / divisor).tolist()) for kind, sizes in held.items()]
+        stacked(axes, labels, values, unit, "rank")
+        if with_share:
+            places = np.arange(len(labels))
+            axes.vlines(due / divisor, places - 0.44, places + 0.44, color=INK, linewidth=2.2)
+        upright = ["the rank's share"] if with_share else []
+        legend(figure, [(kind, PARTS[kind]) for kind in held], upright=upright)
+
+    most = int(np.argmax(kept))
+    words = (
+        f"{labels[most].capitalize()} holds most: {size_text(kept[most])} of parameters, gradients "
+        f"and optimizer state; one process would hold {size_text(whole)}."
+    )
+    caption = "Activations: what is kept for the backward pass of a step."
+    if with_share:
+        caption += (
+            " The upright line is where parameters, gradients and optimizer state would end if the "
+            "rank held exactly its share of the channels."
+        )
+    rows = []
+    for i, label in enumerate(labels):
+        part_of = kept[i] / whole if whole else np.nan
+        rows.append(
+            (
+                label,
+                *(size_text(held[kind][i]) if kind in held else NONE for kind in KINDS),
+                percent(part_of),
+                percent(share[i]) if len(share) else NONE,
+                _grown(told.peak, told.before, i),
+            )
+        )
+    one = [size_text(getattr(told.whole, kind)) for kind in HELD]
+    rows.append(("one process", *one, NONE, percent(1.0), percent(1.0), NONE))
+    headings = ("rank", *KINDS, "of one process", "share of channels", "peak, beyond the start")
+    return Picture(
+        "memory", TITLE, words, caption, Table(headings, tuple(rows)), height(len(labels)), draw
+    )
+
+
+def _grown(peak: tuple[float, ...], before: tuple[float, ...], i: int) -> str:
+    if i >= len(peak):
+        return NONE
+    return size_text(max(0.0, peak[i] - (before[i] if i < len(before) else 0.0)))

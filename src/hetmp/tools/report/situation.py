@@ -1,0 +1,134 @@
+"""What the diagnosis needs to know of a run's speed, and where a part of a run says it."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from hetmp.tools.report.measures import mean_message, plan_of, shares, step_times
+from hetmp.tools.report.reading import Part
+from hetmp.tools.report.records import Place, WatchedLayer
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known of a run's speed. Seconds are of one step, tuples a number per member.
+
+    Attributes:
+        ranks: that take part, as the job numbers them.
+        step: seconds of a whole step, reading included.
+        shares: of the channels that are cut, 0 to 1; empty where they are not known.
+        counted: steps that the figures are medians over.
+        planned: whether the shares come from measured times.
+        batch_size: images of a step; 0 where it is not known.
+        readers: threads of each rank that read ahead.
+        rounded: whether bfloat16 is sent; None where it cannot be, or it is not known.
+        shared_memory: whether ranks of a host may exchange through it.
+        message: bytes of an exchange, of all ranks, on average; NaN where it is not known.
+        costliest: the layer whose exchanges cost most, and their seconds.
+        awaited: the layer at which ranks wait most, and the seconds, in the mean.
+        predicted: seconds of the step; None where nothing was planned.
+        slowdown: by which the job's ranks were slowed on purpose; empty where no member was.
+        left_out: ranks of the job that take no part.
+        crowded: (host, ranks, cores) where ranks may have to share a host's cores.
+    """
+
+    ranks: tuple[int, ...]
+    step: float
+    compute: tuple[float, ...]
+    exchange: float
+    waiting: tuple[float, ...]
+    reading: tuple[float, ...]
+    counted: int
+    shares: tuple[float, ...] = ()
+    planned: bool = False
+    batch_size: int = 0
+    readers: int = 1
+    rounded: bool | None = None
+    shared_memory: bool = True
+    message: float = float("nan")
+    costliest: tuple[str, float] | None = None
+    awaited: tuple[str, float] | None = None
+    predicted: float | None = None
+    slowdown: tuple[float, ...] = ()
+    left_out: tuple[int, ...] = ()
+    crowded: tuple[tuple[str, int, int], ...] = ()
+
+    @property
+    def read(self) -> float:
+        """Seconds that a step begins later for reading: the rank that reads longest holds it up."""
+        return max(self.reading)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that ranks wait for each other's computing, in the mean."""
+        return max(0.0, mean(self.waiting) - (self.read - mean(self.reading)))
+
+
+def situation(part: Part) -> Situation | None:
+    """None where no step of the part has times."""
+    times = step_times(part)
+    if times is None:
+        return None
+    about, plan = part.about, plan_of(part)
+    told: dict[str, Any] = about.config if about else {}
+    slowdown = told.get("slowdown") or ()
+    places = about.placement if about else ()
+    if max(times.ranks) < len(places):
+        places = tuple(places[rank] for rank in times.ranks)
+    slowed = [factor != 1 for rank, factor in enumerate(slowdown) if rank in times.ranks]
+    rounded = None
+    if told.get("dtype") == "float32":
+        rounded = bool(told.get("rounded"))
+    return Situation(
+        ranks=times.ranks,
+        step=times.step,
+        compute=tuple(times.median["compute"].tolist()),
+        exchange=float(times.median["exchange"].mean()),
+        waiting=tuple(times.median["waiting"].tolist()),
+        reading=tuple(times.median["reading"].tolist()),
+        counted=times.counted,
+        shares=shares(part),
+        planned=bool(plan and (plan.predicted_seconds or plan.devices))
+        or told.get("weights") == "auto",
+        batch_size=int(told.get("batch_size") or 0),
+        readers=int(told.get("readers") or 1),
+        rounded=rounded,
+        shared_memory=not told.get("no_shared_memory"),
+        message=mean_message(part.layers.exchanges) if part.layers else float("nan"),
+        predicted=plan.predicted_seconds if plan else None,
+        left_out=plan.left_out if plan else (),
+        costliest=_largest(part, lambda layer: layer.exchange),
+        awaited=_largest(part, lambda layer: float(np.mean(layer.waiting))),
+        slowdown=tuple(slowdown) if any(slowed) else (),
+        crowded=crowded_hosts(places),
+    )
+
+
+def _largest(part: Part, of: Callable[[WatchedLayer], float]) -> tuple[str, float] | None:
+    """The layer with the largest figure, and the figure; None where there is none."""
+    layers = part.layers.layers if part.layers else ()
+    known = [(layer.name, of(layer)) for layer in layers if layer.name and layer.waiting]
+    name, most = max(known, key=lambda pair: pair[1], default=("", 0.0))
+    return (name, most) if most > 0 else None
+
+
+def crowded_hosts(places: Sequence[Place]) -> tuple[tuple[str, int, int], ...]:
+    """(host, ranks, cores) of hosts with more ranks than each of them may use cores.
+
+    A rank that computes with as many threads as it may use cores has them to itself.
+
+    >>> crowded_hosts([Place(host="a", cores=2, threads=1)] * 3)
+    (('a', 3, 2),)
+    >>> crowded_hosts([Place(host="a", cores=2, threads=2)] * 3)
+    ()
+    """
+    ranks = Counter(place.host for place in places)
+    found = {}
+    for place in places:
+        if ranks[place.host] > place.cores > place.threads:
+            found[place.host] = (place.host, ranks[place.host], place.cores)
+    return tuple(found.values())

@@ -1,0 +1,56 @@
+"""The gist of a report, for a terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hetmp.tools.report.content import Content, runs_table
+from hetmp.tools.report.reading import Run
+
+COLUMNS = (
+    "run",
+    "ranks",
+    "images/s",
+    "step",
+    "compute",
+    "exchange",
+    "waiting",
+    "reading",
+    "test accuracy",
+)
+"""Of the table of runs: those that fit in 80 columns."""
+
+
+def gist(told: Content, runs: Sequence[Run]) -> RenderableType:
+    """A table of the runs, and what limits each."""
+    parts: list[RenderableType] = [_table(runs)]
+    for run in told.runs:
+        parts.append(Text())
+        if len(told.runs) > 1:
+            parts.append(Text(run.label, style="bold"))
+        parts += [_marked(finding.text) for finding in run.diagnosis.findings]
+        parts += [_marked(f"note: {note}", "dim") for note in run.diagnosis.notes]
+    return Group(*parts)
+
+
+def _table(runs: Sequence[Run]) -> Table:
+    whole = runs_table(runs)
+    places = [whole.headings.index(name) for name in COLUMNS]
+    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for place in places:
+        heading = whole.headings[place].replace("test accuracy", "test")
+        words = place < whole.words
+        shown.add_column(heading, justify="left" if words else "right", overflow="fold")
+    for row in whole.rows:
+        shown.add_row(*(Text(row[place]) for place in places))
+    return shown
+
+
+def _marked(text: str, style: str = "") -> Text:
+    """Text whose backticks are bold instead."""
+    told = Text(style=style)
+    for number, part in enumerate(text.split("`")):
+        told.append(part, style="bold" if number % 2 else "")
+    return told

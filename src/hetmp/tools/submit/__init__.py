@@ -1,0 +1,17 @@
+"""Slurm jobs: what they ask for, their scripts, submitting them and watching them."""
+
+from hetmp.tools.submit.follow import follow
+from hetmp.tools.submit.job import TEMPLATES, Component, Job, make_job, read_job
+from hetmp.tools.submit.script import Submitted, render, submit
+
+__all__ = [
+    "TEMPLATES",
+    "Component",
+    "Job",
+    "Submitted",
+    "follow",
+    "make_job",
+    "read_job",
+    "render",
+    "submit",
+]

@@ -1,0 +1,249 @@
+"""What a job is told: checked when made, every field with its meaning."""
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from hetmp.core.documents import read, validated
+from hetmp.core.errors import HetmpError, unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+Whole = Annotated[int, Field(ge=1)]
+
+
+def _is_a_word(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._%+\[\]=,:@&|*()/-]+", value):
+        raise ValueError(
+            f"{value!r} cannot stand in a line of a script: letters, digits and ._%+[]=,:@&|*()/- "
+            "can, spaces and quotes cannot"
+        )
+    return value
+
+
+Word = Annotated[str, AfterValidator(_is_a_word)]
+"""Text that stands in a line of a script as it is."""
+
+
+class Component(BaseModel):
+    """Nodes of one kind."""
+
+    model_config = _CONFIG
+
+    partition: Word | None = None
+    """The partition that they are in."""
+    constraint: Word | None = None
+    """Features that they must have."""
+    nodes: str = "1"
+    """How many nodes: 2, or 1-4 for as many of them as can be had."""
+    tasks_per_node: Whole = 1
+    """Ranks on each node: one per GPU, or one in all."""
+    cpus_per_task: Whole = 2
+    """Cores for each rank."""
+    gpus_per_task: Annotated[int, Field(ge=0)] = 0
+    """GPUs for each rank, which uses one."""
+    mem: Word | None = None
+    """Memory of each node, as 16G; the site's default if not given."""
+
+    @field_validator("nodes", mode="before")
+    @classmethod
+    def _nodes_are_a_range(cls, value: Any) -> str:
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
+        if found is None or int(found[1]) < 1 or int(found[2] or found[1]) < int(found[1]):
+            raise ValueError(f"{value!r} is no number of nodes such as 2, and no range such as 1-4")
+        return str(value)
+
+    @model_validator(mode="after")
+    def _range_has_one_task_each(self) -> "Component":
+        if "-" in self.nodes and self.tasks_per_node > 1:
+            raise ValueError(
+                f"of nodes {self.nodes} with {self.tasks_per_node} tasks on each, Slurm would give "
+                "the fewest: say one number of nodes, or 1 task per node"
+            )
+        return self
+
+    def options(self) -> list[str]:
+        """The options of sbatch that ask for it."""
+        # Told a number of tasks, Slurm gives the fewest nodes of a range that will do.
+        fixed = "-" not in self.nodes
+        told = {
+            "partition": self.partition,
+            "constraint": self.constraint,
+            "nodes": self.nodes,
+            "ntasks-per-node": self.tasks_per_node if fixed else None,
+            "cpus-per-task": self.cpus_per_task,
+            "gpus-per-task" if fixed else "gpus-per-node": self.gpus_per_task or None,
+            "mem": self.mem,
+        }
+        return [f"--{name}={value}" for name, value in told.items() if value is not None]
+
+    def untold(self) -> str:
+        """What a running job is not told of its components, as ``parse`` takes it."""
+        told = {"constraint": self.constraint, "mem": self.mem}
+        return "".join(f",{name}={value}" for name, value in told.items() if value is not None)
+
+    @classmethod
+    def parse(cls, text: str) -> "Component":
+        """``partition=fast,nodes=2,gpus_per_task=1``.
+
+        Raises:
+            HetmpError: an unknown name, or a wrong value.
+        """
+        told: dict[str, str] = {}
+        for part in re.split(r",(?=[\w-]+=)", text):  # a constraint may have commas
+            name, equals, value = part.partition("=")
+            name = name.strip().replace("-", "_")
+            if not equals:
+                raise HetmpError(f"component {text!r}: {part!r} is not name=value")
+            if name not in cls.model_fields:
+                raise unknown_name("component setting", name, cls.model_fields)
+            told[name] = value.strip()
+        return validated(cls, told, f"component {text!r}")
+
+
+class Job(BaseModel):
+    """One job."""
+
+    model_config = _CONFIG
+
+    name: Word = "hetmp"
+    """What the queue calls it."""
+    time: Word = "01:00:00"
+    """Time limit, as sbatch takes it; a run is queued again as often as max_restarts allows."""
+    account: Word | None = None
+    """Whom the site charges."""
+    qos: Word | None = None
+    """Quality of service."""
+    output: Word = "%x-%j.out"
+    """The job's log: %x is its name, %j its number."""
+    components: tuple[Component, ...] = Field(default=(Component(),), min_length=1)
+    """The nodes; more than one entry makes a heterogeneous job."""
+    options: tuple[str, ...] = ()
+    """More options of sbatch, each as --name=value."""
+    arguments: tuple[str, ...] = ()
+    """What follows `hetmp train` (or profile, evaluate) in the job."""
+    run: str | None = None
+    """Folder of the run, to go on with an older one; runs/NAME-NUMBER if not given."""
+    profiles: str = "runs/profiles"
+    """Folder of what was measured of each kind of node."""
+    checkpoint_every: Word = "10min"
+    """How often a checkpoint is saved: 500 (steps), 2epochs, 90s, 10min, 1h."""
+    signal: str = "USR2"
+    """Which signal says that the time is nearly up."""
+    notice: Annotated[int, Field(ge=1, le=65535)] = 120
+    """How many seconds before the limit it says so: enough for a step, an evaluation and a
+    checkpoint. Slurm may be up to 60 s early."""
+    max_restarts: Annotated[int, Field(ge=0)] = 10
+    """How often a run that was not done in time is queued again."""
+    mpi: Word = "auto"
+    """What srun --mpi= is given; auto: what fits the MPI library and the site."""
+
+    def same_flags(self) -> list[str]:
+        """Flags of `hetmp submit` for a job like this one on other nodes."""
+        told = self.model_dump(exclude_defaults=True, include=set(_FLAGS))
+        flags = [
+            word
+            for name in _FLAGS
+            if name in told
+            for word in (f"--{name.replace('_', '-')}", str(told[name]))
+        ]
+        return flags + [f"--option={option}" for option in self.options]
+
+    @field_validator("signal")
+    @classmethod
+    def _is_a_signal(cls, value: str) -> str:
+        if value not in ("USR1", "USR2"):
+            raise unknown_name("signal", value, ("USR1", "USR2"))
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _are_options(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if not re.fullmatch(r"--?[A-Za-z][^\n]*", value):
+                raise ValueError(f"{value!r} is no option of sbatch such as --reservation=night")
+        return values
+
+
+_FLAGS = (
+    "name", "time", "account", "qos", "profiles", "checkpoint_every", "signal", "notice",
+    "max_restarts",
+)  # fmt: skip
+"""The fields of a job that are flags of `hetmp submit` whatever its nodes are."""
+
+_DIGITS = ("--model", "digits", "--data", "digits", "--epochs", "12")
+
+TEMPLATES: dict[str, dict[str, Any]] = {
+    "train": {
+        "name": "hetmp-train",
+        "components": ({"nodes": "1-2"},),
+        "arguments": _DIGITS,
+    },
+    "train_hetero": {
+        "name": "hetmp-train",
+        "components": ({"gpus_per_task": 1}, {"gpus_per_task": 1}, {}),
+        "arguments": _DIGITS,
+    },
+    "profile": {"name": "hetmp-profile", "time": "00:30:00", "arguments": ("digits",)},
+    "evaluate": {"name": "hetmp-evaluate", "time": "00:30:00"},
+}
+"""By template: what a job is where nothing else is said."""
+
+
+def read_job(path: str | Path) -> dict[str, Any]:
+    """What a job file (TOML) says: the fields of a job, and ``template``.
+
+    Raises:
+        HetmpError: it cannot be read.
+    """
+    try:
+        return tomllib.loads(read(path, "job"))
+    except tomllib.TOMLDecodeError as error:
+        raise HetmpError(f"job {path} cannot be read: {error}") from error
+
+
+def make_job(
+    template: str,
+    told: Mapping[str, Any],
+    nodes: Mapping[str, Any] | None = None,
+    source: str = "job",
+) -> Job:
+    """A template's job with what was told in the place of its defaults.
+
+    Args:
+        told: fields of the job.
+        nodes: fields of its one component.
+        source: who told, for messages.
+
+    Raises:
+        HetmpError: no such template or field, or a wrong value: its place and the reason; the
+            folder of a training run among its arguments.
+    """
+    if template not in TEMPLATES:
+        raise unknown_name("job template", template, TEMPLATES)
+    for name in told:
+        if name not in Job.model_fields:
+            raise unknown_name("job setting", name, Job.model_fields)
+    fields = {**TEMPLATES[template], **told}
+    if nodes:
+        components = validated(Job, fields, source).components
+        if len(components) > 1:
+            raise HetmpError(
+                f"--{next(iter(nodes)).replace('_', '-')} does not say which of the "
+                f"{len(components)} components it is for: put it into --component"
+            )
+        fields["components"] = ({**components[0].model_dump(exclude_unset=True), **nodes},)
+    job = validated(Job, fields, source)
+    outs = [told for told in job.arguments if told == "--out" or told.startswith("--out=")]
+    if outs and template.startswith("train"):
+        raise HetmpError("the run's folder is --run of hetmp submit, not --out in the job")
+    return job

@@ -1,0 +1,158 @@
+"""A trace in Chrome's format, which Perfetto opens.
+
+The format: "Trace Event Format" of the Chromium project. A process per rank; its first track has
+what the rank does, slices within slices: step, phase, operation, exchange, waiting. Its second
+one has each exchange from its beginning to its end, also where the rank computes in between.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from hetmp.slicing.recording import PHASE, Place
+from hetmp.tools.trace.rank_part import Exchanged, RankPart, TracedStep
+
+WORK, EXCHANGES = 0, 1
+"""The tracks of a rank."""
+
+LEAST_WAITING = 1e-6
+"""Seconds below which waiting is not shown: it is below what clocks are compared to."""
+
+
+GRAIN = 0.125
+"""Microseconds that times are rounded to: whole nanoseconds, and sums of them are exact, so that
+no slice ends after the one that it lies in."""
+
+
+class Arrivals:
+    """When every rank came to every exchange of a step."""
+
+    def __init__(self, steps: Sequence[TracedStep]) -> None:
+        self._at: dict[tuple[int, int], dict[int, float]] = {}
+        for rank, step in enumerate(steps):
+            for one in step.exchanges:
+                self._at.setdefault((one.place, one.turn), {})[rank] = one.arrived
+
+    def last(self, exchange: Exchanged) -> tuple[int, float]:
+        """The rank that came last to an exchange, and when."""
+        at = self._at[exchange.place, exchange.turn]
+        rank = max(at, key=lambda rank: at[rank])
+        return rank, at[rank]
+
+
+def chrome_trace(
+    parts: Sequence[RankPart],
+    places: Sequence[Place],
+    names: Sequence[str],
+    first: int,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """The document, as JSON takes it.
+
+    Args:
+        parts: of every rank.
+        places: where the model exchanges.
+        names: of the ranks, for a reader.
+        first: the number of the first step.
+        about: what else is to be known, by name.
+    """
+    zero = min(part.steps[0].reading for part in parts)
+    events = [*_names(names)]
+    for number in range(len(parts[0].steps)):
+        arrivals = Arrivals([part.steps[number] for part in parts])
+        for rank, part in enumerate(parts):
+            step = part.steps[number]
+            writer = _Writer(rank, zero, places, arrivals, len(parts))
+            events += writer.step(step, first + number)
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
+
+
+def _names(names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for rank, name in enumerate(names):
+        for kind, told in (
+            ("process_name", {"name": f"rank {rank}: {name}"}),
+            ("process_sort_index", {"sort_index": rank}),
+        ):
+            yield {"ph": "M", "pid": rank, "name": kind, "args": told}
+        for track, title in ((WORK, "work"), (EXCHANGES, "exchanges")):
+            told = {"name": title}
+            yield {"ph": "M", "pid": rank, "tid": track, "name": "thread_name", "args": told}
+            told = {"sort_index": track}
+            yield {"ph": "M", "pid": rank, "tid": track, "name": "thread_sort_index", "args": told}
+
+
+class _Writer:
+    """The events of one rank's step."""
+
+    def __init__(
+        self, rank: int, zero: float, places: Sequence[Place], arrivals: Arrivals, ranks: int
+    ) -> None:
+        self._rank, self._zero, self._places = rank, zero, places
+        self._arrivals = arrivals
+        self._partners = [other for other in range(ranks) if other != rank]
+
+    def step(self, step: TracedStep, number: int) -> Iterator[dict[str, Any]]:
+        """Outer slices before the inner ones, as viewers want them."""
+        yield self._slice("reading", "reading", step.reading, step.began)
+        yield self._slice(f"step {number}", "step", step.began, step.ended, step=number)
+        for phase, within in groupby(step.slices, key=_phase):
+            inner = list(within)
+            yield self._slice(phase, "phase", inner[0].began, inner[-1].ended)
+            for one in inner:
+                if one.part != PHASE:
+                    yield self._slice(
+                        one.title, one.part, one.began, one.ended, layer=one.layer or "(before)"
+                    )
+        for exchange in step.exchanges:
+            yield from self._exchange(exchange)
+
+    def _exchange(self, exchange: Exchanged) -> Iterator[dict[str, Any]]:
+        place = self._places[exchange.place]
+        if place.collective == "-":
+            return
+        last, all_there = self._arrivals.last(exchange)
+        waited = 0.0
+        for doing, (began, ended) in zip(("begin", "finish"), exchange.spans, strict=True):
+            name = f"{doing} {place.collective}"
+            yield self._slice(name, "exchange", began, ended, layer=place.layer)
+            waiting = min(ended, all_there) - began
+            if last != self._rank and waiting > LEAST_WAITING:
+                waited += waiting
+                yield self._slice(f"waiting for rank {last}", "waiting", began, began + waiting)
+        yield self._slice(
+            f"{place.collective} for {place.name}",
+            "exchange",
+            exchange.arrived,
+            exchange.spans[-1][1],
+            track=EXCHANGES,
+            layer=place.layer,
+            direction=place.direction,
+            bytes_received=exchange.bytes,
+            partners=self._partners,
+            last_to_arrive=last,
+            waited_ms=round(1e3 * waited, 3),
+        )
+
+    def _slice(
+        self, name: str, kind: str, began: float, ended: float, track: int = WORK, **args: Any
+    ) -> dict[str, Any]:
+        return {
+            "ph": "X",
+            "pid": self._rank,
+            "tid": track,
+            "name": name,
+            "cat": kind,
+            "ts": self._microseconds(began),
+            "dur": self._microseconds(ended) - self._microseconds(began),
+            "args": args,
+        }
+
+    def _microseconds(self, seconds: float) -> float:
+        return round(1e6 * (seconds - self._zero) / GRAIN) * GRAIN
+
+
+def _phase(one: Any) -> str:
+    """The phase of the step that a slice belongs to."""
+    if one.part == PHASE:
+        return str(one.title)
+    return "forward" if one.part == "forward" else "backward"

@@ -1,0 +1,132 @@
+"""What one rank tells of the steps that it took, by rank 0's clock."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from hetmp.cluster import ClockOffset
+from hetmp.slicing.recording import PHASE, Meeting, StepRecord
+
+Spans = tuple[tuple[float, float], ...]
+
+
+class Slice(BaseModel):
+    """Something that was computed, or a phase of the step."""
+
+    model_config = ConfigDict(frozen=True)
+
+    title: str
+    part: str
+    layer: str
+    began: float
+    ended: float
+
+
+class Exchanged(BaseModel):
+    """One exchange: where, the how manieth there in the step, when, and bytes received."""
+
+    model_config = ConfigDict(frozen=True)
+
+    place: int
+    turn: int
+    spans: Spans
+    bytes: int
+
+    @property
+    def arrived(self) -> float:
+        """When the rank came to it."""
+        return self.spans[0][0]
+
+
+class TracedStep(BaseModel):
+    """One step of one rank; seconds by rank 0's clock."""
+
+    model_config = ConfigDict(frozen=True)
+
+    reading: float
+    """When the rank began to wait for the step's images."""
+    began: float
+    ended: float
+    slices: tuple[Slice, ...]
+    exchanges: tuple[Exchanged, ...]
+
+
+class RankPart(BaseModel):
+    """What one rank tells."""
+
+    model_config = ConfigDict(frozen=True)
+
+    clock_error: float
+    """How far its times may be off rank 0's, in seconds."""
+    steps: tuple[TracedStep, ...]
+
+
+@dataclass(frozen=True)
+class OnRootsClock:
+    """Turns this rank's times into rank 0's: a clock that is ahead or behind, and may drift.
+
+    Attributes:
+        before, after: the offsets as they were measured before and after the steps, and when.
+    """
+
+    before: tuple[float, ClockOffset]
+    after: tuple[float, ClockOffset]
+
+    @property
+    def error(self) -> float:
+        """How far a time may be off, in seconds."""
+        return max(self.before[1].error, self.after[1].error)
+
+    def __call__(self, seconds: float) -> float:
+        (began, first), (ended, last) = self.before, self.after
+        passed = (seconds - began) / max(1e-9, ended - began)
+        return seconds - (first.seconds + passed * (last.seconds - first.seconds))
+
+
+def rank_part(
+    steps: Sequence[tuple[float, StepRecord]],
+    titles: Callable[[str], str],
+    clock: OnRootsClock,
+) -> RankPart:
+    """This rank's part of a trace.
+
+    Args:
+        steps: when the rank began to wait for its images, and what was recorded.
+        titles: of the operations, for a reader.
+    """
+    told = []
+    for reading, record in steps:
+        slices = [
+            Slice(
+                title=done.name if done.part == PHASE else titles(done.name),
+                part=done.part,
+                layer=done.layer,
+                began=clock(done.began),
+                ended=clock(done.ended),
+            )
+            for done in record.done
+        ]
+        told.append(
+            TracedStep(
+                reading=clock(reading),
+                began=clock(record.began),
+                ended=clock(record.ended),
+                slices=tuple(slices),
+                exchanges=_exchanged(record.meetings, clock),
+            )
+        )
+    return RankPart(clock_error=clock.error, steps=tuple(told))
+
+
+def _exchanged(
+    meetings: Sequence[Meeting], clock: Callable[[float], float]
+) -> tuple[Exchanged, ...]:
+    turns: dict[int, int] = {}
+    found = []
+    for meeting in meetings:
+        turn = turns.get(meeting.place, 0)
+        turns[meeting.place] = turn + 1
+        spans = tuple((clock(began), clock(ended)) for began, ended in meeting.spans)
+        found.append(Exchanged(place=meeting.place, turn=turn, spans=spans, bytes=meeting.bytes))
+    return tuple(found)

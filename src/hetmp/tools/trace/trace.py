@@ -1,0 +1,147 @@
+"""``trace``: takes some steps, records them on every rank, and writes them as one document."""
+
+import gzip
+import json
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hetmp.cluster import clock_offset
+from hetmp.core.errors import HetmpError
+from hetmp.core.files import replacing
+from hetmp.run.config import TrainConfig
+from hetmp.run.prepare import Prepared, on_members
+from hetmp.run.versions import present_versions
+from hetmp.slicing.recording import Recorder, StepRecord, layer_times
+from hetmp.tools.trace.chrome import chrome_trace
+from hetmp.tools.trace.rank_part import OnRootsClock, RankPart, rank_part
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a trace came to, on the ranks that took part.
+
+    Attributes:
+        ranks: how many took part.
+        clock_error: how far ranks' times may be off one another, in seconds.
+        times: what ``layer_times`` says of the steps; empty on a rank that is left out.
+    """
+
+    ranks: int
+    clock_error: float
+    times: dict[str, Any]
+
+
+def trace(
+    config: TrainConfig,
+    path: Path,
+    *,
+    steps: int = 3,
+    skip: int = 2,
+    comm: "MPI.Intracomm | None" = None,
+) -> Traced:
+    """Record *steps* steps of the run that *config* says, after *skip* others. Collective.
+
+    Nothing of the run is kept. The document goes to *path*, compressed where its name ends in
+    ``.gz``.
+
+    Returns:
+        The same on every rank.
+
+    Raises:
+        HetmpError: bad input, or a file that cannot be written, on every rank at once.
+    """
+    config = config.model_copy(
+        update={"steps": skip + steps, "epochs": None, "out": None, "resume": None}
+    )
+
+    def run(ready: Prepared) -> Traced:
+        return _trace(ready, path, steps, skip)
+
+    waiting = Traced(0, 0.0, {})
+    traced, first_member, group = on_members(config, comm, run, waiting)
+    told = json.dumps([traced.ranks, traced.clock_error, traced.times])
+    return Traced(*json.loads(group.broadcast_text(told, first_member)))
+
+
+def _trace(ready: Prepared, path: Path, steps: int, skip: int) -> Traced:
+    """Record on ranks that all take part. Collective."""
+    group, model, stepping = ready.group, ready.model, ready.stepping
+    recorder = Recorder(model, ready.workplace.device)
+    model.train()
+    batches = _batches(ready)
+    for _ in range(skip):
+        stepping.take(*next(batches))
+        stepping.schedule.step()
+    before = time.perf_counter(), clock_offset(group)
+    recorded: list[tuple[float, StepRecord]] = []
+    for _ in range(steps):
+        reading = time.perf_counter()
+        images, labels = next(batches)
+        into: list[StepRecord] = []
+        with recorder.step(into):
+            stepping.take(images, labels)
+        stepping.schedule.step()
+        recorded.append((reading, into[0]))
+    batches.close()
+    clock = OnRootsClock(before, (time.perf_counter(), clock_offset(group)))
+    own = rank_part(recorded, recorder.title, clock)
+    parts = [RankPart.model_validate_json(t) for t in group.gather_texts(own.model_dump_json())]
+    error = max(part.clock_error for part in parts)
+    with group.together():
+        if group.is_root:
+            about = _about(ready, error)
+            document = chrome_trace(parts, recorder.places, _names(ready), skip, about)
+            _write(path, document)
+    times = layer_times(group, recorder, [record for _, record in recorded])
+    return Traced(group.size, error, times)
+
+
+def _batches(ready: Prepared) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+    """The training batches of one epoch after another. Collective."""
+    config, epoch = ready.config, 0
+    while True:
+        yield from ready.feed.shuffled(
+            config.batch_size, seed=config.seed, epoch=epoch, drop_last=config.drop_last
+        )
+        epoch += 1
+
+
+def _names(ready: Prepared) -> list[str]:
+    """What a reader knows the ranks by: host, device and share."""
+    held = np.array(ready.model.hetmp.plan.held)
+    shares = 100 * held / max(1, held.sum())
+    places = [ready.workplace.places[rank] for rank in ready.plan.members]
+    return [
+        f"{place.host}, {place.device}, {share:.0f} % of the channels"
+        for place, share in zip(places, shares, strict=True)
+    ]
+
+
+def _about(ready: Prepared, error: float) -> dict[str, Any]:
+    config = ready.config
+    return {
+        "model": config.model,
+        "data": config.data,
+        "batch_size": config.batch_size,
+        "ranks": ready.group.size,
+        "clock_error_us": round(1e6 * error, 3),
+        "versions": present_versions(),
+    }
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    text = json.dumps(document, separators=(",", ":")).encode()
+    try:
+        with replacing(path) as beside:
+            beside.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+    except OSError as error:
+        raise HetmpError(f"the trace {path} cannot be written: {error.strerror}") from error
