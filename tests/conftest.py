@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from cluster_jobs import SlurmCluster
+from helpers.cluster_jobs import SlurmCluster
 
 HANG = float(os.environ.get("HETMP_TEST_HANG", "300"))
 """Seconds that one test may take; then every thread's stack is shown and the job aborted."""

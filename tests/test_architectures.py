@@ -2,9 +2,9 @@
 
 import pytest
 
-from architecture_comparison import compare, figures_of
-from architectures import ARCHITECTURES, Architecture
-from comparison import world_size
+from cases.architectures import ARCHITECTURES, Architecture
+from helpers.architecture_comparison import compare, figures_of
+from helpers.comparison import world_size
 
 SMALL = [architecture for architecture in ARCHITECTURES if architecture.small]
 

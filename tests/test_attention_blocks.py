@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from comparison import batch, compare_training, pick_weights, seeded
+from helpers.comparison import batch, compare_training, pick_weights, seeded
 from hetmp.core.state import Sliced
 from hetmp.slicing.graph import read_graph
 from hetmp.slicing.schedule import CallStep

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 import hetmp
-from comparison import batch, rank_loss, seeded
+from helpers.comparison import batch, rank_loss, seeded
+from helpers.running import hetmp_run, refused
 from hetmp import models
 from hetmp.cluster.slowdown import Pace
 from hetmp.core.errors import HetmpError
 from hetmp.tools.bench import BenchConfig, BenchResult, bench, rows, summary
 from hetmp.tools.bench.config import DATA_PARALLEL, ONE_PROCESS, SLICED, TUNINGS, VARIANTS
 from hetmp.tools.bench.data_parallel import data_parallel, process_group
-from running import hetmp_run, refused
 
 FIGURE = Path(__file__).resolve().parents[1] / "benchmarks" / "figure.py"
 

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from helpers.reading import Running, read
+from helpers.scheduling import check_states
 from hetmp.core.partition import apportion
 from hetmp.core.state import Sliced
 from hetmp.models import build
 from hetmp.slicing.channel_groups import channel_groups, plan_from_weights
 from hetmp.slicing.graph import ModelGraph, read_graph
 from hetmp.slicing.schedule import CallStep, ExchangeStep, make_schedule
-from reading import Running, read
-from scheduling import check_states
 
 
 def conv(before: int, after: int, **options) -> nn.Conv2d:

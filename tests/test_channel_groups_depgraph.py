@@ -15,11 +15,11 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comparison import MIXING
+from helpers.comparison import MIXING
+from helpers.reading import Running
 from hetmp.models import build
 from hetmp.slicing.channel_groups import channel_groups
 from hetmp.slicing.graph import read_graph
-from reading import Running
 
 Together = dict[tuple[str, int], frozenset[tuple[str, int]]]
 """(layer, output channel) -> all that go with it, itself among them."""

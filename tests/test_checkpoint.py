@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import hetmp
+from helpers.saving import network, optimizer, ranks, shared, sliced, steps, uneven, world
 from hetmp.checkpoint.background import Saver
 from hetmp.checkpoint.save_load import gather
 from hetmp.cluster import Group
-from saving import network, optimizer, ranks, shared, sliced, steps, uneven, world
 
 pytestmark = pytest.mark.mpi
 

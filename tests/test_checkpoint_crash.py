@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.running import HERE, MPIRUN, environment, hetmp_run
 from hetmp.checkpoint.catalog import opened
 from hetmp.checkpoint.folder import Folder
-from running import HERE, MPIRUN, environment, hetmp_run
 
 TRIES = 2 if "HETMP_TEST_SAMPLED" in os.environ else 5
 """How often each run is killed; benchmarks/crash.sh does it hundreds of times."""
@@ -107,7 +107,7 @@ def kill(pid: int) -> None:
 FULL = """
 import os, resource, sys, torch, hetmp
 from mpi4py import MPI
-from saving import sliced, uneven, world
+from helpers.saving import sliced, uneven, world
 folder, limit = sys.argv[1], int(sys.argv[2])
 model = sliced(world(), uneven(world().size))
 hetmp.save(f"{folder}/a.h5", model)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import hetmp
+from helpers.saving import optimizer, shared, sliced, steps, uneven, world
 from hetmp.checkpoint.writers import has_parallel_hdf5
-from saving import optimizer, shared, sliced, steps, uneven, world
 
 pytestmark = [pytest.mark.mpi, pytest.mark.writer]
 

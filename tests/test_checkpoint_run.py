@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import hetmp
+from helpers.saving import ranks, shared, world
 from hetmp.run.config import train_config
 from hetmp.run.train import train
-from saving import ranks, shared, world
 
 pytestmark = [pytest.mark.mpi, pytest.mark.few_ranks]
 

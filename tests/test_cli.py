@@ -5,8 +5,8 @@ import json
 import pytest
 
 import hetmp
+from helpers.running import PROGRAMS, TRAIN, hetmp_run, invoked, refused
 from hetmp.core.errors import HetmpError
-from running import HERE, TRAIN, hetmp_run, refused
 
 
 def test_version_names_what_it_stands_on():
@@ -99,7 +99,7 @@ def test_a_wrong_flag_or_command_names_the_nearest():
 
 
 def test_a_rank_that_raises_alone_ends_the_job():
-    done = hetmp_run(*TRAIN, ranks=3, module=(str(HERE / "failing_alone.py"),), timeout=240)
+    done = hetmp_run(*TRAIN, ranks=3, module=(str(PROGRAMS / "failing_alone.py"),), timeout=240)
     assert done.returncode == 1
     said = [line for line in done.stderr.splitlines() if "hetmp: error:" in line]
     assert said == [
@@ -140,15 +140,6 @@ def test_measure_plan_and_train(tmp_path):
     left_out = done.stdout.count(" is left out: ")  # by a planner that had little time to measure
     told = "2 ranks" if left_out == 0 else "1 of 2 ranks"
     assert f"after 2 steps on {told}\n" in done.stdout
-
-
-def invoked(*arguments):
-    """Run a command that needs no MPI within this process."""
-    from click.testing import CliRunner
-
-    from hetmp.cli.program import commands
-
-    return CliRunner().invoke(commands, list(map(str, arguments)), catch_exceptions=False)
 
 
 def test_weights_from_a_file(tmp_path):

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
+from helpers.running import environment, hetmp_run
 from hetmp import data, models
 from hetmp.cli.names import DATA_SETS, JOBS, MODELS, OPTIMIZERS
 from hetmp.cli.program import COMMANDS
 from hetmp.optim.by_name import OPTIMIZERS as MADE
 from hetmp.tools.submit import TEMPLATES
-from running import environment, hetmp_run
 
 BASH = shutil.which("bash")
 

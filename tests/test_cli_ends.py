@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.running import TRAIN, environment, hetmp_run, refused
 from hetmp.core.errors import FailedError, HetmpError, describe, exit_code, grace_seconds
-from running import TRAIN, environment, hetmp_run, refused
 
 PROGRAM = [sys.executable, "-m", "hetmp.cli"]
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from helpers.saving import world
 from hetmp.cluster import Group, clock_offset
-from saving import world
 
 
 @pytest.mark.every_size

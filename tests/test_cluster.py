@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster_jobs import SlurmCluster, control
+from helpers.cluster_jobs import SlurmCluster, control
 
 pytestmark = pytest.mark.slurm
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hetmp
+from helpers.running import MPIRUN, TRAIN, environment, hetmp_run, refused
 from hetmp.cli.commands.submit import submit
 from hetmp.cli.commands.train import told_config, train_command
 from hetmp.core.errors import HetmpError
@@ -22,7 +23,6 @@ from hetmp.run.config_file import (
     write_run_config,
 )
 from hetmp.run.versions import differing_versions, present_versions
-from running import MPIRUN, TRAIN, environment, hetmp_run, refused
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import hetmp
-from data_files import (
+from helpers.data_files import (
     CIFAR10_NAMES,
     CIFAR100_NAMES,
     Parts,

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from data_folders import write_folder, write_hdf5, write_picture, write_scene
+from helpers.data_folders import write_folder, write_hdf5, write_picture, write_scene
 from hetmp import data
 from hetmp.core.errors import HetmpError
 from hetmp.data.disjoint import split_apart

@@ -16,8 +16,8 @@ import torch
 
 import hetmp.data
 import hetmp.optim
-from documented import PAGES, ROOT, blocks
-from running import TRAIN, environment, hetmp_run
+from helpers.documented import PAGES, ROOT, blocks
+from helpers.running import TRAIN, environment, hetmp_run
 
 
 def python_blocks(page: str) -> list[str]:

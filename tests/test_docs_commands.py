@@ -22,11 +22,11 @@ import click
 import numpy as np
 import pytest
 
-from data_files import digit_parts, write_cifar10, write_cifar100, write_mnist, write_npz
-from data_folders import write_folder, write_hdf5, write_picture, write_scene
-from documented import PAGES, ROOT, RUN, SHOWN, Block, Command, blocks
+from helpers.data_files import digit_parts, write_cifar10, write_cifar100, write_mnist, write_npz
+from helpers.data_folders import write_folder, write_hdf5, write_picture, write_scene
+from helpers.documented import PAGES, ROOT, RUN, SHOWN, Block, Command, blocks
+from helpers.running import COLD, environment, warm_server
 from hetmp.cli.program import commands
-from running import COLD, environment, warm_server
 
 # --- what is made smaller -----------------------------------------------------------------------
 

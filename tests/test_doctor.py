@@ -5,10 +5,10 @@ import platform
 import pytest
 
 import hetmp
-from fake_slurm import FakeSlurm
+from helpers.fake_slurm import FakeSlurm
+from helpers.running import hetmp_run, refused
 from hetmp.cluster import mpi_vendor
 from hetmp.cluster.slurm.mpi_types import FITTING
-from running import hetmp_run, refused
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hetmp
-from comparison import batch, make_plan, pick_weights, rank_loss, seeded
+from helpers.comparison import batch, make_plan, pick_weights, rank_loss, seeded
 from hetmp.cluster import Group
 from hetmp.core.partition import Layout, Partition
 from hetmp.core.state import FULL, Sliced

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import hetmp
+from helpers.running import TRAIN, hetmp_run, refused
+from helpers.saving import ranks, shared, uneven, world
 from hetmp import data, models
 from hetmp.core.errors import HetmpError
 from hetmp.run.config import train_config
 from hetmp.run.evaluate import evaluate_checkpoint
 from hetmp.run.train import train
-from running import TRAIN, hetmp_run, refused
-from saving import ranks, shared, uneven, world
 
 pytestmark = pytest.mark.few_ranks
 

@@ -6,7 +6,16 @@ from itertools import product
 import pytest
 import torch
 
-from exchange_reference import another, arranged, held, layouts, moved, moved_back, numbers, share
+from helpers.exchange_reference import (
+    another,
+    arranged,
+    held,
+    layouts,
+    moved,
+    moved_back,
+    numbers,
+    share,
+)
 from hetmp.cluster import Group
 from hetmp.core.state import FULL, PARTIAL, Sliced
 from hetmp.exchange import Carriage, Entry, Exchange, leave

@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from exchange_reference import held, layouts, moved, numbers
+from helpers.exchange_reference import held, layouts, moved, numbers
 from hetmp.cluster import Group
 from hetmp.core.state import FULL, PARTIAL, Sliced
 from hetmp.exchange import Carriage, Exchange, arena, tidy

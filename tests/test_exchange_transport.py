@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from exchange_reference import another, held, layouts, moved, moved_back, numbers
+from helpers.exchange_reference import another, held, layouts, moved, moved_back, numbers
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout, Partition

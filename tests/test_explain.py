@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 import hetmp
-from comparison import batch, pick_weights, rank_loss, seeded
+from helpers.comparison import batch, pick_weights, rank_loss, seeded
+from helpers.running import hetmp_run, refused
 from hetmp import models
 from hetmp.core.errors import HetmpError
 from hetmp.slicing.channel_groups import plan_from_weights
 from hetmp.slicing.graph import read_graph
 from hetmp.tools.explain import explain, render
-from running import hetmp_run, refused
 
 
 class Odd(nn.Module):

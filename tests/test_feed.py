@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hetmp
-from comparison import WEIGHTS, world_size
+from helpers.comparison import WEIGHTS, world_size
 from hetmp import data
 from hetmp.cluster import AgreedError
 from hetmp.core.errors import HetmpError

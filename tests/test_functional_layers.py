@@ -8,17 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import hetmp
-from comparison import batch, compare_training, make_plan, pick_weights, seeded, world_size
+from helpers.comparison import batch, compare_training, make_plan, pick_weights, seeded, world_size
 from hetmp.core.state import Sliced
-from hetmp.ops.functions.functional_conv import GivenWeight
-from hetmp.ops.functions.indexing import Assignment
-from hetmp.ops.layers.batch_norm import BareNorm
 from hetmp.slicing.graph import read_graph
 from hetmp.slicing.schedule import CallStep
 
 SHAPE = (3, 3, 7, 6)
 
-NAMED = (*GivenWeight.functions, *BareNorm.functions, *Assignment.functions)
 """The functions that are compared here."""
 
 

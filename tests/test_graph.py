@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.reading import Running, read, refusal
 from hetmp.slicing.graph import read_graph
-from reading import Running, read, refusal
 
 
 def network() -> nn.Sequential:

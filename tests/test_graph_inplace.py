@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from reading import read, refusal, titles
+from helpers.reading import read, refusal, titles
 
 
 def taken(graph) -> list[tuple[str, list[str]]]:

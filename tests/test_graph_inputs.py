@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.reading import Running, read, refusal
 from hetmp.core.errors import HetmpError
 from hetmp.ops import references
 from hetmp.slicing.graph import read_graph
-from reading import Running, read, refusal
 
 X = torch.empty(2, 3, 4, 4)
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.reading import Running, read, refusal, titles
 from hetmp.core.errors import HetmpError
 from hetmp.slicing.graph import read_graph
-from reading import Running, read, refusal, titles
 
 EXAMPLE = torch.empty(2, 3, 8, 6)
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from helpers.reading import Running, read, refusal, titles
 from hetmp.ops import references
 from hetmp.slicing.graph import leaf, read_graph
-from reading import Running, read, refusal, titles
 
 # --- functions, methods and branches ------------------------------------------------------------
 

@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 
+from helpers.running import HERE, TRAIN, environment
+from helpers.saving import shared, uneven, world
 from hetmp.run import stop_signals as interruption
 from hetmp.run.config import train_config
 from hetmp.run.stop_signals import EXIT_CODE, Interruption, heed_early
-from running import HERE, TRAIN, environment
-from saving import shared, uneven, world
 
 MPIRUN = HERE.parent / "jobs" / "mpirun.sh"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster_jobs import SlurmCluster
+from helpers.cluster_jobs import SlurmCluster
 
 pytestmark = pytest.mark.slurm
 

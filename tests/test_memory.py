@@ -7,16 +7,16 @@ with a measured figure.
 import math
 import sys
 
+import command_limited
 import pytest
 import torch
+from memory_limited import DEPTH, WIDTH
 from torch import nn
 
-import command_limited
 import hetmp
+from helpers.running import PROGRAMS, hetmp_run
 from hetmp.cluster import Group
 from hetmp.exchange.arena import Arena
-from memory_limited import DEPTH, WIDTH
-from running import HERE, hetmp_run
 
 BUDGET = 3 * 4 * DEPTH * WIDTH**2 // 2
 """Bytes: half of the weights with their gradients and momentum."""
@@ -24,7 +24,7 @@ BUDGET = 3 * 4 * DEPTH * WIDTH**2 // 2
 
 def train_in(budget, ranks):
     """Run the program that gives each rank *budget* bytes; malloc is to give back what is freed."""
-    program = ("-m", "mpi4py", str(HERE / "memory_limited.py"))
+    program = ("-m", "mpi4py", str(PROGRAMS / "memory_limited.py"))
     return hetmp_run(budget, ranks=ranks, module=program, cold=True, MALLOC_MMAP_THRESHOLD_="65536")
 
 
@@ -41,7 +41,7 @@ def test_what_one_rank_has_no_room_for_trains_on_three():
 
 def command_in(budget, ranks, *more):
     """Run ``hetmp train`` with so many bytes of private memory for each rank."""
-    program = ("-m", "mpi4py", str(HERE / "command_limited.py"), str(budget))
+    program = ("-m", "mpi4py", str(PROGRAMS / "command_limited.py"), str(budget))
     flags = ["--model", "command_limited:wide", "--data", "synthetic", "--shape", "1,2,2"]
     flags += ["--classes", 3, "--samples", 20, "--batch-size", 4, "--steps", 2, "--lr", 1e-4]
     flags += ["--momentum", 0, "--device", "cpu", *more]

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from helpers.running import TRAIN, hetmp_run, refused
 from hetmp.core.errors import HetmpError
 from hetmp.run.config import train_config
 from hetmp.run.metrics import KINDS, Metrics
 from hetmp.run.metrics.json_lines import plain, read_records
 from hetmp.run.train import train
-from running import TRAIN, hetmp_run, refused
 
 STEPS, EPOCH = 20, 15
 FILES = ("steps.csv", "evaluations.csv", "tensorboard")

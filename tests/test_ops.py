@@ -3,12 +3,12 @@
 import pytest
 from torch import nn
 
-from comparison import compare_training, make_plan, pick_weights, seeded
+from cases.axes import Layers
+from cases.grouped_layers import GROUPED
+from cases.norms import NORMS
+from cases.unpooling import Remembering
+from helpers.comparison import compare_training, make_plan, pick_weights, seeded
 from hetmp.ops import LAYERS, rule_for
-from test_ops_axes import Layers
-from test_ops_groups import GROUPED
-from test_ops_norms import NORMS
-from test_ops_unpooling import Remembering
 
 CONV = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 SIZES = {3: (3, 3, 10), 4: (3, 3, 7, 9), 5: (2, 3, 4, 6, 5)}

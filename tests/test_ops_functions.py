@@ -7,20 +7,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from comparison import compare_training, make_plan, pick_weights, seeded, world_size
-from functional import SCHEMES, Around, check, full, partial, sliced, targets
+from cases.axes import CASES as AXES
+from cases.products import CASES as PRODUCTS
+from cases.reductions import CASES as REDUCTIONS
+from cases.shapes import CASES as SHAPES
+from cases.unpooling import CASES as UNPOOLING
+from helpers.comparison import compare_training, make_plan, pick_weights, seeded, world_size
+from helpers.functional import SCHEMES, Around, check, full, partial, sliced, targets
 from hetmp import ops, slice_model
 from hetmp.core.state import Sliced
-from hetmp.ops import Elementwise
+from hetmp.ops.functions.elementwise import Elementwise
+from hetmp.ops.functions.functional_conv import GivenWeight
+from hetmp.ops.functions.indexing import Assignment
+from hetmp.ops.layers.batch_norm import BareNorm
 from hetmp.slicing.schedule import CallStep
-from test_functional_layers import NAMED as LAYERED
-from test_ops_axes import CASES as AXES
-from test_ops_products import CASES as PRODUCTS
-from test_ops_reductions import CASES as REDUCTIONS
-from test_ops_shapes import CASES as SHAPES
-from test_ops_unpooling import CASES as UNPOOLING
 
 SHAPE = (3, 3, 4, 6)
+
+LAYERED = (*GivenWeight.functions, *BareNorm.functions, *Assignment.functions)
+"""Tested in test_functional_layers.py, as layers of their own."""
 
 FUNCTIONS = {function for rule in ops._RULES for function in rule.functions}
 METHODS = {method for rule in ops._RULES for method in rule.methods}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import hetmp
-from comparison import compare_training, make_plan, pick, pick_weights, seeded
+from helpers.comparison import compare_training, make_plan, pick, pick_weights, seeded
 from hetmp.core.state import FULL, Sliced, State
 from hetmp.ops import LAYERS, Call, Cuts, Rule, Run, cut_along, known_layers, rule_for
 from hetmp.slicing.graph import read_graph

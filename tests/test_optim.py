@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 import hetmp
-from comparison import (
+from helpers.comparison import (
     WEIGHTS,
     Differences,
     adam,

@@ -5,11 +5,11 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import hetmp
-from comparison import sgd
+from helpers.comparison import sgd
+from helpers.optimizing import KINDS, MIXED, Pair
 from hetmp.core.errors import HetmpError
 from hetmp.exchange import share_of
 from hetmp.optim import Averages
-from optimizing import KINDS, MIXED, Pair
 
 pytestmark = pytest.mark.mpi
 

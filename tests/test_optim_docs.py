@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import hetmp
-from comparison import WEIGHTS, world_size
-from optimizing import IMAGES, network
+from helpers.comparison import WEIGHTS, world_size
+from helpers.optimizing import IMAGES, network
 
 pytestmark = pytest.mark.mpi
 

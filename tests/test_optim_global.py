@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import hetmp
-from comparison import WEIGHTS, batch, rank_loss, world_size
+from helpers.comparison import WEIGHTS, batch, rank_loss, world_size
+from helpers.optimizing import IMAGES, KINDS, MIXED, Pair, network, train
+from helpers.saving import shared
 from hetmp.core.errors import HetmpError
 from hetmp.optim import LAMB, LARS, GradScaler, clip_grad_norm_
-from optimizing import IMAGES, KINDS, MIXED, Pair, network, train
-from saving import shared
 
 pytestmark = pytest.mark.mpi
 

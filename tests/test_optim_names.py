@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import hetmp
-from comparison import batch, pick_weights, rank_loss, seeded, world_size
+from helpers.comparison import batch, pick_weights, rank_loss, seeded, world_size
+from helpers.optimizing import IMAGES, KINDS, MIXED, Pair, network, train
 from hetmp.core.errors import HetmpError
 from hetmp.optim import LAMB, LARS, OPTIMIZERS, REFUSED, make_optimizer
 from hetmp.slicing.optimizer_guard import reason_against
-from optimizing import IMAGES, KINDS, MIXED, Pair, network, train
 
 pytestmark = pytest.mark.mpi
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import hetmp
-from comparison import batch, rank_loss, seeded
+from helpers.comparison import batch, rank_loss, seeded
+from helpers.running import TRAIN, hetmp_run, refused
 from hetmp.cluster import slowdown as pace
-from running import TRAIN, hetmp_run, refused
 
 
 class Clock:

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from helpers.saving import shared, world
 from hetmp.cluster import Group, arranged, side_by_side
 from hetmp.cluster.placement import Place, placement_table, show_placement
 from hetmp.core.partition import apportion
 from hetmp.run.config import train_config
-from saving import shared, world
 
 HOSTS = st.lists(st.integers(0, 5), min_size=1, max_size=12).map(
     lambda hosts: tuple(hosts.index(host) for host in hosts)

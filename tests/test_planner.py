@@ -10,6 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers.planning import (
+    BATCH,
+    device,
+    formula,
+    made_up_profile,
+    optimizer_work,
+    read_layers,
+    read_model,
+)
 from hetmp import plan_from_weights
 from hetmp.core.errors import HetmpError
 from hetmp.planner import Links, PlanOptions, Tables, make_plan, predict, summary
@@ -25,15 +34,6 @@ from hetmp.slicing.channel_groups import channel_groups
 from hetmp.slicing.graph import fingerprint
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.schedule import CallStep, ExchangeStep, make_schedule
-from planning import (
-    BATCH,
-    device,
-    formula,
-    made_up_profile,
-    optimizer_work,
-    read_layers,
-    read_model,
-)
 
 # --- counts
 

@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 import hetmp
-from data_files import digit_parts
-from data_folders import write_folder, write_hdf5, write_picture
+from helpers.data_files import digit_parts
+from helpers.data_folders import write_folder, write_hdf5, write_picture
+from helpers.running import TRAIN, hetmp_run, refused
+from helpers.saving import ranks, shared, uneven, world
 from hetmp import data, models
 from hetmp.core.errors import HetmpError
 from hetmp.run.config import train_config
 from hetmp.run.evaluate import evaluate_checkpoint
 from hetmp.run.predict import predict
 from hetmp.run.train import train
-from running import TRAIN, hetmp_run, refused
-from saving import ranks, shared, uneven, world
 
 pytestmark = pytest.mark.few_ranks
 

@@ -8,6 +8,18 @@ import pytest
 import torch
 
 import hetmp
+from helpers.everywhere import DIGITS, folder, refused_everywhere, same_everywhere
+from helpers.planning import (
+    CPU,
+    device,
+    digits,
+    formula,
+    made_up_profile,
+    made_up_works,
+    read_model,
+    world,
+)
+from helpers.running import TRAIN, hetmp_run, invoked
 from hetmp import models
 from hetmp.cluster import AgreedError
 from hetmp.core.errors import HetmpError
@@ -29,11 +41,6 @@ from hetmp.run.config import train_config
 from hetmp.run.train import train
 from hetmp.slicing import Tuning
 from hetmp.slicing.graph import ModelGraph
-from planning import device, formula, made_up_profile, made_up_works, read_model
-from running import TRAIN, hetmp_run
-from test_cli import invoked
-from test_profiling import CPU, digits, world
-from test_sharing import DIGITS, folder, refused_everywhere, same_everywhere
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import hetmp
-from hetmp import models
+from helpers.planning import CPU, digits, made_up_profile, read_model, world
 from hetmp.cluster import AgreedError, RehearsalGroup, machine
 from hetmp.core.errors import HetmpError
 from hetmp.planner import Tables, make_plan
@@ -29,9 +29,6 @@ from hetmp.planner.profiling.measure import on_grid
 from hetmp.slicing import Tuning
 from hetmp.slicing.rehearsal import rehearsal_model
 from hetmp.slicing.schedule import CallStep, make_schedule
-from planning import made_up_profile, read_model
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -324,19 +321,6 @@ def test_shares_lie_on_a_grid_and_within_the_layer(units):
     assert counts[0] == 0 and counts[1] >= 1 and counts[-1] <= units
     if units == 512:
         assert all(count % 16 == 0 for count in counts)
-
-
-def world():
-    from mpi4py import MPI
-
-    return MPI.COMM_WORLD
-
-
-def digits(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.Tensor]:
-    """The model and a batch of images for it, on the meta device."""
-    with torch.device("meta"):
-        module = models.build("digits", (1, 8, 8), 10).to(dtype)
-    return module, torch.empty((16, 1, 8, 8), dtype=dtype, device="meta")
 
 
 def measured(**values) -> Profile:

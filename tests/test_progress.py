@@ -6,6 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
+from helpers.terminals import STAMP
 from hetmp.run.metrics import KINDS
 from hetmp.run.progress import About
 from hetmp.run.progress.bars import ASCII, BLOCKS, apart, curve, done_bar, spent_bar
@@ -13,8 +14,6 @@ from hetmp.run.progress.frame import Frame, rows_for
 from hetmp.run.progress.lines import clock_text, epoch_line, rate_text, step_line, waiting_line
 from hetmp.run.progress.status import POINTS, RECENT, Curve, Standing
 from hetmp.run.progress.view import SIGN_OF_LIFE_SECONDS, Lines
-
-STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
 
 
 class Clock:

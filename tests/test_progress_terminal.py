@@ -9,10 +9,9 @@ import sys
 import pytest
 
 import hetmp
+from helpers.running import HERE, MPIRUN, TRAIN, environment, hetmp_run
+from helpers.terminals import STAMP, Terminal, plain, screen
 from hetmp.run.progress.terminal import Process, find_terminal
-from running import HERE, MPIRUN, TRAIN, environment, hetmp_run
-from terminals import Terminal, plain, screen
-from test_progress import STAMP
 
 PROGRAM = (sys.executable, "-m", "hetmp.cli", *TRAIN)
 HIDDEN = "\x1b[?25l"
@@ -41,7 +40,7 @@ def terminal():
 
 # --- which terminal -------------------------------------------------------------------------------
 
-MODULE = HERE.parent / "src" / "hetmp" / "progress" / "terminal.py"
+MODULE = HERE.parent / "src" / "hetmp" / "run" / "progress" / "terminal.py"
 FOUND = f"""
 import os, runpy, sys
 found = runpy.run_path("{MODULE}")["find_terminal"](sys.stdout)

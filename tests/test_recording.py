@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import hetmp
+from helpers.saving import network, optimizer, sliced, steps, uneven, world
 from hetmp.slicing import Tuning
 from hetmp.slicing.recording import FirstSteps, Recorder, layer_times
 from hetmp.slicing.recording.memory import memory_held
 from hetmp.slicing.recording.recorder import PHASES, computed
-from saving import network, optimizer, sliced, steps, uneven, world
 
 DEVICE = torch.device("cpu")
 SCHEMES = {"3": "inputs", "6": "whole"}

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-import recorded
+from helpers import recorded
+from helpers.running import environment, hetmp_run, refused
 from hetmp.core.errors import HetmpError
 from hetmp.tools.report import read_runs, write_report
-from running import environment, hetmp_run, refused
 
 VOID = {"meta", "link", "br", "img"}
 

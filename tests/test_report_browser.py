@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from running import TRAIN, hetmp_run
+from helpers.running import TRAIN, hetmp_run
 
 CONTRAST = 4.5
 """Of text and its ground, as WCAG 2 asks of level AA."""

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-import recorded
+from helpers import recorded
 from hetmp.core.errors import HetmpError
 from hetmp.tools.report.head import ended, facts
 from hetmp.tools.report.measures import WINDOWS, curve, members, shares, step_times, throughput

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import hetmp
-from data_files import digit_parts, write_npz
-from data_folders import write_folder
+from helpers.data_files import digit_parts, write_npz
+from helpers.data_folders import write_folder
+from helpers.saving import ranks, shared, uneven, world
 from hetmp.run.config import train_config
 from hetmp.run.config_file import read_config
 from hetmp.run.train import train
-from saving import ranks, shared, uneven, world
 
 pytestmark = [pytest.mark.mpi, pytest.mark.few_ranks]
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import hetmp
-from data_files import digit_parts, write_cifar10, write_mnist, write_npz
-from data_folders import write_folder, write_hdf5, write_scene
+from helpers.data_files import digit_parts, write_cifar10, write_mnist, write_npz
+from helpers.data_folders import write_folder, write_hdf5, write_scene
+from helpers.running import hetmp_run, refused
+from helpers.saving import ranks, shared, uneven, world
 from hetmp import data
 from hetmp.cluster import AgreedError
 from hetmp.run.config import train_config
 from hetmp.run.train import train
-from running import hetmp_run, refused
-from saving import ranks, shared, uneven, world
 
 pytestmark = pytest.mark.few_ranks
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from comparison import SCHEMES, make_plan
+from helpers.comparison import SCHEMES, make_plan
+from helpers.scheduling import GATHER, check_states, told
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import FULL, Sliced
 from hetmp.slicing.graph import read_graph
 from hetmp.slicing.schedule import CallStep, Schedule, make_schedule
-from scheduling import GATHER, check_states, told
 
 EXAMPLE = torch.empty(2, 3, 12, 12)
 

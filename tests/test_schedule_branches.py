@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from helpers.reading import Running, read
+from helpers.scheduling import GATHER, check_states, told
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout, Partition, Piece
 from hetmp.core.state import FULL, PARTIAL, Sliced
@@ -15,8 +17,6 @@ from hetmp.slicing.channel_groups import plan_from_weights
 from hetmp.slicing.graph import read_graph
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule, make_schedule
-from reading import Running, read
-from scheduling import GATHER, check_states, told
 
 WEIGHTS = (3, 0, 2)
 

@@ -6,32 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_network import diverging
 
 import hetmp
-from hetmp.cluster import AgreedError
+from helpers.everywhere import DIGITS, STEPS, folder, refused_everywhere, same_everywhere
+from helpers.plain_training import plain_run
+from helpers.planning import CPU, digits, world
 from hetmp.core.errors import HetmpError
 from hetmp.planner.profiling import Budget, device_title, links, profile_model
 from hetmp.run.config import train_config
 from hetmp.run.train import train
 from hetmp.slicing.graph import ModelGraph, fingerprint
-from own_network import diverging
-from test_profiling import CPU, digits, world
-from test_train import plain_run
-
-STEPS = 3
-
-DIGITS = {"model": "digits", "data": "digits", "dtype": "float64", "steps": STEPS, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
 def small_caches(monkeypatch):
     """Links are measured with little between exchanges: their times matter to no test."""
     monkeypatch.setattr(links, "CACHE", 1 << 12)
-
-
-def folder(tmp_path: Path) -> Path:
-    """Rank 0's folder, on every rank."""
-    return Path(world().bcast(str(tmp_path)))
 
 
 def graph_of_digits() -> ModelGraph:
@@ -57,21 +48,6 @@ def saved(plan: hetmp.Plan, path: Path) -> Path:
         plan.save(path)
     world().Barrier()
     return path
-
-
-def same_everywhere(result) -> None:
-    assert len({repr(other) for other in world().allgather(result)}) == 1
-
-
-def refused_everywhere(message: str, **values) -> None:
-    """Every rank raises the same."""
-    told = None
-    try:
-        train(train_config(**(DIGITS | values)))
-    except AgreedError as error:
-        told = str(error)
-    assert set(world().allgather(told)) == {told}
-    assert told is not None and message in told
 
 
 def test_weights_auto_and_a_profile_belong_together():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hetmp
-from comparison import (
+from helpers.comparison import (
     SCHEMES,
     WEIGHTS,
     adam,

@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import hetmp
-from comparison import batch, mean_loss, rank_loss, seeded
-from paired import IMAGES, PLANS, Pair, small, with_a_lazy_rank
+from helpers.comparison import batch, mean_loss, rank_loss, seeded
+from helpers.paired import IMAGES, PLANS, Pair, small, with_a_lazy_rank
 
 pytestmark = pytest.mark.mpi
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import hetmp
-from comparison import batch, mean_loss, rank_loss, seeded
-from paired import IMAGES, PLANS, Pair, small, with_a_lazy_rank, with_lazy_ranks
+from helpers.comparison import batch, mean_loss, rank_loss, seeded
+from helpers.paired import IMAGES, PLANS, Pair, small, with_a_lazy_rank, with_lazy_ranks
 
 pytestmark = pytest.mark.mpi
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from comparison import batch, compare_training, mean_loss, rank_loss, seeded
-from paired import IMAGES, PLANS, Pair, small, with_a_lazy_rank
+from helpers.comparison import batch, compare_training, mean_loss, rank_loss, seeded
+from helpers.paired import IMAGES, PLANS, Pair, small, with_a_lazy_rank
 
 pytestmark = pytest.mark.mpi
 

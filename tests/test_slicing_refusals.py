@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import hetmp
-from comparison import batch, make_plan, world_size
+from helpers.comparison import batch, make_plan, world_size
 from hetmp.cluster import AgreedError
 
 pytestmark = pytest.mark.mpi

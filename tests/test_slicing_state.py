@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import hetmp
-from comparison import (
+from helpers.comparison import (
     WEIGHTS,
     Differences,
     batch,

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from fake_slurm import FakeSlurm
+from helpers.fake_slurm import FakeSlurm
+from helpers.running import LAUNCHERS, TRAIN, hetmp_run, refused
 from hetmp.cluster import check_world
 from hetmp.cluster.slurm import component_tasks, cpus_per_task, gpus_per_task, node_kind, safe_name
 from hetmp.core.errors import HetmpError
-from running import LAUNCHERS, TRAIN, hetmp_run, refused
 
 TWO_KINDS = {
     "SLURM_HET_SIZE": "2",

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import hetmp
-from comparison import WEIGHTS, world_size
+from helpers.comparison import WEIGHTS, world_size
+from helpers.saving import ranks, shared, world
 from hetmp import models
 from hetmp.core.errors import HetmpError
 from hetmp.run.config import train_config
 from hetmp.run.train import train
-from saving import ranks, shared, world
 
 pytestmark = pytest.mark.few_ranks
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import hetmp
-from comparison import WEIGHTS, Differences, batch, pick_weights, seeded, world_size
+from helpers.comparison import WEIGHTS, Differences, batch, pick_weights, seeded, world_size
 from hetmp.cluster import AgreedError
 from hetmp.run.config import TrainConfig, train_config
 from hetmp.run.precision import autocast_of, casting, wire_of

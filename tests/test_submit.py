@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from rich.console import Console
 from rich.progress import Progress
 
-from fake_slurm import FakeSlurm
+from helpers.fake_slurm import FakeSlurm
 from hetmp.cli.commands.submit import submit as submit_command
 from hetmp.cluster.slurm import called, chosen_mpi_type, commands, fitting, offered_mpi_types
 from hetmp.core.errors import HetmpError

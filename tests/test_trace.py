@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import pytest
 
+from helpers.running import hetmp_run, refused
 from hetmp.cluster import ClockOffset
 from hetmp.exchange import Counter
 from hetmp.slicing.recording import Place
 from hetmp.tools.trace.chrome import EXCHANGES, WORK, chrome_trace
 from hetmp.tools.trace.rank_part import Exchanged, OnRootsClock, RankPart, Slice, TracedStep
-from running import hetmp_run, refused
 
 TRACE = ("trace", "--model", "digits", "--data", "digits", "--batch-size", "50")
 

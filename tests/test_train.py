@@ -1,22 +1,19 @@
 """A whole training run equals the one that plain torch makes of the same batches."""
 
 import json
-import math
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
-from torch import nn
 
 import hetmp
+from helpers.plain_training import STEPS, plain_run
 from hetmp import data, models
 from hetmp.run.config import train_config
 from hetmp.run.train import train
 
 pytestmark = pytest.mark.mpi
-
-STEPS = 30
 
 
 def world():
@@ -46,44 +43,6 @@ def run(tmp_path: Path, weights: tuple[float, ...], **values):
 
 def losses(records) -> torch.Tensor:
     return torch.tensor([r["loss"] for r in records if r["kind"] == "step"], dtype=torch.float64)
-
-
-def plain_run(
-    optimizer_name: str,
-    clip: float | None,
-    dtype: torch.dtype = torch.float64,
-    steps: int = STEPS,
-    lr: float = 0.05,
-    model: str = "digits",
-):
-    """The same run in plain torch on one process, written out independently."""
-    torch.manual_seed(0)
-    digits = data.load("digits", seed=0)
-    net = models.build(model, digits.input_shape, digits.classes).to(dtype)
-    optimizer: torch.optim.Optimizer
-    if optimizer_name == "adamw":
-        optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.0)
-    else:
-        optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
-    curve = []
-    for epoch in range(steps):
-        for images, labels in data.batches(digits.train, 64, seed=0, epoch=epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * (1 + math.cos(math.pi * len(curve) / steps)) / 2
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(net(images.to(dtype)), labels)
-            loss.backward()
-            if clip is not None:
-                nn.utils.clip_grad_norm_(net.parameters(), clip)
-            optimizer.step()
-            curve.append(loss.item())
-            if len(curve) == steps:
-                net.eval()
-                test = digits.test
-                with torch.no_grad():
-                    right = net(test.images.to(dtype)).argmax(1) == test.labels
-                return torch.tensor(curve, dtype=torch.float64), net, float(right.double().mean())
-    raise AssertionError("unreachable")
 
 
 @pytest.mark.parametrize(("optimizer", "clip"), [("sgd", None), ("sgd", 0.5), ("adamw", 2.0)])

@@ -7,8 +7,17 @@ import torch
 from torch import nn
 
 import hetmp
-from comparison import WEIGHTS, adam, batch, compare_training, make_plan, pick_weights, seeded, sgd
-from test_slicing_branches import IMAGES, Everything
+from cases.branches import IMAGES, Everything
+from helpers.comparison import (
+    WEIGHTS,
+    adam,
+    batch,
+    compare_training,
+    make_plan,
+    pick_weights,
+    seeded,
+    sgd,
+)
 
 pytestmark = pytest.mark.mpi
 

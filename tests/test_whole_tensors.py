@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from exchange_reference import layouts, numbers, put_together, share
+from helpers.exchange_reference import layouts, numbers, put_together, share
 from hetmp.cluster import Group
 from hetmp.core.state import FULL, Sliced
 from hetmp.exchange import collect, distribute

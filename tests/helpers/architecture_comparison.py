@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hetmp
-from architectures import Architecture, tensors
-from comparison import MIXING, Differences, mean_loss, rank_loss, seeded, sgd
+from cases.architectures import Architecture, tensors
+from helpers.comparison import MIXING, Differences, mean_loss, rank_loss, seeded, sgd
 from hetmp.core.state import FULL
 from hetmp.ops import filled
 from hetmp.slicing.graph import ModelGraph, Node, Trace

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-SCRIPT = Path(__file__).resolve().parent / "cluster" / "cluster.sh"
+SCRIPT = Path(__file__).resolve().parents[1] / "cluster" / "cluster.sh"
 
 FOLDER = Path(os.environ.get("HETMP_CLUSTER_DIR", "/tmp/hetmp-cluster-tests"))
 """The cluster's own folder: a cluster that somebody has up for trials is another one."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from architectures.architecture import RGB, Architecture, Shapes
+from cases.architectures.architecture import RGB, Architecture, Shapes
 
 _MANY: Shapes = ((12, 3, 64, 64),)
 """For those whose batch norms see few values per image."""

@@ -100,3 +100,7 @@ def screen(printed):
             lines[line][column] = character
             column += 1
     return ["".join(told).rstrip() for told in lines], (line, column)
+
+
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
+"""What a line of progress begins with where there is no terminal."""

@@ -5,7 +5,7 @@ import copy
 from torch import nn
 
 import hetmp
-from comparison import Differences, make_plan, sgd, world_size
+from helpers.comparison import Differences, make_plan, sgd, world_size
 
 IMAGES = (4, 3, 6, 6)
 

@@ -141,3 +141,19 @@ def made_up_profile(
         devices=tuple(devices),
         links=links_of(latency, bandwidth, len(speeds)),
     )
+
+
+CPU = torch.device("cpu")
+
+
+def digits(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.Tensor]:
+    """The model and a batch of images for it, on the meta device."""
+    with torch.device("meta"):
+        module = models.build("digits", (1, 8, 8), 10).to(dtype)
+    return module, torch.empty((16, 1, 8, 8), dtype=dtype, device="meta")
+
+
+def world():
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from architectures.architecture import (
+from cases.architectures.architecture import (
     CUBE,
     GRAY,
     RGB,

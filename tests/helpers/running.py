@@ -9,9 +9,10 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from warm_start import Warm
+from helpers.warm_start import Warm
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
+PROGRAMS = HERE / "programs"
 MPIRUN = HERE.parent / "scripts" / "mpirun.sh"
 LAUNCHERS = re.compile(r"^(OMPI|PMI|PMIX|PRTE|MPI_LOCAL|SLURM|HYDRA)")
 TRAIN = ("train", "--model", "digits", "--data", "digits", "--batch-size", "100")
@@ -26,7 +27,7 @@ def environment(**more):
     A variable that is None is not set.
     """
     clean = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
-    short = {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    short = {"PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
     variables = clean | short | {"HETMP_GRACE_SECONDS": "1"} | more
     return {name: value for name, value in variables.items() if value is not None}
 
@@ -75,3 +76,12 @@ def refused(done, *words, code=None):
     for word in words:
         assert word in said[0]
     return said[0]
+
+
+def invoked(*arguments):
+    """Run a command that needs no MPI within this process."""
+    from click.testing import CliRunner
+
+    from hetmp.cli.program import commands
+
+    return CliRunner().invoke(commands, list(map(str, arguments)), catch_exceptions=False)

@@ -6,9 +6,8 @@ The networks for it are here, too: they are large, and cheap to compute.
 import sys
 from collections.abc import Sequence
 
-from torch import nn
-
 from memory_limited import limit
+from torch import nn
 
 WIDTH, DEPTH = 2048, 10
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import hetmp
-from comparison import (
+from helpers.comparison import (
     WEIGHTS,
     Differences,
     batch,

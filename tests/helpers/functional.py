@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from comparison import batch, compare_training, make_plan, pick_weights, seeded, world_size
+from helpers.comparison import batch, compare_training, make_plan, pick_weights, seeded, world_size
 from hetmp.core.state import Sliced
 from hetmp.slicing.graph import read_graph
 from hetmp.slicing.schedule import CallStep

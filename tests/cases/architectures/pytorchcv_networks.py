@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from architectures.architecture import Architecture, Shapes, called
+from cases.architectures.architecture import Architecture, Shapes, called
 
 _FULL: Shapes = ((2, 3, 224, 224),)
 _SMALL: Shapes = ((4, 3, 96, 96),)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from architectures.architecture import RGB, Architecture
+from cases.architectures.architecture import RGB, Architecture
 
 
 def _from_name(name: str, **kwargs: Any):

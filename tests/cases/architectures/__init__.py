@@ -4,11 +4,11 @@ Each is built with random weights, in the size that its package gives it unless 
 for a test; the images are small. Nothing is downloaded. A file per package.
 """
 
-from architectures.architecture import Architecture, tensors
-from architectures.monai_networks import MONAI
-from architectures.other_networks import OTHERS
-from architectures.pytorchcv_networks import PYTORCHCV
-from architectures.transformers_networks import TRANSFORMERS
+from cases.architectures.architecture import Architecture, tensors
+from cases.architectures.monai_networks import MONAI
+from cases.architectures.other_networks import OTHERS
+from cases.architectures.pytorchcv_networks import PYTORCHCV
+from cases.architectures.transformers_networks import TRANSFORMERS
 
 ARCHITECTURES = (*MONAI, *OTHERS, *TRANSFORMERS, *PYTORCHCV)
 

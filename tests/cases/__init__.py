@@ -1,0 +1,1 @@
+"""Tables of modules and functions that more than one test runs through."""

@@ -1,0 +1,1 @@
+"""What tests share: running the program, comparing with plain torch, making data."""
