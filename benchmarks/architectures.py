@@ -36,9 +36,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import hetmp  # noqa: E402
 from architecture_comparison import STEPS, compare, figures  # noqa: E402
 from architectures import ARCHITECTURES, Architecture  # noqa: E402
+
+import hetmp  # noqa: E402
 
 WEIGHTS = {3: ((70, 25, 5), (1, 2, 3)), 5: ((3, 0, 2, 1, 2),)}
 """Number of ranks -> their weights, each in turn."""

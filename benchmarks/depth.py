@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import hetmp
 from hetmp.models.densenet import DenseBlock
 from hetmp.models.resnet import BasicBlock
-from hetmp.slicing.schedule import make_schedule
+from hetmp.slicing.scheduler import schedule_model
 from hetmp.slicing.table import make_table
 
 MB = 1e6
@@ -122,7 +122,7 @@ class Timer:
 def _phases(timer: Timer, module: nn.Module, x: Tensor, weights: list[int]) -> None:
     graph = timer("read", lambda: hetmp.read_graph(module, x))
     plan = timer("plan", lambda: hetmp.plan_from_weights(graph, weights))
-    schedule = timer("schedule", lambda: make_schedule(graph, plan))
+    schedule = timer("schedule", lambda: schedule_model(graph, plan))
     timer("table", lambda: make_table(graph, schedule))
 
 

@@ -42,14 +42,14 @@ from hetmp.planner import Links, PlanOptions, Prediction, Tables, make_plan, pre
 from hetmp.planner.profiling import Budget, Profile, profile_model
 from hetmp.slicing import make_table
 from hetmp.slicing.graph import ModelGraph, read_graph
-from hetmp.slicing.schedule import make_schedule
+from hetmp.slicing.scheduler import schedule_model
 
 
 def predicted(graph: ModelGraph, profile: Profile, plan: hetmp.Plan) -> Prediction:
     """A step by a plan for all ranks of a profile, or for its members."""
     members = plan.members
     own = plan.of_members()
-    schedule = make_schedule(graph, own)
+    schedule = schedule_model(graph, own)
     tables = Tables([profile.devices[rank] for rank in members])
     links = Links(profile.links, len(profile.devices), len(members))
     table = make_table(graph, schedule)
@@ -86,7 +86,7 @@ def plans(graph: ModelGraph, profile: Profile, only: list[str]) -> dict[str, het
         if number % 2:
             try:
                 changed = inputs.with_layer(layer.name, scheme="inputs")
-                make_schedule(graph, changed)
+                schedule_model(graph, changed)
             except hetmp.HetmpError:
                 continue
             inputs = changed
@@ -121,7 +121,7 @@ def ideal(graph: ModelGraph, profile: Profile) -> float:
 def floor_of_tables(graph: ModelGraph, profile: Profile) -> float:
     """Seconds of a step by the plan with all ranks, if exchanges took no time."""
     plan = make_plan(graph, profile, PlanOptions(leave_out=False, schemes=False)).plan
-    schedule = make_schedule(graph, plan)
+    schedule = schedule_model(graph, plan)
     tables, links = Tables(profile.devices), Links(profile.links, len(profile.devices), 1)
     table = make_table(graph, schedule)
     return predict(graph, schedule, table, tables, links, profile.batch_size).seconds

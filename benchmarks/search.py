@@ -28,7 +28,8 @@ from hetmp.planner.profiling import (
 )
 from hetmp.slicing.channel_groups import plan_from_weights
 from hetmp.slicing.graph import ModelGraph, read_graph
-from hetmp.slicing.schedule import CallStep, make_schedule
+from hetmp.slicing.schedule import CallStep
+from hetmp.slicing.scheduler import schedule_model
 
 KINDS = {"new": 100.0, "old": 30.0, "cpu": 1.0}
 
@@ -48,7 +49,7 @@ def chain(layers: int, widths: int) -> nn.Module:
 def device(name: str, speed: float, graph: ModelGraph) -> DeviceProfile:
     """Made-up times: a line with a first step, the same for every layer."""
     works = {}
-    for step in make_schedule(graph, plan_from_weights(graph, [1, 1])).training.steps:
+    for step in schedule_model(graph, plan_from_weights(graph, [1, 1])).training.steps:
         if not isinstance(step, CallStep):
             continue
         work, kind, state = step_work(step)

@@ -16,7 +16,8 @@ from hetmp.core.state import Sliced
 from hetmp.models import build
 from hetmp.slicing.channel_groups import channel_groups, plan_from_weights
 from hetmp.slicing.graph import ModelGraph, read_graph
-from hetmp.slicing.schedule import CallStep, ExchangeStep, make_schedule
+from hetmp.slicing.schedule import CallStep, ExchangeStep
+from hetmp.slicing.scheduler import schedule_model
 
 
 def conv(before: int, after: int, **options) -> nn.Conv2d:
@@ -381,7 +382,7 @@ def test_the_default_plan_for_any_weights(name, weights):
 def test_what_is_tied_meets_without_an_exchange(name, weights):
     """Slices never move to other ranks, and no layer with groups has one cut."""
     graph = graph_of(name)
-    made = make_schedule(graph, plan_from_weights(graph, weights))
+    made = schedule_model(graph, plan_from_weights(graph, weights))
     check_states(made)
     for step in made.steps:
         if isinstance(step, ExchangeStep):

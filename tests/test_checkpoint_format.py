@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hetmp.checkpoint.cadence import Cadence
 from hetmp.checkpoint.catalog import opened
 from hetmp.checkpoint.folder import Folder
-from hetmp.checkpoint.format import LEAF_BYTES, Shape, digest_of, escaped, unescaped
+from hetmp.checkpoint.format import LEAF_BYTES, StoredShape, digest_of, escaped, unescaped
 from hetmp.checkpoint.items import Item, as_stored, dtype_name, from_stored, tensor_item
 from hetmp.checkpoint.regions import Cut, pack, pick, place, unpack
 from hetmp.checkpoint.save_load import about_this_process
@@ -85,7 +85,7 @@ def test_names_come_back_and_are_no_paths(name):
      ((1000, 1024), 256, (256, 1024))],
 )  # fmt: skip
 def test_chunks_are_whole_rows_of_about_a_mebibyte(sizes, rows, chunks):
-    shape = Shape(sizes, 4)
+    shape = StoredShape(sizes, 4)
     assert (shape.rows, shape.chunks) == (rows, chunks)
 
 

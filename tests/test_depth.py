@@ -11,7 +11,7 @@ import hetmp
 from hetmp.core.open_axis import Axis
 from hetmp.slicing.channel_groups import channel_groups
 from hetmp.slicing.graph import ModelGraph
-from hetmp.slicing.schedule import make_schedule
+from hetmp.slicing.scheduler import schedule_model
 from hetmp.slicing.table import make_table
 
 BLOCKS = 40
@@ -84,7 +84,7 @@ def test_the_work_grows_as_the_layers_do(build):
 
         def work(graph: ModelGraph = graph) -> None:
             plan = hetmp.plan_from_weights(graph, [3, 2, 1])
-            make_table(graph, make_schedule(graph, plan))
+            make_table(graph, schedule_model(graph, plan))
 
         counts.append(calls_made(work))
     # Linear work adds twice as much for twice the blocks; what is quadratic adds four times.

@@ -9,7 +9,7 @@ from helpers.comparison import batch, make_plan, pick_weights, rank_loss, seeded
 from hetmp.cluster import Group
 from hetmp.core.partition import Layout, Partition
 from hetmp.core.state import FULL, Sliced
-from hetmp.ops import Call, Flow, KeyedDropout, Ref, Run, Value, rule_for
+from hetmp.ops import Call, Flow, KeyedDropout, OperatorRun, Ref, Value, rule_for
 
 IMAGES = (4, 3, 6, 6)
 
@@ -166,7 +166,7 @@ def test_whole_channels_of_a_sample_are_dropped(layer, shape):
     from mpi4py import MPI
 
     call = Call(layer, (Ref("x"),), {}, {"x": Value(sizes=(shape,))}, Value(sizes=(shape,)))
-    run = Run(call, Flow({"x": FULL}, FULL), None, FULL)
+    run = OperatorRun(call, Flow({"x": FULL}, FULL), None, FULL)
     local = rule_for(layer).local(run, Group(MPI.COMM_SELF), torch.device("cpu"))
     local.key = 7
     y = local(torch.ones(shape)).flatten(2)

@@ -18,7 +18,7 @@ from helpers.exchange_reference import (
 )
 from hetmp.cluster import Group
 from hetmp.core.state import FULL, PARTIAL, Sliced
-from hetmp.exchange import Carriage, Entry, Exchange, leave
+from hetmp.exchange import BackwardSum, Carriage, Exchange, leave
 
 pytestmark = [pytest.mark.mpi, pytest.mark.every_size]
 
@@ -211,7 +211,7 @@ def test_entry_sums_the_gradients_of_all_tensors_at_once(group):
     ]
     for i in (0, 1, 2):
         tensors[i].requires_grad_()
-    entry = Entry(group)
+    entry = BackwardSum(group)
     entered = entry(*tensors)
     for one, tensor in zip(entered, tensors, strict=True):
         assert torch.equal(one, tensor)
@@ -231,7 +231,7 @@ def test_entry_sums_the_gradients_of_all_tensors_at_once(group):
 
 def test_entry_sums_zeros_for_a_tensor_that_one_rank_did_not_use(group):
     first, second = torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)
-    one, other = Entry(group)(first, second)
+    one, other = BackwardSum(group)(first, second)
     last = group.size - 1
     (one.sum() if group.rank != last else one.sum() + 2 * other.sum()).backward()
     assert torch.equal(first.grad, torch.full((3,), float(group.size)))
@@ -239,7 +239,7 @@ def test_entry_sums_zeros_for_a_tensor_that_one_rank_did_not_use(group):
 
 
 def test_entry_of_nothing_that_needs_a_gradient(group):
-    entry = Entry(group)
+    entry = BackwardSum(group)
     x = torch.ones(2)
     (entered,) = entry(x)
     assert entered is x
@@ -252,7 +252,7 @@ def test_entry_of_nothing_that_needs_a_gradient(group):
 def test_what_entered_may_be_changed_in_place(group):
     """As an in-place activation in front of the first layer does."""
     x = torch.ones(3, requires_grad=True)
-    (entered,) = Entry(group)(x * 1)
+    (entered,) = BackwardSum(group)(x * 1)
     entered.mul_(group.rank + 2.0).sum().backward()
     assert torch.equal(x.grad, torch.full((3,), sum(r + 2.0 for r in range(group.size))))
 
@@ -276,7 +276,7 @@ def test_what_left_may_be_changed_in_place(group):
 def test_what_no_rank_used_has_no_gradient(group):
     """None, not zeros: an optimizer would decay a parameter that the loss does not see."""
     first, second = torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)
-    one, _ = Entry(group)(first, second)
+    one, _ = BackwardSum(group)(first, second)
     one.sum().backward()
     assert torch.equal(first.grad, torch.full((3,), float(group.size)))
     assert second.grad is None

@@ -9,7 +9,7 @@ from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout, Partition
 from hetmp.core.state import FULL, PARTIAL, Sliced
-from hetmp.exchange import Carriage, Entry, Exchange, collectives, dual
+from hetmp.exchange import BackwardSum, Carriage, Exchange, collectives, dual
 
 pytestmark = [pytest.mark.mpi, pytest.mark.every_size]
 
@@ -142,7 +142,7 @@ def test_messages_above_the_limit_go_in_rounds(group, limit, monkeypatch):
 def test_the_entry_goes_in_rounds_too(group, limit, monkeypatch):
     monkeypatch.setattr(collectives, "MAX_COUNT", limit)
     x = numbers((5, 11), 1).requires_grad_()
-    (entered,) = Entry(group)(x)
+    (entered,) = BackwardSum(group)(x)
     gradients = [numbers((5, 11), 2 + rank) for rank in range(group.size)]
     entered.backward(gradients[group.rank])
     assert torch.equal(x.grad, sum(gradients))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import hetmp
 from helpers.comparison import compare_training, make_plan, pick, pick_weights, seeded
 from hetmp.core.state import FULL, Sliced, State
-from hetmp.ops import LAYERS, Call, Cuts, Rule, Run, cut_along, known_layers, rule_for
+from hetmp.ops import LAYERS, Call, Cuts, OperatorRun, Rule, cut_along, known_layers, rule_for
 from hetmp.slicing.graph import read_graph
 from hetmp.slicing.schedule import CallStep
 
@@ -34,7 +34,7 @@ class ScaleRule(Rule):
 
     runs_empty = False
 
-    def cuts(self, run: Run) -> Cuts:
+    def cuts(self, run: OperatorRun) -> Cuts:
         return cut_along(run.layer, {"weight": 0}, run.source)
 
     def gives(self, call: Call, source: Sliced) -> State | None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from helpers.saving import shared, world
 from hetmp.cluster import Group, arranged, side_by_side
-from hetmp.cluster.placement import Place, placement_table, show_placement
+from hetmp.cluster.placement import RankPlace, placement_table, show_placement
 from hetmp.core.partition import apportion
 from hetmp.run.config import train_config
 
@@ -124,7 +124,7 @@ def test_arranged_ranks_train_the_same_each_with_what_it_was_told(tmp_path, monk
 
 # --- what is shown --------------------------------------------------------------------------------
 
-PLACE = Place(
+PLACE = RankPlace(
     host="n1", kind="fast", device="a processor", cores=8, threads=4, memory=3 << 30
 )  # fmt: skip
 

@@ -33,7 +33,8 @@ from hetmp.slicing import make_table
 from hetmp.slicing.channel_groups import channel_groups
 from hetmp.slicing.graph import fingerprint
 from hetmp.slicing.plan import Plan
-from hetmp.slicing.schedule import CallStep, ExchangeStep, make_schedule
+from hetmp.slicing.schedule import CallStep, ExchangeStep
+from hetmp.slicing.scheduler import schedule_model
 
 # --- counts
 
@@ -292,7 +293,7 @@ def chain(speeds):
 
 
 def predicted(graph, plan, tables, links):
-    schedule = make_schedule(graph, plan)
+    schedule = schedule_model(graph, plan)
     return predict(graph, schedule, make_table(graph, schedule), tables, links, BATCH)
 
 
@@ -544,12 +545,12 @@ def test_a_plan_of_a_shipped_model_can_be_run(name, bandwidth):
     graph = read_model(name, SHIPPED[name])
     profile = made_up_profile(graph, [2, 1, 0.3], latency=1e-6, bandwidth=bandwidth)
     planned = make_plan(graph, profile, PlanOptions(leave_out=False))
-    schedule = make_schedule(graph, planned.plan)
+    schedule = schedule_model(graph, planned.plan)
     assert schedule.ranks == 3
     for layer in planned.plan.layers:
         assert sum(layer.counts) == layer.channels
     if bandwidth > 1e10:
-        plain = make_schedule(graph, plan_from_weights(graph, [2, 1, 0.3]))
+        plain = schedule_model(graph, plan_from_weights(graph, [2, 1, 0.3]))
         made, usual = (
             sum(isinstance(step, ExchangeStep) for step in s.training.steps)
             for s in (schedule, plain)
@@ -563,7 +564,7 @@ def test_the_work_of_channel_groups_is_all_the_work():
         graph = read_model(name, SHIPPED[name])
         tables = Tables(made_up_profile(graph, [1]).devices)
         found = channel_groups(graph)
-        schedule = make_schedule(graph, plan_from_weights(graph, [1, 1]))
+        schedule = schedule_model(graph, plan_from_weights(graph, [1, 1]))
         works = group_works(found, schedule)
         charged = sum(
             group_times(tables, works[group.number], group.units)[0, -1] for group in found.groups
@@ -615,5 +616,5 @@ def test_hundreds_of_layers_on_hundreds_of_ranks():
     planned = make_plan(graph, profile)
     assert planned.plan.ranks == 256
     assert len(planned.plan.layers) == 120
-    make_schedule(graph, planned.plan)
+    schedule_model(graph, planned.plan)
     assert torch.tensor([layer.counts for layer in planned.plan.layers]).sum() == 120 * 32

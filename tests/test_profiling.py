@@ -28,7 +28,8 @@ from hetmp.planner.profiling import step_work as work_of
 from hetmp.planner.profiling.measure import on_grid
 from hetmp.slicing import Tuning
 from hetmp.slicing.rehearsal import rehearsal_model
-from hetmp.slicing.schedule import CallStep, make_schedule
+from hetmp.slicing.schedule import CallStep
+from hetmp.slicing.scheduler import schedule_model
 
 
 @pytest.fixture(autouse=True)
@@ -342,7 +343,7 @@ def test_all_ranks_get_the_same_profile_with_all_that_a_plan_needs():
     graph = hetmp.read_graph(module, example)
     tables = Tables(profile.devices)
     for weights in ([1.0] * size, [70.0, 25.0, 5.0, 3.0, 2.0][:size]):
-        schedule = make_schedule(graph, hetmp.plan_from_weights(graph, weights))
+        schedule = schedule_model(graph, hetmp.plan_from_weights(graph, weights))
         steps = [step for step in schedule.training.steps if isinstance(step, CallStep)]
         assert steps
         for step in steps:
@@ -362,7 +363,7 @@ def test_all_ranks_get_the_same_profile_with_all_that_a_plan_needs():
                 assert times.forward[-1] > 0 and times.backward[-1] + times.parameters[-1] > 0
     planned = make_plan(graph, profile)
     assert planned.plan.ranks == size
-    make_schedule(graph, planned.plan)
+    schedule_model(graph, planned.plan)
 
 
 @pytest.mark.mpi(min_size=2)

@@ -11,7 +11,8 @@ from helpers.scheduling import GATHER, check_states, told
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import FULL, Sliced
 from hetmp.slicing.graph import read_graph
-from hetmp.slicing.schedule import CallStep, Schedule, make_schedule
+from hetmp.slicing.schedule import CallStep, Schedule
+from hetmp.slicing.scheduler import schedule_model
 
 EXAMPLE = torch.empty(2, 3, 12, 12)
 
@@ -25,7 +26,7 @@ def schedule(
     example: torch.Tensor | None = EXAMPLE,
 ) -> Schedule:
     module = nn.Sequential(*layers)
-    return make_schedule(read_graph(module, example), make_plan(module, weights, schemes))
+    return schedule_model(read_graph(module, example), make_plan(module, weights, schemes))
 
 
 def test_a_gather_waits_until_channelwise_work_is_done():
@@ -195,7 +196,7 @@ def test_states_pass_from_step_to_step(schemes, example):
 def test_a_plan_for_another_model(other, named):
     graph = read_graph(nn.Sequential(nn.Conv2d(3, 7, 1), nn.Conv2d(7, 5, 1)))
     with pytest.raises(HetmpError, match="the plan is for another model") as refused:
-        make_schedule(graph, make_plan(other(), WEIGHTS))
+        schedule_model(graph, make_plan(other(), WEIGHTS))
     refused.match(named)
 
 
@@ -204,4 +205,4 @@ def test_a_plan_that_names_a_layer_twice():
     plan = make_plan(module, WEIGHTS)
     twice = plan.model_copy(update={"layers": plan.layers * 2})
     with pytest.raises(HetmpError, match="more than once"):
-        make_schedule(read_graph(module), twice)
+        schedule_model(read_graph(module), twice)

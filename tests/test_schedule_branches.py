@@ -16,7 +16,8 @@ from hetmp.ops import Value
 from hetmp.slicing.channel_groups import plan_from_weights
 from hetmp.slicing.graph import read_graph
 from hetmp.slicing.plan import Plan
-from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule, make_schedule
+from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule
+from hetmp.slicing.scheduler import schedule_model
 
 WEIGHTS = (3, 0, 2)
 
@@ -25,7 +26,7 @@ def schedule(run, *, change=None, example=None, **layers: nn.Module) -> Schedule
     """What runs with the default plan, or with what *change* makes of it."""
     graph = read(run, example, **layers)
     plan = plan_from_weights(graph, WEIGHTS)
-    made = make_schedule(graph, plan if change is None else change(plan))
+    made = schedule_model(graph, plan if change is None else change(plan))
     check_states(made)
     return made
 
@@ -238,9 +239,9 @@ def test_layers_that_share_a_weight_are_whole():
     graph = read_graph(module)
     plan = plan_from_weights(graph, WEIGHTS)
     assert [layer.scheme for layer in plan.layers] == ["whole", "whole", "filters"]
-    assert told(make_schedule(graph, plan)) == ["Linear", "ReLU", "Linear", "Linear", GATHER]
+    assert told(schedule_model(graph, plan)) == ["Linear", "ReLU", "Linear", "Linear", GATHER]
     with pytest.raises(HetmpError, match=r"'2' \(Linear\) shares a parameter .* only whole"):
-        make_schedule(graph, plan.with_layer("2", scheme="filters"))
+        schedule_model(graph, plan.with_layer("2", scheme="filters"))
 
 
 def test_norms_that_share_a_slope_are_whole():
@@ -251,7 +252,7 @@ def test_norms_that_share_a_slope_are_whole():
     module = Shared(None, b=conv(3, 3), other=nn.BatchNorm2d(3))
     module.other.weight = module.norm.weight
     graph = read_graph(module)
-    made = make_schedule(graph, plan_from_weights(graph, WEIGHTS))
+    made = schedule_model(graph, plan_from_weights(graph, WEIGHTS))
     check_states(made)
     assert told(made) == ["Conv2d", GATHER, "BatchNorm2d", "Conv2d", GATHER, "BatchNorm2d"]
 

@@ -23,7 +23,7 @@ from hetmp.cli.commands.submit import submit as submit_command
 from hetmp.cluster.slurm import called, chosen_mpi_type, commands, fitting, offered_mpi_types
 from hetmp.core.errors import HetmpError
 from hetmp.tools.submit import TEMPLATES, Component, Submitted, follow, make_job, render, submit
-from hetmp.tools.submit.follow import Records, job_state
+from hetmp.tools.submit.follow import RecordTail, job_state
 from hetmp.tools.submit.follow import _show as show
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -515,7 +515,7 @@ def replace(path, text):
 
 
 def test_records_are_told_once_and_when_they_are_whole(metrics):
-    records = Records(metrics)
+    records = RecordTail(metrics)
     assert list(records.new()) == []
     metrics.write_text("")
     assert list(records.new()) == []
@@ -530,7 +530,7 @@ def test_records_are_told_once_and_when_they_are_whole(metrics):
 
 
 def test_a_resumed_run_is_told_from_where_it_goes_on(metrics):
-    records = Records(metrics)
+    records = RecordTail(metrics)
     metrics.write_text(lines(run_record(0), step(0), step(1), step(2)))
     assert len(list(records.new())) == 4
     # Step 2 was lost.
@@ -542,7 +542,7 @@ def test_a_resumed_run_is_told_from_where_it_goes_on(metrics):
 
 
 def test_a_resumed_run_whose_first_record_is_yet_to_come_tells_nothing_twice(metrics):
-    records = Records(metrics)
+    records = RecordTail(metrics)
     metrics.write_text(lines(run_record(0), step(0), step(1)))
     assert len(list(records.new())) == 3
     kept = lines(run_record(0), step(0))
@@ -556,7 +556,7 @@ def test_a_resumed_run_whose_first_record_is_yet_to_come_tells_nothing_twice(met
 
 
 def test_a_run_that_began_anew_is_told_from_its_start(metrics):
-    records = Records(metrics)
+    records = RecordTail(metrics)
     metrics.write_text(lines(run_record(0), step(0)))
     assert len(list(records.new())) == 2
     replace(metrics, "")

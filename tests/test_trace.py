@@ -9,7 +9,7 @@ import pytest
 from helpers.running import hetmp_run, refused
 from hetmp.cluster import ClockOffset
 from hetmp.exchange import Counter
-from hetmp.slicing.recording import Place
+from hetmp.slicing.recording import ExchangePlace
 from hetmp.tools.trace.chrome import EXCHANGES, WORK, chrome_trace
 from hetmp.tools.trace.rank_part import Exchanged, OnRootsClock, RankPart, Slice, TracedStep
 
@@ -170,7 +170,7 @@ def made_up(arrivals, length=0.010):
 
 
 def test_a_rank_waits_until_the_last_one_comes():
-    places = [Place("conv", "conv", "Allgatherv", "forward", Counter())]
+    places = [ExchangePlace("conv", "conv", "Allgatherv", "forward", Counter())]
     arrivals = (0.001, 0.002, 0.0070001)
     document = chrome_trace(made_up(arrivals), places, ["a", "b", "c"], 0, {})
     for rank, arrived in enumerate(arrivals):

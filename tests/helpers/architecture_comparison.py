@@ -16,7 +16,8 @@ from helpers.comparison import MIXING, Differences, mean_loss, rank_loss, seeded
 from hetmp.core.state import FULL
 from hetmp.ops import filled
 from hetmp.slicing.graph import ModelGraph, Node, Trace
-from hetmp.slicing.schedule import CallStep, ExchangeStep, make_schedule
+from hetmp.slicing.schedule import CallStep, ExchangeStep
+from hetmp.slicing.scheduler import schedule_model
 from hetmp.tools.explain import explain
 
 STEPS = 2
@@ -57,7 +58,7 @@ def figures(architecture: Architecture, weights: Sequence[float]) -> Figures:
 
 def figures_of(graph: ModelGraph, plan: hetmp.Plan) -> Figures:
     """What *plan* means for the network of *graph*."""
-    trace, program = graph.training, make_schedule(graph, plan).training
+    trace, program = graph.training, schedule_model(graph, plan).training
     calls = [step for step in program.steps if isinstance(step, CallStep)]
     work = [(_work(step.node, trace), step) for step in calls]
     total = sum(some for some, _ in work)

@@ -18,7 +18,8 @@ from hetmp.planner.profiling import (
 )
 from hetmp.slicing.channel_groups import plan_from_weights
 from hetmp.slicing.graph import ModelGraph, read_graph
-from hetmp.slicing.schedule import CallStep, make_schedule
+from hetmp.slicing.schedule import CallStep
+from hetmp.slicing.scheduler import schedule_model
 
 BATCH = 8
 
@@ -73,7 +74,7 @@ def made_up_works(graph: ModelGraph, costs: Costs, speed: float = 1.0) -> tuple[
             mixed = mixed.with_layer(node.path, scheme="inputs")
     works: dict[tuple[str, str], WorkTimes] = {}
     for plan in (plain, mixed):
-        for step in make_schedule(graph, plan).training.steps:
+        for step in schedule_model(graph, plan).training.steps:
             if not isinstance(step, CallStep):
                 continue
             work, kind, state = step_work(step)

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 
 from hetmp.core.state import FULL, PARTIAL, Full, Partial, Sliced
 from hetmp.ops import references
-from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Schedule, Step
+from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, ProgramStep, Schedule
 
 GATHER = "sliced -> full"
 
 
-def told(steps: Schedule | Iterable[Step]) -> list[str]:
+def told(steps: Schedule | Iterable[ProgramStep]) -> list[str]:
     """Each step: what is called, ``+ bias``, or the states of an exchange."""
     words = []
     for step in steps.steps if isinstance(steps, Schedule) else steps:

@@ -23,7 +23,7 @@ from hetmp.checkpoint.format import (
     META,
     OWNERS,
     VERSION,
-    Shape,
+    StoredShape,
     leaves,
     root_digest,
     stored_dtype,
@@ -68,9 +68,9 @@ class Stored:
     number: int
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> StoredShape:
         """How it is divided into chunks."""
-        return Shape(self.sizes, self.itemsize)
+        return StoredShape(self.sizes, self.itemsize)
 
 
 @dataclass(frozen=True)

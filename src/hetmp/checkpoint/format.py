@@ -77,7 +77,7 @@ def unescaped(link: str) -> str:
 
 
 @dataclass(frozen=True)
-class Shape:
+class StoredShape:
     """A dataset's shape and how it is divided into chunks, whole rows of the first axis.
 
     Attributes:
@@ -124,7 +124,7 @@ class Shape:
             yield first, min(first + step, self.sizes[0])
 
 
-def leaves(shape: Shape, numbers: npt.NDArray[np.generic]) -> list[bytes]:
+def leaves(shape: StoredShape, numbers: npt.NDArray[np.generic]) -> list[bytes]:
     """The SHA-256 of every chunk in *numbers*, those of whole chunks in order."""
     block = np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
     size = shape.rows * shape.row * shape.itemsize if shape.chunks else max(1, block.size)
@@ -142,4 +142,4 @@ def root_digest(sizes: Sequence[int], dtype: str, found: Iterable[bytes]) -> str
 
 def digest_of(array: npt.NDArray[np.generic], dtype: str) -> str:
     """The digest of an array that is at hand whole."""
-    return root_digest(array.shape, dtype, leaves(Shape(array.shape, array.itemsize), array))
+    return root_digest(array.shape, dtype, leaves(StoredShape(array.shape, array.itemsize), array))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hetmp.checkpoint.format import Shape, stored_dtype
+from hetmp.checkpoint.format import StoredShape, stored_dtype
 from hetmp.checkpoint.regions import Cut
 from hetmp.cluster import AgreedError, Group
 from hetmp.core.state import Sliced, State
@@ -34,9 +34,9 @@ class Item:
     local: npt.NDArray[np.generic]
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> StoredShape:
         """How it is divided into chunks."""
-        return Shape(self.sizes, self.local.dtype.itemsize)
+        return StoredShape(self.sizes, self.local.dtype.itemsize)
 
     @property
     def signature(self) -> str:

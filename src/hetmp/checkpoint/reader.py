@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hetmp.checkpoint.catalog import BLOCK_BYTES, Catalog, Stored, opened, under
 from hetmp.checkpoint.items import as_stored, dtype_name, from_stored
-from hetmp.checkpoint.redistribute import distribute, own_run, rounds
+from hetmp.checkpoint.redistribute import own_run, rounds, scatter_rows
 from hetmp.checkpoint.regions import Cut
 from hetmp.checkpoint.values import as_value, nested
 from hetmp.cluster import Group
@@ -195,7 +195,7 @@ def _read_slices(
             if own is not None and checkpoint.catalog is not None:
                 block = checkpoint.catalog.block(stored, own.first, own.last)
                 numbers = np.ascontiguousarray(block).reshape(-1)
-        distribute(group, cut, local, runs, shape.row, numbers)
+        scatter_rows(group, cut, local, runs, shape.row, numbers)
 
 
 def _some(paths: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)
-class Run:
+class RowRange:
     """Rows *first* to *last* of a tensor, in the hands of rank *owner*."""
 
     owner: int
@@ -25,16 +25,21 @@ class Run:
     last: int
 
 
-def rounds(blocks: Sequence[tuple[int, int]], owners: Sequence[int]) -> list[list[Run]]:
+def rounds(blocks: Sequence[tuple[int, int]], owners: Sequence[int]) -> list[list[RowRange]]:
     """The blocks of a tensor, a few at a time: each owner has at most one of them."""
     width = len(owners)
     return [
-        [Run(owner, *block) for owner, block in zip(owners, blocks[i : i + width], strict=False)]
+        [
+            RowRange(owner, *block)
+            for owner, block in zip(owners, blocks[i : i + width], strict=False)
+        ]
         for i in range(0, len(blocks), width)
     ]
 
 
-def collect(group: Group, cut: Cut, local: Array, runs: Sequence[Run], row: int) -> Array | None:
+def gather_rows(
+    group: Group, cut: Cut, local: Array, runs: Sequence[RowRange], row: int
+) -> Array | None:
     """The numbers of this rank's run, from everyone's slices; None without a run. Collective.
 
     Args:
@@ -63,10 +68,10 @@ def collect(group: Group, cut: Cut, local: Array, runs: Sequence[Run], row: int)
     return found
 
 
-def distribute(
-    group: Group, cut: Cut, local: Array, runs: Sequence[Run], row: int, run: Array | None
+def scatter_rows(
+    group: Group, cut: Cut, local: Array, runs: Sequence[RowRange], row: int, run: Array | None
 ) -> None:
-    """The inverse of ``collect``: hand *run* out; the slice *local* is written in place."""
+    """The inverse of ``gather_rows``: hand *run* out; the slice *local* is written in place."""
     matrix = cut.matrix(local, group.rank)
     own = own_run(group, runs)
     sent: dict[int, Array] = {}
@@ -84,7 +89,7 @@ def distribute(
         unpack(matrix, wanted[owner], part)
 
 
-def own_run(group: Group, runs: Sequence[Run]) -> Run | None:
+def own_run(group: Group, runs: Sequence[RowRange]) -> RowRange | None:
     """This rank's run; None without one."""
     return next((run for run in runs if run.owner == group.rank), None)
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from hetmp.checkpoint.format import leaves, root_digest
 from hetmp.checkpoint.items import Item, check_alike
 from hetmp.checkpoint.reader import verify
-from hetmp.checkpoint.redistribute import collect, own_run, rounds
+from hetmp.checkpoint.redistribute import gather_rows, own_run, rounds
 from hetmp.checkpoint.writers import ParallelWriter, StreamedWriter, Writer, has_parallel_hdf5
 from hetmp.cluster import Group, LoneGroup
 from hetmp.core.errors import FailedError, HetmpError, unknown_name
@@ -171,7 +171,7 @@ def _write_item(group: Group, writer: Writer, careful: _Careful, item: Item) -> 
         own = own_run(group, runs)
         numbers: npt.NDArray[np.generic] | None = None
         if item.cut is not None:
-            numbers = collect(group, item.cut, item.local, runs, shape.row)
+            numbers = gather_rows(group, item.cut, item.local, runs, shape.row)
         elif own is not None:
             numbers = item.local[own.first : own.last]
         rows = (own.first, own.last) if own is not None else (0, 0)

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.checkpoint.format import AXIS, DIGEST, DTYPE, META, OWNERS, Shape
+from hetmp.checkpoint.format import AXIS, DIGEST, DTYPE, META, OWNERS, StoredShape
 from hetmp.checkpoint.items import Item
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
@@ -165,7 +165,7 @@ def has_parallel_hdf5() -> bool:
 
 
 def _create(file: h5py.File, item: Item) -> None:
-    shape: Shape = item.shape
+    shape: StoredShape = item.shape
     chunked = {"chunks": shape.chunks, "fletcher32": True} if shape.chunks else {}
     dtype: Any = item.local.dtype
     if dtype.kind == "S":

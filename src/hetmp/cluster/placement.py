@@ -16,7 +16,7 @@ from hetmp.cluster.slurm import node_kind
 from hetmp.core.text import bytes_text
 
 
-class Place(BaseModel):
+class RankPlace(BaseModel):
     """Where one rank runs."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
@@ -36,13 +36,13 @@ class Place(BaseModel):
     """GPUs that the rank was given and that torch does not see."""
 
 
-def gather_places(group: Group, device: torch.device, threads: int) -> tuple[Place, ...]:
+def gather_places(group: Group, device: torch.device, threads: int) -> tuple[RankPlace, ...]:
     """Every rank's place, in rank order. Collective.
 
     Args:
         device, threads: of this rank.
     """
-    own = Place(
+    own = RankPlace(
         host=platform.node(),
         kind=node_kind(),
         device=device_name(device),
@@ -51,10 +51,12 @@ def gather_places(group: Group, device: torch.device, threads: int) -> tuple[Pla
         memory=free_memory(device),
         unused_gpus=unseen_gpus(),
     )
-    return tuple(Place.model_validate_json(t) for t in group.gather_texts(own.model_dump_json()))
+    return tuple(
+        RankPlace.model_validate_json(t) for t in group.gather_texts(own.model_dump_json())
+    )
 
 
-def placement_table(places: Sequence[Place]) -> Table:
+def placement_table(places: Sequence[RankPlace]) -> Table:
     """The places as a table; neighbours that are alike share a row."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for heading in ("rank", "host", "device", "cores", "threads", "free memory"):
@@ -73,7 +75,7 @@ def placement_table(places: Sequence[Place]) -> Table:
     return table
 
 
-def show_placement(places: Sequence[Place]) -> None:
+def show_placement(places: Sequence[RankPlace]) -> None:
     """Print which rank runs where, and a line about GPUs that are given and not used."""
     console = Console()
     if not console.is_terminal:
@@ -89,5 +91,5 @@ def show_placement(places: Sequence[Place]) -> None:
         )
 
 
-def _looks(place: Place) -> tuple[str, ...]:
+def _looks(place: RankPlace) -> tuple[str, ...]:
     return place.host, place.device, str(place.cores), str(place.threads)

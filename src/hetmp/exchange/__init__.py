@@ -1,15 +1,15 @@
 """Exchanges: the only place that moves activations and parameters between ranks."""
 
-from hetmp.exchange.exchange import Entry, Exchange, Pending, alias, dual, leave, save_token
+from hetmp.exchange.exchange import BackwardSum, Exchange, Pending, alias, dual, leave, save_token
 from hetmp.exchange.moves import Carriage, Counter, Move, collective
 from hetmp.exchange.shared import tidy
 from hetmp.exchange.volume import received, received_by_all
 from hetmp.exchange.whole_tensors import collect, distribute, share_of, share_shape
 
 __all__ = [
+    "BackwardSum",
     "Carriage",
     "Counter",
-    "Entry",
     "Exchange",
     "Move",
     "Pending",

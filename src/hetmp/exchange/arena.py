@@ -66,7 +66,7 @@ class Slot:
         self.free = True
 
 
-class Meeting:
+class Rendezvous:
     """A barrier under way: behind ``wait()`` all ranks see what each wrote before it."""
 
     def __init__(self, arena: "Arena", slot: Slot) -> None:
@@ -170,9 +170,9 @@ class Arena:
         self._end = end
         return True
 
-    def meet(self, slot: Slot) -> Meeting:
+    def meet(self, slot: Slot) -> Rendezvous:
         """Begin to meet: what this rank writes to *slot* is written."""
-        return Meeting(self, slot)
+        return Rendezvous(self, slot)
 
     def leave_word(self) -> int:
         """Say which slots this rank has no use for; returns the meeting's number."""

@@ -195,7 +195,7 @@ class _Wait(torch.autograd.Function):
         return gradient.new_zeros(()).expand(ctx.shape), None
 
 
-class Entry(nn.Module):
+class BackwardSum(nn.Module):
     """full -> full on entry: nothing forward, one Allreduce of all the gradients backward.
 
     For what every rank holds alike and whose gradient arrives in summands: the user's input,
@@ -224,7 +224,7 @@ class Entry(nn.Module):
 
 class _Enter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, entry: Entry, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, entry: BackwardSum, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.entry = entry
         ctx.like = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
         ctx.set_materialize_grads(False)
@@ -235,7 +235,7 @@ class _Enter(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
-        entry: Entry = ctx.entry
+        entry: BackwardSum = ctx.entry
         summed: list[Tensor | None] = [None] * len(gradients)
         for dtype, device in dict.fromkeys((dtype, device) for _, dtype, device in ctx.like):
             same = [i for i, like in enumerate(ctx.like) if like[1:] == (dtype, device)]

@@ -194,7 +194,7 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Run:
+class OperatorRun:
     """How one call runs on slices.
 
     Attributes:

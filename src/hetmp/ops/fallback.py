@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hetmp.cluster import Group
-from hetmp.ops.call import Call, Run
+from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Rule, States
 
 _RANDOM = """
@@ -30,7 +30,7 @@ class Whole(Rule):
     def flow(self, call: Call, states: States) -> None:
         return None
 
-    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         memo: dict[int, Any] = {}
         for parameter in run.layer.parameters():
             fresh = torch.empty_like(parameter, device=device)
@@ -40,7 +40,7 @@ class Whole(Rule):
         local: nn.Module = copy.deepcopy(run.layer, memo)
         return local
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         return lambda *args, **kwargs: run.call.invoke(args, kwargs)
 
 

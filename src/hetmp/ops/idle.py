@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from hetmp.core.state import Sliced
 from hetmp.exchange import save_token
-from hetmp.ops.call import Run
+from hetmp.ops.call import OperatorRun
 
 
 class _Dtypes:
@@ -128,7 +128,7 @@ class _Zeros(torch.autograd.Function):
         return zeros[0], None, None, *zeros[1:]
 
 
-def idle_function(run: Run, width: int) -> Callable[..., Tensor]:
+def idle_function(run: OperatorRun, width: int) -> Callable[..., Tensor]:
     """A function of one tensor, on a rank without channels; it would take *width* at least."""
     narrows, empties = run.source, run.target
     assert isinstance(narrows, Sliced)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hetmp.cluster import Group
 from hetmp.core.state import Sliced, State
-from hetmp.ops.call import Call, Flow, Run
+from hetmp.ops.call import Call, Flow, OperatorRun
 from hetmp.ops.idle import Idle, idle_function
 
 Cuts = Mapping[str, Sliced]
@@ -89,14 +89,14 @@ class Rule:
 
     # --- what a rank holds and runs of it
 
-    def cuts(self, run: Run) -> Cuts:
+    def cuts(self, run: OperatorRun) -> Cuts:
         """Where the layer's parameters and buffers are cut."""
         return {}
 
-    def resize(self, layer: Any, run: Run, count: int) -> None:
+    def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
         """Set the layer's own size attributes to *count* channels on this rank."""
 
-    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         """This rank's share of a layer: uninitialised parameters of its share's sizes.
 
         The call's layer is on the meta device. A rank without channels gets an ``Idle``.
@@ -113,18 +113,18 @@ class Rule:
         self.resize(local, run, count)
         return local
 
-    def idle(self, empty: nn.Module, run: Run) -> Idle:
+    def idle(self, empty: nn.Module, run: OperatorRun) -> Idle:
         """The layer of a rank with no channels, which owns the *empty* layer's parameters."""
         return Idle(empty, self.stand_in(run), **self.idle_axes(run))
 
-    def stand_in(self, run: Run) -> Any:
+    def stand_in(self, run: OperatorRun) -> Any:
         """The layer with one channel, on the meta device: it knows what shapes it gives."""
         cuts = self.cuts(run)
         stand_in = sized(run.layer, cuts, dict.fromkeys(cuts, 1), torch.device("meta"))
         self.resize(stand_in, run, 1)
         return stand_in
 
-    def idle_axes(self, run: Run) -> dict[str, Any]:
+    def idle_axes(self, run: OperatorRun) -> dict[str, Any]:
         """How input and output of a rank with no channels look: see ``Idle``."""
         source, target = run.source, run.target
         return {
@@ -132,7 +132,7 @@ class Rule:
             "empties": target.axis if isinstance(target, Sliced) else None,
         }
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         """What this rank calls for a function or method, with its shares in place of operands."""
         source = run.source
         sliced = isinstance(source, Sliced) and not self.runs_empty

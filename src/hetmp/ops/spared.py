@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hetmp.cluster import Group
 from hetmp.core.state import Sliced
-from hetmp.ops.call import Call, Run
+from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Rule
 
 
@@ -63,14 +63,14 @@ class Spared(Rule):
         """How many indices the operation wants at least; None if it runs without any."""
         return 1
 
-    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         return _spare(self, run, group) or super().local(run, group, device)
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         return _spare(self, run, group) or super().function(run, group)
 
 
-def _spare(rule: Spared, run: Run, group: Group) -> Spare | None:
+def _spare(rule: Spared, run: OperatorRun, group: Group) -> Spare | None:
     source, width = run.source, rule.spare_width(run.call)
     if width is None or not isinstance(source, Sliced) or source.layout.counts[group.rank] > 0:
         return None

@@ -46,7 +46,7 @@ def balanced(times: Array, caps: Sequence[int] | None = None) -> tuple[int, ...]
     return tuple(int(count) for count in _without_excess(counts, times, candidates[low], units))
 
 
-def on_grid(counts: Sequence[int], grid: int) -> tuple[int, ...]:
+def counts_on_grid(counts: Sequence[int], grid: int) -> tuple[int, ...]:
     """The counts nearby that are multiples of *grid*; the rank with the most takes what is left.
 
     Counts below half of *grid* stay, and all of them where they would not add up.

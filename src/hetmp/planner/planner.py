@@ -11,7 +11,7 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Partition, apportion
 from hetmp.core.text import bytes_text
 from hetmp.ops import Scheme
-from hetmp.planner.balance import balanced, on_grid
+from hetmp.planner.balance import balanced, counts_on_grid
 from hetmp.planner.group_times import group_times, group_works
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
 from hetmp.planner.profiling import GRID, Profile
@@ -21,7 +21,7 @@ from hetmp.slicing import make_table
 from hetmp.slicing.channel_groups import channel_groups, plan_from_shares
 from hetmp.slicing.graph import ModelGraph, fingerprint
 from hetmp.slicing.plan import Plan, PredictedLayer
-from hetmp.slicing.schedule import make_schedule
+from hetmp.slicing.scheduler import schedule_model
 
 WORTH = 0.02
 """A scheme other than ``filters``, or one more rank, must promise this much of the step's time:
@@ -106,7 +106,7 @@ class _Planner:
         self.limits = tuple(
             device.memory if limit is None else limit for device in self.profile.devices
         )
-        one = make_schedule(self.graph, self._shared_by([1.0]))
+        one = schedule_model(self.graph, self._shared_by([1.0]))
         table = make_table(self.graph, one)
         self.alone = np.array(
             [
@@ -264,7 +264,7 @@ class _Planner:
         Args:
             grid: the counts are multiples of this where they are large enough.
         """
-        works = group_works(self.found, make_schedule(self.graph, like))
+        works = group_works(self.found, schedule_model(self.graph, like))
         shares = {}
         found: dict[tuple[object, ...], Partition] = {}
         for group in self.found.groups:
@@ -272,7 +272,7 @@ class _Planner:
             if key not in found:
                 times = group_times(tables, works[group.number], group.units)
                 most = [max(0, int(np.ceil(cap * group.units))) for cap in caps]
-                found[key] = Partition(on_grid(balanced(times, most), grid))
+                found[key] = Partition(counts_on_grid(balanced(times, most), grid))
             shares[group.number] = found[key]
         speeds = [sum(share.counts[rank] for share in shares.values()) for rank in range(len(caps))]
         return plan_from_shares(self.graph, self.found, shares, speeds, schemes)
@@ -280,7 +280,7 @@ class _Planner:
     # --- predictions
 
     def _predict(self, plan: Plan, tables: Tables, links: Links) -> Prediction:
-        schedule = make_schedule(self.graph, plan)
+        schedule = schedule_model(self.graph, plan)
         table = make_table(self.graph, schedule)
         return predict(self.graph, schedule, table, tables, links, self.profile.batch_size)
 

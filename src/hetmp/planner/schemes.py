@@ -17,7 +17,8 @@ from hetmp.planner.profiling import step_work
 from hetmp.planner.tables import SAVED, Links, Tables
 from hetmp.slicing.graph import ModelGraph, Node, Trace
 from hetmp.slicing.plan import Plan
-from hetmp.slicing.schedule import CallStep, ExchangeStep, PlannedChoice, Scheduler, Step
+from hetmp.slicing.schedule import CallStep, ExchangeStep, ProgramStep
+from hetmp.slicing.scheduler import PlannedChoice, Scheduler
 
 BEAM = 32
 
@@ -126,7 +127,7 @@ class _Costs:
         self.tables, self.links, self.batch_size = tables, links, batch_size
         self._known: dict[Any, float] = {}
 
-    def of(self, step: Step) -> float:
+    def of(self, step: ProgramStep) -> float:
         """Seconds of one step."""
         if isinstance(step, CallStep):
             work, kind, state = step_work(step)

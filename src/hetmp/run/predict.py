@@ -32,7 +32,7 @@ SUFFIXES = ".csv", ".h5", ".hdf5"
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictionSummary:
     """What was said, of how much.
 
     Attributes:
@@ -60,7 +60,7 @@ def predict(
     *,
     part: str = "test",
     images: Path | None = None,
-) -> Prediction:
+) -> PredictionSummary:
     """Write the class and probability of each image, the same on any ranks. Collective.
 
     Args:
@@ -101,7 +101,7 @@ def predict(
         return [len(chosen), float((found.classes == found.labels).mean())]
 
     trained, (count, accuracy) = use_trained(path, given, comm, work, 2, load)
-    return Prediction(
+    return PredictionSummary(
         file=str(trained.file),
         out=str(out),
         images=int(count),

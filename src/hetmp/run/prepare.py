@@ -12,7 +12,7 @@ from torch import nn
 from hetmp import data, models
 from hetmp.cluster import Group, arranged, check_world
 from hetmp.cluster.device import choose_device, share_cores
-from hetmp.cluster.placement import Place, gather_places, show_placement
+from hetmp.cluster.placement import RankPlace, gather_places, show_placement
 from hetmp.cluster.slowdown import check_slowdown
 from hetmp.data import Augmentation, Dataset, Feed, Reading
 from hetmp.run.build import load_dataset, outline
@@ -45,7 +45,7 @@ class Workplace:
     """
 
     told: TrainConfig
-    places: tuple[Place, ...]
+    places: tuple[RankPlace, ...]
     device: torch.device
     threads: int
     autocast: torch.dtype | None

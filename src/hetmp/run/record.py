@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from hetmp.cluster import Group, mpi_library
-from hetmp.cluster.placement import Place
+from hetmp.cluster.placement import RankPlace
 from hetmp.core.text import count_ranks
 from hetmp.data import Dataset
 from hetmp.run.config import TrainConfig
@@ -32,7 +32,7 @@ def headline(config: TrainConfig, model: SlicedModel, dataset: Dataset, steps: i
 
 
 def run_record(
-    config: TrainConfig, model: SlicedModel, plan: Plan, places: Sequence[Place], threads: int
+    config: TrainConfig, model: SlicedModel, plan: Plan, places: Sequence[RankPlace], threads: int
 ) -> dict[str, object]:
     """The ``run`` record of the metrics: all that there is to know of how it was computed.
 

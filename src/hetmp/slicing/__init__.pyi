@@ -9,7 +9,7 @@ from .plan import LayerPlan as LayerPlan
 from .plan import Plan as Plan
 from .schedule import owners as owners
 from .table import (
-    Entry as Entry,
+    SlicedTensor as SlicedTensor,
 )
 from .table import (
     Table as Table,

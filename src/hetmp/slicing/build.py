@@ -19,8 +19,9 @@ from hetmp.slicing.model import RESERVED, SlicedModel
 from hetmp.slicing.optimizer_guard import guard
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.runtime import step_key
-from hetmp.slicing.schedule import CallStep, Schedule, Step, make_schedule
-from hetmp.slicing.table import Entry, Table, make_table, tensors_of
+from hetmp.slicing.schedule import CallStep, ProgramStep, Schedule
+from hetmp.slicing.scheduler import schedule_model
+from hetmp.slicing.table import SlicedTensor, Table, make_table, tensors_of
 from hetmp.slicing.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def slice_model(
         if strict:
             graph.check_strict()
         plan = _plan(graph, weights, group.size)
-        schedule = make_schedule(graph, plan)
+        schedule = schedule_model(graph, plan)
         table = make_table(graph, schedule)
         target = _device(module, device)
         if RESERVED in dict(graph.skeleton.named_children()):
@@ -148,7 +149,7 @@ def _mark(lines: Iterable[str]) -> int:
     return mark
 
 
-def _told(step: Step) -> str:
+def _told(step: ProgramStep) -> str:
     if isinstance(step, CallStep):
         return f"{step.inputs} {step.run.flow}"
     return str(step)
@@ -256,7 +257,9 @@ def _fill(
                 distribute(group, whole[entry.name], local[entry.name], entry.state)
 
 
-def _init_slice(into: Tensor, entry: Entry, init: Init | None, seed: int, group: Group) -> None:
+def _init_slice(
+    into: Tensor, entry: SlicedTensor, init: Init | None, seed: int, group: Group
+) -> None:
     with group.together():
         if not entry.parameter:
             last = entry.name.rpartition(".")[2]

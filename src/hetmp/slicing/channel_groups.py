@@ -14,7 +14,7 @@ from hetmp.core.state import Sliced
 from hetmp.ops import Scheme
 from hetmp.slicing.graph import ModelGraph, Node
 from hetmp.slicing.plan import LayerPlan, Plan
-from hetmp.slicing.schedule import Scheduler
+from hetmp.slicing.scheduler import Scheduler
 
 CRUMBS = 4
 """From so many pieces on, a layer whose groups have hardly more than a unit is cut as it likes."""

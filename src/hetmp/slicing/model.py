@@ -16,7 +16,7 @@ from hetmp.slicing.forward import Forward
 from hetmp.slicing.graph import ModelGraph
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.runtime import Runtime
-from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, Schedule, Step
+from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, ProgramStep, Schedule
 from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
 
@@ -105,7 +105,7 @@ class SlicedModel(nn.Module):
             for row in rows
         ]
 
-    def _row(self, mode: int, step: Step) -> tuple[str, str, str, str]:
+    def _row(self, mode: int, step: ProgramStep) -> tuple[str, str, str, str]:
         """(path, scheme, states, what) of a step."""
         if isinstance(step, CallStep):
             layer = step.run.layer

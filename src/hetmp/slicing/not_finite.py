@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hetmp.slicing.model import SlicedModel
-from hetmp.slicing.schedule import CallStep, Step
+from hetmp.slicing.schedule import CallStep, ProgramStep
 from hetmp.slicing.table import tensors_of
 
 _NOWHERE = np.iinfo(np.int64).max
@@ -25,7 +25,7 @@ class _Look:
     def began(self) -> None:
         self.titles, self.found = [], _NOWHERE
 
-    def made(self, step: Step, value: Any) -> None:
+    def made(self, step: ProgramStep, value: Any) -> None:
         if self.found == _NOWHERE and not all(map(is_finite, _tensors(value))):
             self.found = len(self.titles)
         self.titles.append(step.title if isinstance(step, CallStep) else step.name)

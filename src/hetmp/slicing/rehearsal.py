@@ -10,7 +10,7 @@ from hetmp.slicing.build import add_layers
 from hetmp.slicing.graph import ModelGraph
 from hetmp.slicing.model import SlicedModel
 from hetmp.slicing.plan import Plan
-from hetmp.slicing.schedule import make_schedule
+from hetmp.slicing.scheduler import schedule_model
 from hetmp.slicing.table import make_table
 from hetmp.slicing.tuning import Tuning
 
@@ -23,7 +23,7 @@ def rehearsal_model(
     Raises:
         HetmpError: the plan is for another model.
     """
-    schedule = make_schedule(graph, plan)
+    schedule = schedule_model(graph, plan)
     table = make_table(graph, schedule)
     model = SlicedModel(graph, plan, schedule, table, group, tuning)
     add_layers(model, device)

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from hetmp.cluster import AgreedError, Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import FULL
-from hetmp.exchange import Entry as EntryExchange
-from hetmp.exchange import Exchange
+from hetmp.exchange import BackwardSum, Exchange
 from hetmp.ops import KeyedDropout, draws
 from hetmp.slicing.graph import ModelGraph
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.same_batch import SameBatch
-from hetmp.slicing.schedule import CallStep, ExchangeStep, Program, Schedule, Step, takers
+from hetmp.slicing.schedule import CallStep, ExchangeStep, Program, ProgramStep, Schedule, takers
 from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
 from hetmp.slicing.watch import Watch
@@ -39,7 +38,7 @@ class Order:
         borrowed: whether nothing else takes it, so that it is only read.
     """
 
-    step: Step
+    step: ProgramStep
     freed: tuple[str, ...]
     entered: Mapping[str, str]
     seeded: bool
@@ -85,7 +84,7 @@ class Runtime(nn.Module):
         self._number = {(mode, step.name): number for number, (mode, step) in enumerate(steps)}
         self.repeated = nn.ModuleDict()
         self.functions: dict[str, Callable[..., Any]] = {}
-        self.input_entry, self.parameter_entry = EntryExchange(group), EntryExchange(group)
+        self.input_entry, self.parameter_entry = BackwardSum(group), BackwardSum(group)
         self._orders = [_orders(program, graph, table) for program in schedule.programs]
         self._replicated = [
             _replicated(orders, program, graph, table)
@@ -170,7 +169,7 @@ class Runtime(nn.Module):
         for module in model.modules():
             if isinstance(module, Exchange):
                 seconds += [module.forward_counter.seconds, module.backward_counter.seconds]
-            elif isinstance(module, EntryExchange):
+            elif isinstance(module, BackwardSum):
                 seconds.append(module.backward_counter.seconds)
         return seconds
 
@@ -187,7 +186,7 @@ class Runtime(nn.Module):
         return key
 
 
-def step_key(mode: int, step: Step) -> str:
+def step_key(mode: int, step: ProgramStep) -> str:
     """A name for a step that no other program's step has, and that a module may have."""
     return f"{mode}:{step.name}".replace(".", ":")
 
@@ -220,7 +219,7 @@ def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, .
     return tuple(orders)
 
 
-def _entered(step: Step, graph: ModelGraph, table: Table) -> dict[str, str]:
+def _entered(step: ProgramStep, graph: ModelGraph, table: Table) -> dict[str, str]:
     if not isinstance(step, CallStep) or step.run.layer is None:
         return {}
     path = step.node.path

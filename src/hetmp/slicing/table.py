@@ -11,7 +11,7 @@ from hetmp.slicing.schedule import CallStep, Schedule
 
 
 @dataclass(frozen=True)
-class Entry:
+class SlicedTensor:
     """A parameter or buffer of the unsliced module.
 
     Attributes:
@@ -32,7 +32,7 @@ class Entry:
     alias_of: str | None
 
 
-Table = dict[str, Entry]
+Table = dict[str, SlicedTensor]
 
 
 def make_table(graph: ModelGraph, schedule: Schedule) -> Table:
@@ -48,7 +48,7 @@ def make_table(graph: ModelGraph, schedule: Schedule) -> Table:
     saved = skeleton.state_dict(keep_vars=True)
     order = [*(name for name in saved if name in tensors), *(n for n in tensors if n not in saved)]
     return {
-        name: Entry(
+        name: SlicedTensor(
             name,
             tensors[name].shape,
             tensors[name].dtype,

@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from hetmp.slicing.schedule import CallStep, Step
+from hetmp.slicing.schedule import CallStep, ProgramStep
 
 
 class Watch(Protocol):
@@ -15,7 +15,7 @@ class Watch(Protocol):
     def phase(self, name: str) -> None:
         """What follows belongs to no step of the program."""
 
-    def made(self, step: Step, value: Any) -> None:
+    def made(self, step: ProgramStep, value: Any) -> None:
         """A step of the forward pass has given *value*, to whose tensors hooks may be added."""
 
     def parameters(self, step: CallStep) -> AbstractContextManager[None]:

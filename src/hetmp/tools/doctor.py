@@ -19,7 +19,7 @@ OF_TESTS = ("HETMP_TEST_", "HETMP_CLUSTER_", "HETMP_PARALLEL_HDF5")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One thing that was looked at.
 
     Attributes:
@@ -33,9 +33,9 @@ class Finding:
     remedy: str = ""
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Check]:
     """Everything that can be looked at from here. Collective over all ranks that were started."""
-    findings = [Finding("hetmp", f"{__version__}, Python {platform.python_version()}")]
+    findings = [Check("hetmp", f"{__version__}, Python {platform.python_version()}")]
     findings += _variables()
     findings.append(_looked("MPI", _library))
     if findings[-1].remedy:
@@ -45,14 +45,12 @@ def examine() -> list[Finding]:
     group = None if findings[-1].remedy else Group()
     findings += [_thread_level(), _torch(), *_devices(group)]
     findings.append(_looked("HDF5", _hdf5))
-    findings.append(
-        Finding("native code", "none in this version: numpy, torch and MPI do the work")
-    )
+    findings.append(Check("native code", "none in this version: numpy, torch and MPI do the work"))
     findings.append(_looked("Slurm", _slurm))
     return findings
 
 
-def _variables() -> list[Finding]:
+def _variables() -> list[Check]:
     """What the environment tells hetmp, where it does."""
     names = [name for name in os.environ if name.startswith("HETMP_")]
     told = sorted(name for name in names if not name.startswith(OF_TESTS))
@@ -61,51 +59,51 @@ def _variables() -> list[Finding]:
         if name not in VARIABLES:
             meant = nearest(name, VARIABLES)
             hint = f": did you mean {meant}?" if meant else ""
-            return [Finding("environment", shown, f"nothing reads {name}{hint}")]
-    return [Finding("environment", shown)] if told else []
+            return [Check("environment", shown, f"nothing reads {name}{hint}")]
+    return [Check("environment", shown)] if told else []
 
 
-def _looked(what: str, look: Callable[[], Finding]) -> Finding:
+def _looked(what: str, look: Callable[[], Check]) -> Check:
     try:
         return look()
     except HetmpError as error:
-        return Finding(what, "not as it should be", str(error))
+        return Check(what, "not as it should be", str(error))
 
 
-def _library() -> Finding:
+def _library() -> Check:
     mpi_vendor()  # or raises what to do
-    return Finding("MPI", f"{mpi_library()}, mpi4py {version('mpi4py')}")
+    return Check("MPI", f"{mpi_library()}, mpi4py {version('mpi4py')}")
 
 
-def _world() -> Finding:
+def _world() -> Check:
     group = Group()
     check_world(group)
     if group.size > 1:
-        return Finding("world", f"one of {group.size} ranks")
+        return Check("world", f"one of {group.size} ranks")
     if launched() is None:
-        return Finding("world", "1 rank; start it with mpirun or srun to look at more")
-    return Finding("world", "1 rank, as was started")
+        return Check("world", "1 rank; start it with mpirun or srun to look at more")
+    return Check("world", "1 rank, as was started")
 
 
-def _thread_level() -> Finding:
+def _thread_level() -> Check:
     level = thread_level()
     if level == "multiple":
-        return Finding("threads of MPI", level)
-    return Finding(
+        return Check("threads of MPI", level)
+    return Check(
         "threads of MPI",
         level,
         "--save-behind needs an MPI that is built for several threads (MPI_THREAD_MULTIPLE)",
     )
 
 
-def _torch() -> Finding:
+def _torch() -> Check:
     import torch
 
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "processors only"
-    return Finding("torch", f"{torch.__version__}, for {built}")
+    return Check("torch", f"{torch.__version__}, for {built}")
 
 
-def _devices(group: Group | None) -> list[Finding]:
+def _devices(group: Group | None) -> list[Check]:
     """A line per rank, or one where they are alike. Collective."""
     from hetmp.cluster.device import choose_device, share_cores, unseen_gpus
     from hetmp.cluster.machine import device_name
@@ -115,7 +113,7 @@ def _devices(group: Group | None) -> list[Finding]:
     try:
         threads, device = share_cores(group), choose_device(group, "auto")
     except HetmpError as error:
-        return [Finding("devices", "not as they should be", str(error))]
+        return [Check("devices", "not as they should be", str(error))]
     own = device_name(device)
     if device.type == "cpu":
         own += f", {threads} thread{'s' * (threads != 1)}"
@@ -125,8 +123,8 @@ def _devices(group: Group | None) -> list[Finding]:
     return _by_rank(told)
 
 
-def _by_rank(told: Sequence[str]) -> list[Finding]:
-    findings: list[Finding] = []
+def _by_rank(told: Sequence[str]) -> list[Check]:
+    findings: list[Check] = []
     first = 0
     for rank, text in enumerate(told):
         if rank + 1 < len(told) and told[rank + 1] == text:
@@ -137,26 +135,26 @@ def _by_rank(told: Sequence[str]) -> list[Finding]:
             "CUDA_VISIBLE_DEVICES shows a GPU that torch does not see: install a torch for CUDA "
             "(make setup TORCH=...), or ask Slurm for no GPU"
         )
-        findings.append(Finding(who, name, remedy if blind else ""))
+        findings.append(Check(who, name, remedy if blind else ""))
         first = rank + 1
     return findings
 
 
-def _hdf5() -> Finding:
+def _hdf5() -> Check:
     import h5py
 
     parallel = h5py.get_config().mpi
-    return Finding(
+    return Check(
         "HDF5",
         f"{h5py.version.hdf5_version}, h5py {version('h5py')} "
         + ("with MPI: ranks write in parallel" if parallel else "without MPI: rank 0 writes"),
     )
 
 
-def _slurm() -> Finding:
+def _slurm() -> Check:
     if not available():
         where = "inside a job, without its commands" if inside_job() else "not on this machine"
-        return Finding("Slurm", where)
+        return Check("Slurm", where)
     offered = offered_mpi_types()
     kind = fitting(mpi_vendor(), offered)
-    return Finding("Slurm", f"use srun --mpi={kind} (it offers {', '.join(offered)})")
+    return Check("Slurm", f"use srun --mpi={kind} (it offers {', '.join(offered)})")

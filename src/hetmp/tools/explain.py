@@ -11,18 +11,19 @@ from rich.text import Text
 
 from hetmp.core.state import PARTIAL, Sliced
 from hetmp.exchange import collective, share_shape
-from hetmp.slicing import Entry, Table, make_table
+from hetmp.slicing import SlicedTensor, Table, make_table
 from hetmp.slicing.channel_groups import ChannelGroups, channel_groups
 from hetmp.slicing.graph import ModelGraph, Node
 from hetmp.slicing.plan import Plan
-from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule, make_schedule
+from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule
+from hetmp.slicing.scheduler import schedule_model
 
 NAMED = 3
 """How many layers of a channel group are named."""
 
 
 @dataclass
-class Row:
+class LayerRow:
     """One layer, or one operation for which something moves.
 
     Attributes:
@@ -66,7 +67,7 @@ class Explanation:
         modes: whether training and evaluation run other operations.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[LayerRow, ...]
     groups: ChannelGroups
     plan: Plan
     held: tuple[int, ...]
@@ -88,7 +89,7 @@ def explain(graph: ModelGraph, plan: Plan) -> Explanation:
     Raises:
         HetmpError: the plan is for another model.
     """
-    schedule = make_schedule(graph, plan)
+    schedule = schedule_model(graph, plan)
     groups = channel_groups(graph)
     table = make_table(graph, schedule)
     return Explanation(
@@ -101,9 +102,11 @@ def explain(graph: ModelGraph, plan: Plan) -> Explanation:
     )
 
 
-def _rows(graph: ModelGraph, plan: Plan, schedule: Schedule, groups: ChannelGroups) -> list[Row]:
+def _rows(
+    graph: ModelGraph, plan: Plan, schedule: Schedule, groups: ChannelGroups
+) -> list[LayerRow]:
     program = schedule.training
-    rows: list[Row] = []
+    rows: list[LayerRow] = []
     waiting: list[ExchangeStep] = []
     first_wanted: dict[str, str] = {}
     for step in program.steps:
@@ -124,14 +127,14 @@ def _rows(graph: ModelGraph, plan: Plan, schedule: Schedule, groups: ChannelGrou
             waiting = []
             rows.append(row)
     if waiting:
-        row = Row("", "output", None, (), "", "")
+        row = LayerRow("", "output", None, (), "", "")
         for exchange in waiting:
             _add(row, exchange, plan.ranks)
         rows.append(row)
     return rows
 
 
-def _row(step: CallStep, plan: Plan, groups: ChannelGroups) -> Row:
+def _row(step: CallStep, plan: Plan, groups: ChannelGroups) -> LayerRow:
     node = step.node
     scheme = step.run.scheme or ("whole" if node.reason else "")
     channels = node.rule.output_channels(node.call.layer) if node.rule.mixes else None
@@ -140,7 +143,7 @@ def _row(step: CallStep, plan: Plan, groups: ChannelGroups) -> Row:
         counts = plan.layer(node.path).counts
     elif isinstance(step.after, Sliced):
         channels, counts = step.after.layout.total, step.after.layout.counts
-    return Row(
+    return LayerRow(
         node.path,
         _kind(node),
         channels,
@@ -170,13 +173,13 @@ def _groups_of(node: Node, groups: ChannelGroups) -> str:
     )  # fmt: skip
 
 
-def _add(row: Row, exchange: ExchangeStep, ranks: int) -> None:
+def _add(row: LayerRow, exchange: ExchangeStep, ranks: int) -> None:
     row.exchanges.append(collective(exchange.before, exchange.after))
     received = [sum(exchange.received(rank, ranks)) for rank in range(ranks)]
     row.received = [a + b for a, b in zip(row.received or [0.0] * ranks, received, strict=True)]
 
 
-def _parameters(table: Table) -> list[Entry]:
+def _parameters(table: Table) -> list[SlicedTensor]:
     """Every parameter once."""
     return [entry for entry in table.values() if entry.parameter and entry.alias_of is None]
 
@@ -208,7 +211,7 @@ def render(
     return Lines(*parts)
 
 
-def _layer_table(rows: Sequence[Row], ranks: int, narrow: bool) -> RichTable:
+def _layer_table(rows: Sequence[LayerRow], ranks: int, narrow: bool) -> RichTable:
     table = _table(f"Layers, and what each of the {ranks} ranks has of their channels")
     columns = {
         "layer": [row.name or row.kind for row in rows],
@@ -241,7 +244,7 @@ def _table(title: str) -> RichTable:
     )
 
 
-def _exchange_text(row: Row) -> str:
+def _exchange_text(row: LayerRow) -> str:
     moved = [name for name in row.exchanges if name != "-"]
     if moved:
         times = {name: moved.count(name) for name in moved}
@@ -292,7 +295,7 @@ def _totals(explanation: Explanation) -> Text:
     return Text("\n".join(lines))
 
 
-def _fallback_text(rows: Sequence[Row]) -> Text:
+def _fallback_text(rows: Sequence[LayerRow]) -> Text:
     lines = [f"{len(rows)} operation{'s' if len(rows) > 1 else ''} computed whole on every rank:"]
     lines += [
         f"  {row.name or 'the module'}: {row.kind}: {row.reason}"

@@ -22,7 +22,7 @@ Labels = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
-class Layout:
+class CifarFormat:
     """How one version of a set is laid out in files."""
 
     folder: str
@@ -65,7 +65,9 @@ class Source:
         return self.unpacked
 
 
-def locate(name: str, path: Path, layouts: tuple[Layout, ...]) -> tuple[Layout, dict[str, Source]]:
+def locate(
+    name: str, path: Path, layouts: tuple[CifarFormat, ...]
+) -> tuple[CifarFormat, dict[str, Source]]:
     """The first of the *layouts* of data set *name* that *path* has, and its files by name.
 
     Args:
@@ -89,8 +91,8 @@ def locate(name: str, path: Path, layouts: tuple[Layout, ...]) -> tuple[Layout, 
 
 
 def _versions(
-    path: Path, layouts: tuple[Layout, ...]
-) -> list[tuple[Layout, Path, dict[str, Source]]]:
+    path: Path, layouts: tuple[CifarFormat, ...]
+) -> list[tuple[CifarFormat, Path, dict[str, Source]]]:
     """For each version, and each place where it may be, those of its files that are there."""
     if not isdir(path):
         content = read_tar(path, {file for layout in layouts for file in layout.files})

@@ -1,7 +1,7 @@
 """Pickles of plain values and NumPy arrays, read without running anything that they name.
 
 A pickle is a program: Python's own reader calls whatever it names. Here every name becomes a
-`Piece`, which keeps what it would have been called with and does nothing; and names other than
+`Fragment`, which keeps what it would have been called with and does nothing; and names other than
 those that arrays are made of are refused. NumPy itself never sees what the file says.
 """
 
@@ -29,7 +29,7 @@ NEWEST = 4
 """The newest protocol that is read. The files of CIFAR have 2; 5 has buffers of its own."""
 
 
-class Piece:
+class Fragment:
     """Stands for one of ``NAMES``, and for what calling it would have made."""
 
     def __init__(self, name: str, arguments: tuple[Any, ...] = ()) -> None:
@@ -43,7 +43,7 @@ class Piece:
             if encoding not in ("latin1", b"latin1"):
                 raise ValueError(f"bytes written as {encoding!r}")
             return text.encode("latin1")
-        return Piece(self.name, arguments)
+        return Fragment(self.name, arguments)
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -55,13 +55,13 @@ class _Reader(pickle.Unpickler):
         super().__init__(io.BytesIO(content), encoding="bytes")
         self._where = where
 
-    def find_class(self, module: str, name: str) -> Piece:
+    def find_class(self, module: str, name: str) -> Fragment:
         if (module, name) not in NAMES:
             raise HetmpError(
                 f"{self._where} wants to run code ({module}.{name}), which no data set needs: it "
                 "was not run; get the file again, from a source that you trust"
             )
-        return Piece(NAMES[module, name])
+        return Fragment(NAMES[module, name])
 
 
 def read_pickle(where: str, content: bytes) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def read_pickle(where: str, content: bytes) -> dict[str, Any]:
 
 
 def byte_array(where: str, value: Any) -> npt.NDArray[np.uint8]:
-    """The array of unsigned bytes that a `Piece` stands for.
+    """The array of unsigned bytes that a `Fragment` stands for.
 
     Raises:
         HetmpError: it is no array, has another type, or its bytes do not fill its shape.

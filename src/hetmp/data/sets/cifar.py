@@ -12,8 +12,8 @@ import numpy as np
 from hetmp.data.dataset import Dataset
 from hetmp.data.formats.cifar import (
     SHAPE,
+    CifarFormat,
     Labels,
-    Layout,
     Source,
     locate,
     read_batch,
@@ -35,7 +35,7 @@ class Cifar:
     labels: Labels
     names: str
     """Of the classes' names, in the file of the Python version."""
-    layouts: tuple[Layout, ...]
+    layouts: tuple[CifarFormat, ...]
     """In the order in which they are looked for."""
 
     def survey(self, options: Options) -> Found:
@@ -66,7 +66,7 @@ class Cifar:
         """The images (n, 3, 32, 32) as bytes, red, green and blue."""
         return assembled(self.NAME, found)
 
-    def _read(self, layout: Layout, source: Source) -> Found:
+    def _read(self, layout: CifarFormat, source: Source) -> Found:
         """Labels of a file, and its images or, where they can be read later, where they are."""
         if not layout.binary:
             labels, images = read_batch(source, self.labels)
@@ -87,14 +87,14 @@ CIFAR10 = Cifar(
     labels=(("labels", 10),),
     names="label_names",
     layouts=(
-        Layout(
+        CifarFormat(
             "cifar-10-batches-bin",
             tuple(f"{name}.bin" for name in _BATCHES),
             "test_batch.bin",
             "batches.meta.txt",
             binary=True,
         ),
-        Layout("cifar-10-batches-py", _BATCHES, "test_batch", "batches.meta", binary=False),
+        CifarFormat("cifar-10-batches-py", _BATCHES, "test_batch", "batches.meta", binary=False),
     ),
 )
 
@@ -103,7 +103,9 @@ CIFAR100 = Cifar(
     labels=(("coarse_labels", 20), ("fine_labels", 100)),
     names="fine_label_names",
     layouts=(
-        Layout("cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt", binary=True),
-        Layout("cifar-100-python", ("train",), "test", "meta", binary=False),
+        CifarFormat(
+            "cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt", binary=True
+        ),
+        CifarFormat("cifar-100-python", ("train",), "test", "meta", binary=False),
     ),
 )

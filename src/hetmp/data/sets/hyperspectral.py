@@ -32,7 +32,7 @@ TEST_SHARE = 0.85
 """Of the labelled pixels, if not told otherwise: in this field few are trained on."""
 
 
-class Patches(Part):
+class ScenePatches(Part):
     """Patches float32 (1, bands, patch, patch), cut out of the scene as they are read."""
 
     dtype = np.dtype(np.float32)
@@ -119,8 +119,8 @@ def assemble(options: Options, found: Found) -> Dataset:
     cube, patch = found["cube"], found["patch"]
     return Dataset(
         name=NAME,
-        train=Patches(cube, found["train_pixels"], found["train_labels"], patch),
-        test=Patches(cube, found["test_pixels"], found["test_labels"], patch),
+        train=ScenePatches(cube, found["train_pixels"], found["train_labels"], patch),
+        test=ScenePatches(cube, found["test_pixels"], found["test_labels"], patch),
         classes=found["classes"],
         input_shape=(1, len(cube), patch, patch),
         split_name=found["split_name"],

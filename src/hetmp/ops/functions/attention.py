@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from hetmp.cluster import Group
 from hetmp.core.state import Sliced
-from hetmp.ops.call import Call, Flow, Run
+from hetmp.ops.call import Call, Flow, OperatorRun
 from hetmp.ops.labelled import Labelled, from_right, tensor_names
 from hetmp.ops.rule import Rule, States
 
@@ -41,7 +41,7 @@ class Attention(Rule):
             result[-2] = "all queries"
         return Labelled(list(zip(names, labels, strict=True)), result).flow(call, states)
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         target = run.target
         if isinstance(target, Sliced) and target.layout.counts[group.rank] == 0:
             return _of_nothing

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hetmp.cluster import Group
 from hetmp.core.state import Sliced, State
-from hetmp.ops.call import Call, Run
+from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Rule
 
 
@@ -68,7 +68,7 @@ class Expand(Rule):
         kept = call.given.shape[axis] == source.layout.total > 1
         return Sliced(source.layout, axis) if kept else None
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         target = run.target
         if not isinstance(target, Sliced):
             return super().function(run, group)

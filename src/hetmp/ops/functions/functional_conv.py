@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from hetmp.cluster import Group
 from hetmp.core.state import FULL, Sliced, State
-from hetmp.ops.call import Call, Flow, Ref, Run
+from hetmp.ops.call import Call, Flow, OperatorRun, Ref
 from hetmp.ops.rule import Rule, States
 from hetmp.ops.spared import with_zeros
 
@@ -58,7 +58,7 @@ class GivenWeight(Rule):
             wants = {x: source, weight: Sliced(filters.layout, 0)}
         return Flow(wants | dict.fromkeys(bias, Sliced(given.layout, 0)), given)
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         target, call = run.target, run.call
         if not isinstance(target, Sliced):
             return super().function(run, group)
@@ -104,7 +104,7 @@ def _with_groups(args: Any, kwargs: Any, groups: int) -> tuple[Any, Any]:
     return args, {**kwargs, "groups": groups}
 
 
-def _filled(run: Run, arguments: Any) -> Any:
+def _filled(run: OperatorRun, arguments: Any) -> Any:
     """*arguments* with one group of zeros on every axis that has no index here."""
     call, groups = run.call, _groups(run.call) or 1
     sizes = dict.fromkeys(_names(call), 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hetmp.cluster import Group
 from hetmp.core.state import Sliced, State
-from hetmp.ops.call import Call, Flow, Ref, Run, references
+from hetmp.ops.call import Call, Flow, OperatorRun, Ref, references
 from hetmp.ops.rule import Rule, States
 
 
@@ -40,7 +40,7 @@ class Indexing(Rule):
         layout = None if bounds is None else source.layout.cut(*bounds)
         return None if layout is None else Sliced(layout, axis)
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         source = run.source
         found = index_of(run.call, source.axis) if isinstance(source, Sliced) else None
         if found is None or found[1] == slice(None):
@@ -110,7 +110,7 @@ class Narrow(Rule):
         layout = source.layout.cut(start, start + bounds[1])
         return None if layout is None else Sliced(layout, source.axis)
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         source, call = run.source, run.call
         dim, start, length = _narrowed(call)
         if not isinstance(source, Sliced) or dim % call.taken.dims != source.axis:
@@ -151,7 +151,7 @@ class Splitting(Rule):
             return None
         return Flow({name: source}, tuple(Sliced(layout, dim) for layout in layouts))
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         source, call = run.source, run.call
         dim = _split_axis(call)
         if not isinstance(source, Sliced) or dim != source.axis:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hetmp.cluster import Group
 from hetmp.core.state import PARTIAL, Sliced
-from hetmp.ops.call import Call, Flow, Run
+from hetmp.ops.call import Call, Flow, OperatorRun
 from hetmp.ops.labelled import Labelled, from_right, tensor_names
 from hetmp.ops.rule import Rule, States
 
@@ -34,11 +34,11 @@ class Loss(Rule):
         operands = list(zip(names, labels, strict=True))
         return Labelled(operands, every if none else [], () if none else every).flow(call, states)
 
-    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         part = _part(run, group)
         return copy.deepcopy(run.layer) if part is None else _LossPart(run.layer, part)
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         part = _part(run, group)
         if part is None:
             return super().function(run, group)
@@ -69,7 +69,7 @@ def _reduction(call: Call) -> str:
     return str(call.kwargs.get("reduction", "mean"))
 
 
-def _part(run: Run, group: Group) -> float | None:
+def _part(run: OperatorRun, group: Group) -> float | None:
     """Which part of the elements of a mean this rank has; None if it is no mean of a part."""
     if run.target != PARTIAL or _reduction(run.call) != "mean":
         return None

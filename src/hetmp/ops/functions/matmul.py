@@ -12,7 +12,7 @@ import torch
 
 from hetmp.cluster import Group
 from hetmp.core.state import PARTIAL
-from hetmp.ops.call import Call, Flow, Run
+from hetmp.ops.call import Call, Flow, OperatorRun
 from hetmp.ops.labelled import Labelled, Labels, from_right, tensor_names
 from hetmp.ops.rule import Rule, States
 
@@ -64,7 +64,7 @@ class AddedProduct(Rule):
         labelled = Labelled(list(zip(names, labels, strict=True)), "nij", sums=("k",))
         return labelled.flow(call, states)
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         if run.target != PARTIAL or group.rank == 0:
             return super().function(run, group)
         # One rank adds it. The others' gradients of it are zeros.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hetmp.cluster import Group
 from hetmp.core.state import FULL, Sliced, State
-from hetmp.ops.call import Call, Run
+from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Rule, whole_of
 
 
@@ -28,7 +28,7 @@ class Questions(Rule):
     def gives(self, call: Call, source: Sliced) -> State | None:
         return FULL
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         source = run.source
         if not isinstance(source, Sliced):
             return super().function(run, group)

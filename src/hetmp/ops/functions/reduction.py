@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from hetmp.cluster import Group
 from hetmp.core.state import PARTIAL, Sliced, State
-from hetmp.ops.call import Call, Flow, Run
+from hetmp.ops.call import Call, Flow, OperatorRun
 from hetmp.ops.functions.elementwise import Elementwise
 from hetmp.ops.rule import Rule, States
 
@@ -33,7 +33,7 @@ class Reduction(Rule):
             return source
         return Sliced(source.layout, source.axis - sum(axis < source.axis for axis in axes))
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         source = run.source
         if run.target != PARTIAL or run.call.title == "sum" or not isinstance(source, Sliced):
             return super().function(run, group)

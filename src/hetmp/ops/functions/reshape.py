@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import Sliced, State
-from hetmp.ops.call import Call, Flow, Run, Shape
+from hetmp.ops.call import Call, Flow, OperatorRun, Shape
 from hetmp.ops.rule import Rule, States, whole_of
 
 
@@ -51,10 +51,10 @@ class Reshape(Rule):
             return None
         return _through(source, call.taken.shape, call.given.shape, *run)
 
-    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         return _LocalReshape(run, group.rank, run.layer)
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         reshape = _LocalReshape(run, group.rank, None)
         return lambda *args, **kwargs: reshape(*args, **kwargs)
 
@@ -118,7 +118,7 @@ def _through(source: Sliced, taken: Shape, given: Shape, old: range, new: range)
 class _LocalReshape(nn.Module):
     """Reshapes this rank's share; sizes are those of the whole with the cut axis's replaced."""
 
-    def __init__(self, run: Run, rank: int, layer: nn.Module | None) -> None:
+    def __init__(self, run: OperatorRun, rank: int, layer: nn.Module | None) -> None:
         super().__init__()
         self._run, self._rank, self._layer = run, rank, (layer,)
 

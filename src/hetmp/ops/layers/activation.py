@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hetmp.core.state import Sliced, State
-from hetmp.ops.call import Call, Run
+from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Cuts, Rule, cut_along
 
 
@@ -52,11 +52,11 @@ class PReLU(Rule):
     def gives(self, call: Call, source: Sliced) -> State | None:
         return source if source.axis == 1 or call.layer.num_parameters == 1 else None
 
-    def cuts(self, run: Run) -> Cuts:
+    def cuts(self, run: OperatorRun) -> Cuts:
         slopes = run.layer.num_parameters
         return cut_along(run.layer, {"weight": 0}, run.source) if slopes > 1 else {}
 
-    def resize(self, layer: Any, run: Run, count: int) -> None:
+    def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
         if run.layer.num_parameters > 1:
             layer.num_parameters = count
 

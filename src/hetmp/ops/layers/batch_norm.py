@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hetmp.core.state import Sliced, State
-from hetmp.ops.call import Call, Run
+from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.idle import Idle
 from hetmp.ops.rule import Cuts, Rule, cut_along
 
@@ -43,13 +43,13 @@ class ChannelNorm(Rule):
     def gives(self, call: Call, source: Sliced) -> State | None:
         return source if source.axis == 1 else None
 
-    def cuts(self, run: Run) -> Cuts:
+    def cuts(self, run: OperatorRun) -> Cuts:
         return cut_along(run.layer, dict.fromkeys(_CUT, 0), run.source)
 
-    def resize(self, layer: Any, run: Run, count: int) -> None:
+    def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
         layer.num_features = count
 
-    def idle(self, empty: nn.Module, run: Run) -> Idle:
+    def idle(self, empty: nn.Module, run: OperatorRun) -> Idle:
         if not isinstance(run.layer, _BatchNorm):
             return super().idle(empty, run)
         stand_in = self.stand_in(run)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, Sliced, State
-from hetmp.ops.call import SCHEMES, Run, Scheme
+from hetmp.ops.call import SCHEMES, OperatorRun, Scheme
 from hetmp.ops.layers.mixing import Mixing
 from hetmp.ops.rule import Cuts, cut_along, sized
 
@@ -51,7 +51,7 @@ class Convolution(Mixing):
     def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
         return int((scheme == "inputs") != isinstance(layer, _TRANSPOSED))
 
-    def cuts(self, run: Run) -> Cuts:
+    def cuts(self, run: OperatorRun) -> Cuts:
         if run.layer.groups == 1:
             return super().cuts(run)
         weight = run.source if isinstance(run.layer, _TRANSPOSED) else run.target
@@ -60,7 +60,7 @@ class Convolution(Mixing):
             **cut_along(run.layer, {"bias": 0}, run.target),
         }
 
-    def resize(self, layer: Any, run: Run, count: int) -> None:
+    def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
         whole = run.layer
         if whole.groups > 1:
             layer.groups = count * whole.groups // whole.out_channels
@@ -71,7 +71,7 @@ class Convolution(Mixing):
         else:
             layer.out_channels = count
 
-    def stand_in(self, run: Run) -> Any:
+    def stand_in(self, run: OperatorRun) -> Any:
         layer = run.layer
         if layer.groups == 1:
             return super().stand_in(run)
@@ -81,7 +81,7 @@ class Convolution(Mixing):
         self.resize(stand_in, run, given)
         return stand_in
 
-    def idle_axes(self, run: Run) -> dict[str, Any]:
+    def idle_axes(self, run: OperatorRun) -> dict[str, Any]:
         width = run.layer.in_channels // run.layer.groups if run.layer.groups > 1 else 1
         return {**super().idle_axes(run), "width": width}
 

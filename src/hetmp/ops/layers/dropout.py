@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from hetmp.cluster import Group
 from hetmp.core.state import Sliced, State
-from hetmp.ops.call import Call, Run
+from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Rule
 
 _PER_CHANNEL = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -50,12 +50,12 @@ class Dropout(Rule):
             (dims for dims, kind in enumerate(_PER_CHANNEL, start=3) if type(layer) is kind), None
         )
 
-    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         layer = run.layer
         local = KeyedDropout(layer.p, isinstance(layer, _PER_CHANNEL), run.source, group.rank)
         return local.train(layer.training)
 
-    def function(self, run: Run, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         p, training = _told(run.call)
         per_channel = _FUNCTIONS[cast(Any, run.call.target)]
         return FunctionalDropout(p if training else 0.0, per_channel, run.source, group.rank)

@@ -16,7 +16,7 @@ from hetmp.cluster import Group
 from hetmp.core.open_axis import Axis
 from hetmp.core.state import FULL, PARTIAL, Sliced, State
 from hetmp.exchange import Exchange
-from hetmp.ops.call import Call, Run
+from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Cuts, Rule, cut_along, sized
 
 FINE = 16
@@ -40,14 +40,14 @@ class GroupNorm(Rule):
             layout.grouped(_group_size(call.layer))
         return source
 
-    def cuts(self, run: Run) -> Cuts:
+    def cuts(self, run: OperatorRun) -> Cuts:
         return cut_along(run.layer, {"weight": 0, "bias": 0}, run.source)
 
-    def resize(self, layer: Any, run: Run, count: int) -> None:
+    def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
         layer.num_groups = max(1, count // _group_size(run.layer))
         layer.num_channels = count
 
-    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         layout = run.source.layout if isinstance(run.source, Sliced) else None
         size = _group_size(run.layer)
         if layout is None or group.size == 1 or layout.grouped(size) is not None:
@@ -111,20 +111,20 @@ class LayerNorm(Rule):
     def gives(self, call: Call, source: Sliced) -> State | None:
         return source
 
-    def cuts(self, run: Run) -> Cuts:
+    def cuts(self, run: OperatorRun) -> Cuts:
         axis = _normalized_axis(run)
         if axis is None:
             return {}
         return cut_along(run.layer, {"weight": axis, "bias": axis}, run.source)
 
-    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         local = super().local(run, group, device)
         if _normalized_axis(run) is None or group.size == 1:
             return local
         return SharedLayerNorm(local, isinstance(run.layer, nn.LayerNorm), group)
 
 
-def _normalized_axis(run: Run) -> int | None:
+def _normalized_axis(run: OperatorRun) -> int | None:
     """Which of the normalized axes is cut, None if none is."""
     if not isinstance(run.source, Sliced):
         return None

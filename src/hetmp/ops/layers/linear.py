@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hetmp.ops.call import Run, Scheme
+from hetmp.ops.call import OperatorRun, Scheme
 from hetmp.ops.layers.mixing import Mixing
 
 
@@ -25,7 +25,7 @@ class Linear(Mixing):
     def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
         return int(scheme == "inputs")
 
-    def resize(self, layer: Any, run: Run, count: int) -> None:
+    def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
         if run.scheme == "inputs":
             layer.in_features = count
         else:

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from hetmp.cluster import Group
 from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, State
-from hetmp.ops.call import SCHEMES, Run, Scheme
+from hetmp.ops.call import SCHEMES, OperatorRun, Scheme
 from hetmp.ops.rule import Cuts, Rule, cut_along
 
 
@@ -62,7 +62,7 @@ class Mixing(Rule):
 
     # --- what a rank holds of it
 
-    def cuts(self, run: Run) -> Cuts:
+    def cuts(self, run: OperatorRun) -> Cuts:
         assert run.scheme is not None
         axis = self.weight_axis(run.layer, run.scheme)
         weight = run.source if run.scheme == "inputs" else run.target
@@ -71,13 +71,13 @@ class Mixing(Rule):
             **cut_along(run.layer, {"bias": 0}, run.owned),
         }
 
-    def stand_in(self, run: Run) -> Any:
+    def stand_in(self, run: OperatorRun) -> Any:
         stand_in = super().stand_in(run)
         if run.scheme == "inputs":  # its bias is added elsewhere
             stand_in.register_parameter("bias", None)
         return stand_in
 
-    def local(self, run: Run, group: Group, device: torch.device) -> nn.Module:
+    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         local = super().local(run, group, device)
         return Summand(local) if run.scheme == "inputs" else local
 

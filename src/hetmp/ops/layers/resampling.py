@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hetmp.core.state import Sliced, State
-from hetmp.ops.call import Call, Run
+from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Rule
 from hetmp.ops.spared import Spared
 
@@ -56,7 +56,7 @@ class PixelShuffle(Rule):
         layout: Any = source.layout.grouped(_factor(call, "upscale_factor") ** 2)
         return None if layout is None else Sliced(layout, source.axis)
 
-    def idle_axes(self, run: Run) -> dict[str, Any]:
+    def idle_axes(self, run: OperatorRun) -> dict[str, Any]:
         width = _factor(run.call, "upscale_factor") ** 2
         return {**super().idle_axes(run), "width": width}
 
@@ -91,7 +91,7 @@ class ChannelShuffle(Rule):
         part = source.layout.folded(groups) if source.axis == 1 else None
         return None if part is None else Sliced(part.scaled(groups), 1)
 
-    def idle_axes(self, run: Run) -> dict[str, Any]:
+    def idle_axes(self, run: OperatorRun) -> dict[str, Any]:
         call = run.call
         groups = call.layer.groups if call.layer is not None else call.argument(1, "groups")
         return {**super().idle_axes(run), "width": groups}

@@ -19,7 +19,7 @@ from hetmp.planner.profiling.profile import DeviceProfile, LinkTimes, Profile, t
 from hetmp.slicing import Tuning
 from hetmp.slicing.channel_groups import plan_from_weights
 from hetmp.slicing.graph import ModelGraph, read_graph
-from hetmp.slicing.schedule import make_schedule
+from hetmp.slicing.scheduler import schedule_model
 
 
 def profile_model(
@@ -115,7 +115,7 @@ def profile_links(
     """
     with group.together():
         batch_size, dtype = _batch(example_input)
-        schedule = make_schedule(graph, plan_from_weights(graph, [1.0] * group.size))
+        schedule = schedule_model(graph, plan_from_weights(graph, [1.0] * group.size))
         shapes = exchanged_shapes(schedule.training, batch_size)
     return measure_links(group, shapes, dtype, device, tuning)
 

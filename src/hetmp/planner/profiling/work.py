@@ -3,14 +3,14 @@
 from typing import Any, Literal
 
 from hetmp.core.state import Sliced
-from hetmp.ops import Run
+from hetmp.ops import OperatorRun
 from hetmp.slicing.schedule import CallStep
 
 Kind = Literal["filters", "inputs", "channelwise"]
 """``filters`` or ``inputs``, the scheme of a layer that mixes channels; else ``channelwise``."""
 
 
-def work(run: Run) -> tuple[Kind, Sliced | None]:
+def work(run: OperatorRun) -> tuple[Kind, Sliced | None]:
     """What kind of work a run is, and the state whose share says how much a rank does of it.
 
     The state is None where every rank does all of it.

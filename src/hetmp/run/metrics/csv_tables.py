@@ -15,7 +15,7 @@ EVALUATION = ("step", "epoch", "loss", "accuracy", "time", "seconds")
 """The columns, which are the fields of the records; steps also have one per kind and rank."""
 
 
-class Tables:
+class CsvTables:
     """Rank 0's ``steps.csv`` and ``evaluations.csv``, made anew from what ``metrics.jsonl`` has.
 
     A cell is empty where a record does not say, or where a number is not finite.

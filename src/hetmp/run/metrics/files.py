@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from hetmp.cluster import Group
 from hetmp.core.errors import FailedError
-from hetmp.run.metrics.csv_tables import Tables
+from hetmp.run.metrics.csv_tables import CsvTables
 from hetmp.run.metrics.json_lines import JsonLines, plain
 from hetmp.run.metrics.tensorboard import Events, check_tensorboard
 
@@ -17,7 +17,7 @@ TIMED = ("step", "evaluation", "end", "stopped")
 """Kinds of records that say when they were made."""
 
 
-class Writer(Protocol):
+class MetricsWriter(Protocol):
     """Writes records in one format."""
 
     def write(self, record: dict[str, Any]) -> None:
@@ -62,13 +62,13 @@ class Metrics:
         after: int = 0,
     ) -> None:
         self._group, self._folder = group, folder
-        self._writers: list[Writer] = []
+        self._writers: list[MetricsWriter] = []
         self.error = ""
         with group.together():
             if group.is_root and folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                makers: dict[str, Callable[[], Writer]] = {
-                    "csv": lambda: Tables(folder, group.size),
+                makers: dict[str, Callable[[], MetricsWriter]] = {
+                    "csv": lambda: CsvTables(folder, group.size),
                     "tensorboard": lambda: Events(folder, after),
                 }
                 self._writers.append(JsonLines(folder / "metrics.jsonl", after))
@@ -107,7 +107,7 @@ class Metrics:
             if self.error:
                 raise FailedError(self.error)
 
-    def _try(self, work: Callable[[Writer], None]) -> None:
+    def _try(self, work: Callable[[MetricsWriter], None]) -> None:
         try:
             for writer in self._writers:
                 work(writer)

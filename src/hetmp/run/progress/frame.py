@@ -16,7 +16,7 @@ from hetmp.run.progress.status import Standing
 
 
 @dataclass(frozen=True)
-class Row:
+class RankRow:
     """A rank, or the mean of several.
 
     Attributes:
@@ -30,7 +30,9 @@ class Row:
     seconds: tuple[float, ...]
 
 
-def rows_for(shares: Sequence[float], spent: Mapping[str, Sequence[float]], room: int) -> list[Row]:
+def rows_for(
+    shares: Sequence[float], spent: Mapping[str, Sequence[float]], room: int
+) -> list[RankRow]:
     """A row per rank where *room* allows it; else the slowest, the mean of the others, the fastest.
 
     The slowest rank is the one that computes longest; it comes first where not all are shown.
@@ -41,7 +43,7 @@ def rows_for(shares: Sequence[float], spent: Mapping[str, Sequence[float]], room
     ranks = range(len(shares))
     whole = max(1e-9, sum(shares))
     seconds = [tuple(spent[kind][rank] for kind in KINDS) for rank in ranks]
-    rows = [Row(f"{rank}", shares[rank] / whole, seconds[rank]) for rank in ranks]
+    rows = [RankRow(f"{rank}", shares[rank] / whole, seconds[rank]) for rank in ranks]
     if len(rows) <= room:
         return rows
     rows.sort(key=lambda row: -row.seconds[KINDS.index("compute")])
@@ -52,7 +54,7 @@ def rows_for(shares: Sequence[float], spent: Mapping[str, Sequence[float]], room
     others = rows[slowest : len(rows) - fastest]
     mean = tuple(sum(told) / len(others) for told in zip(*(o.seconds for o in others), strict=True))
     share = sum(other.share for other in others) / len(others)
-    return [*rows[:slowest], Row(f"{len(others)} others", share, mean), *rows[-fastest:]]
+    return [*rows[:slowest], RankRow(f"{len(others)} others", share, mean), *rows[-fastest:]]
 
 
 WIDEST = 110
@@ -168,7 +170,7 @@ def _speed_line(label: str, standing: Standing, width: int) -> Text:
 
 
 def _ranks(
-    rows: Sequence[Row], spent: dict[str, list[float]], width: int, glyphs: Glyphs
+    rows: Sequence[RankRow], spent: dict[str, list[float]], width: int, glyphs: Glyphs
 ) -> list[Text]:
     """A legend, and a bar for each row."""
     wide = width >= NARROW
@@ -195,7 +197,7 @@ def _ranks(
     return lines
 
 
-def _figures(row: Row, wide: bool) -> str:
+def _figures(row: RankRow, wide: bool) -> str:
     whole = max(1e-9, sum(row.seconds))
     waits = f"{100 * row.seconds[KINDS.index('waiting')] / whole:3.0f} %"
     if not wide:

@@ -185,22 +185,22 @@ def _flat(structure: Any) -> Iterator["KnownProxy"]:
     """The stand-ins in a structure of tuples, lists and dicts."""
     if type(structure) in (TensorProxy, NumberProxy):
         yield structure
-    elif type(structure) in (tuple, list, Shape):
+    elif type(structure) in (tuple, list, ShapeProxy):
         for item in structure:
             yield from _flat(item)
     elif type(structure) is dict:
         yield from _flat(list(structure.values()))
 
 
-class Shape(tuple[Any, ...]):
+class ShapeProxy(tuple[Any, ...]):
     """What ``x.shape`` is: a stand-in for every size."""
 
-    def __add__(self, other: Any) -> "Shape":
-        return Shape((*self, *other))
+    def __add__(self, other: Any) -> "ShapeProxy":
+        return ShapeProxy((*self, *other))
 
     def __getitem__(self, index: Any) -> Any:
         found = super().__getitem__(index)
-        return Shape(found) if type(index) is slice else found
+        return ShapeProxy(found) if type(index) is slice else found
 
     def numel(self) -> Any:
         """How many elements."""
@@ -258,6 +258,6 @@ def known(node: fx.Node, tracer: Any, value: Any) -> Any:
             return NamedProxy(node, tracer, value)
         whole = KnownProxy(node, tracer, value)
         items = [whole.item(i) for i in range(len(value))]
-        kind = Shape if isinstance(value, torch.Size) else type(value)
+        kind = ShapeProxy if isinstance(value, torch.Size) else type(value)
         return kind(items)
     return KnownProxy(node, tracer, value)

@@ -3,17 +3,23 @@
 from hetmp.slicing.recording.first_steps import FirstSteps
 from hetmp.slicing.recording.layer_times import layer_times
 from hetmp.slicing.recording.memory import resident
-from hetmp.slicing.recording.recorder import Done, Meeting, Place, Recorder, StepRecord
+from hetmp.slicing.recording.recorder import (
+    Done,
+    ExchangePlace,
+    ExchangeSpan,
+    Recorder,
+    StepRecording,
+)
 from hetmp.slicing.recording.stopwatch import PHASE, StepTimes, Stopwatch
 
 __all__ = [
     "PHASE",
     "Done",
+    "ExchangePlace",
+    "ExchangeSpan",
     "FirstSteps",
-    "Meeting",
-    "Place",
     "Recorder",
-    "StepRecord",
+    "StepRecording",
     "StepTimes",
     "Stopwatch",
     "layer_times",

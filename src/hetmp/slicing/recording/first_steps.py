@@ -9,7 +9,7 @@ import torch
 from hetmp.slicing.model import SlicedModel
 from hetmp.slicing.recording.layer_times import layer_times
 from hetmp.slicing.recording.memory import memory_held
-from hetmp.slicing.recording.recorder import Recorder, StepRecord
+from hetmp.slicing.recording.recorder import Recorder, StepRecording
 
 UNTIMED = 2
 """So many steps go before, where there are enough: they allocate, and one counts memory."""
@@ -32,7 +32,7 @@ class FirstSteps:
         self._untimed = min(UNTIMED, left // 2)
         self._wanted = min(wanted, left - self._untimed)
         self._taken, self._activations = 0, 0
-        self._steps: list[StepRecord] = []
+        self._steps: list[StepRecording] = []
         self.recorder = Recorder(model, device) if self._wanted > 0 else None
 
     @contextmanager
@@ -46,7 +46,7 @@ class FirstSteps:
         if self._taken <= self._untimed and not counts:
             yield
             return
-        steps: list[StepRecord] = []
+        steps: list[StepRecording] = []
         with self.recorder.step(steps, memory=counts):
             yield
         if counts:

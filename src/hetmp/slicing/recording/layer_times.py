@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hetmp.cluster import Group
-from hetmp.slicing.recording.recorder import PHASES, Recorder, StepRecord, computed
+from hetmp.slicing.recording.recorder import PHASES, Recorder, StepRecording, computed
 
 Array = npt.NDArray[np.float64]
 
 
-def layer_times(group: Group, recorder: Recorder, steps: Sequence[StepRecord]) -> dict[str, Any]:
+def layer_times(group: Group, recorder: Recorder, steps: Sequence[StepRecording]) -> dict[str, Any]:
     """Medians over *steps*, which all ranks took together. Collective; the same on every rank.
 
     The rank that comes last to an exchange does not wait in it, so the shortest time that any

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import torch
 
-from hetmp.exchange import Counter, Entry, Exchange
+from hetmp.exchange import BackwardSum, Counter, Exchange
 from hetmp.slicing.model import SlicedModel
 from hetmp.slicing.recording.stopwatch import PHASE, Mark, Stopwatch
-from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Step, owners
+from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, ProgramStep, owners
 
 START, LOSS = "start", "loss"
 PHASES = (START, LOSS, "agreeing", "optimizer")
@@ -42,7 +42,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class ExchangeSpan:
     """One exchange of one of a model's places for exchanges.
 
     Attributes:
@@ -62,7 +62,7 @@ class Meeting:
 
 
 @dataclass(frozen=True)
-class Place:
+class ExchangePlace:
     """Where exchanges happen, in one direction.
 
     Attributes:
@@ -80,7 +80,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class StepRecord:
+class StepRecording:
     """One step on this rank, in the order in which things happened.
 
     Attributes:
@@ -90,7 +90,7 @@ class StepRecord:
     began: float
     ended: float
     done: tuple[Done, ...]
-    meetings: tuple[Meeting, ...]
+    meetings: tuple[ExchangeSpan, ...]
     saved: int
 
 
@@ -116,7 +116,7 @@ class Recorder:
         return self._titles.get(name, name)
 
     @contextmanager
-    def step(self, into: list[StepRecord], memory: bool = False) -> Iterator[None]:
+    def step(self, into: list[StepRecording], memory: bool = False) -> Iterator[None]:
         """Record a step, and add it *into* the list where it ends without an error.
 
         Who takes it tells ``model.hetmp.watch`` of its phases.
@@ -139,25 +139,25 @@ class Recorder:
             for place in self.places:
                 place.counter.log = None
 
-    def _title(self, step: Step) -> str:
+    def _title(self, step: ProgramStep) -> str:
         if isinstance(step, CallStep):
             return step.title
         if isinstance(step, BiasStep):
             return step.parameter
         return f"exchange for {self._owner[step.name]}"
 
-    def _record(self, watch: Stopwatch, before: list[int]) -> StepRecord:
+    def _record(self, watch: Stopwatch, before: list[int]) -> StepRecording:
         meetings = []
         for number, (place, had) in enumerate(zip(self.places, before, strict=True)):
             log = place.counter.log or []
             moves = len(log) // 2  # each is begun and waited for
             for first in range(0, 2 * moves, 2):
                 received = (place.counter.bytes - had) // moves
-                meetings.append(Meeting(number, tuple(log[first : first + 2]), received))
+                meetings.append(ExchangeSpan(number, tuple(log[first : first + 2]), received))
         meetings.sort(key=lambda meeting: meeting.spans[0])
         marks = watch.marks
         passes = sum(mark.part == "began" for mark in marks)
-        return StepRecord(
+        return StepRecording(
             marks[0].wall,
             marks[-1].wall,
             self._done(marks),
@@ -177,7 +177,7 @@ class Recorder:
             done.append(Done(name, part, self._owner.get(name, ""), mark.wall, following.wall))
         return tuple(done)
 
-    def _places(self, model: SlicedModel) -> tuple[Place, ...]:
+    def _places(self, model: SlicedModel) -> tuple[ExchangePlace, ...]:
         program = self._runtime.schedule.training
         names = {
             id(self._runtime.exchange(0, step)): step.name
@@ -187,9 +187,11 @@ class Recorder:
         paths = {step.node.path: step.name for step in program.steps if isinstance(step, CallStep)}
         places = []
         for path, module in model.named_modules():
-            if isinstance(module, Entry):
+            if isinstance(module, BackwardSum):
                 what = INPUTS if module is self._runtime.input_entry else PARAMETERS
-                places.append(Place("", what, "Allreduce", "backward", module.backward_counter))
+                places.append(
+                    ExchangePlace("", what, "Allreduce", "backward", module.backward_counter)
+                )
             if not isinstance(module, Exchange) or self._of_evaluation(module, names):
                 continue
             if id(module) in names:
@@ -199,8 +201,8 @@ class Recorder:
                 layer = self._owner.get(paths.get(name, ""), "")
             there, back = module.collective, module.backward_collective
             places += [
-                Place(layer, name, there, "forward", module.forward_counter),
-                Place(layer, name, back, "backward", module.backward_counter),
+                ExchangePlace(layer, name, there, "forward", module.forward_counter),
+                ExchangePlace(layer, name, back, "backward", module.backward_counter),
             ]
         return tuple(places)
 
@@ -211,7 +213,7 @@ class Recorder:
         )
 
 
-def computed(record: StepRecord) -> dict[tuple[str, str], float]:
+def computed(record: StepRecording) -> dict[tuple[str, str], float]:
     """Seconds of a step without its exchanges, by (layer, part); a phase stands as its layer."""
     begins = [done.began for done in record.done]
     found: dict[tuple[str, str], float] = {}

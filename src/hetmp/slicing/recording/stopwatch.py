@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hetmp.slicing.schedule import CallStep, ExchangeStep, Step
+from hetmp.slicing.schedule import CallStep, ExchangeStep, ProgramStep
 
 PHASE = "phase"
 """The part of a mark for what is no step of the program."""
@@ -72,7 +72,7 @@ class Stopwatch:
         """The first step of the forward pass begins."""
         self.mark("", "began")
 
-    def made(self, step: Step, value: Any) -> None:
+    def made(self, step: ProgramStep, value: Any) -> None:
         """The forward pass of a step ended."""
         self.mark(step.name, "made")
         for tensor in _tensors(value):

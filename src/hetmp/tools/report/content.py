@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from hetmp.tools.report import pictures
 from hetmp.tools.report.diagnosis import Diagnosis, Finding, diagnose
 from hetmp.tools.report.head import ended, facts, title
-from hetmp.tools.report.measures import KINDS, StepTimes, members, step_times
+from hetmp.tools.report.measures import KINDS, TimeByKind, members, step_times
 from hetmp.tools.report.pictures import Missing, Picture
 from hetmp.tools.report.reading import Run
 from hetmp.tools.report.situation import situation
@@ -113,7 +113,7 @@ def _row(run: Run) -> tuple[str, ...]:
     )
 
 
-def _share(times: StepTimes, kind: str) -> float:
+def _share(times: TimeByKind, kind: str) -> float:
     return float(times.median[kind].mean()) / times.step if times.step else 0.0
 
 
@@ -144,7 +144,7 @@ def _run(run: Run, curves: bool) -> RunContent:
     )
 
 
-def _figures(run: Run, times: StepTimes | None) -> tuple[tuple[str, str], ...]:
+def _figures(run: Run, times: TimeByKind | None) -> tuple[tuple[str, str], ...]:
     told = []
     if times is not None:
         told += [

@@ -7,8 +7,8 @@ from typing import Any
 from hetmp.core.text import count_ranks
 from hetmp.tools.report.measures import members, shares
 from hetmp.tools.report.pictures.curves import runs_steps
-from hetmp.tools.report.reading import NAME, Part, Run
-from hetmp.tools.report.records import Place, RunRecord
+from hetmp.tools.report.reading import NAME, Run, RunPart
+from hetmp.tools.report.records import PlaceRecord, RunRecord
 from hetmp.tools.report.text import percent, ranges, seconds_text
 
 SHOWN_SHARES = 8
@@ -88,7 +88,7 @@ def _moment(started: str) -> str:
     return f"{day} {clock[:8]} {clock[8:]}".strip() or "not recorded"
 
 
-def _parts(parts: Sequence[Part]) -> tuple[str, ...]:
+def _parts(parts: Sequence[RunPart]) -> tuple[str, ...]:
     told = []
     for part in parts:
         ranks = len(members(part)) or (part.about.ranks if part.about else 0)
@@ -107,7 +107,7 @@ def _training(about: RunRecord) -> str:
     return ", ".join(parts)
 
 
-def _ranks(part: Part, about: RunRecord) -> str:
+def _ranks(part: RunPart, about: RunRecord) -> str:
     ranks, held, plan = members(part), shares(part), about.plan
     told = count_ranks(len(ranks))
     if held and len(ranks) <= SHOWN_SHARES:
@@ -125,7 +125,7 @@ def _ranks(part: Part, about: RunRecord) -> str:
     return told
 
 
-def _machines(places: Sequence[Place]) -> tuple[str, ...]:
+def _machines(places: Sequence[PlaceRecord]) -> tuple[str, ...]:
     """A line for the ranks that run alike."""
     alike: dict[tuple[str, str, int, int], list[int]] = {}
     for rank, place in enumerate(places):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.tools.report.reading import Part, Run
-from hetmp.tools.report.records import Plan, Step, WatchedExchange
+from hetmp.tools.report.reading import Run, RunPart
+from hetmp.tools.report.records import PlanRecord, StepRecord, WatchedExchange
 
 Array = npt.NDArray[np.float64]
 
@@ -23,7 +23,7 @@ WINDOWS = 120
 
 
 @dataclass(frozen=True)
-class StepTimes:
+class TimeByKind:
     """Where the seconds of a part's steps went.
 
     Attributes:
@@ -44,7 +44,7 @@ class StepTimes:
 
 
 @dataclass(frozen=True)
-class Curve:
+class WindowedCurve:
     """A figure over the steps: the median of each window, and its quartiles.
 
     Attributes:
@@ -59,7 +59,7 @@ class Curve:
     per_window: int
 
 
-def members(part: Part) -> tuple[int, ...]:
+def members(part: RunPart) -> tuple[int, ...]:
     """The ranks of a part's lists, as the job numbers them."""
     count = _rank_count(part)
     plan = plan_of(part)
@@ -68,12 +68,12 @@ def members(part: Part) -> tuple[int, ...]:
     return tuple(range(count))
 
 
-def plan_of(part: Part) -> Plan | None:
+def plan_of(part: RunPart) -> PlanRecord | None:
     """The plan that a part obeyed."""
     return part.about.plan if part.about else None
 
 
-def shares(part: Part) -> tuple[float, ...]:
+def shares(part: RunPart) -> tuple[float, ...]:
     """Each member's share of all channels that are cut, 0 to 1; empty where it is not known."""
     plan = plan_of(part)
     if plan is None or len(plan.members) != len(members(part)):
@@ -85,7 +85,7 @@ def shares(part: Part) -> tuple[float, ...]:
     return tuple(count / max(1, sum(held)) for count in held)
 
 
-def step_times(part: Part) -> StepTimes | None:
+def step_times(part: RunPart) -> TimeByKind | None:
     """Where a part's steps' time went; None where no step has times."""
     ranks = members(part)
     timed = [step for step in part.steps if step.seconds is not None]
@@ -98,7 +98,7 @@ def step_times(part: Part) -> StepTimes | None:
     per_step = np.sum(list(kept.values()), axis=0).mean(axis=1)
     images = np.array([_images(part, step) for step in counted])
     speed = _divided(images, per_step)
-    return StepTimes(
+    return TimeByKind(
         ranks,
         {kind: np.median(rows, axis=0) for kind, rows in kept.items()},
         {kind: rows.sum(axis=0) for kind, rows in every.items()},
@@ -123,18 +123,20 @@ def throughput(run: Run) -> tuple[Array, Array]:
     return np.array(steps), np.array(speeds)
 
 
-def curve(steps: Array, values: Array) -> Curve:
+def curve(steps: Array, values: Array) -> WindowedCurve:
     """A figure of many steps as at most ``WINDOWS`` points. What is not finite is left out."""
     finite = np.isfinite(values)
     steps, values = steps[finite], values[finite]
     if not len(steps):
         nothing = np.zeros(0)
-        return Curve(nothing, nothing, nothing, nothing, 1)
+        return WindowedCurve(nothing, nothing, nothing, nothing, 1)
     size = -(-len(steps) // WINDOWS)
     groups = [slice(first, first + size) for first in range(0, len(steps), size)]
     quartiles = [np.percentile(values[group], (25, 50, 75)) for group in groups]
     low, median, high = np.array(quartiles).T
-    return Curve(np.array([np.median(steps[group]) for group in groups]), median, low, high, size)
+    return WindowedCurve(
+        np.array([np.median(steps[group]) for group in groups]), median, low, high, size
+    )
 
 
 def bytes_received(exchange: WatchedExchange) -> float:
@@ -159,7 +161,7 @@ def elapsed(run: Run) -> float:
     return float(np.nansum(told)) if told else np.nan
 
 
-def _rank_count(part: Part) -> int:
+def _rank_count(part: RunPart) -> int:
     for step in part.steps:
         if step.seconds is not None:
             return len(step.seconds.compute)
@@ -168,7 +170,7 @@ def _rank_count(part: Part) -> int:
     return part.about.ranks if part.about else 0
 
 
-def _images(part: Part, step: Step) -> float:
+def _images(part: RunPart, step: StepRecord) -> float:
     """Of a step's batch; older runs recorded only how many a whole batch has."""
     if step.images is not None:
         return step.images
@@ -176,16 +178,16 @@ def _images(part: Part, step: Step) -> float:
     return float(told) if isinstance(told, int) else np.nan
 
 
-def _seconds(step: Step, kind: str) -> tuple[float, ...]:
+def _seconds(step: StepRecord, kind: str) -> tuple[float, ...]:
     told: tuple[float, ...] = getattr(step.seconds, kind)
     return told
 
 
-def _step_seconds(step: Step) -> float:
+def _step_seconds(step: StepRecord) -> float:
     return float(sum(np.mean(told) for kind in KINDS if (told := _seconds(step, kind))))
 
 
-def _matrix(steps: Sequence[Step], kind: str, ranks: int) -> Array:
+def _matrix(steps: Sequence[StepRecord], kind: str, ranks: int) -> Array:
     """(steps, ranks); a list that is missing or too short counts as 0."""
     rows = [_seconds(step, kind) for step in steps]
     return np.nan_to_num(np.array([row if len(row) == ranks else (0.0,) * ranks for row in rows]))

@@ -8,13 +8,21 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hetmp.core.errors import HetmpError, near_path
-from hetmp.tools.report.records import KINDS, Ending, Evaluation, Layers, Memory, RunRecord, Step
+from hetmp.tools.report.records import (
+    KINDS,
+    Ending,
+    EvaluationRecord,
+    Layers,
+    Memory,
+    RunRecord,
+    StepRecord,
+)
 
 NAME = "metrics.jsonl"
 
 
 @dataclass
-class Part:
+class RunPart:
     """What was recorded from one start of a run to its end; a resumed run has several.
 
     Attributes:
@@ -23,8 +31,8 @@ class Part:
     """
 
     about: RunRecord | None = None
-    steps: list[Step] = field(default_factory=list)
-    evaluations: list[Evaluation] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+    evaluations: list[EvaluationRecord] = field(default_factory=list)
     layers: Layers | None = None
     memory: Memory | None = None
     ending: Ending | None = None
@@ -44,22 +52,22 @@ class Run:
 
     path: Path
     label: str
-    parts: tuple[Part, ...]
+    parts: tuple[RunPart, ...]
     unreadable: tuple[int, ...] = ()
     torn: bool = False
 
     @property
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[StepRecord]:
         """Of all parts."""
         return [step for part in self.parts for step in part.steps]
 
     @property
-    def evaluations(self) -> list[Evaluation]:
+    def evaluations(self) -> list[EvaluationRecord]:
         """Of all parts."""
         return [evaluation for part in self.parts for evaluation in part.evaluations]
 
     @property
-    def last(self) -> Part:
+    def last(self) -> RunPart:
         """The last part that took a step, else the last one: figures by rank are of it."""
         took = [part for part in self.parts if part.steps]
         return (took or list(self.parts))[-1]
@@ -125,7 +133,7 @@ def read_run(path: Path, label: str = "") -> Run:
     lines = text.splitlines()
     if not any(line.strip() for line in lines):
         raise HetmpError(f"{path} is empty: the run ended before it recorded anything")
-    parts: list[Part] = [Part()]
+    parts: list[RunPart] = [RunPart()]
     unreadable: list[int] = []
     for number, line in enumerate(lines, start=1):
         if line.strip() and not _take(line, parts):
@@ -137,13 +145,13 @@ def read_run(path: Path, label: str = "") -> Run:
         raise HetmpError(
             f"{path} is {what}: a report needs the {NAME} that 'hetmp train --out FOLDER' writes"
         )
-    if parts[0] == Part() and len(parts) > 1:
+    if parts[0] == RunPart() and len(parts) > 1:
         del parts[0]
     torn = bool(unreadable) and unreadable[-1] == len(lines) and not text.endswith("\n")
     return Run(path, label or _name(path), tuple(parts), tuple(unreadable), torn)
 
 
-def _take(line: str, parts: list[Part]) -> bool:
+def _take(line: str, parts: list[RunPart]) -> bool:
     """Add a line to the last of the *parts*, or begin one; whether it was understood."""
     try:
         told = json.loads(line)
@@ -155,10 +163,10 @@ def _take(line: str, parts: list[Part]) -> bool:
         return False
     part = parts[-1]
     if isinstance(record, RunRecord):
-        parts.append(Part(record))
-    elif isinstance(record, Step):
+        parts.append(RunPart(record))
+    elif isinstance(record, StepRecord):
         part.steps.append(record)
-    elif isinstance(record, Evaluation):
+    elif isinstance(record, EvaluationRecord):
         part.evaluations.append(record)
     elif isinstance(record, Layers):
         part.layers = record

@@ -30,7 +30,7 @@ class PlannedLayer(_Record):
     counts: tuple[int, ...] = ()
 
 
-class PredictedLayer(_Record):
+class PredictedLayerRecord(_Record):
     """What was predicted of one layer; lists are of the members."""
 
     name: str
@@ -39,7 +39,7 @@ class PredictedLayer(_Record):
     idle: Numbers
 
 
-class Plan(_Record):
+class PlanRecord(_Record):
     """The plan of all ranks of the job."""
 
     ranks: int
@@ -47,7 +47,7 @@ class Plan(_Record):
     left_out: tuple[int, ...] = ()
     devices: tuple[str, ...] = ()
     predicted_seconds: float | None = None
-    predicted: tuple[PredictedLayer, ...] = ()
+    predicted: tuple[PredictedLayerRecord, ...] = ()
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ class Plan(_Record):
         return tuple(rank for rank in range(self.ranks) if rank not in self.left_out)
 
 
-class Place(_Record):
+class PlaceRecord(_Record):
     """Where a rank of the job ran."""
 
     host: str = ""
@@ -75,10 +75,10 @@ class RunRecord(_Record):
     config: dict[str, Any] = {}
     ranks: int = 1
     host: str = ""
-    placement: tuple[Place, ...] = ()
+    placement: tuple[PlaceRecord, ...] = ()
     mpi: str = ""
     versions: dict[str, str] = {}
-    plan: Plan | None = None
+    plan: PlanRecord | None = None
 
 
 class Seconds(_Record):
@@ -90,7 +90,7 @@ class Seconds(_Record):
     reading: Numbers = ()
 
 
-class Step(_Record):
+class StepRecord(_Record):
     """One training step."""
 
     step: int
@@ -104,7 +104,7 @@ class Step(_Record):
     time: float | None = None
 
 
-class Evaluation(_Record):
+class EvaluationRecord(_Record):
     """One pass over the test set; ``step`` counts the steps before it."""
 
     step: int
@@ -149,7 +149,7 @@ class Layers(_Record):
     rest: dict[str, Numbers] = {}
 
 
-class Whole(_Record):
+class WholeModel(_Record):
     """What one process would hold."""
 
     parameters: Number = 0.0
@@ -166,7 +166,7 @@ class Memory(_Record):
     activations: Numbers = ()
     peak: Numbers = ()
     before: Numbers = ()
-    whole: Whole = Whole()
+    whole: WholeModel = WholeModel()
     share: Numbers = ()
 
 
@@ -182,8 +182,8 @@ class Ending(_Record):
 
 KINDS: dict[str, type[_Record]] = {
     "run": RunRecord,
-    "step": Step,
-    "evaluation": Evaluation,
+    "step": StepRecord,
+    "evaluation": EvaluationRecord,
     "layers": Layers,
     "memory": Memory,
     "end": Ending,

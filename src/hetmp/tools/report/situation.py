@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from hetmp.tools.report.measures import mean_message, plan_of, shares, step_times
-from hetmp.tools.report.reading import Part
-from hetmp.tools.report.records import Place, WatchedLayer
+from hetmp.tools.report.reading import RunPart
+from hetmp.tools.report.records import PlaceRecord, WatchedLayer
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Situation:
         return max(0.0, mean(self.waiting) - (self.read - mean(self.reading)))
 
 
-def situation(part: Part) -> Situation | None:
+def situation(part: RunPart) -> Situation | None:
     """None where no step of the part has times."""
     times = step_times(part)
     if times is None:
@@ -108,7 +108,7 @@ def situation(part: Part) -> Situation | None:
     )
 
 
-def _largest(part: Part, of: Callable[[WatchedLayer], float]) -> tuple[str, float] | None:
+def _largest(part: RunPart, of: Callable[[WatchedLayer], float]) -> tuple[str, float] | None:
     """The layer with the largest figure, and the figure; None where there is none."""
     layers = part.layers.layers if part.layers else ()
     known = [(layer.name, of(layer)) for layer in layers if layer.name and layer.waiting]
@@ -116,7 +116,7 @@ def _largest(part: Part, of: Callable[[WatchedLayer], float]) -> tuple[str, floa
     return (name, most) if most > 0 else None
 
 
-def crowded_hosts(places: Sequence[Place]) -> tuple[tuple[str, int, int], ...]:
+def crowded_hosts(places: Sequence[PlaceRecord]) -> tuple[tuple[str, int, int], ...]:
     """(host, ranks, cores) of hosts with more ranks than each of them may use cores.
 
     A rank that computes with as many threads as it may use cores has them to itself.

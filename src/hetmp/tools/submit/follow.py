@@ -35,7 +35,7 @@ ENDED = {
 _RUN = b'{"kind": "run"'
 
 
-class Records:
+class RecordTail:
     """The records of a metrics file as they come, also when a resumed run replaces the file."""
 
     def __init__(self, path: Path) -> None:
@@ -92,7 +92,7 @@ def follow(job: Submitted, console: Console | None = None) -> str:
         HetmpError: Slurm gives no answer for minutes.
     """
     console = console or Console()
-    records = Records(job.run / "metrics.jsonl") if job.run else None
+    records = RecordTail(job.run / "metrics.jsonl") if job.run else None
     last, state, unanswered = ("", ""), "", 0
     with Progress(
         TextColumn("{task.description}"),

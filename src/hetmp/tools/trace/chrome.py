@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from hetmp.slicing.recording import PHASE, Place
+from hetmp.slicing.recording import PHASE, ExchangePlace
 from hetmp.tools.trace.rank_part import Exchanged, RankPart, TracedStep
 
 WORK, EXCHANGES = 0, 1
@@ -42,7 +42,7 @@ class Arrivals:
 
 def chrome_trace(
     parts: Sequence[RankPart],
-    places: Sequence[Place],
+    places: Sequence[ExchangePlace],
     names: Sequence[str],
     first: int,
     about: dict[str, Any],
@@ -85,7 +85,12 @@ class _Writer:
     """The events of one rank's step."""
 
     def __init__(
-        self, rank: int, zero: float, places: Sequence[Place], arrivals: Arrivals, ranks: int
+        self,
+        rank: int,
+        zero: float,
+        places: Sequence[ExchangePlace],
+        arrivals: Arrivals,
+        ranks: int,
     ) -> None:
         self._rank, self._zero, self._places = rank, zero, places
         self._arrivals = arrivals

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from hetmp.cluster import ClockOffset
-from hetmp.slicing.recording import PHASE, Meeting, StepRecord
+from hetmp.slicing.recording import PHASE, ExchangeSpan, StepRecording
 
 Spans = tuple[tuple[float, float], ...]
 
@@ -85,7 +85,7 @@ class OnRootsClock:
 
 
 def rank_part(
-    steps: Sequence[tuple[float, StepRecord]],
+    steps: Sequence[tuple[float, StepRecording]],
     titles: Callable[[str], str],
     clock: OnRootsClock,
 ) -> RankPart:
@@ -120,7 +120,7 @@ def rank_part(
 
 
 def _exchanged(
-    meetings: Sequence[Meeting], clock: Callable[[float], float]
+    meetings: Sequence[ExchangeSpan], clock: Callable[[float], float]
 ) -> tuple[Exchanged, ...]:
     turns: dict[int, int] = {}
     found = []

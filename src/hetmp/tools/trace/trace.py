@@ -17,7 +17,7 @@ from hetmp.core.files import replacing
 from hetmp.run.config import TrainConfig
 from hetmp.run.prepare import Prepared, on_members
 from hetmp.run.versions import present_versions
-from hetmp.slicing.recording import Recorder, StepRecord, layer_times
+from hetmp.slicing.recording import Recorder, StepRecording, layer_times
 from hetmp.tools.trace.chrome import chrome_trace
 from hetmp.tools.trace.rank_part import OnRootsClock, RankPart, rank_part
 
@@ -82,11 +82,11 @@ def _trace(ready: Prepared, path: Path, steps: int, skip: int) -> Traced:
         stepping.take(*next(batches))
         stepping.schedule.step()
     before = time.perf_counter(), clock_offset(group)
-    recorded: list[tuple[float, StepRecord]] = []
+    recorded: list[tuple[float, StepRecording]] = []
     for _ in range(steps):
         reading = time.perf_counter()
         images, labels = next(batches)
-        into: list[StepRecord] = []
+        into: list[StepRecording] = []
         with recorder.step(into):
             stepping.take(images, labels)
         stepping.schedule.step()

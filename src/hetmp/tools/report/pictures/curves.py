@@ -8,7 +8,7 @@ import numpy as np
 
 from hetmp.tools.report import measures
 from hetmp.tools.report.canvas import GREY, INK, ORANGE, Paint, legend, series
-from hetmp.tools.report.measures import Array, Curve, curve
+from hetmp.tools.report.measures import Array, WindowedCurve, curve
 from hetmp.tools.report.pictures.picture import Missing, Picture
 from hetmp.tools.report.reading import Run
 from hetmp.tools.report.text import NONE, Table, digits
@@ -126,7 +126,7 @@ def runs_steps(run: Run) -> int:
     return max((step.step + 1 for step in run.steps), default=0)
 
 
-def _training(run: Run, what: str) -> Curve:
+def _training(run: Run, what: str) -> WindowedCurve:
     steps = np.array([step.step + 1.0 for step in run.steps])
     return curve(steps, np.array([getattr(step, what) for step in run.steps], dtype=float))
 
@@ -138,7 +138,7 @@ def _tested(run: Run, what: str) -> tuple[Array, Array]:
 
 
 def _curves(
-    axes: "Axes", runs: Sequence[Run], curves: Sequence[Curve], what: str, factor: float = 1
+    axes: "Axes", runs: Sequence[Run], curves: Sequence[WindowedCurve], what: str, factor: float = 1
 ) -> None:
     for number, (run, one) in enumerate(zip(runs, curves, strict=True)):
         paint = series(number)
@@ -157,7 +157,7 @@ def _curves(
         )
 
 
-def _line(axes: "Axes", one: Curve, paint: Paint, factor: float = 1) -> None:
+def _line(axes: "Axes", one: WindowedCurve, paint: Paint, factor: float = 1) -> None:
     if one.per_window > 1:
         axes.fill_between(
             one.steps,
@@ -202,7 +202,7 @@ def _legend(figure: "Figure", runs: Sequence[Run], with_test: bool) -> None:
     legend(figure, [(run.label, series(i)) for i, run in enumerate(runs)], lines=True)
 
 
-def _how_read(curves: Sequence[Curve], runs: Sequence[Run], test: bool = True) -> str:
+def _how_read(curves: Sequence[WindowedCurve], runs: Sequence[Run], test: bool = True) -> str:
     told = []
     windows = sorted({one.per_window for one in curves if one.per_window > 1})
     if windows:
@@ -215,13 +215,13 @@ def _how_read(curves: Sequence[Curve], runs: Sequence[Run], test: bool = True) -
     return " ".join(told)
 
 
-def _told(runs: Sequence[Run], curves: Sequence[Curve]) -> list[tuple[Run, Curve]]:
+def _told(runs: Sequence[Run], curves: Sequence[WindowedCurve]) -> list[tuple[Run, WindowedCurve]]:
     """The runs that have a curve."""
     return [(run, one) for run, one in zip(runs, curves, strict=True) if len(one.steps)]
 
 
 def _words(
-    runs: Sequence[Run], curves: Sequence[Curve], what: str, text: Callable[[float], str]
+    runs: Sequence[Run], curves: Sequence[WindowedCurve], what: str, text: Callable[[float], str]
 ) -> str:
     """How a run's curve goes, or which of several runs' end highest and lowest."""
     told = _told(runs, curves)
@@ -262,7 +262,7 @@ def _prefixed(runs: Sequence[Run], headings: Sequence[str]) -> list[str]:
 
 
 def _table(
-    runs: Sequence[Run], curves: Sequence[Curve], what: str, text: Callable[[float], str]
+    runs: Sequence[Run], curves: Sequence[WindowedCurve], what: str, text: Callable[[float], str]
 ) -> Table:
     columns = []
     for run, one in zip(runs, curves, strict=True):

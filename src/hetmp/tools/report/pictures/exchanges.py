@@ -8,7 +8,7 @@ from hetmp.tools.report.canvas import BLUE, ORANGE, Paint, height, legend, stack
 from hetmp.tools.report.measures import bytes_received
 from hetmp.tools.report.pictures.layers import NOT_WATCHED
 from hetmp.tools.report.pictures.picture import Missing, Picture
-from hetmp.tools.report.reading import Part
+from hetmp.tools.report.reading import RunPart
 from hetmp.tools.report.records import WatchedExchange
 from hetmp.tools.report.text import (
     NONE,
@@ -32,7 +32,7 @@ DRAWN = 24
 DIRECTIONS = {"forward": Paint(BLUE), "backward": Paint(ORANGE, "////")}
 
 
-def exchanges(part: Part) -> Picture | Missing:
+def exchanges(part: RunPart) -> Picture | Missing:
     """Bytes that all ranks receive in a step, by the layer that the exchange is in front of."""
     if part.layers is None:
         return Missing(TITLE, NOT_WATCHED)

@@ -10,7 +10,7 @@ from hetmp.tools.report.canvas import PARTS, ROWS, legend, names, stacked
 from hetmp.tools.report.canvas import height as height_of
 from hetmp.tools.report.measures import Array, members
 from hetmp.tools.report.pictures.picture import Missing, Picture
-from hetmp.tools.report.reading import Part
+from hetmp.tools.report.reading import RunPart
 from hetmp.tools.report.records import Layers
 from hetmp.tools.report.text import Table, listed, milliseconds, seconds_text, short
 
@@ -57,7 +57,7 @@ class _Row:
         return float(self.whole.mean())
 
 
-def layers(part: Part) -> Picture | Missing:
+def layers(part: RunPart) -> Picture | Missing:
     """Forward, backward, exchange and waiting of every layer on every rank."""
     watched = part.layers
     if watched is None or not watched.layers:

@@ -7,7 +7,7 @@ import numpy as np
 from hetmp.tools.report.canvas import INK, PARTS, ROWS, height, legend, stacked
 from hetmp.tools.report.measures import members, shares
 from hetmp.tools.report.pictures.picture import Missing, Picture
-from hetmp.tools.report.reading import Part
+from hetmp.tools.report.reading import RunPart
 from hetmp.tools.report.text import NONE, Table, percent, size_text, size_unit
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ HELD = "parameters", "gradients", "optimizer"
 KINDS = (*HELD, "activations")
 
 
-def memory(part: Part) -> Picture | Missing:
+def memory(part: RunPart) -> Picture | Missing:
     """Parameters, gradients, optimizer state and activations of each rank."""
     told = part.memory
     if told is None:

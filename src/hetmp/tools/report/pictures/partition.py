@@ -8,8 +8,8 @@ import numpy as np
 from hetmp.tools.report.canvas import FEW_RANKS, GREY, ROWS, Paint, height, legend, names, of_ranks
 from hetmp.tools.report.measures import plan_of
 from hetmp.tools.report.pictures.picture import Missing, Picture
-from hetmp.tools.report.reading import Part
-from hetmp.tools.report.records import Plan, PlannedLayer
+from hetmp.tools.report.reading import RunPart
+from hetmp.tools.report.records import PlannedLayer, PlanRecord
 from hetmp.tools.report.text import Table, percent, ranges, short
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ COUNTS = 6
 WHOLE = Paint(GREY, "////")
 
 
-def partition(part: Part) -> Picture | Missing:
+def partition(part: RunPart) -> Picture | Missing:
     """A stacked bar per layer, a colour and pattern per rank."""
     plan = plan_of(part)
     layers = [one for one in plan.layers if len(one.counts) == plan.ranks] if plan else []
@@ -122,7 +122,7 @@ def _counts(layer: PlannedLayer, members: Sequence[int]) -> str:
     return "/".join(str(layer.counts[rank]) for rank in members)
 
 
-def _words(plan: Plan, held: Sequence[int], total: int, layers: int, cut: int) -> str:
+def _words(plan: PlanRecord, held: Sequence[int], total: int, layers: int, cut: int) -> str:
     members = plan.members
     each = [
         f"rank {rank} {percent(count / total)}" for rank, count in zip(members, held, strict=True)
@@ -138,7 +138,7 @@ def _words(plan: Plan, held: Sequence[int], total: int, layers: int, cut: int) -
     return told
 
 
-def _caption(plan: Plan, layers: Sequence[PlannedLayer], cut: Sequence[PlannedLayer]) -> str:
+def _caption(plan: PlanRecord, layers: Sequence[PlannedLayer], cut: Sequence[PlannedLayer]) -> str:
     told = ["Ranks from left to right" if len(layers) <= ROWS else "Ranks from the bottom up"]
     if len(layers) <= ROWS and len(plan.members) <= COUNTS:
         told[0] += "; beside a bar, how many channels each has"
@@ -156,11 +156,11 @@ def _caption(plan: Plan, layers: Sequence[PlannedLayer], cut: Sequence[PlannedLa
     return " ".join(told)
 
 
-def _left_out(plan: Plan) -> str:
+def _left_out(plan: PlanRecord) -> str:
     return f"rank{'s' * (len(plan.left_out) > 1)} {ranges(plan.left_out)}"
 
 
-def _table(plan: Plan, layers: Sequence[PlannedLayer]) -> Table:
+def _table(plan: PlanRecord, layers: Sequence[PlannedLayer]) -> Table:
     headings = (
         "layer",
         "kind",

@@ -8,7 +8,7 @@ from hetmp.tools.report.canvas import BLUE, INK, ORANGE, ROWS, height, names
 from hetmp.tools.report.measures import layer_seconds, plan_of, step_times
 from hetmp.tools.report.pictures.layers import MANY, NOT_WATCHED
 from hetmp.tools.report.pictures.picture import Missing, Picture
-from hetmp.tools.report.reading import Part
+from hetmp.tools.report.reading import RunPart
 from hetmp.tools.report.text import NONE, Table, digits, milliseconds, seconds_text, short
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TITLE = "Predicted and measured"
 
 
-def predicted(part: Part) -> Picture | Missing:
+def predicted(part: RunPart) -> Picture | Missing:
     """Two marks per layer: what was predicted of it, and what it took."""
     plan, watched, times = plan_of(part), part.layers, step_times(part)
     if plan is None or plan.predicted_seconds is None:

@@ -7,7 +7,7 @@ import numpy as np
 from hetmp.tools.report.canvas import PARTS, height, legend, stacked
 from hetmp.tools.report.measures import KINDS, step_times
 from hetmp.tools.report.pictures.picture import Missing, Picture
-from hetmp.tools.report.reading import Part
+from hetmp.tools.report.reading import RunPart
 from hetmp.tools.report.text import Table, milliseconds, percent, seconds_text
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ SEEN = 0.002
 """Share of a step that is wide enough to be seen."""
 
 
-def ranks(part: Part) -> Picture | Missing:
+def ranks(part: RunPart) -> Picture | Missing:
     """Compute, exchange, waiting and reading of each rank, in a step and in all."""
     times = step_times(part)
     if times is None:

@@ -1,0 +1,268 @@
+"""Make a schedule of a graph and a plan: states, exchanges and parameter cuts. Pure, no MPI.
+
+Exchanges come as late as possible: channel-wise work runs on slices, and a value is gathered
+only where an operation needs all its channels, once, so that pooling makes messages small.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from hetmp.core.errors import HetmpError, nearest
+from hetmp.core.partition import Layout, apportion
+from hetmp.core.state import FULL, PARTIAL, Sliced, State
+from hetmp.ops import Flow, Mixing, OperatorRun, Ref, Scheme, Value, filled
+from hetmp.slicing.graph import ModelGraph, Node, Trace
+from hetmp.slicing.plan import LayerPlan, Plan
+from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, ProgramStep, Schedule
+
+
+class SchemeChoice(Protocol):
+    """What decides how each mixing layer is cut."""
+
+    def scheme(self, node: Node) -> Scheme:
+        """The scheme that a layer follows."""
+
+    def layout(self, node: Node) -> Layout:
+        """How a layer's output channels are cut."""
+
+
+def schedule_model(graph: ModelGraph, plan: Plan) -> Schedule:
+    """What a sliced model runs.
+
+    Raises:
+        HetmpError: the plan is for another model, or asks for what cannot be done.
+    """
+    _check_plan(graph, plan)
+    scheduler = Scheduler(graph, PlannedChoice(plan))
+    programs = [scheduler.program(trace) for trace in graph.traces]
+    return Schedule(plan.ranks, programs[0], programs[-1])
+
+
+class PlannedChoice:
+    """What a plan says."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._layers: dict[str, LayerPlan] = {layer.name: layer for layer in plan.layers}
+        self._layouts: dict[str, Layout] = {}
+
+    def scheme(self, node: Node) -> Scheme:
+        """The scheme that a layer follows."""
+        return self._layers[node.path].scheme
+
+    def layout(self, node: Node) -> Layout:
+        """How a layer's output channels are cut."""
+        if node.path not in self._layouts:
+            self._layouts[node.path] = self._layers[node.path].layout
+        return self._layouts[node.path]
+
+
+class Scheduler:
+    """Passes states through the traces of one model, operation by operation."""
+
+    def __init__(self, graph: ModelGraph, choice: SchemeChoice) -> None:
+        self.graph, self.choice = graph, choice
+        # A layer's first run says how its parameters are cut; later runs take what fits them.
+        self.first: dict[str, OperatorRun] = {}
+
+    def program(self, trace: Trace) -> Program:
+        """What runs in one mode."""
+        self.begin(trace)
+        for node in trace.nodes:
+            self.visit(node)
+        return self.end()
+
+    def begin(self, trace: Trace) -> None:
+        """Start on a trace: nothing has run."""
+        self.trace = trace
+        self.states: dict[str, Any] = dict.fromkeys((*trace.entries, *trace.attributes), FULL)
+        self.known: dict[str, Value] = dict(trace.values)
+        self.exchanged: dict[tuple[str, State], str] = {}
+        self.current: dict[str, str] = {name: name for name in self.states}
+        self.steps: list[ProgramStep] = []
+
+    def visit(self, node: Node) -> None:
+        """Add the steps of the trace's next operation."""
+        if isinstance(node.rule, Mixing) and node.reason is None:
+            self.mix(node, node.rule)
+        else:
+            self.pass_through(node)
+
+    def end(self) -> Program:
+        """The program, when all operations were visited."""
+        trace = self.trace
+        result = filled(trace.result, lambda name: Ref(self.in_state(self.current[name], FULL)))
+        return Program(trace.entries, trace.attributes, tuple(self.steps), result)
+
+    def mix(self, node: Node, rule: Mixing) -> None:
+        """A layer that mixes channels runs as its scheme says."""
+        layer, scheme = node.call.layer, self.choice.scheme(node)
+        (operand,) = node.call.operands
+        source = self.current[operand]
+        axis = rule.channel_axis(layer, node.call.taken.dims)
+        sliced = Sliced(self.choice.layout(node), axis)
+        if scheme == "filters":
+            wanted = rule.taken(layer, sliced.layout, axis)
+            if wanted is None:
+                raise HetmpError(
+                    f"the plan cuts layer {node.place} into {sliced}, inside one of its "
+                    f"{layer.groups} groups: give every rank a multiple of "
+                    f"{layer.out_channels // layer.groups} channels"
+                )
+            self.run(node, {operand: wanted}, sliced, scheme)
+        elif scheme == "whole":
+            self.run(node, {operand: FULL}, FULL, scheme)
+        else:
+            first = self.first.get(node.path)
+            taken = self.states[source] if first is None else _at_axis(first.source, axis)
+            if not isinstance(taken, Sliced) or taken.axis != axis:
+                taken = Sliced(self.input_layout(node), axis)
+            if first is not None:
+                target = _at_axis(first.owned, axis)
+            else:
+                target = FULL if self.wanted_full(node) else sliced
+            self.run(node, {operand: taken}, PARTIAL, scheme, owned=target)
+            reduced = self.in_state(node.name, target)
+            self.current[node.name] = self.biased(node, reduced, target, axis)
+
+    def input_layout(self, node: Node) -> Layout:
+        """How an ``inputs`` layer cuts a full input: with the ranks' shares of its output."""
+        channels = node.rule.input_channels(node.call.layer)
+        counts = self.choice.layout(node).counts
+        if channels is None or not any(counts):
+            raise HetmpError(f"layer {node.place} cannot follow scheme 'inputs'")
+        return Layout.of(apportion(channels, counts))
+
+    def wanted_full(self, node: Node) -> bool:
+        """Whether all that takes this value needs all its channels."""
+        if node.name in self.trace.returned:
+            return True
+        consumers = self.trace.consumers(node.name)
+        return all(
+            c.rule.mixes and self.choice.scheme(c) != "inputs" and c.call.layer is not None
+            and getattr(c.call.layer, "groups", 1) == 1
+            for c in consumers
+        )  # fmt: skip
+
+    def pass_through(self, node: Node) -> None:
+        """Any other operation runs on slices where it can."""
+        call = node.call
+        states = {name: self.states[self.current[name]] for name in call.operands}
+        sliced = any(
+            isinstance(part, Sliced) for state in states.values() for part in _parts(state)
+        )
+        tied = call.has_tensors and node.reason is None and self.graph.is_tied(node)
+        flow = node.rule.flow(call, states) if sliced and not tied else None
+        if flow is not None and isinstance(flow.gives, tuple) and not self.taken_apart(node):
+            flow = None
+        if flow is None:
+            flow = Flow(dict.fromkeys(states, FULL), FULL)
+        if call.layer is not None and node.path in self.first:
+            flow = self.again(node, flow)
+        self.run(node, flow.wants, flow.gives, None)
+
+    def again(self, node: Node, flow: Flow) -> Flow:
+        """How a layer runs once more: *flow*, if its parameters are cut for that."""
+        first, call = self.first[node.path], node.call
+        cuts = node.rule.cuts(first)
+        flows = [flow]
+        if isinstance(first.source, Sliced):
+            (name,) = call.operands
+            # Layers count their axes from the left or from the right.
+            shift = call.taken.dims - first.call.taken.dims
+            axes = (first.source.axis, first.source.axis + shift)
+            states = [Sliced(first.source.layout, axis) for axis in axes]
+            flows += [found for s in states if (found := node.rule.flow(call, {name: s}))]
+        fits = (f for f in flows if node.rule.cuts(OperatorRun(call, f, None, FULL)) == cuts)
+        return next(fits, Flow(dict.fromkeys(flow.wants, FULL), FULL))
+
+    def taken_apart(self, node: Node) -> bool:
+        """Whether a tuple is used only item by item."""
+        consumers = self.trace.consumers(node.name)
+        return node.name not in self.trace.returned and all(
+            c.call.title == "getitem" and isinstance(c.call.argument(1, "index"), int)
+            for c in consumers
+        )
+
+    def run(
+        self,
+        node: Node,
+        wants: Mapping[str, Any],
+        gives: Any,
+        scheme: Scheme | None,
+        owned: State | None = None,
+    ) -> None:
+        """Add the step of an operation, behind the exchanges that it wants."""
+        inputs = {
+            name: self.in_state(self.current[name], wants[name]) if name in wants
+            else self.current[name]
+            for name in node.call.values
+        }  # fmt: skip
+        run = OperatorRun(node.call, Flow(wants, gives), scheme, gives if owned is None else owned)
+        self.steps.append(CallStep(node.name, tuple(inputs.values()), node, run, inputs))
+        self.states[node.name] = gives
+        self.current[node.name] = node.name
+        if node.call.has_tensors:
+            self.first.setdefault(node.path, run)
+
+    def biased(self, node: Node, value: str, state: State, axis: int) -> str:
+        """The value with the bias of an ``inputs`` layer."""
+        if getattr(node.call.layer, "bias", None) is None:
+            return value
+        name = f"{node.name} biased"
+        parameter = f"{node.path}.bias"
+        self.steps.append(BiasStep(name, (value,), state, state, parameter, axis))
+        self.states[name], self.known[name] = state, self.known[node.name]
+        return name
+
+    def in_state(self, value: str, target: Any) -> str:
+        """The value in the wanted state: itself, or what an exchange makes of it, made once."""
+        source = self.states[value]
+        if source == target:
+            return value
+        if isinstance(source, Sliced) and isinstance(target, Sliced) and source.axis != target.axis:
+            return self.in_state(self.in_state(value, FULL), target)
+        if (value, target) not in self.exchanged:
+            name = f"{value} exchanged {len(self.exchanged)}"
+            self.steps.append(ExchangeStep(name, (value,), source, target, self.known[value]))
+            self.states[name], self.known[name] = target, self.known[value]
+            self.exchanged[value, target] = name
+        return self.exchanged[value, target]
+
+
+def _at_axis(state: Any, axis: int) -> Any:
+    """The state with another axis in the place of the one that it cuts."""
+    return Sliced(state.layout, axis) if isinstance(state, Sliced) else state
+
+
+def _parts(state: Any) -> tuple[Any, ...]:
+    return state if isinstance(state, tuple) else (state,)
+
+
+def _check_plan(graph: ModelGraph, plan: Plan) -> None:
+    planned = {layer.name: layer for layer in plan.layers}
+    if len(planned) != len(plan.layers):
+        raise HetmpError("the plan names a layer more than once")
+    for node in graph.mixing():
+        layer = planned.pop(node.path, None)
+        channels = node.rule.output_channels(node.call.layer)
+        if layer is None:
+            meant = nearest(node.path, planned, cutoff=0.8)
+            hint = f", but {meant!r}" if meant else ""
+            raise HetmpError(f"the plan is for another model: it has no layer {node.place}{hint}")
+        if layer.channels != channels:
+            raise HetmpError(
+                f"the plan is for another model: it gives layer {node.place} {layer.channels} "
+                f"channels, the model {channels}"
+            )
+        assert isinstance(node.rule, Mixing)
+        allowed = ("whole",) if graph.is_tied(node) else node.rule.schemes(node.call.layer)
+        if layer.scheme not in allowed:
+            why = "shares a parameter with other work" if graph.is_tied(node) else "has groups"
+            raise HetmpError(
+                f"layer {node.place} {why}: it cannot follow scheme {layer.scheme!r}, only "
+                f"{' or '.join(allowed)}"
+            )
+    if planned:
+        raise HetmpError(
+            f"the plan is for another model: the model has no layer {next(iter(planned))!r}"
+        )
