@@ -118,7 +118,7 @@ def test_what_a_rank_says_is_written_in_one_piece():
     """A datagram holds what was written at once."""
     script = (
         "import warnings\n"
-        "from hetmp.core.errors import hold_warnings, report\n"
+        "from hetmp.core.error_report import hold_warnings, report\n"
         "hold_warnings(3)\n"
         "warnings.warn('before')\n"
         "try: {}['gone']\n"

@@ -9,7 +9,7 @@ import pytest
 import hetmp
 from helpers.running import hetmp_run
 from hetmp.cli import program
-from hetmp.core.errors import near_path, nearest
+from hetmp.core.suggestions import near_path, nearest
 
 TRAIN = "train --model digits --data digits --steps 1"
 

@@ -29,7 +29,8 @@ from hetmp.checkpoint.format import (
     stored_dtype,
 )
 from hetmp.checkpoint.values import TEXT
-from hetmp.core.errors import HetmpError, near_path
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import near_path
 
 DEPTH = 32
 """Groups within groups that a reader follows."""

@@ -13,8 +13,9 @@ from hetmp.checkpoint.format import BUFFERS, MODEL, escaped, unescaped
 from hetmp.checkpoint.items import Item, as_stored, dtype_name, from_stored
 from hetmp.checkpoint.save_load import about_this_process
 from hetmp.checkpoint.write import Contents, write_alone
-from hetmp.core.errors import HetmpError, near_path
+from hetmp.core.errors import HetmpError
 from hetmp.core.files import replacing
+from hetmp.core.suggestions import near_path
 
 NESTED = "state_dict", "model_state_dict", "model"
 """Names under which training scripts keep a state_dict beside other things."""

@@ -21,7 +21,8 @@ from hetmp.checkpoint.reader import verify
 from hetmp.checkpoint.redistribute import gather_rows, own_run, rounds
 from hetmp.checkpoint.writers import ParallelWriter, StreamedWriter, Writer, has_parallel_hdf5
 from hetmp.cluster import Group, LoneGroup
-from hetmp.core.errors import FailedError, HetmpError, unknown_name
+from hetmp.core.errors import FailedError, HetmpError
+from hetmp.core.suggestions import unknown_name
 
 WriterName = Literal["auto", "streamed", "parallel"]
 WRITERS = "auto", "streamed", "parallel"

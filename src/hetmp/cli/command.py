@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from hetmp.core.errors import HetmpError, nearest
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import nearest
 
 WIDTH = 80
 """Columns of a help text, where the terminal has as many."""

@@ -9,7 +9,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from hetmp.cli.names import MODELS
-from hetmp.core.errors import HetmpError, near_path, nearest, unknown_name
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import near_path, nearest, unknown_name
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -14,15 +14,9 @@ from click.shell_completion import shell_complete
 
 from hetmp.cli.command import WIDTH, in_words
 from hetmp.cluster import Group, launched, mpi_started, speaks_first
-from hetmp.core.errors import (
-    FAILED,
-    HetmpError,
-    exit_code,
-    grace_seconds,
-    hold_warnings,
-    report,
-    unknown_name,
-)
+from hetmp.core.error_report import hold_warnings, report
+from hetmp.core.errors import FAILED, HetmpError, exit_code, grace_seconds
+from hetmp.core.suggestions import unknown_name
 from hetmp.core.version import __version__
 
 COMPLETE = "_HETMP_COMPLETE"

@@ -11,15 +11,8 @@ import numpy.typing as npt
 from hetmp.cluster.mpi import mpi
 from hetmp.cluster.shared_memory import SharedMemory
 from hetmp.cluster.slowdown import Pace
-from hetmp.core.errors import (
-    BAD_INPUT,
-    FailedError,
-    HetmpError,
-    describe,
-    exit_code,
-    grace_seconds,
-    report,
-)
+from hetmp.core.error_report import report
+from hetmp.core.errors import BAD_INPUT, FailedError, HetmpError, describe, exit_code, grace_seconds
 
 if TYPE_CHECKING:
     from mpi4py import MPI

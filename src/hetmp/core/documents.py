@@ -7,7 +7,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from hetmp.core.errors import HetmpError, near_path, nearest
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import near_path, nearest
 
 Document = TypeVar("Document", bound=BaseModel)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hetmp.core.checks import whole_number
-from hetmp.core.errors import HetmpError, near_path
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import near_path
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import BinaryIO, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.core.errors import HetmpError, near_path
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import near_path
 from hetmp.data.dataset import Indices, Part
 
 PIECE = 2**20

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from hetmp.cluster import Group
-from hetmp.core.errors import unknown_name
+from hetmp.core.suggestions import unknown_name
 from hetmp.data.dataset import Dataset
 from hetmp.data.options import Options
 from hetmp.data.sets import (

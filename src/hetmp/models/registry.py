@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from hetmp.core.checks import image_shape, whole_number
-from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import unknown_name
 from hetmp.models import densenet, digits, hyperspectral, mobilenet, paper, resnet, unet, user, vgg
 from hetmp.models.network import Network
 

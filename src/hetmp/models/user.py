@@ -8,7 +8,8 @@ from types import ModuleType
 
 from torch import nn
 
-from hetmp.core.errors import HetmpError, nearest
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import nearest
 
 
 def build(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:

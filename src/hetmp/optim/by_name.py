@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import unknown_name
 from hetmp.optim.layerwise import LAMB, LARS
 from hetmp.slicing import SlicedModel
 from hetmp.slicing.optimizer_guard import REFUSED

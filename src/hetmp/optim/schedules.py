@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import unknown_name
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hetmp.checkpoint import Cadence
 from hetmp.cluster.slowdown import check_slowdown
-from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.core.errors import HetmpError
 from hetmp.core.partition import checked_weights
+from hetmp.core.suggestions import unknown_name
 from hetmp.data.options import Options
 
 SCHEDULES = (

@@ -11,8 +11,9 @@ import tomlkit
 from pydantic import ValidationError
 
 from hetmp.core.documents import read
-from hetmp.core.errors import HetmpError, nearest
+from hetmp.core.errors import HetmpError
 from hetmp.core.files import replacing
+from hetmp.core.suggestions import nearest
 from hetmp.run.config import HEADINGS, TrainConfig
 
 if sys.version_info >= (3, 11):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hetmp.cluster import AgreedError, Group
-from hetmp.core.errors import unknown_name
+from hetmp.core.suggestions import unknown_name
 from hetmp.core.text import count_ranks
 from hetmp.run.config import AUTOCASTS, TrainConfig
 

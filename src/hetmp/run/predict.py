@@ -15,8 +15,9 @@ import torch
 
 from hetmp.checkpoint.origin import Origin
 from hetmp.cluster import AgreedError, Group
-from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.core.errors import HetmpError
 from hetmp.core.files import replacing
+from hetmp.core.suggestions import unknown_name
 from hetmp.data import Dataset, Part, load_pictures
 from hetmp.run.build import load_dataset
 from hetmp.run.config import TrainConfig

@@ -13,9 +13,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
 
 from hetmp.core.documents import load, validated
-from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.core.errors import HetmpError
 from hetmp.core.files import replacing
 from hetmp.core.partition import Layout, Partition, Piece
+from hetmp.core.suggestions import unknown_name
 from hetmp.ops import SCHEMES, Scheme
 
 

@@ -7,9 +7,10 @@ only where an operation needs all its channels, once, so that pooling makes mess
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from hetmp.core.errors import HetmpError, nearest
+from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout, apportion
 from hetmp.core.state import FULL, PARTIAL, Sliced, State
+from hetmp.core.suggestions import nearest
 from hetmp.ops import Flow, Mixing, OperatorRun, Ref, Scheme, Value, filled
 from hetmp.slicing.graph import ModelGraph, Node, Trace
 from hetmp.slicing.plan import LayerPlan, Plan

@@ -8,7 +8,8 @@ from importlib.metadata import version
 
 from hetmp.cluster import Group, check_world, launched, mpi_library, mpi_vendor, thread_level
 from hetmp.cluster.slurm import available, fitting, inside_job, offered_mpi_types
-from hetmp.core.errors import HetmpError, nearest
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import nearest
 from hetmp.core.version import __version__
 
 VARIABLES = ("HETMP_GRACE_SECONDS", "HETMP_NODE_KIND", "HETMP_RUN", "HETMP_SRUN_MPI")

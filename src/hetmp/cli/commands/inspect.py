@@ -9,7 +9,8 @@ import click
 
 from hetmp.cli.command import command, option
 from hetmp.cli.options import FILE
-from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import unknown_name
 
 if TYPE_CHECKING:
     from hetmp.checkpoint.catalog import Stored

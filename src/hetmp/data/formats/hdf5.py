@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.core.errors import HetmpError, near_path, unknown_name
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import near_path, unknown_name
 from hetmp.data.dataset import Indices
 
 CACHE = 64 * 2**20

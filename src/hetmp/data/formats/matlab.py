@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.core.errors import HetmpError, near_path
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import near_path
 
 _NUMBERS = {"double", "single", "logical"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)

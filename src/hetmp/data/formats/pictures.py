@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.core.errors import HetmpError, near_path
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import near_path
 
 if TYPE_CHECKING:
     from PIL import Image

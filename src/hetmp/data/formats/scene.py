@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import unknown_name
 from hetmp.data.arrays import checked_labels
 from hetmp.data.formats.matlab import Variable, read, variables
 from hetmp.data.formats.pictures import entries

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hetmp.core.checks import image_shape
-from hetmp.core.errors import HetmpError, near_path, unknown_name
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import near_path, unknown_name
 from hetmp.data.dataset import Dataset, Indices, Part
 from hetmp.data.formats.pictures import MODES, SUFFIXES, decode, entries, header, list_pictures
 from hetmp.data.options import Options

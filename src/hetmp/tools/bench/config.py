@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from hetmp.cluster.slowdown import check_slowdown
-from hetmp.core.errors import HetmpError, unknown_name
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import unknown_name
 from hetmp.slicing import PLAIN, Tuning
 
 SLICED = ("sliced", "sliced again", "floor", "plain exchange")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from hetmp.core.errors import HetmpError, near_path
+from hetmp.core.errors import HetmpError
+from hetmp.core.suggestions import near_path
 from hetmp.tools.report.records import (
     KINDS,
     Ending,

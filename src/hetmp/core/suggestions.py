@@ -1,0 +1,72 @@
+"""What was meant by a name or a path that there is not."""
+
+import difflib
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from hetmp.core.errors import HetmpError
+
+MEANT = {
+    "gpu": "cuda",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+    "single": "float32",
+    "fp64": "float64",
+    "double": "float64",
+}
+"""What hetmp calls things, by what others call them."""
+
+
+_MOST_FILES = 10_000
+"""In how many files of a folder one is looked for that may have been meant."""
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The one of the *known* names that *name* was meant to be; None if it is like none.
+
+    >>> nearest("gpu", ["auto", "cpu", "cuda"])
+    'cuda'
+    >>> nearest("AdamW ", ["adam", "adamw"])
+    'adamw'
+    """
+    known = list(known)
+    plain = name.strip().lower()
+    if MEANT.get(plain) in known:
+        return MEANT[plain]
+    found = difflib.get_close_matches(plain, known, n=1, cutoff=cutoff)
+    return next(iter(found or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> HetmpError:
+    """The error for a *name* that is none of the *known* ones, with the nearest of them.
+
+    >>> str(unknown_name("model", "vgg12", ["vgg11", "digits"]))
+    "unknown model 'vgg12': did you mean 'vgg11'? (known: digits, vgg11)"
+    """
+    known = sorted(known)
+    near = nearest(name, known)
+    hint = f"did you mean {near!r}? " if near else ""
+    begun = f"unknown {kind} {name!r}" + (f": {hint}" if hint else " ")
+    return HetmpError(f"{begun}(known: {', '.join(known)})")
+
+
+def near_path(path: str | Path) -> str:
+    """`` (did you mean runs/demo?)`` for a *path* that is not there, if there is one like it."""
+    path = missing = Path(path)
+    while not os.path.isdir(missing.parent):  # Path.is_dir raises where it may not look
+        missing = missing.parent
+    try:
+        names = [one.name for one in itertools.islice(os.scandir(missing.parent), _MOST_FILES)]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.7)
+    if not near or missing.name in names:
+        return ""
+    found = missing.with_name(near[0])
+    whole = found / path.relative_to(missing)
+    return f" (did you mean {whole if os.path.exists(whole) else found}?)"
