@@ -138,14 +138,14 @@ class Contender:
     """Training steps by one plan, on the ranks that take part in it."""
 
     def __init__(
-        self, module: nn.Module, plan: hetmp.Plan, group: Group, pace: float, shape: list[int]
+        self, module: nn.Module, plan: hetmp.Plan, group: Group, factor: float, shape: list[int]
     ) -> None:
         self.group = group
         self.comm = group.part(plan.members)
         if self.comm is None:
             return
         self.model = hetmp.slice_model(module, plan.of_members(), self.comm)
-        self.model.hetmp.group.pace.factor = pace
+        self.model.hetmp.group.slowdown.factor = factor
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randn(shape, generator=generator)
@@ -154,7 +154,7 @@ class Contender:
         """Seconds of the slowest member. Collective over all ranks."""
         took = 0.0
         if self.comm is not None:
-            self.model.hetmp.group.pace.resume()  # what others computed meanwhile does not count
+            self.model.hetmp.group.slowdown.resume()  # the others did not compute for us
             self._train()
             self.comm.Barrier()
             began = time.perf_counter()
@@ -192,10 +192,15 @@ def main() -> None:
         outline = models.build(args.model, shape, count)
     batch = [args.batch_size, *shape]
     example = torch.empty(batch, device="meta")
-    pace = slowdown[group.rank]
+    own_slowdown = slowdown[group.rank]
     began = time.perf_counter()
     profile = profile_model(
-        outline, example, group, name=args.model, budget=Budget(args.seconds), slowdown=pace
+        outline,
+        example,
+        group,
+        name=args.model,
+        budget=Budget(args.seconds),
+        slowdown=own_slowdown,
     )
     profiled = time.perf_counter() - began
     graph = read_graph(outline, example)
@@ -207,7 +212,9 @@ def main() -> None:
     chosen = {name: hetmp.Plan.model_validate_json(text) for name, text in told.items()}
     torch.manual_seed(0)
     module = models.build(args.model, shape, count)
-    contenders = {name: Contender(module, p, group, pace, batch) for name, p in chosen.items()}
+    contenders = {
+        name: Contender(module, p, group, own_slowdown, batch) for name, p in chosen.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(args.repeats):
         for name, contender in contenders.items():

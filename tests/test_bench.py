@@ -13,7 +13,7 @@ import hetmp
 from helpers.comparison import batch, rank_loss, seeded
 from helpers.running import hetmp_run, refused
 from hetmp import models
-from hetmp.cluster.slowdown import Pace
+from hetmp.cluster.slowdown import Slowdown
 from hetmp.core.errors import HetmpError
 from hetmp.tools.bench import BenchConfig, BenchResult, bench, rows, summary
 from hetmp.tools.bench.config import DATA_PARALLEL, ONE_PROCESS, SLICED, TUNINGS, VARIANTS
@@ -149,16 +149,16 @@ def test_the_average_of_unequal_batches_is_the_gradient_of_the_whole_one():
     x = batch((sum(counts), 3, 4, 4))
     labels = torch.arange(sum(counts)) % 5
     nn.functional.cross_entropy(whole(x), labels).backward()
-    for pace in (None, CountingPace()):
+    for slowdown in (None, CountingSlowdown()):
         with process_group(group):
-            model, part, scale = data_parallel(group, whole, counts, pace)
+            model, part, scale = data_parallel(group, whole, counts, slowdown)
             (scale * nn.functional.cross_entropy(model(x[part]), labels[part])).backward()
         for ours, theirs in zip(model.parameters(), whole.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12)
-    assert pace.slept > 0
+    assert slowdown.slept > 0
 
 
-class CountingPace(Pace):
+class CountingSlowdown(Slowdown):
     """Counts where it would sleep."""
 
     slept = 0

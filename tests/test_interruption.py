@@ -117,20 +117,20 @@ def curve(out, kind="step"):
 @pytest.fixture
 def signalled(monkeypatch):
     """Makes one rank send itself a signal in the middle of a step."""
-    from hetmp.run.step import Steps
+    from hetmp.run.step import TrainStep
 
     def at(step, rank, name="USR2"):
         taken = []
 
-        def stepping(*given):
+        def train_step(*given):
             taken.append(None)
             if len(taken) == step and world().rank == rank:
                 os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
             return whole_step(*given)
 
-        monkeypatch.setattr(Steps, "take", stepping)
+        monkeypatch.setattr(TrainStep, "take", train_step)
 
-    whole_step = Steps.take
+    whole_step = TrainStep.take
     yield at
     monkeypatch.undo()
 

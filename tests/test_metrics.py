@@ -205,23 +205,23 @@ def world_group():
 @pytest.fixture
 def full_disk(monkeypatch):
     """Lets no file of rank 0 grow any more in the middle of a step."""
-    from hetmp.run.step import Steps
+    from hetmp.run.step import TrainStep
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def at(step, path):
         taken = []
 
-        def stepping(*given):
+        def train_step(*given):
             taken.append(None)
             if len(taken) == step and world().rank == 0:
                 size = path.stat().st_size + 20
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
             return whole_step(*given)
 
-        monkeypatch.setattr(Steps, "take", stepping)
+        monkeypatch.setattr(TrainStep, "take", train_step)
 
-    whole_step = Steps.take
+    whole_step = TrainStep.take
     yield at
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 

@@ -82,7 +82,7 @@ def test_a_communicator_is_arranged_once(dealt_out):
 @pytest.mark.mpi(min_size=2)
 def test_arranged_ranks_train_the_same_each_with_what_it_was_told(tmp_path, monkeypatch, request):
     from hetmp.run import train
-    from hetmp.run.step import Steps
+    from hetmp.run.step import TrainStep
 
     folder = shared(tmp_path)
     weights = [5.0, 1.0, 3.0, 2.0, 4.0][: world().size]
@@ -102,17 +102,17 @@ def test_arranged_ranks_train_the_same_each_with_what_it_was_told(tmp_path, monk
     usual = losses("usual")
     order = request.getfixturevalue("dealt_out")
     seen = []
-    whole = Steps.__init__
+    whole = TrainStep.__init__
 
     def made(steps, config, model, *given):
         seen.append(model)
         whole(steps, config, model, *given)
 
-    monkeypatch.setattr(Steps, "__init__", made)
+    monkeypatch.setattr(TrainStep, "__init__", made)
     np.testing.assert_allclose(losses("arranged"), usual, rtol=1e-10)
     runtime = seen[0].hetmp
     assert order[runtime.group.rank] == world().rank
-    assert runtime.group.pace.factor == slowdown[world().rank]
+    assert runtime.group.slowdown.factor == slowdown[world().rank]
     held = dict(seen[0].named_parameters())
     for layer in runtime.plan.layers:
         by_rank = dict(zip(order, layer.counts, strict=True))

@@ -13,7 +13,7 @@ from helpers.comparison import WEIGHTS, Differences, batch, pick_weights, seeded
 from hetmp.cluster import AgreedError
 from hetmp.run.config import TrainConfig, train_config
 from hetmp.run.precision import autocast_of, casting, wire_of
-from hetmp.run.step import MOST_SKIPPED, Steps
+from hetmp.run.step import MOST_SKIPPED, TrainStep
 from hetmp.slicing.not_finite import first_not_finite, not_finite
 
 pytestmark = pytest.mark.mpi
@@ -51,12 +51,14 @@ def labels(step: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(step).integers(0, CLASSES, 10))
 
 
-def sliced(told: TrainConfig, module: nn.Module, weights=None) -> tuple[hetmp.SlicedModel, Steps]:
+def sliced(
+    told: TrainConfig, module: nn.Module, weights=None
+) -> tuple[hetmp.SlicedModel, TrainStep]:
     model = hetmp.slice_model(
         module, weights or pick_weights(1), tuning=hetmp.Tuning(wire=wire_of(told))
     )
     autocast = autocast_of(told.autocast, model.hetmp.group)
-    return model, Steps(told, model, COUNT, CPU, autocast)
+    return model, TrainStep(told, model, COUNT, CPU, autocast)
 
 
 @pytest.mark.parametrize("kind", sorted(WEIGHTS))
@@ -277,6 +279,6 @@ def test_scaled_steps_that_overflow_are_skipped_on_all_ranks_and_saved():
     after = hetmp.merge_model(model)
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert steps.scaler.get_scale() == 2.0**126
-    again = Steps(made, model, COUNT, CPU)
+    again = TrainStep(made, model, COUNT, CPU)
     again.resume(steps.state())
     assert again.scaler.get_scale() == 2.0**126

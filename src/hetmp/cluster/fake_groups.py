@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from hetmp.cluster.group import Group
 from hetmp.cluster.mpi import mpi
-from hetmp.cluster.slowdown import Pace
+from hetmp.cluster.slowdown import Slowdown
 
 
 class LoneGroup(Group):
@@ -35,7 +35,7 @@ class RehearsalGroup(Group):
         super().__init__(mpi().COMM_SELF)
         self.rank, self.size = rank, size
         self.on_one_host, self.rehearsing = False, True
-        self.pace = Pace()
+        self.slowdown = Slowdown()
 
     def allgather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """This rank's *values* in the place of everyone's."""

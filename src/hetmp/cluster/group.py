@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hetmp.cluster.mpi import mpi
 from hetmp.cluster.shared_memory import SharedMemory
-from hetmp.cluster.slowdown import Pace
+from hetmp.cluster.slowdown import Slowdown
 from hetmp.core.error_report import report
 from hetmp.core.errors import BAD_INPUT, FailedError, HetmpError, describe, exit_code, grace_seconds
 
@@ -45,7 +45,7 @@ class Group:
         size: how many ranks there are.
         on_one_host: whether all ranks can share memory.
         kept: what lives as long as the user's communicator, by purpose.
-        pace: a test aid that makes this rank slower.
+        slowdown: a test aid that makes this rank slower.
         rehearsing: whether exchanges move nothing, to measure what is left of a step.
         wire: the dtype, by name, in which all that is floating travels; None for its own.
         patient: whether small messages are waited for without burning a core.
@@ -64,7 +64,7 @@ class Group:
         self.rank: int = user.Get_rank()
         self.size: int = user.Get_size()
         self.on_one_host = _on_one_host(self.control, self.kept)
-        self.pace = Pace()
+        self.slowdown = Slowdown()
         self.rehearsing = False
         self.wire: str | None = None
         self.patient = False

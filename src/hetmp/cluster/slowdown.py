@@ -1,6 +1,6 @@
 """Making a rank slower on purpose: a test aid for clusters of unequal devices on one machine.
 
-A rank of pace 3 sleeps two seconds for every second that it computed. It does so where it is
+A rank slowed by 3 sleeps two seconds for every second that it computed. It does so where it is
 about to meet other ranks, so the others see a rank that is three times as slow; time in exchanges
 is not stretched. CPU time is what counts, not wall time: ranks that share cores would else be
 slowed for waiting for each other.
@@ -16,7 +16,7 @@ ASKING_SECONDS = 0.05
 """How often a rank that sleeps asks whether that is enough."""
 
 
-class Pace:
+class Slowdown:
     """How much slower than it is a rank behaves.
 
     Attributes:

@@ -5,7 +5,7 @@ import traceback
 import warnings
 from typing import Any
 
-from hetmp.core.errors import HetmpError, says_enough, describe
+from hetmp.core.errors import HetmpError, describe, says_enough
 
 _held: list[str] = []
 """What this process was warned of and has not told."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hetmp.cluster import Group
-from hetmp.cluster.slowdown import Pace
+from hetmp.cluster.slowdown import Slowdown
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout
 from hetmp.core.state import Full, Partial, Sliced, State
@@ -75,19 +75,19 @@ Finish = Callable[[], Tensor]
 class Move:
     """A tensor under way between two states: ``wait()`` gives it as it arrived."""
 
-    def __init__(self, counter: Counter, began: float, finish: Finish, pace: Pace) -> None:
-        self._counter, self._finish, self._pace = counter, finish, pace
+    def __init__(self, counter: Counter, began: float, finish: Finish, slowdown: Slowdown) -> None:
+        self._counter, self._finish, self._slowdown = counter, finish, slowdown
         counter.calls += 1
         counter.spent(began)
-        pace.resume()
+        slowdown.resume()
 
     def wait(self) -> Tensor:
         """Wait for the tensor."""
-        self._pace.worked()
+        self._slowdown.worked()
         began = time.perf_counter()
         arrived = self._finish()
         self._counter.spent(began)
-        self._pace.resume()
+        self._slowdown.resume()
         return arrived
 
 
@@ -110,7 +110,7 @@ def start(
         HetmpError: the states do not join, the dtype is none that is exchanged, or the tensor
             has not the share that *source* says.
     """
-    group.pace.worked()
+    group.slowdown.worked()
     began = time.perf_counter()
     name, move = _move(source, target)
     if isinstance(source, Sliced):
@@ -119,7 +119,7 @@ def start(
         _check_axis(tensor, target.axis, target.layout.total, target, group)
     x = tensor.detach()
     if name == "-":
-        return Move(counter, began, move(group, x, source, target), group.pace)
+        return Move(counter, began, move(group, x, source, target), group.slowdown)
     dtype, order = x.dtype, how.order or tuple(range(x.dim()))
     x, source, target = x.permute(order), _ordered(source, order), _ordered(target, order)
     if group.wire is not None and x.is_floating_point():
@@ -134,7 +134,7 @@ def start(
     def finish() -> Tensor:
         return arrived().to(dtype).permute([order.index(i) for i in range(len(order))])
 
-    return Move(counter, began, finish, group.pace)
+    return Move(counter, began, finish, group.slowdown)
 
 
 def _ordered(state: State, order: tuple[int, ...]) -> State:

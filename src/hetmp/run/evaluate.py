@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hetmp.data import Feed
-from hetmp.run.load_trained import Trained, use_trained
+from hetmp.run.load_trained import Trained, run_on_trained
 from hetmp.run.precision import wide
 from hetmp.slicing import SlicedModel
 
@@ -80,7 +80,7 @@ def evaluate_checkpoint(
         feed = trained.feed(model, trained.dataset.test)
         return list(evaluate(model, feed, trained.config.batch_size))
 
-    trained, (loss, accuracy) = use_trained(path, given, comm, work, 2)
+    trained, (loss, accuracy) = run_on_trained(path, given, comm, work, 2)
     return Evaluation(
         file=str(trained.file),
         model=trained.config.model,

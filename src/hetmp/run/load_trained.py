@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,13 @@ from hetmp import models
 from hetmp.checkpoint.folder import newest_sound
 from hetmp.checkpoint.origin import Origin, read_origin
 from hetmp.checkpoint.save_load import restore
-from hetmp.cluster import AgreedError, Group, arranged, check_world
-from hetmp.cluster.device import choose_device, share_cores
+from hetmp.cluster import AgreedError, Group
 from hetmp.core.errors import HetmpError
 from hetmp.data import Dataset, Feed, Part, Reading, options_of
-from hetmp.run.build import load_dataset, outline
+from hetmp.run.build import load_dataset
 from hetmp.run.config import OF_DATA, TrainConfig, train_config
-from hetmp.run.precision import autocast_of, casting, wire_of
+from hetmp.run.precision import wire_of
+from hetmp.run.rank_setup import order_ranks, set_up_rank
 from hetmp.run.work_split import among_members, share_work
 from hetmp.slicing import SlicedModel, Tuning, slice_model
 from hetmp.slicing.graph import Trace
@@ -71,7 +70,7 @@ Work = Callable[[SlicedModel, Trained], Sequence[float]]
 Load = Callable[[TrainConfig, Origin, Group], Dataset]
 
 
-def use_trained(
+def run_on_trained(
     path: Path,
     given: Mapping[str, Any],
     comm: "MPI.Intracomm | None",
@@ -91,38 +90,26 @@ def use_trained(
     Raises:
         HetmpError: on every rank at once: bad input, or a file that cannot be used.
     """
-    group = Group(comm)
-    with group.together():
-        if comm is None:
-            check_world(group)
-    comm, order = arranged(comm, group)  # as in training: plan files mean these ranks
-    group = Group(comm)
+    ranks = order_ranks(comm)  # as in training: plan files mean these ranks
+    group = ranks.group
     file, damaged = newest_sound(group, _pointed_at(group, path), named=True)
     if file is None:
         raise AgreedError("\n".join([f"there is no sound checkpoint in {path}", *damaged]))
     origin = read_origin(group, file)
     with group.together():
-        config = _config(origin, file, given).in_order(order)
-        torch.manual_seed(config.seed)
+        config = _config(origin, file, given).in_order(ranks.order)
     dataset = load(config, origin, group)
-    share_cores(group)
-    device = choose_device(group, config.device)
-    trained = Trained(file, origin, config, dataset, device, group.size, tuple(damaged))
-    shape = config.batch_size, *dataset.input_shape
-    example = torch.empty(shape, dtype=trained.dtype, device="meta")
+    setup = set_up_rank(ranks, config.device, autocast=config.autocast, seed=config.seed)
+    trained = Trained(file, origin, config, dataset, setup.device, group.size, tuple(damaged))
     tuning = Tuning(wire=wire_of(config))
-    autocast = autocast_of(config.autocast, group)
-    with casting(autocast, device):
-        sharing = share_work(
-            config, partial(outline, config, dataset), example, group, device, tuning
-        )
+    sharing = share_work(config, dataset, setup, tuning)
 
     def run(members: "MPI.Intracomm | None", plan: Plan | None) -> Sequence[float]:
         model = _loaded(trained, plan or sharing.weights, tuning, members)
-        with casting(autocast, device):
+        with setup.casting():
             return work(model, trained)
 
-    found = among_members(comm, group, sharing.plan, run, (0.0,) * figures)
+    found = among_members(ranks.comm, group, sharing.plan, run, (0.0,) * figures)
     told = group.broadcast(np.array(found, dtype=np.float64), sharing.first_member)
     return trained, told.tolist()
 

@@ -21,7 +21,7 @@ from hetmp.core.suggestions import unknown_name
 from hetmp.data import Dataset, Part, load_pictures
 from hetmp.run.build import load_dataset
 from hetmp.run.config import TrainConfig
-from hetmp.run.load_trained import Trained, use_trained
+from hetmp.run.load_trained import Trained, run_on_trained
 from hetmp.run.precision import wide
 from hetmp.slicing import SlicedModel
 
@@ -101,7 +101,7 @@ def predict(
                 _write(out, found, trained.dataset, chosen, labelled=images is None)
         return [len(chosen), float((found.classes == found.labels).mean())]
 
-    trained, (count, accuracy) = use_trained(path, given, comm, work, 2, load)
+    trained, (count, accuracy) = run_on_trained(path, given, comm, work, 2, load)
     return PredictionSummary(
         file=str(trained.file),
         out=str(out),

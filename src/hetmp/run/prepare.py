@@ -3,23 +3,21 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from hetmp import data, models
-from hetmp.cluster import Group, arranged, check_world
-from hetmp.cluster.device import choose_device, share_cores
+from hetmp.cluster import Group
 from hetmp.cluster.placement import RankPlace, gather_places, show_placement
-from hetmp.cluster.slowdown import check_slowdown
 from hetmp.data import Augmentation, Dataset, Feed, Reading
-from hetmp.run.build import load_dataset, outline
+from hetmp.run.build import load_dataset
 from hetmp.run.config import TrainConfig
 from hetmp.run.load_trained import check_output
-from hetmp.run.precision import autocast_of, casting, wire_of
-from hetmp.run.step import Steps
+from hetmp.run.precision import wire_of
+from hetmp.run.rank_setup import RankSetup, order_ranks, set_up_rank
+from hetmp.run.step import TrainStep
 from hetmp.run.stop_signals import Interruption
 from hetmp.run.work_split import Sharing, among_members, share_work
 from hetmp.slicing import SlicedModel, Tuning, slice_model
@@ -31,35 +29,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """What this rank works with.
-
-    Attributes:
-        told: the run's configuration, before ranks of a host became neighbours.
-        places: of all ranks of the job.
-        device, threads: of this rank.
-        autocast: what this rank's convolutions are computed in, if not as the weights are.
-        slowdown: of this rank, on purpose.
-        resident: bytes of memory that this rank had before the model was made.
-        interruption: whether it was asked to end the run.
-    """
-
-    told: TrainConfig
-    places: tuple[RankPlace, ...]
-    device: torch.device
-    threads: int
-    autocast: torch.dtype | None
-    slowdown: float
-    resident: int
-    interruption: Interruption
-
-
-@dataclass(frozen=True)
 class Prepared:
     """A run on a rank that takes part, ready to take its steps.
 
     Attributes:
-        config: with the settings of each rank in the order of the ranks.
+        given: the run's configuration as the user gave it, in the job's own order of the ranks.
+        config: the same with the settings of each rank in the order of the ranks.
+        setup: of this rank.
+        places: where all ranks of the job run.
+        resident: bytes of memory that this rank had before the model was made.
+        interruption: whether the run was asked to end.
         group: the ranks that take part.
         sharing: how the work is shared over all ranks of the job, and ``plan`` the plan for them.
         model: with the network's first weights.
@@ -67,119 +46,121 @@ class Prepared:
         feed, test_feed: batches of the training and test images.
     """
 
+    given: TrainConfig
     config: TrainConfig
-    workplace: Workplace
+    setup: RankSetup
+    places: tuple[RankPlace, ...]
+    resident: int
+    interruption: Interruption
     dataset: Dataset
     group: Group
     sharing: Sharing
     plan: Plan
     model: SlicedModel
-    stepping: Steps
+    train_step: TrainStep
     steps: int
     per_epoch: int
     feed: Feed
     test_feed: Feed
 
 
-def on_members(
+def run_prepared(
     config: TrainConfig,
     comm: "MPI.Intracomm | None",
     run: Callable[[Prepared], Any],
     waiting: Any,
 ) -> tuple[Any, int, Group]:
-    """What *run* gives on the ranks that take part, and *waiting* on others. Collective.
+    """Make a run ready: *run* gives the result of ranks that take part, *waiting* is the others'.
+
+    Collective.
 
     Returns:
-        It, the first rank that takes part, and the group of all ranks.
+        The result, the first rank that takes part, and the group of all ranks.
 
     Raises:
         HetmpError: bad input, on every rank at once.
     """
-    group = Group(comm)
-    with group.together():
-        if comm is None:
-            check_world(group)
-        if config.slowdown:
-            check_slowdown(config.slowdown, group.size)
-        torch.manual_seed(config.seed)
-    dataset = load_dataset(config, group)
-    with group.together():
+    ranks = order_ranks(comm, config.slowdown)
+    given, config = config, config.in_order(ranks.order)
+    dataset = load_dataset(config, ranks.group)
+    with ranks.group.together():
         augmentation(config).check(dataset)
-    comm, order = arranged(comm, group)
-    group, told, config = Group(comm), config, config.in_order(order)
     # Without a folder there is nothing to stop for: signals then do what they do to any program.
     heeded = (config.stop_signal, "TERM") if config.out else ()
     with Interruption(heeded) as interruption:
-        threads = share_cores(group)
-        device = choose_device(group, config.device)
-        places = gather_places(group, device, threads)
-        if group.is_root:
-            show_placement(places)
-        shape = (config.batch_size, *dataset.input_shape)
-        example = torch.empty(shape, dtype=getattr(torch, config.dtype), device="meta")
-        autocast = autocast_of(config.autocast, group)
-        with casting(autocast, device):
-            sharing = share_work(
-                config, partial(outline, config, dataset), example, group, device, _tuning(config)
-            )
-        slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
-        workplace = Workplace(
-            told, places, device, threads, autocast, slowdown, resident(), interruption
+        setup = set_up_rank(
+            ranks,
+            config.device,
+            autocast=config.autocast,
+            slowdown=config.slowdown,
+            seed=config.seed,
         )
+        places = gather_places(setup.group, setup.device, setup.threads)
+        if setup.group.is_root:
+            show_placement(places)
+        sharing = share_work(config, dataset, setup, tuning_of(config))
+        before = resident()
 
-        def prepared(members: "MPI.Intracomm | None", plan: Plan | None) -> Any:
-            return run(_prepare(config, workplace, dataset, sharing, members, plan))
+        def run_on(members: "MPI.Intracomm | None", plan: Plan | None) -> Any:
+            group, images = Group(members), len(dataset.train)
+            with group.together():
+                per_epoch = data.count_batches(images, config.batch_size, config.drop_last)
+            model = _sliced(config, dataset, setup, members, plan or sharing.weights)
+            with group.together():
+                steps = config.total_steps(per_epoch)
+                train_step = TrainStep(config, model, steps, setup.device, setup.autocast)
+            dtype = getattr(torch, config.dtype)
+            reading = Reading(model.hetmp.plan.held, config.readers, setup.device, dtype)
+            return run(
+                Prepared(
+                    given=given,
+                    config=config,
+                    setup=setup,
+                    places=places,
+                    resident=before,
+                    interruption=interruption,
+                    dataset=dataset,
+                    group=group,
+                    sharing=sharing,
+                    plan=sharing.plan or model.hetmp.plan,
+                    model=model,
+                    train_step=train_step,
+                    steps=steps,
+                    per_epoch=per_epoch,
+                    feed=Feed(dataset, dataset.train, group, reading, augmentation(config)),
+                    test_feed=Feed(dataset, dataset.test, group, reading),
+                )
+            )
 
-        result = among_members(comm, group, sharing.plan, prepared, waiting)
-        return result, sharing.first_member, group
+        result = among_members(ranks.comm, ranks.group, sharing.plan, run_on, waiting)
+        return result, sharing.first_member, ranks.group
 
 
-def _prepare(
+def _sliced(
     config: TrainConfig,
-    workplace: Workplace,
     dataset: Dataset,
-    sharing: Sharing,
+    setup: RankSetup,
     comm: "MPI.Intracomm | None",
-    plan: Plan | None,
-) -> Prepared:
-    """Make ready on the ranks of *comm*, by *plan* or by the weights of *sharing*. Collective."""
-    group, device = Group(comm), workplace.device
+    weights: tuple[float, ...] | Plan,
+) -> SlicedModel:
+    """The network of *config* in slices over the ranks of *comm*. Collective."""
+    group, dtype = Group(comm), getattr(torch, config.dtype)
     with group.together():
-        dtype = getattr(torch, config.dtype)
         torch.manual_seed(config.seed)
         module = _build(config, dataset, group).to(dtype)
-        per_epoch = data.count_batches(len(dataset.train), config.batch_size, config.drop_last)
     model = slice_model(
         module,
-        plan or sharing.weights,
+        weights,
         comm,
         example_input=torch.empty((2, *dataset.input_shape), dtype=dtype, device="meta"),
         init=models.layer_by_layer(module) if config.layerwise else None,
-        device=device,
+        device=setup.device,
         strict=config.strict,
-        tuning=_tuning(config),
+        tuning=tuning_of(config),
     )
-    del module
     check_output(model.hetmp.graph.training, dataset, config.model)
-    model.hetmp.group.pace.factor = workplace.slowdown
-    steps = config.total_steps(per_epoch)
-    with group.together():
-        stepping = Steps(config, model, steps, device, workplace.autocast)
-    reading = Reading(model.hetmp.plan.held, config.readers, device, dtype)
-    return Prepared(
-        config,
-        workplace,
-        dataset,
-        group,
-        sharing,
-        sharing.plan or model.hetmp.plan,
-        model,
-        stepping,
-        steps,
-        per_epoch,
-        Feed(dataset, dataset.train, group, reading, augmentation(config)),
-        Feed(dataset, dataset.test, group, reading),
-    )
+    model.hetmp.group.slowdown.factor = setup.slowdown
+    return model
 
 
 def augmentation(config: TrainConfig) -> Augmentation:
@@ -187,7 +168,8 @@ def augmentation(config: TrainConfig) -> Augmentation:
     return Augmentation(config.flip, config.crop)
 
 
-def _tuning(config: TrainConfig) -> Tuning:
+def tuning_of(config: TrainConfig) -> Tuning:
+    """How the work of a run is done."""
     return Tuning(
         shared_memory=not config.no_shared_memory,
         regather=config.regather,

@@ -24,7 +24,7 @@ MOST_SKIPPED = 20
 
 
 @dataclass(frozen=True)
-class Taken:
+class StepResult:
     """What became of a step.
 
     Attributes:
@@ -38,7 +38,7 @@ class Taken:
     skipped: bool = False
 
 
-class Steps:
+class TrainStep:
     """Takes the steps of a run, as its configuration says.
 
     Attributes:
@@ -88,7 +88,7 @@ class Steps:
         """Within it this rank computes in the precision that it is to."""
         return casting(self._autocast, self._device)
 
-    def take(self, images: Tensor, labels: Tensor) -> Taken:
+    def take(self, images: Tensor, labels: Tensor) -> StepResult:
         """One step on a whole batch. Collective.
 
         Raises:
@@ -106,7 +106,7 @@ class Steps:
         if self._is_good(loss):
             self._skipped = 0
             self._phase("optimizer")
-            return Taken(loss, correct, skipped=not self._update())
+            return StepResult(loss, correct, skipped=not self._update())
         if not self._skips:
             raise AgreedFailure(
                 f"the loss is {loss} at step {self.schedule.last_epoch + 1} of {self._steps}: the "
@@ -121,7 +121,7 @@ class Steps:
             )
         for buffer, kept in zip(self._model.buffers(), before, strict=True):
             buffer.copy_(kept)
-        return Taken(loss, correct, skipped=True)
+        return StepResult(loss, correct, skipped=True)
 
     def _phase(self, name: str) -> None:
         watch = self._model.hetmp.watch

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from hetmp.checkpoint import Cadence, Folder, Keeping, Position, RunCheckpoints
 from hetmp.cluster import AgreedError, Group
 from hetmp.run.config import MOVABLE, TrainConfig
 from hetmp.run.evaluate import evaluate
 from hetmp.run.load_trained import EVALUATION_BATCH
-from hetmp.run.metrics import Metrics, StepClock, check_formats
-from hetmp.run.prepare import Prepared, on_members
-from hetmp.run.progress import About, Progress, silent
-from hetmp.run.record import headline, keep_settings, run_record
+from hetmp.run.log import RunLog
+from hetmp.run.metrics import StepClock, check_formats
+from hetmp.run.prepare import Prepared, run_prepared
+from hetmp.run.progress import silent
 from hetmp.slicing.recording import FirstSteps
 from hetmp.slicing.same_batch import SameBatch
 
@@ -59,113 +60,125 @@ def train(config: TrainConfig, comm: "MPI.Intracomm | None" = None) -> Result:
     with silent(config.quiet):
         with Group(comm).together():
             check_formats(config.metrics)
-        result, first_member, group = on_members(config, comm, _train, waiting)
+        result, first_member, group = run_prepared(config, comm, _train, waiting)
     return Result.from_rank(first_member, result, group)
 
 
 def _train(ready: Prepared) -> Result:
     """Train on ranks that all take part. Collective."""
-    config, group, model, stepping = ready.config, ready.group, ready.model, ready.stepping
-    workplace, feed = ready.workplace, ready.feed
-    steps, per_epoch = ready.steps, ready.per_epoch
+    config, steps = ready.config, ready.steps
     checkpoints = RunCheckpoints(
-        model,
-        stepping,
+        ready.model,
+        ready.train_step,
         ready.plan,
         {**config.lasting(steps), "images": ready.dataset.about()},
-        _keeping(config, group),
+        _keeping(config, ready.group),
         movable=(*MOVABLE, "images"),
     )
     position, resumed = Position(), ""
     if config.resume is not None:
         position, resumed = checkpoints.resume(config.resume, config.out)
-    labels_alike = SameBatch(group)
-    title, held = f"{config.model} on {config.data}", model.hetmp.plan.held
-    shown = About(title, held, steps, per_epoch, position.step)
-    with (
-        Metrics(group, config.out, config.metrics, after=position.step) as metrics,
-        Progress(group, shown, config.view, config.quiet) as progress,
-    ):
-        about = run_record(config, model, ready.plan, workplace.places, workplace.threads)
-        metrics.write("run", **about, steps=steps, resumed=position.step)
-        keep_settings(workplace.told, ready.plan, group)
-        lines = [ready.sharing.told, headline(config, model, ready.dataset, steps), resumed]
-        progress.begin("\n".join(filter(None, lines)))
-        clock, stopping = StepClock(model), False
-        left = steps - position.step
-        first = FirstSteps(model, config.watch, left, workplace.device, workplace.resident)
-        epochs = config.total_epochs(per_epoch) if position.step < steps else 0
-        for epoch in range(position.epoch, epochs):
-            model.train()
-            waited = feed.waited
-            for images, labels in feed.shuffled(
-                config.batch_size,
-                seed=config.seed,
-                epoch=epoch,
-                start=position.batch,
-                drop_last=config.drop_last,
-            ):
-                labels_alike.check(labels)
-                clock.start()
-                rate = stepping.optimizer.param_groups[0]["lr"]
-                try:
-                    with first.step():
-                        taken = stepping.take(images, labels)
-                    reading, waited = feed.waited - waited, feed.waited
-                    asked = workplace.interruption.asked
-                    seconds, stopping = clock.stop(asked, reading, metrics.error)
-                except AgreedError as error:
-                    raise type(error)(f"{error}{checkpoints.last_good()}") from error
-                record = {
-                    "loss": taken.loss,
-                    "accuracy": taken.correct / labels.numel(),
-                    "lr": rate,
-                }
-                metrics.write(
-                    "step", step=position.step, epoch=epoch, **record, seconds=seconds,
-                    images=len(labels), **({"skipped": True} if taken.skipped else {}),
-                )  # fmt: skip
-                stepping.schedule.step()
-                position.took(record, per_epoch)
-                found = first.found(stepping.optimizer, position.step, len(labels))
-                for kind, about in found.items():
-                    metrics.write(kind, **about)
-                stopping = stopping and position.step < steps
-                told = taken.loss, record["accuracy"], len(labels), seconds
-                progress.step(position.step, epoch, *told)
-                if position.step == steps or (stopping and position.batch):
-                    break
-                if position.batch:  # at the end of an epoch it is evaluated first
-                    progress.note(checkpoints.passed(position))
-            if stopping and position.batch:
+    with RunLog(ready, position.step) as log:
+        log.begin(resumed)
+        training = Training(ready, checkpoints, position, log)
+        for epoch in training.epochs_left():
+            training.train_epoch(epoch)
+            if training.stopping and position.batch:
                 break
-            began = time.perf_counter()
-            with stepping.evaluated(), stepping.casting():
-                test_loss, accuracy = evaluate(model, ready.test_feed, EVALUATION_BATCH)
-            record = {"step": position.step, "loss": test_loss, "accuracy": accuracy}
-            evaluating = time.perf_counter() - began
-            metrics.write("evaluation", epoch=epoch, **record, seconds=round(evaluating, 6))
-            position.evaluated(record)
-            progress.evaluated(accuracy, evaluating)
-            if position.step < steps:
-                progress.note(checkpoints.passed(position, epoch_ended=True))
-            if stopping:
+            training.evaluate_epoch(epoch)
+            if training.stopping:
                 break
-        if config.checkpoint_every is not None or stopping:
-            progress.note(checkpoints.save(position))
-        progress.note(checkpoints.finish())
-        result = Result(
-            position.step, position.last("loss"), position.accuracy, stopping, group.size
-        )
-        if stopping:
-            metrics.write("stopped", steps=result.steps, loss=result.loss)
-        else:
-            metrics.write("end", steps=result.steps, loss=result.loss, accuracy=result.accuracy)
-        metrics.finish()
-    if config.out and not stopping:
-        with stepping.evaluated():
+        if config.checkpoint_every is not None or training.stopping:
+            log.note(checkpoints.save(position))
+        log.note(checkpoints.finish())
+        log.end(position, training.stopping)
+    if config.out and not training.stopping:
+        with ready.train_step.evaluated():
             checkpoints.save_network(config.out / "model.h5", position.step)
-    return result
+    return Result(
+        position.step, position.last("loss"), position.accuracy, training.stopping, ready.group.size
+    )
+
+
+class Training:
+    """A run under way.
+
+    Attributes:
+        position: how far it has come.
+        stopping: whether it was asked to end before its last step.
+    """
+
+    def __init__(
+        self, ready: Prepared, checkpoints: RunCheckpoints, position: Position, log: RunLog
+    ) -> None:
+        self._ready, self._checkpoints, self._log = ready, checkpoints, log
+        self.position, self.stopping = position, False
+        config, model, left = ready.config, ready.model, ready.steps - position.step
+        self._same_batch, self._clock = SameBatch(ready.group), StepClock(model)
+        self._first = FirstSteps(model, config.watch, left, ready.setup.device, ready.resident)
+
+    def epochs_left(self) -> range:
+        """The epochs that have steps left, the first of which may have begun."""
+        if self.position.step >= self._ready.steps:
+            return range(0)
+        epochs = self._ready.config.total_epochs(self._ready.per_epoch)
+        return range(self.position.epoch, epochs)
+
+    def train_epoch(self, epoch: int) -> None:
+        """Take the steps that an epoch has left, or those until the run is to end. Collective."""
+        config, feed, position = self._ready.config, self._ready.feed, self.position
+        self._ready.model.train()
+        waited = feed.waited
+        for images, labels in feed.shuffled(
+            config.batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            start=position.batch,
+            drop_last=config.drop_last,
+        ):
+            self._step(epoch, images, labels, feed.waited - waited)
+            waited = feed.waited
+            if position.step == self._ready.steps or (self.stopping and position.batch):
+                break
+            if position.batch:  # at the end of an epoch it is evaluated first
+                self._log.note(self._checkpoints.passed(position))
+
+    def _step(self, epoch: int, images: Tensor, labels: Tensor, reading: float) -> None:
+        """Take a step and record it. Collective.
+
+        Args:
+            images, labels: the batch, whole: (n, c, *spatial), and (n,) or (n, *spatial).
+            reading: seconds that this rank waited for them.
+        """
+        ready, position, train_step = self._ready, self.position, self._ready.train_step
+        self._same_batch.check(labels)
+        self._clock.start()
+        rate = train_step.optimizer.param_groups[0]["lr"]
+        try:
+            with self._first.step():
+                result = train_step.take(images, labels)
+            asked = ready.interruption.asked
+            seconds, asked = self._clock.stop(asked, reading, self._log.error)
+        except AgreedError as error:
+            raise type(error)(f"{error}{self._checkpoints.last_good()}") from error
+        figures = {"loss": result.loss, "accuracy": result.correct / labels.numel(), "lr": rate}
+        self._log.step(position.step, epoch, figures, result.skipped, seconds, len(labels))
+        train_step.schedule.step()
+        position.took(figures, ready.per_epoch)
+        self._log.records(self._first.found(train_step.optimizer, position.step, len(labels)))
+        self.stopping = asked and position.step < ready.steps
+
+    def evaluate_epoch(self, epoch: int) -> None:
+        """Go through the test set, record the result, and save where it is time to. Collective."""
+        ready, position = self._ready, self.position
+        began = time.perf_counter()
+        with ready.train_step.evaluated(), ready.train_step.casting():
+            loss, accuracy = evaluate(ready.model, ready.test_feed, EVALUATION_BATCH)
+        figures = {"step": position.step, "loss": loss, "accuracy": accuracy}
+        self._log.evaluated(epoch, figures, time.perf_counter() - began)
+        position.evaluated(figures)
+        if position.step < ready.steps:
+            self._log.note(self._checkpoints.passed(position, epoch_ended=True))
 
 
 def _keeping(config: TrainConfig, group: Group) -> Keeping:

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from hetmp.cluster import AgreedError, Group
 from hetmp.cluster.slurm import node_kind
 from hetmp.core.errors import HetmpError
+from hetmp.data import Dataset
+from hetmp.run.build import outline
 from hetmp.run.config import TrainConfig
+from hetmp.run.rank_setup import RankSetup
 from hetmp.slicing import Tuning
-from hetmp.slicing.graph import fingerprint, read_graph
+from hetmp.slicing.graph import ModelGraph, fingerprint, read_graph
 from hetmp.slicing.plan import Plan
 
 if TYPE_CHECKING:
@@ -45,28 +48,15 @@ class Sharing:
         return self.plan.members[0] if self.plan is not None else 0
 
 
-def share_work(
-    config: TrainConfig,
-    outline: Callable[[], nn.Module],
-    example: Tensor,
-    group: Group,
-    device: torch.device,
-    tuning: Tuning,
-) -> Sharing:
-    """How *config* shares the work of a model over *group*. Collective.
-
-    What is measured, and compared with a file, is a rank's speed under the autocast in force.
-
-    Args:
-        outline: makes the model, on the meta device.
-        example: of the batch's shape, on the meta device.
+def share_work(config: TrainConfig, dataset: Dataset, setup: RankSetup, tuning: Tuning) -> Sharing:
+    """Decide how *config* shares the work of its network over the ranks. Collective.
 
     Raises:
         HetmpError: on every rank: a file that cannot be used, or one for other ranks, another
             model or other work.
     """
+    group = setup.group
     equal = (1.0,) * group.size
-    slowdown = config.slowdown[group.rank] if config.slowdown else 1.0
     weights = config.weights if isinstance(config.weights, tuple) else equal
     if config.plan is None and (not config.plans or group.size == 1):
         return Sharing(None, weights)
@@ -74,32 +64,37 @@ def share_work(
     from hetmp.planner import make_plan
     from hetmp.planner.profiling import device_title
 
-    if config.plan is not None:
-        titles = group.gather_texts(device_title(device, slowdown))
+    example = torch.empty(
+        (config.batch_size, *dataset.input_shape), dtype=getattr(torch, config.dtype), device="meta"
+    )
+    with setup.casting():  # a rank's speed is that in its own precision
+        if config.plan is not None:
+            titles = group.gather_texts(device_title(setup.device, setup.slowdown))
+            with group.together():
+                plan = Plan.load(config.plan)
+                _check_plan(plan, titles, lambda: read_graph(outline(config, dataset), example))
+            return Sharing(plan, equal)
         with group.together():
-            plan = Plan.load(config.plan)
-            _check_plan(plan, titles, outline, example)
-        return Sharing(plan, equal)
-    profile = _profile(config, outline, example, group, device, tuning, slowdown)
+            module = outline(config, dataset)
+        profile = _profile(config, module, example, setup, tuning)
     text, told = "", ""
     with group.together():
         # Unlike processors may round unlike: rank 0's plan is the truth.
         if group.is_root:
-            planned = make_plan(read_graph(outline(), example), profile)
+            planned = make_plan(read_graph(module, example), profile)
             text, told = planned.plan.model_dump_json(), _told(planned)
     plan = Plan.model_validate_json(group.broadcast_text(text))
     return Sharing(plan, equal, group.broadcast_text(told))
 
 
 def _profile(
-    config: TrainConfig,
-    outline: Callable[[], nn.Module],
-    example: Tensor,
-    group: Group,
-    device: torch.device,
-    tuning: Tuning,
-    slowdown: float,
+    config: TrainConfig, module: nn.Module, example: Tensor, setup: RankSetup, tuning: Tuning
 ) -> "Profile":
+    """Read the ranks' speeds from a file, or measure what earlier jobs have not kept. Collective.
+
+    Args:
+        module, example: the network and a batch, on the meta device.
+    """
     from hetmp.planner.profiling import (
         Budget,
         Profile,
@@ -108,9 +103,8 @@ def _profile(
         profile_model,
     )
 
+    group = setup.group
     if config.profile is None:
-        with group.together():
-            module = outline()
         measure: Callable[..., Profile] = profile_model
         if config.profiles is not None:
             measure = partial(profile_by_kind, folder=config.profiles, kind=node_kind())
@@ -121,12 +115,12 @@ def _profile(
             example,
             group,
             name=config.model,
-            device=device,
+            device=setup.device,
             budget=Budget(config.profile_seconds, schemes=False),
             tuning=tuning,
-            slowdown=slowdown,
+            slowdown=setup.slowdown,
         )
-    titles = group.gather_texts(device_title(device, slowdown))
+    titles = group.gather_texts(device_title(setup.device, setup.slowdown))
     with group.together():
         profile = Profile.load(config.profile)
         profile.check_devices(titles)
@@ -134,11 +128,9 @@ def _profile(
     return profile
 
 
-def _check_plan(
-    plan: Plan, titles: list[str], outline: Callable[[], nn.Module], example: Tensor
-) -> None:
+def _check_plan(plan: Plan, titles: list[str], graph: Callable[[], ModelGraph]) -> None:
     plan.check_ranks(len(titles))
-    if plan.fingerprint and plan.fingerprint != fingerprint(read_graph(outline(), example)):
+    if plan.fingerprint and plan.fingerprint != fingerprint(graph()):
         raise HetmpError(
             "the plan was made for another model, or for images of another size: make a plan for "
             "this one"

@@ -73,19 +73,11 @@ def profile(
       mpirun -n 3 hetmp profile resnet18 --shape 3,32,32 --profiles profiles
       hetmp profile --show profile.json
     """
-    import torch
     from rich.console import Console
 
-    from hetmp import models
-    from hetmp.cluster import arranged, check_world
-    from hetmp.cluster.device import choose_device, share_cores
-    from hetmp.cluster.slowdown import check_slowdown
-    from hetmp.cluster.slurm import node_kind
-    from hetmp.planner.profiling import Budget, Library, Profile, Task, keep_kinds, profile_model
+    from hetmp.planner.profiling import Profile
     from hetmp.planner.render import render_profile
-    from hetmp.run.precision import autocast_of, casting
-    from hetmp.slicing import Tuning
-    from hetmp.slicing.graph import read_graph
+    from hetmp.tools.profile import ProfileConfig, profile_network
 
     if (model is None) == (show is None):
         raise HetmpError("give either a MODEL to measure or --show FILE, one of them")
@@ -95,59 +87,29 @@ def profile(
         Console().print(render_profile(kept))
         return
     assert model is not None
-    if kind is not None and profiles is None:
-        raise HetmpError("--kind names nodes in the folder of --profiles: give both, or neither")
     if out is None and profiles is None:
         out = "profile.json"
     input_shape, count = image_sizes(model, shape, classes)
+    config = ProfileConfig(
+        model=model,
+        input_shape=input_shape,
+        classes=count,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+        autocast=autocast,
+        seconds=seconds,
+        filters_only=filters_only,
+        profiles=Path(profiles) if profiles is not None else None,
+        kind=kind,
+        slowdown=slowdown,
+    )
     group = Group()
     with group.together():
-        check_world(group)
-        if slowdown is not None:
-            check_slowdown(slowdown, group.size)
-        if autocast is not None and len(autocast) not in (1, group.size):
-            raise HetmpError(f"autocast has {len(autocast)} entries for {group.size} ranks")
-        if batch_size < 1:
-            raise HetmpError(f"a batch has 1 image or more, got {batch_size}")
         if group.is_root and out is not None:
             check_folder(out)
-    # As in training; there is one slowdown for each of the ranks as they were started.
-    comm, order = arranged(None, group)
-    group = Group(comm)
-    with group.together():
-        with torch.device("meta"):
-            module = models.build(model, input_shape, count).to(getattr(torch, dtype))
-            example = torch.empty((batch_size, *input_shape), dtype=getattr(torch, dtype))
-        if profiles is not None:
-            task = Task.of(model, read_graph(module, example), example, Tuning())
-            library, own_kind = Library(Path(profiles), task), kind or node_kind()
-    if profiles is not None:
-        kinds = group.gather_texts(own_kind)
-        with group.together():
-            if group.is_root:
-                for one in set(kinds):
-                    library.check_writable(one)
-    share_cores(group)
-    precisions = [autocast[rank] for rank in order] if autocast and autocast[1:] else autocast
-    with group.failing():
-        used = choose_device(group, device)
-        with casting(autocast_of(precisions, group), used):
-            found = profile_model(
-                module,
-                example,
-                group,
-                name=model,
-                device=used,
-                budget=Budget(seconds, not filters_only),
-                slowdown=slowdown[order[group.rank]] if slowdown else 1.0,
-                told=group.say,
-            )
-    written = keep_kinds(library, group, kinds, found) if profiles is not None else []
-    with group.together():
-        if group.is_root and out is not None:
-            found.save(out)
-            written.append(Path(out))
+    measured, files = profile_network(config, Path(out) if out is not None else None)
     if group.is_root:
-        Console().print(render_profile(found))
-        for path in written:
+        Console().print(render_profile(measured))
+        for path in files:
             click.echo(f"wrote {path}")

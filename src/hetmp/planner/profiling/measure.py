@@ -107,7 +107,7 @@ class ShareMeter:
         self.args, self.kwargs = _arguments(example, device)
         self.groups: ChannelGroups = channel_groups(graph)
         self.group = RehearsalGroup(0, 2)
-        self.group.pace.factor = slowdown
+        self.group.slowdown.factor = slowdown
         self.samples: list[_Sample] = []
         self.rests: list[float] = []
         self.handlings: list[float] = []
@@ -207,7 +207,7 @@ class ShareMeter:
         return watch.times()
 
     def _keep(self, program: Program, runs: list[dict[str, StepTimes]], held: int) -> float:
-        factor = self.group.pace.factor
+        factor = self.group.slowdown.factor
         steps = [step for step in program.steps if isinstance(step, CallStep)]
         exchanges = [step for step in program.steps if isinstance(step, ExchangeStep)]
         stretch = _stretch(runs, {step.name for step in steps})

@@ -65,7 +65,7 @@ def profile_model(
     # Ranks of a host share its memory and caches: none is measured beside idle ones.
     done = group.all_done()
     # MPI gets on with it only when asked, and a step of a slow rank may take a minute.
-    meter.group.pace.enough = done.Test
+    meter.group.slowdown.enough = done.Test
     while not done.Test():
         meter.again()
     own = DeviceProfile(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hetmp.cluster import Group, local_sharing
-from hetmp.cluster.slowdown import Pace
+from hetmp.cluster.slowdown import Slowdown
 from hetmp.core.errors import HetmpError
 
 
@@ -57,7 +57,7 @@ def process_group(group: Group) -> Iterator[None]:
 
 
 def data_parallel(
-    group: Group, module: nn.Module, counts: Sequence[int], pace: Pace | None
+    group: Group, module: nn.Module, counts: Sequence[int], slowdown: Slowdown | None
 ) -> tuple[nn.Module, slice, float]:
     """A copy of *module* in channels_last whose gradients are averaged.
 
@@ -65,7 +65,7 @@ def data_parallel(
 
     Args:
         counts: the images of each rank.
-        pace: of this rank, where ranks are slowed: it sleeps before gradients are reduced.
+        slowdown: of this rank, where ranks are slowed: it sleeps before gradients are reduced.
 
     Returns:
         The model, this rank's part of the batch, and the factor of its mean loss that makes the
@@ -73,23 +73,23 @@ def data_parallel(
     """
     whole: Any = copy.deepcopy(module)
     model = DistributedDataParallel(whole.to(memory_format=torch.channels_last))
-    if pace is not None:
-        model.register_comm_hook(None, _paced(pace))
+    if slowdown is not None:
+        model.register_comm_hook(None, _paced(slowdown))
     begin = sum(counts[: group.rank])
     mine = counts[group.rank]
     return model, slice(begin, begin + mine), mine * group.size / sum(counts)
 
 
-def _paced(pace: Pace) -> Any:
+def _paced(slowdown: Slowdown) -> Any:
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
     def reduce(
         state: Any,
         bucket: dist.GradBucket,  # type: ignore[name-defined]
     ) -> torch.futures.Future[Tensor]:
-        pace.worked()
+        slowdown.worked()
         future = allreduce_hook(state, bucket)
-        pace.resume()
+        slowdown.resume()
         return future
 
     return reduce

@@ -1,5 +1,6 @@
 """``bench``: build what is compared, let the variants take turns, take the time."""
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from hetmp import models
 from hetmp.cluster import Group
-from hetmp.cluster.device import share_cores
 from hetmp.core.errors import HetmpError
+from hetmp.run.rank_setup import order_ranks, set_up_rank
 from hetmp.slicing import SlicedModel, slice_model
 from hetmp.tools.bench.config import DATA_PARALLEL, TUNINGS, BenchConfig
 from hetmp.tools.bench.data_parallel import process_group
@@ -32,14 +33,20 @@ def bench(config: BenchConfig, comm: "MPI.Intracomm | None" = None) -> BenchResu
     Raises:
         HetmpError: on every rank, for a configuration that cannot be measured.
     """
-    group = Group(comm)
+    ranks = order_ranks(comm, config.slowdown)
+    config = dataclasses.replace(
+        config,
+        weights=ranks.arrange(config.weights) or config.weights,
+        slowdown=ranks.arrange(config.slowdown),
+    )
+    group = ranks.group
     with group.together():
         config.check(group.size)
         module = _build(config, group)
         random = torch.Generator().manual_seed(0)  # a batch must be the same on every rank
         x = torch.randn(config.batch_size, *config.input_shape, generator=random)
-    threads = share_cores(group)
-    model = slice_model(module, config.weights, comm, example_input=x)
+    setup = set_up_rank(ranks, "cpu", slowdown=config.slowdown)
+    model = slice_model(module, config.weights, ranks.comm, example_input=x)
     with group.together():
         missing = left_out(config, group.size)
         names = [name for name in config.variants() if name not in missing]
@@ -48,17 +55,16 @@ def bench(config: BenchConfig, comm: "MPI.Intracomm | None" = None) -> BenchResu
                 "nothing is left to measure: "
                 + "; ".join(f"{name}: {why}" for name, why in missing.items())
             )
-    slowed = config.slowdown or (1.0,) * group.size
     torches = process_group(group) if set(names) & set(DATA_PARALLEL) else nullcontext()
     with torches:
         variants = make_variants(names, config, module, model, (x, _labels(config, model, random)))
-        model.hetmp.group.pace.factor = slowed[group.rank]
+        model.hetmp.group.slowdown.factor = setup.slowdown
         try:
             seconds, exchange = _take_turns(config, model, variants)
         finally:
-            model.hetmp.group.pace.factor = 1.0
-    cores = one_process_threads(group, threads)
-    return BenchResult(config, seconds, exchange, (threads, cores), missing)
+            model.hetmp.group.slowdown.factor = 1.0
+    cores = one_process_threads(group, setup.threads)
+    return BenchResult(config, seconds, exchange, (setup.threads, cores), missing)
 
 
 def _build(config: BenchConfig, group: Group) -> nn.Module:
@@ -91,10 +97,10 @@ def _take_turns(
             variants[name]()  # what the variant before left in caches and in malloc goes with it
             before = sum(runtime.exchange_seconds(model))
             _meet(group)
-            group.pace.resume()
+            group.slowdown.resume()
             began = time.perf_counter()
             variants[name]()
-            group.pace.worked()
+            group.slowdown.worked()
             elapsed = time.perf_counter() - began
             _meet(group)
             spent = sum(runtime.exchange_seconds(model)) - before

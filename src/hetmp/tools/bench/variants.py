@@ -58,9 +58,9 @@ def make_variants(
         if name in TUNINGS:
             variants[name] = _tuned(model, TUNINGS[name], name == "floor", sliced)
         elif name in DATA_PARALLEL:
-            pace = group.pace if config.slowdown is not None else None
+            slowdown = group.slowdown if config.slowdown is not None else None
             counts = batches(name, config, group.size)
-            replica, part, scale = data_parallel(group, module, counts, pace)
+            replica, part, scale = data_parallel(group, module, counts, slowdown)
             variants[name] = _step(replica, images[part], batch[1][part], scale)
         else:
             last = name.endswith("channels_last")

@@ -15,7 +15,7 @@ from hetmp.cluster import clock_offset
 from hetmp.core.errors import HetmpError
 from hetmp.core.files import replacing
 from hetmp.run.config import TrainConfig
-from hetmp.run.prepare import Prepared, on_members
+from hetmp.run.prepare import Prepared, run_prepared
 from hetmp.run.versions import present_versions
 from hetmp.slicing.recording import Recorder, StepRecording, layer_times
 from hetmp.tools.trace.chrome import chrome_trace
@@ -67,20 +67,20 @@ def trace(
         return _trace(ready, path, steps, skip)
 
     waiting = Traced(0, 0.0, {})
-    traced, first_member, group = on_members(config, comm, run, waiting)
+    traced, first_member, group = run_prepared(config, comm, run, waiting)
     told = json.dumps([traced.ranks, traced.clock_error, traced.times])
     return Traced(*json.loads(group.broadcast_text(told, first_member)))
 
 
 def _trace(ready: Prepared, path: Path, steps: int, skip: int) -> Traced:
     """Record on ranks that all take part. Collective."""
-    group, model, stepping = ready.group, ready.model, ready.stepping
-    recorder = Recorder(model, ready.workplace.device)
+    group, model, train_step = ready.group, ready.model, ready.train_step
+    recorder = Recorder(model, ready.setup.device)
     model.train()
     batches = _batches(ready)
     for _ in range(skip):
-        stepping.take(*next(batches))
-        stepping.schedule.step()
+        train_step.take(*next(batches))
+        train_step.schedule.step()
     before = time.perf_counter(), clock_offset(group)
     recorded: list[tuple[float, StepRecording]] = []
     for _ in range(steps):
@@ -88,8 +88,8 @@ def _trace(ready: Prepared, path: Path, steps: int, skip: int) -> Traced:
         images, labels = next(batches)
         into: list[StepRecording] = []
         with recorder.step(into):
-            stepping.take(images, labels)
-        stepping.schedule.step()
+            train_step.take(images, labels)
+        train_step.schedule.step()
         recorded.append((reading, into[0]))
     batches.close()
     clock = OnRootsClock(before, (time.perf_counter(), clock_offset(group)))
@@ -119,7 +119,7 @@ def _names(ready: Prepared) -> list[str]:
     """What a reader knows the ranks by: host, device and share."""
     held = np.array(ready.model.hetmp.plan.held)
     shares = 100 * held / max(1, held.sum())
-    places = [ready.workplace.places[rank] for rank in ready.plan.members]
+    places = [ready.places[rank] for rank in ready.plan.members]
     return [
         f"{place.host}, {place.device}, {share:.0f} % of the channels"
         for place, share in zip(places, shares, strict=True)

@@ -7,7 +7,7 @@ from torch import nn
 import hetmp
 from helpers.comparison import batch, rank_loss, seeded
 from helpers.running import TRAIN, hetmp_run, refused
-from hetmp.cluster import slowdown as pace
+from hetmp.cluster import slowdown
 
 
 class Clock:
@@ -29,8 +29,8 @@ class Clock:
 
 def test_a_rank_sleeps_for_what_it_computed_and_not_for_exchanges(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(pace, "time", clock)
-    slow, usual = pace.Pace(3.0), pace.Pace()
+    monkeypatch.setattr(slowdown, "time", clock)
+    slow, usual = slowdown.Slowdown(3.0), slowdown.Slowdown()
     for computed, exchanged in ((2.0, 1.0), (0.5, 4.0)):
         clock.cpu += computed
         slow.worked()
@@ -44,8 +44,8 @@ def test_a_rank_sleeps_for_what_it_computed_and_not_for_exchanges(monkeypatch):
 def test_a_rank_that_slept_enough_goes_on(monkeypatch):
     """It is asked at every exchange and while it sleeps."""
     clock = Clock()
-    monkeypatch.setattr(pace, "time", clock)
-    slow = pace.Pace(3.0)
+    monkeypatch.setattr(slowdown, "time", clock)
+    slow = slowdown.Slowdown(3.0)
     slow.enough = lambda: clock.now > 1
     clock.cpu += 2.0
     slow.worked()
@@ -59,7 +59,7 @@ def test_a_rank_that_slept_enough_goes_on(monkeypatch):
 def test_every_exchange_waits_for_a_slow_rank(monkeypatch):
     """Forward and backward, and those at the entry."""
     worked = []
-    monkeypatch.setattr(pace.Pace, "worked", lambda self: worked.append("worked"))
+    monkeypatch.setattr(slowdown.Slowdown, "worked", lambda self: worked.append("worked"))
     model = hetmp.slice_model(seeded(network), [1.0] * hetmp.Group().size)
     rank_loss(model(batch((2, 3, 6, 6)).requires_grad_()), model.hetmp.group.rank).backward()
     moves = 2 * len(model.hetmp.exchanges) + 1
@@ -73,7 +73,7 @@ def network() -> nn.Module:
 @pytest.mark.mpi
 def test_a_slow_rank_changes_no_result():
     model = hetmp.slice_model(seeded(network), [1.0] * hetmp.Group().size)
-    x, pacing = batch((2, 3, 6, 6)), model.hetmp.group.pace
+    x, pacing = batch((2, 3, 6, 6)), model.hetmp.group.slowdown
     results = []
     for factor in (1.0, 2.0 + model.hetmp.group.rank):
         pacing.factor = factor

@@ -1,0 +1,118 @@
+"""What a run says of itself while it goes on: to its metrics files, and to the person who waits."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from hetmp.checkpoint import Position
+from hetmp.run.metrics import Metrics
+from hetmp.run.prepare import Prepared
+from hetmp.run.progress import About, Progress
+from hetmp.run.record import headline, keep_settings, run_record
+
+
+class RunLog:
+    """The metrics and the progress of a run.
+
+    Making it is collective, and fails on every rank if rank 0 cannot write.
+
+    Args:
+        ready: the run.
+        step: how many steps were taken before, by a run that this one resumes.
+    """
+
+    def __init__(self, ready: Prepared, step: int) -> None:
+        self._ready, self._resumed_step = ready, step
+        config, held = ready.config, ready.model.hetmp.plan.held
+        about = About(f"{config.model} on {config.data}", held, ready.steps, ready.per_epoch, step)
+        with ExitStack() as stack:
+            self._metrics = stack.enter_context(
+                Metrics(ready.group, config.out, config.metrics, after=step)
+            )
+            self._progress = stack.enter_context(
+                Progress(ready.group, about, config.view, config.quiet)
+            )
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    @property
+    def error(self) -> str:
+        """Why this rank can write no more, in words; empty while it can."""
+        return self._metrics.error
+
+    def begin(self, resumed: str) -> None:
+        """Record what is run, and say so; keep the files that repeat it. Collective.
+
+        Args:
+            resumed: what it goes on from, in words; empty for a new run.
+        """
+        ready, config = self._ready, self._ready.config
+        record = run_record(config, ready.model, ready.plan, ready.places, ready.setup.threads)
+        self._metrics.write("run", **record, steps=ready.steps, resumed=self._resumed_step)
+        keep_settings(ready.given, ready.plan, ready.group)
+        begun = headline(config, ready.model, ready.dataset, ready.steps)
+        lines = [ready.sharing.told, begun, resumed]
+        self._progress.begin("\n".join(filter(None, lines)))
+
+    def step(
+        self,
+        step: int,
+        epoch: int,
+        figures: Mapping[str, float],
+        skipped: bool,
+        seconds: dict[str, list[float]],
+        images: int,
+    ) -> None:
+        """Record a step that was taken.
+
+        Args:
+            step: how many were taken before it.
+            figures: its loss, accuracy and learning rate.
+            skipped: whether the weights were left as they were.
+            seconds: by kind and rank.
+            images: of the batch.
+        """
+        more = {"skipped": True} if skipped else {}
+        self._metrics.write(
+            "step", step=step, epoch=epoch, **figures, seconds=seconds, images=images, **more
+        )
+        self._progress.step(step + 1, epoch, figures["loss"], figures["accuracy"], images, seconds)
+
+    def records(self, records: Mapping[str, dict[str, Any]]) -> None:
+        """Record what is due, by kind."""
+        for kind, record in records.items():
+            self._metrics.write(kind, **record)
+
+    def evaluated(self, epoch: int, figures: Mapping[str, float], seconds: float) -> None:
+        """Record an evaluation, which took *seconds*: step, loss and accuracy."""
+        self._metrics.write("evaluation", epoch=epoch, **figures, seconds=round(seconds, 6))
+        self._progress.evaluated(figures["accuracy"], seconds)
+
+    def note(self, text: str) -> None:
+        """Say something beside the progress."""
+        self._progress.note(text)
+
+    def end(self, position: Position, stopped: bool) -> None:
+        """Record how the run ended. Collective.
+
+        Raises:
+            FailedError: on every rank, if rank 0 could not write the metrics.
+        """
+        kind, ending = "end", {"steps": position.step, "loss": position.last("loss")}
+        if stopped:
+            kind = "stopped"
+        else:
+            ending["accuracy"] = position.accuracy
+        self._metrics.write(kind, **ending)
+        self._metrics.finish()
