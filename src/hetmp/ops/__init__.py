@@ -13,7 +13,7 @@ from hetmp.ops.call import (
     mapped,
     references,
 )
-from hetmp.ops.fallback import Whole, draws, seeded
+from hetmp.ops.fallback import Whole, seeded
 from hetmp.ops.functions.attention import Attention
 from hetmp.ops.functions.axes import Axes, Expand
 from hetmp.ops.functions.elementwise import Concatenation, Elementwise, Stacking
@@ -41,7 +41,17 @@ from hetmp.ops.layers.resampling import (
     Resampling,
 )
 from hetmp.ops.overlap import Postponed
-from hetmp.ops.registry import first_proxy, known_layers, operator, register, rule_for
+from hetmp.ops.registry import (
+    draws,
+    first_proxy,
+    initial_value,
+    known_layers,
+    layer_form,
+    operator,
+    register,
+    rule_for,
+    shares_memory,
+)
 from hetmp.ops.rule import Cuts, Rule, States, cut_along, fresh_tensors
 
 _RULES: tuple[Rule, ...] = (
@@ -120,11 +130,14 @@ __all__ = [
     "filled",
     "first_proxy",
     "fresh_tensors",
+    "initial_value",
     "known_layers",
+    "layer_form",
     "mapped",
     "operator",
     "references",
     "register",
     "rule_for",
     "seeded",
+    "shares_memory",
 ]

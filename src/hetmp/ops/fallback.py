@@ -13,19 +13,22 @@ from hetmp.cluster import Group
 from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Rule, States
 
-_RANDOM = """
-rand rand_like randn randn_like randint randint_like randperm bernoulli normal multinomial
-bernoulli_ uniform_ normal_ random_ exponential_ alpha_dropout feature_alpha_dropout rrelu
-feature_dropout dropout gumbel_softmax fractional_max_pool2d fractional_max_pool3d
-scaled_dot_product_attention
-"""
-
 
 class Whole(Rule):
     """The operation as it stands, with all its parameters on every rank.
 
     What it draws at random must be the same everywhere: see ``seeded``.
     """
+
+    # Of what has no rule at all.
+    views = ("diagonal", "moveaxis", "positive", "ravel", "select")
+    random = (
+        *("rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm"),
+        *("bernoulli", "normal", "multinomial", "rrelu", "gumbel_softmax"),
+        *("bernoulli_", "uniform_", "normal_", "random_", "exponential_"),
+        *("alpha_dropout", "feature_alpha_dropout", "feature_dropout"),
+        *("fractional_max_pool2d", "fractional_max_pool3d"),
+    )
 
     def flow(self, call: Call, states: States) -> None:
         return None
@@ -42,11 +45,6 @@ class Whole(Rule):
 
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         return lambda *args, **kwargs: run.call.invoke(args, kwargs)
-
-
-def draws(call: Call) -> bool:
-    """Whether a call without a rule may draw random numbers."""
-    return call.layer is not None or call.title in _RANDOM.split()
 
 
 @contextmanager

@@ -9,7 +9,9 @@ import torch
 from torch import fx, nn
 
 from hetmp.core.errors import HetmpError
-from hetmp.ops.rule import Rule
+from hetmp.ops.call import Call
+from hetmp.ops.fallback import Whole
+from hetmp.ops.rule import LayerForm, Rule
 
 _Target = TypeVar("_Target", bound=Callable[..., Any])
 _Rule = TypeVar("_Rule", bound=Rule)
@@ -27,6 +29,38 @@ def rule_for(target: nn.Module | Callable[..., Any] | str) -> Rule | None:
     if isinstance(target, nn.Module):
         return _layers.get(type(target))
     return _methods.get(target) if isinstance(target, str) else _functions.get(_key(target))
+
+
+def shares_memory(target: nn.Module | Callable[..., Any] | str) -> bool:
+    """Whether what a layer, a function or a method gives may be memory of what it takes."""
+    if isinstance(target, nn.Module):
+        names = {kind.__name__ for kind in type(target).__mro__}
+        rules = (rule for kind, rule in _layers.items() if isinstance(target, kind))
+        return any(names & set(rule.views) for rule in rules)
+    title, own = getattr(target, "__name__", target), rule_for(target)
+    if own is not None:
+        return title in own.views
+    # A function whose method has a rule, such as torch.swapdims, does what the method does.
+    return any(title in rule.views for rule in (Whole(), *_methods.values()))
+
+
+def draws(call: Call) -> bool:
+    """Whether a call that is computed whole may draw random numbers."""
+    rule = rule_for(call.target)
+    return call.layer is not None or call.title in (*Whole.random, *(rule.random if rule else ()))
+
+
+def initial_value(layer: nn.Module, buffer: str) -> float | None:
+    """Return what a *buffer* of *layer* holds before the first batch; None if no rule says."""
+    rules = (_layers[kind] for kind in type(layer).__mro__ if kind in _layers)
+    values = (rule.initial_buffers.get(buffer) for rule in rules)
+    return next((value for value in values if value is not None), None)
+
+
+def layer_form(function: Any) -> LayerForm | None:
+    """Return how a *function* amounts to a layer; None if no rule says."""
+    forms = (rule.forms.get(function) for rule in dict.fromkeys(_layers.values()))
+    return next((form for form in forms if form is not None), None)
 
 
 def known_layers() -> tuple[type[nn.Module], ...]:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,21 @@ Cuts = Mapping[str, Sliced]
 
 States = Mapping[str, Any]
 """The states of a call's operands by name; of a tuple, a tuple of states."""
+
+
+@dataclass(frozen=True)
+class LayerForm:
+    """How the arguments of a function make a layer.
+
+    Attributes:
+        arguments: of the function, in order; the first is ``input``.
+        tensors: those of them that the layer owns, under these names in the module.
+        make: the layer for the tensors and the other arguments, by name.
+    """
+
+    arguments: tuple[str, ...]
+    tensors: tuple[str, ...]
+    make: Callable[..., nn.Module]
 
 
 class Rule:
@@ -48,6 +64,25 @@ class Rule:
     several: ClassVar[bool] = False
     """Whether a layer may be called with more than one argument."""
 
+    views: ClassVar[tuple[str, ...]] = ()
+    """Which of these may give memory of what they take, by ``Call.title``: work in place on the
+    result then changes the operand, too."""
+
+    random: ClassVar[tuple[str, ...]] = ()
+    """Which functions and methods of these may draw random numbers, by ``Call.title``."""
+
+    joins: ClassVar[bool] = False
+    """Whether the cut axis of the result has a piece for every operand."""
+
+    keeps_dims: ClassVar[bool] = True
+    """Whether the layers give as many dimensions as they take."""
+
+    initial_buffers: ClassVar[Mapping[str, float]] = {}
+    """What buffers of the layers hold before the first batch, by name."""
+
+    forms: ClassVar[Mapping[Callable[..., Any], "LayerForm"]] = {}
+    """Functions that amount to a layer where a module calls them with parameters of its own."""
+
     # --- what an operator asks of its input, before it runs
 
     def unfit(self, call: Call) -> str | None:
@@ -61,6 +96,14 @@ class Rule:
     def input_dims(self, layer: nn.Module) -> int | None:
         """How many dimensions a batched input must have, or None if several will do."""
         return None
+
+    def groups(self, layer: nn.Module) -> int:
+        """Into how many groups the layer divides the channels, which it keeps apart."""
+        return 1
+
+    def takes_item(self, call: Call) -> bool:
+        """Whether the call takes one item of a tuple and nothing else."""
+        return False
 
     def input_channels(self, layer: nn.Module) -> int | None:
         """How many channels the layer demands, or None if any number will do."""

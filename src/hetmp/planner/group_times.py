@@ -58,7 +58,7 @@ def _joined(
     step: CallStep, pieces_of: Mapping[str, tuple[tuple[int, int], ...]]
 ) -> tuple[tuple[int, int], ...]:
     """The pieces of a concatenation; those of the first operand elsewhere."""
-    if step.run.call.title not in ("cat", "concat", "concatenate"):
+    if not step.node.rule.joins:
         return ()
     return tuple(piece for source in step.sources for piece in pieces_of.get(source, ()))
 

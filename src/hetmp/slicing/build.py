@@ -12,7 +12,7 @@ from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import checked_weights
 from hetmp.exchange import distribute, share_of
-from hetmp.ops import fresh_tensors
+from hetmp.ops import fresh_tensors, initial_value
 from hetmp.slicing.channel_groups import plan_from_weights
 from hetmp.slicing.graph import ModelGraph, read_graph
 from hetmp.slicing.model import RESERVED, SlicedModel
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 Init = Callable[[str, torch.Size, torch.Generator], Tensor]
 """(parameter's name, whole shape, generator) -> whole tensor."""
-
-_RESET = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0}
-"""What the buffers of a normalization hold before the first batch."""
 
 
 def slice_model(
@@ -252,23 +249,29 @@ def _fill(
             if entry.alias_of is not None:
                 continue
             if is_meta:
-                _init_slice(local[entry.name], entry, init, seed, group)
+                _init_slice(local[entry.name], entry, model.hetmp.graph.skeleton, init, seed, group)
             else:
                 distribute(group, whole[entry.name], local[entry.name], entry.state)
 
 
 def _init_slice(
-    into: Tensor, entry: SlicedTensor, init: Init | None, seed: int, group: Group
+    into: Tensor,
+    entry: SlicedTensor,
+    skeleton: nn.Module,
+    init: Init | None,
+    seed: int,
+    group: Group,
 ) -> None:
     with group.together():
         if not entry.parameter:
-            last = entry.name.rpartition(".")[2]
-            if last not in _RESET:
+            above, _, name = entry.name.rpartition(".")
+            initial = initial_value(skeleton.get_submodule(above), name)
+            if initial is None:
                 raise HetmpError(
                     f"buffer {entry.name!r} is on the meta device and has no values: make it with "
                     "device='cpu'"
                 )
-            into.fill_(_RESET[last])
+            into.fill_(initial)
             return
         assert init is not None
         # torch's CPU generator looks at 32 bits of its seed only: hash both into them.

@@ -117,7 +117,7 @@ def plan_from_shares(
                 Piece(shares[piece.group.number], piece.block) for piece in found.pieces[node.path]
             )
         )
-        if _is_crumbled(layout) and getattr(node.call.layer, "groups", 1) == 1:
+        if _is_crumbled(layout) and node.rule.groups(node.call.layer) == 1:
             layout = Layout.of(apportion(layout.total, weights))
         pieces = tuple(
             tuple(count * piece.block for count in piece.partition.counts)

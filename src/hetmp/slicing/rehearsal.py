@@ -3,9 +3,10 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hetmp.cluster import RehearsalGroup
+from hetmp.ops import initial_value
 from hetmp.slicing.build import add_layers
 from hetmp.slicing.graph import ModelGraph
 from hetmp.slicing.model import SlicedModel
@@ -30,11 +31,9 @@ def rehearsal_model(
     with torch.no_grad():
         for parameter in model.parameters():
             _spread(parameter)
-        for buffer in model.buffers():
-            buffer.zero_()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
-            module.running_var.fill_(1)
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                buffer.fill_(initial_value(module, name) or 0.0)
     return model.train()
 
 

@@ -123,7 +123,7 @@ class Scheduler:
                 target = FULL if self.wanted_full(node) else sliced
             self.run(node, {operand: taken}, PARTIAL, scheme, owned=target)
             reduced = self.in_state(node.name, target)
-            self.current[node.name] = self.biased(node, reduced, target, axis)
+            self.current[node.name] = self.biased(node, rule, reduced, target, axis)
 
     def input_layout(self, node: Node) -> Layout:
         """How an ``inputs`` layer cuts a full input: with the ranks' shares of its output."""
@@ -140,7 +140,7 @@ class Scheduler:
         consumers = self.trace.consumers(node.name)
         return all(
             c.rule.mixes and self.choice.scheme(c) != "inputs" and c.call.layer is not None
-            and getattr(c.call.layer, "groups", 1) == 1
+            and c.rule.groups(c.call.layer) == 1
             for c in consumers
         )  # fmt: skip
 
@@ -180,8 +180,7 @@ class Scheduler:
         """Whether a tuple is used only item by item."""
         consumers = self.trace.consumers(node.name)
         return node.name not in self.trace.returned and all(
-            c.call.title == "getitem" and isinstance(c.call.argument(1, "index"), int)
-            for c in consumers
+            c.rule.takes_item(c.call) for c in consumers
         )
 
     def run(
@@ -205,9 +204,9 @@ class Scheduler:
         if node.call.has_tensors:
             self.first.setdefault(node.path, run)
 
-    def biased(self, node: Node, value: str, state: State, axis: int) -> str:
+    def biased(self, node: Node, rule: Mixing, value: str, state: State, axis: int) -> str:
         """The value with the bias of an ``inputs`` layer."""
-        if getattr(node.call.layer, "bias", None) is None:
+        if not rule.has_bias(node.call.layer):
             return value
         name = f"{node.name} biased"
         parameter = f"{node.path}.bias"

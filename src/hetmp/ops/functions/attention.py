@@ -21,6 +21,7 @@ class Attention(Rule):
     """
 
     functions = (F.scaled_dot_product_attention,)
+    random = ("scaled_dot_product_attention",)
 
     def unfit(self, call: Call) -> str | None:
         return "it draws random numbers" if call.argument(4, "dropout_p", 0.0) != 0 else None

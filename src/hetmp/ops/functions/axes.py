@@ -37,6 +37,7 @@ class Axes(Rule):
         "unsqueeze",
         "t",
     )
+    views = methods
 
     def gives(self, call: Call, source: Sliced) -> State | None:
         if call.title == "squeeze" and source.axis in _squeezed(call):
@@ -62,6 +63,7 @@ class Expand(Rule):
     """Axes of one element are stretched; the cut axis keeps its length."""
 
     methods = ("expand",)
+    views = methods
 
     def gives(self, call: Call, source: Sliced) -> State | None:
         axis = source.axis + call.given.dims - call.taken.dims

@@ -54,6 +54,10 @@ class Elementwise(Rule):
     """
 
     functions = _functions()
+    views = (
+        *("detach", "contiguous", "to", "type", "type_as", "cpu", "expand_as"),
+        *("float", "double", "half", "bfloat16", "int", "long", "bool", "pos"),
+    )
     methods = tuple(
         name
         for plain in (*_TENSOR.split(), *_METHODS_ONLY.split())
@@ -107,6 +111,7 @@ def _lead(call: Call, states: States) -> tuple[Layout, int] | None:
 class Concatenation(Rule):
     """On the cut axis, the result has a piece for every operand; on another, all are cut alike."""
 
+    joins = True
     functions = tuple(
         getattr(torch, name) for name in ("cat", "concat", "concatenate") if hasattr(torch, name)
     )

@@ -18,6 +18,10 @@ class Indexing(Rule):
     """``x[...]`` of a tensor, and the items of what gave several."""
 
     functions = (operator.getitem,)
+    views = ("getitem",)
+
+    def takes_item(self, call: Call) -> bool:
+        return isinstance(call.argument(1, "index"), int)
 
     def flow(self, call: Call, states: States) -> Flow | None:
         name = next(iter(states))
@@ -97,6 +101,7 @@ class Narrow(Rule):
 
     functions = (torch.narrow,)
     methods = ("narrow",)
+    views = methods
 
     def gives(self, call: Call, source: Sliced) -> State | None:
         dim, *bounds = _narrowed(call)
@@ -130,6 +135,7 @@ class Splitting(Rule):
 
     functions = (torch.chunk, torch.split, torch.tensor_split, torch.unbind)
     methods = ("chunk", "split", "tensor_split", "unbind")
+    views = methods
 
     def flow(self, call: Call, states: States) -> Flow | None:
         (name,) = states

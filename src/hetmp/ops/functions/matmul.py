@@ -75,6 +75,7 @@ class Einsum(Rule):
     """Products of any number of tensors, summed over the letters that the result has not."""
 
     functions = (torch.einsum,)
+    views = ("einsum",)  # of one operand it may only permute axes
 
     def flow(self, call: Call, states: States) -> Flow | None:
         equation, *operands = call.args

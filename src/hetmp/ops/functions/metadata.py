@@ -15,6 +15,7 @@ class Questions(Rule):
     """What a module asks of a tensor: the answer is that of the whole one."""
 
     functions = (getattr,)
+    views = ("getattr",)  # x.T, where it is computed whole
     methods = ("size", "dim", "numel", "is_floating_point", "get_device", "stride", "ndimension")
 
     ANSWERED = ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda")

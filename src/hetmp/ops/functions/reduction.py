@@ -83,6 +83,7 @@ class Along(Rule):
         torch.linalg.vector_norm,
     )
     methods = tuple(name for name in _PLACES if hasattr(Tensor, name))
+    views = ("unfold",)
 
     def flow(self, call: Call, states: States) -> Flow | None:
         if len(states) != 1:

@@ -25,6 +25,8 @@ class Reshape(Rule):
     layers = (nn.Flatten, nn.Unflatten)
     functions = (torch.flatten, torch.reshape, torch.unflatten)
     methods = ("flatten", "reshape", "unflatten", "view", "reshape_as", "view_as")
+    views = ("Flatten", "Unflatten", *methods)
+    keeps_dims = False
 
     def unfit(self, call: Call) -> str | None:
         if call.target == "view" and isinstance(call.argument(1, "dtype"), torch.dtype):

@@ -1,14 +1,14 @@
 """Activation layers: elementwise ones run on slices, those over channels on all of them."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hetmp.core.state import Sliced, State
 from hetmp.ops.call import Call, OperatorRun
-from hetmp.ops.rule import Cuts, Rule, cut_along
+from hetmp.ops.rule import Cuts, LayerForm, Rule, cut_along
 
 
 class Activation(Rule):
@@ -38,13 +38,19 @@ class Activation(Rule):
         nn.Threshold,
         nn.Identity,
     )
+    views = ("Identity",)
     keeps_shape = True
+
+
+def _prelu(weight: Tensor) -> nn.Module:
+    return nn.PReLU(weight.numel())
 
 
 class PReLU(Rule):
     """One slope per channel is cut like the channels; a single slope is replicated."""
 
     layers = (nn.PReLU,)
+    forms: ClassVar = {F.prelu: LayerForm(("input", "weight"), ("weight",), _prelu)}
 
     def input_channels(self, layer: Any) -> int | None:
         return int(layer.num_parameters) if layer.num_parameters > 1 else None

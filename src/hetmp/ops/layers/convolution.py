@@ -1,7 +1,7 @@
 """Convolution and transposed convolution in 1, 2 and 3 dimensions, with any number of groups."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,26 @@ from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, Sliced, State
 from hetmp.ops.call import SCHEMES, OperatorRun, Scheme
 from hetmp.ops.layers.mixing import Mixing
-from hetmp.ops.rule import Cuts, cut_along, sized
+from hetmp.ops.rule import Cuts, LayerForm, cut_along, sized
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 _FEW_PIXELS = 16
 """Images no larger are faster channel by channel: see ``docs/performance.md``."""
+
+
+def _form(kind: type[nn.Module], transposed: bool) -> LayerForm:
+    settings = ("stride", "padding", "output_padding", "groups", "dilation")
+    plain = ("stride", "padding", "dilation", "groups")
+
+    def make(weight: Tensor, bias: Tensor | None, groups: int = 1, **how: Any) -> nn.Module:
+        first, second = weight.shape[:2]
+        channels = (first, second * groups) if transposed else (second * groups, first)
+        return kind(*channels, tuple(weight.shape[2:]), groups=groups, bias=bias is not None, **how)
+
+    arguments = ("input", "weight", "bias", *(settings if transposed else plain))
+    return LayerForm(arguments, ("weight", "bias"), make)
 
 
 class Convolution(Mixing):
@@ -27,6 +40,14 @@ class Convolution(Mixing):
     """
 
     layers = (*_PLAIN, *_TRANSPOSED)
+    forms: ClassVar = {
+        getattr(torch, f"conv{kind}{dims}d"): _form(layer, transposed=bool(kind))
+        for kind, classes in (("", _PLAIN), ("_transpose", _TRANSPOSED))
+        for dims, layer in enumerate(classes, start=1)
+    }
+
+    def groups(self, layer: Any) -> int:
+        return int(layer.groups)
 
     def input_dims(self, layer: Any) -> int:
         return len(layer.kernel_size) + 2

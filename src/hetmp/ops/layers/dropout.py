@@ -38,6 +38,8 @@ class Dropout(Rule):
 
     layers = (nn.Dropout, *_PER_CHANNEL)
     functions = tuple(_FUNCTIONS)
+    views = (*(layer.__name__ for layer in layers), *(f.__name__ for f in functions))
+    random = ("dropout",)
     keeps_shape = True
 
     def unfit(self, call: Call) -> str | None:

@@ -7,26 +7,38 @@ number per sample and group, twice, so that the variance is taken around the tru
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hetmp.cluster import Group
 from hetmp.core.open_axis import Axis
 from hetmp.core.state import FULL, PARTIAL, Sliced, State
 from hetmp.exchange import Exchange
 from hetmp.ops.call import Call, OperatorRun
-from hetmp.ops.rule import Cuts, Rule, cut_along, sized
+from hetmp.ops.rule import Cuts, LayerForm, Rule, cut_along, sized
 
 FINE = 16
 """From so many groups on, ranks are given whole ones: each is a small part of the axis."""
+
+
+def _group_norm(
+    weight: Tensor, bias: Tensor | None, num_groups: int, eps: float = 1e-5
+) -> nn.Module:
+    return nn.GroupNorm(num_groups, weight.shape[0], eps=eps)
 
 
 class GroupNorm(Rule):
     """(n, c, ...): each group of c / groups channels has a mean and a variance per sample."""
 
     layers = (nn.GroupNorm,)
+    forms: ClassVar = {
+        F.group_norm: LayerForm(
+            ("input", "num_groups", "weight", "bias", "eps"), ("weight", "bias"), _group_norm
+        )
+    }
     runs_empty = False
 
     def input_channels(self, layer: Any) -> int:
@@ -103,10 +115,21 @@ class SharedGroupNorm(nn.Module):
         return f"{self.groups} groups across ranks"
 
 
+def _layer_norm(
+    weight: Tensor, bias: Tensor | None, normalized_shape: Any, eps: float = 1e-5
+) -> nn.Module:
+    return nn.LayerNorm(tuple(normalized_shape), eps=eps, bias=bias is not None)
+
+
 class LayerNorm(Rule):
     """Over the last axes; where channels are among them, slopes and biases are cut like them."""
 
     layers = tuple(getattr(nn, name) for name in ("LayerNorm", "RMSNorm") if hasattr(nn, name))
+    forms: ClassVar = {
+        F.layer_norm: LayerForm(
+            ("input", "normalized_shape", "weight", "bias", "eps"), ("weight", "bias"), _layer_norm
+        )
+    }
 
     def gives(self, call: Call, source: Sliced) -> State | None:
         return source

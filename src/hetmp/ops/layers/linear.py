@@ -1,17 +1,25 @@
 """Fully connected layers."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from hetmp.ops.call import OperatorRun, Scheme
 from hetmp.ops.layers.mixing import Mixing
+from hetmp.ops.rule import LayerForm
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    return nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
 
 
 class Linear(Mixing):
     """Weights are (out, in); features are the last axis."""
 
     layers = (nn.Linear,)
+    forms: ClassVar = {
+        nn.functional.linear: LayerForm(("input", "weight", "bias"), ("weight", "bias"), _linear)
+    }
 
     def channel_axis(self, layer: nn.Module, dims: int) -> int:
         return dims - 1

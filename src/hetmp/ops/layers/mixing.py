@@ -33,6 +33,10 @@ class Mixing(Rule):
         """The schemes that the layer can follow."""
         return SCHEMES
 
+    def has_bias(self, layer: Any) -> bool:
+        """Whether something is added to the output, behind the reduction of scheme ``inputs``."""
+        return layer.bias is not None
+
     def taken(self, layer: nn.Module, layout: Layout, axis: int) -> State | None:
         """The state that scheme ``filters`` takes, given the output's layout on *axis*.
 

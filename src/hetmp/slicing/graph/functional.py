@@ -5,81 +5,14 @@ A module that calls ``F.conv2d(pad(x), self.weight, self.bias, self.stride)`` do
 one, and the call becomes a call of that layer, so that it is sliced as any other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from torch import fx, nn
 
+from hetmp.ops import layer_form
 from hetmp.slicing.graph.meta_run import attribute
-
-
-@dataclass(frozen=True)
-class _Form:
-    """How a function's arguments make a layer.
-
-    Attributes:
-        arguments: of the function, in order.
-        tensors: those of them that the layer owns, under these names in the module.
-        make: the layer for the weight and the other arguments by name.
-    """
-
-    arguments: tuple[str, ...]
-    tensors: tuple[str, ...]
-    make: Callable[..., nn.Module]
-
-
-def _convolution(kind: type[nn.Module], transposed: bool) -> _Form:
-    settings = ("stride", "padding", "output_padding", "groups", "dilation")
-    plain = ("stride", "padding", "dilation", "groups")
-
-    def make(weight: Tensor, bias: Tensor | None, groups: int = 1, **how: Any) -> nn.Module:
-        first, second = weight.shape[:2]
-        channels = (first, second * groups) if transposed else (second * groups, first)
-        return kind(*channels, tuple(weight.shape[2:]), groups=groups, bias=bias is not None, **how)
-
-    arguments = ("input", "weight", "bias", *(settings if transposed else plain))
-    return _Form(arguments, ("weight", "bias"), make)
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    return nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-
-
-def _layer_norm(
-    weight: Tensor, bias: Tensor | None, normalized_shape: Any, eps: float = 1e-5
-) -> nn.Module:
-    return nn.LayerNorm(tuple(normalized_shape), eps=eps, bias=bias is not None)
-
-
-def _group_norm(
-    weight: Tensor, bias: Tensor | None, num_groups: int, eps: float = 1e-5
-) -> nn.Module:
-    return nn.GroupNorm(num_groups, weight.shape[0], eps=eps)
-
-
-def _prelu(weight: Tensor) -> nn.Module:
-    return nn.PReLU(weight.numel())
-
-
-FORMS: Mapping[Any, _Form] = {
-    torch.conv1d: _convolution(nn.Conv1d, transposed=False),
-    torch.conv2d: _convolution(nn.Conv2d, transposed=False),
-    torch.conv3d: _convolution(nn.Conv3d, transposed=False),
-    torch.conv_transpose1d: _convolution(nn.ConvTranspose1d, transposed=True),
-    torch.conv_transpose2d: _convolution(nn.ConvTranspose2d, transposed=True),
-    torch.conv_transpose3d: _convolution(nn.ConvTranspose3d, transposed=True),
-    F.linear: _Form(("input", "weight", "bias"), ("weight", "bias"), _linear),
-    F.layer_norm: _Form(
-        ("input", "normalized_shape", "weight", "bias", "eps"), ("weight", "bias"), _layer_norm
-    ),
-    F.group_norm: _Form(
-        ("input", "num_groups", "weight", "bias", "eps"), ("weight", "bias"), _group_norm
-    ),
-    F.prelu: _Form(("input", "weight"), ("weight",), _prelu),
-}
 
 
 def as_layers(skeleton: nn.Module, graphs: Sequence[fx.Graph]) -> None:
@@ -115,7 +48,7 @@ def _owned(made: Mapping[str, nn.Module]) -> set[str]:
 
 def _own_layer(node: fx.Node, skeleton: nn.Module) -> tuple[str, nn.Module, fx.Node] | None:
     """(path, layer, input) of a call that amounts to a layer on its module's own parameters."""
-    form = FORMS.get(node.target)
+    form = layer_form(node.target)
     if form is None or len(node.args) > len(form.arguments):
         return None
     arguments: dict[str, Any] = dict(zip(form.arguments, node.args, strict=False))

@@ -12,26 +12,9 @@ from typing import Any
 from torch import fx, nn
 
 from hetmp.core.errors import HetmpError
-from hetmp.ops import Value, assigned
+from hetmp.ops import Value, assigned, shares_memory
 from hetmp.slicing.graph.proxies import ASSIGNMENTS
 from hetmp.slicing.graph.tracing import users_line
-
-_VIEWS = """
-getitem getattr view view_as reshape reshape_as flatten unflatten ravel chunk split tensor_split
-unbind transpose swapaxes swapdims permute movedim moveaxis t squeeze unsqueeze expand expand_as
-narrow select diagonal unfold detach contiguous to type type_as float double half bfloat16 cpu
-dropout dropout1d dropout2d dropout3d
-"""
-
-_VIEW_LAYERS = (
-    nn.Identity,
-    nn.Flatten,
-    nn.Unflatten,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-)
 
 
 def changed(node: fx.Node, skeleton: nn.Module, values: Mapping[str, Value]) -> fx.Node | None:
@@ -105,6 +88,5 @@ def _is_view(node: fx.Node, skeleton: nn.Module, values: Mapping[str, Value]) ->
     if node.name not in values or not values[node.name].holds_tensors:
         return False
     if node.op == "call_module":
-        return isinstance(skeleton.get_submodule(str(node.target)), _VIEW_LAYERS)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_function", "call_method") and name in _VIEWS.split()
+        return shares_memory(skeleton.get_submodule(str(node.target)))
+    return node.op in ("call_function", "call_method") and shares_memory(node.target)

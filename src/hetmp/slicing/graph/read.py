@@ -232,7 +232,7 @@ def _asked(skeleton: nn.Module, graph: fx.Graph) -> tuple[int | None, int | None
             continue
         layer = skeleton.get_submodule(str(node.target))
         rule = rule_for(layer)
-        if rule is None or isinstance(layer, nn.Flatten | nn.Unflatten):
+        if rule is None or not rule.keeps_dims:
             break
         dims = rule.input_dims(layer) if dims is None else dims
         channels = rule.input_channels(layer) if channels is None else channels
@@ -251,7 +251,7 @@ def _dims(trace: Trace, entry: str, examples: Mapping[str, Tensor]) -> int | Non
             continue
         if node.rule.input_dims(layer) is not None or node.rule.mixes:
             return trace.values[entry].dims
-        if isinstance(layer, nn.Flatten | nn.Unflatten) or node.reason is not None:
+        if not node.rule.keeps_dims or node.reason is not None:
             return None
     return trace.values[entry].dims
 
