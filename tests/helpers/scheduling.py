@@ -52,7 +52,7 @@ def assert_scheme(step: CallStep) -> None:
     if step.run.scheme is None:
         assert before != PARTIAL
         return
-    grouped = step.run.scheme == "filters" and getattr(step.run.layer, "groups", 1) > 1
-    wanted = (Sliced, Sliced) if grouped else WANTED[step.run.scheme]
+    grouped = step.run.scheme.name == "filters" and getattr(step.run.layer, "groups", 1) > 1
+    wanted = (Sliced, Sliced) if grouped else WANTED[step.run.scheme.name]
     for state, kind in zip((before, after), wanted, strict=True):
         assert isinstance(state, kind)

@@ -1,12 +1,10 @@
 """The rule of every family of operators: found by a layer's exact class, a function or a method."""
 
 from hetmp.ops.call import (
-    SCHEMES,
     Call,
     Flow,
     OperatorRun,
     Ref,
-    Scheme,
     Shape,
     Value,
     filled,
@@ -53,6 +51,7 @@ from hetmp.ops.registry import (
     shares_memory,
 )
 from hetmp.ops.rule import Cuts, Rule, States, cut_along, fresh_tensors
+from hetmp.ops.schemes import SCHEMES, Scheme, SchemeName
 
 _RULES: tuple[Rule, ...] = (
     Convolution(),
@@ -119,6 +118,7 @@ __all__ = [
     "Ref",
     "Rule",
     "Scheme",
+    "SchemeName",
     "Shape",
     "States",
     "Value",

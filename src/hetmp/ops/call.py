@@ -4,17 +4,13 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from hetmp.core.state import FULL, State
-
-Scheme = Literal["filters", "inputs", "whole"]
-"""What a channel-mixing layer does with the states (see ``docs/idea.md``)."""
-
-SCHEMES: tuple[Scheme, ...] = ("filters", "inputs", "whole")
+from hetmp.ops.schemes import Scheme
 
 Shape = tuple[int | None, ...]
 """The sizes of an activation, batch first; None where they are not known before it runs."""

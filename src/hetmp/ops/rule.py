@@ -146,7 +146,7 @@ class Rule:
         """
         cuts = self.cuts(run)
         counts = {name: cut.layout.counts[group.rank] for name, cut in cuts.items()}
-        share = run.source if run.scheme == "inputs" or not self.mixes else run.target
+        share = run.source if run.scheme is None else run.scheme.share(run)
         local = sized(run.layer, cuts, counts, device)
         if not isinstance(share, Sliced):
             return local

@@ -41,7 +41,7 @@ def group_works(found: ChannelGroups, schedule: Schedule) -> dict[int, dict[Grou
         if isinstance(step, CallStep) and step.node.rule.mixes:
             taken = own
             own = tuple((p.group.number, p.block) for p in found.pieces[step.node.path])
-            if step.run.scheme == "whole":
+            if step.run.scheme is not None and not step.run.scheme.cuts_outputs:
                 own = ()
             work, kind, state = step_work(step)
             _add(works, units, taken if kind == "inputs" else own, work, kind, state)

@@ -10,7 +10,7 @@ import numpy as np
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Partition, apportion
 from hetmp.core.text import bytes_text
-from hetmp.ops import Scheme
+from hetmp.ops import SchemeName
 from hetmp.planner.balance import balanced, counts_on_grid
 from hetmp.planner.group_times import group_times, group_works
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
@@ -243,7 +243,7 @@ class _Planner:
         links: Links,
         caps: Sequence[float],
         plan: Plan,
-        schemes: Mapping[str, Scheme],
+        schemes: Mapping[str, SchemeName],
     ) -> Plan:
         """Balanced counts on the grid that was measured, or *plan* where it promises more."""
         snapped = self._cut(tables, caps, plan, schemes, grid=GRID)
@@ -256,7 +256,7 @@ class _Planner:
         tables: Tables,
         caps: Sequence[float],
         like: Plan,
-        schemes: Mapping[str, Scheme],
+        schemes: Mapping[str, SchemeName],
         grid: int = 1,
     ) -> Plan:
         """Balanced counts for every channel group, where layers follow *schemes*.
@@ -375,7 +375,7 @@ def _bracket(seconds: Callable[[int], float], ranks: int) -> list[int]:
     return sorted(set(counts))
 
 
-def _with_schemes(plan: Plan, schemes: Mapping[str, Scheme]) -> Plan:
+def _with_schemes(plan: Plan, schemes: Mapping[str, SchemeName]) -> Plan:
     layers = tuple(
         layer.model_copy(update={"scheme": schemes.get(layer.name, layer.scheme)})
         for layer in plan.layers

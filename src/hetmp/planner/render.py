@@ -73,7 +73,7 @@ def _layers(planned: Planned, narrow: bool) -> RichTable:
     for name, layer in prediction.layers.items():
         entry = shown.get(name)
         channels = "" if entry is None else _each(entry.counts, "/")
-        if entry is not None and entry.scheme == "whole":
+        if entry is not None and not entry.is_cut:
             channels = "all"
         cells = [name or "(input)", channels]
         cells += [entry.scheme if entry else ""] if schemes else []
@@ -91,14 +91,14 @@ def _ranks(planned: Planned) -> RichTable:
     nothing = np.zeros(len(plan.members))
     compute = sum((layer.compute for layer in prediction.layers.values()), start=nothing)
     idle = sum((layer.idle for layer in prediction.layers.values()), start=nothing)
-    total = sum(layer.channels for layer in plan.layers if layer.scheme != "whole") or 1
+    total = sum(layer.channels for layer in plan.layers if layer.is_cut) or 1
     for rank in range(plan.ranks):
         device = plan.devices[rank] if plan.devices else ""
         if rank in planned.left_out:
             table.add_row(str(rank), device, "left out", style="dim")
             continue
         i = plan.members.index(rank)
-        held = sum(layer.counts[rank] for layer in plan.layers if layer.scheme != "whole")
+        held = sum(layer.counts[rank] for layer in plan.layers if layer.is_cut)
         table.add_row(
             str(rank),
             device,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hetmp.exchange import collective, dual
-from hetmp.ops import Mixing, Scheme, references
+from hetmp.ops import Mixing, SchemeName, references
 from hetmp.planner.predict import exchange_seconds
 from hetmp.planner.profiling import step_work
 from hetmp.planner.tables import SAVED, Links, Tables
@@ -25,7 +25,7 @@ BEAM = 32
 
 def choose_schemes(
     graph: ModelGraph, plan: Plan, tables: Tables, links: Links, batch_size: int
-) -> dict[str, Scheme]:
+) -> dict[str, SchemeName]:
     """The schemes with the least predicted time for the counts of *plan*, by path."""
     trace = graph.training
     live = _last_uses(trace)
@@ -59,14 +59,14 @@ class _Branch(Scheduler):
     def __init__(self, graph: ModelGraph, plan: Plan) -> None:
         super().__init__(graph, self)
         self.planned = PlannedChoice(plan)
-        self.schemes: dict[str, Scheme] = {}
+        self.schemes: dict[str, SchemeName] = {}
         self.spent = 0.0
 
-    def scheme(self, node: Node) -> Scheme:
+    def scheme(self, node: Node) -> SchemeName:
         """What is chosen for a layer; of later layers, ``filters``."""
         return self.schemes.get(node.path, "filters")
 
-    def options(self, node: Node, tables: Tables) -> tuple[Scheme, ...]:
+    def options(self, node: Node, tables: Tables) -> tuple[SchemeName, ...]:
         """The schemes that an operation may follow here; one that changes nothing if it mixes
         no channels."""
         if not isinstance(node.rule, Mixing) or node.reason is not None:
@@ -87,7 +87,7 @@ class _Branch(Scheduler):
             )
         )
 
-    def take(self, node: Node, scheme: Scheme) -> None:
+    def take(self, node: Node, scheme: SchemeName) -> None:
         """Decide on a layer's scheme."""
         if isinstance(node.rule, Mixing) and node.reason is None:
             self.schemes[node.path] = scheme

@@ -11,7 +11,7 @@ from typing import Any, cast
 from hetmp.core.open_axis import Atom, Axis
 from hetmp.core.partition import Layout, Partition, Piece, apportion, checked_weights
 from hetmp.core.state import Sliced
-from hetmp.ops import Scheme
+from hetmp.ops import SchemeName
 from hetmp.slicing.graph import ModelGraph, Node
 from hetmp.slicing.plan import LayerPlan, Plan
 from hetmp.slicing.scheduler import Scheduler
@@ -99,7 +99,7 @@ def plan_from_shares(
     found: ChannelGroups,
     shares: Mapping[int, Partition],
     weights: Sequence[Any],
-    schemes: Mapping[str, Scheme] | None = None,
+    schemes: Mapping[str, SchemeName] | None = None,
 ) -> Plan:
     """A plan that cuts each channel group as told.
 
@@ -123,7 +123,7 @@ def plan_from_shares(
             tuple(count * piece.block for count in piece.partition.counts)
             for piece in layout.pieces
         )
-        scheme: Scheme = (
+        scheme: SchemeName = (
             "whole" if graph.is_tied(node) else (schemes or {}).get(node.path, "filters")
         )
         layers.append(
@@ -154,7 +154,7 @@ class _Axes:
     def __init__(self) -> None:
         self.of: dict[str, Axis] = {}
 
-    def scheme(self, node: Node) -> Scheme:
+    def scheme(self, node: Node) -> SchemeName:
         return "filters"
 
     def layout(self, node: Node) -> Layout:

@@ -114,7 +114,7 @@ class SlicedModel(nn.Module):
                 what += f" (whole: {step.node.reason})"
             return (
                 step.node.path,
-                step.run.scheme or "",
+                step.run.scheme.name if step.run.scheme else "",
                 _states(step.before, step.after),
                 " ".join(what.split()),
             )

@@ -17,7 +17,7 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.files import replacing
 from hetmp.core.partition import Layout, Partition, Piece
 from hetmp.core.suggestions import unknown_name
-from hetmp.ops import SCHEMES, Scheme
+from hetmp.ops import SCHEMES, SchemeName
 
 
 class LayerPlan(BaseModel):
@@ -31,7 +31,7 @@ class LayerPlan(BaseModel):
     """The layer's class, for the reader."""
     channels: int = Field(ge=0)
     """The length of the axis that is cut: output channels or features."""
-    scheme: Scheme = "filters"
+    scheme: SchemeName = "filters"
     """``filters`` (full to sliced), ``inputs`` (sliced to partial) or ``whole``."""
     counts: tuple[int, ...]
     """Output channels on each rank; where the scheme is ``whole`` they are not used."""
@@ -54,6 +54,11 @@ class LayerPlan(BaseModel):
     def partition(self) -> Partition:
         """The counts as a partition."""
         return Partition(self.counts)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the layer's output channels lie over the ranks."""
+        return SCHEMES[self.scheme].cuts_outputs
 
     @property
     def layout(self) -> Layout:
@@ -138,7 +143,7 @@ class Plan(BaseModel):
     @property
     def held(self) -> tuple[int, ...]:
         """How many channels each rank holds, over all layers that are cut."""
-        cut = [layer for layer in self.layers if layer.scheme != "whole"]
+        cut = [layer for layer in self.layers if layer.is_cut]
         return tuple(sum(layer.counts[rank] for layer in cut) for rank in range(self.ranks))
 
     def of_members(self) -> "Plan":
@@ -194,7 +199,7 @@ class Plan(BaseModel):
         raise unknown_name("layer", name, [layer.name for layer in self.layers])
 
     def with_layer(
-        self, name: str, *, scheme: Scheme | None = None, counts: Sequence[int] | None = None
+        self, name: str, *, scheme: SchemeName | None = None, counts: Sequence[int] | None = None
     ) -> "Plan":
         """This plan with another scheme or other counts for one layer.
 

@@ -57,7 +57,8 @@ class CallStep(ProgramStep):
     def takes_filters(self) -> bool:
         """Whether a mixing layer computes its share of the filters from all channels."""
         run = self.run
-        return isinstance(self.node.rule, Mixing) and run.scheme == "filters" and run.source == FULL
+        cut = run.scheme is not None and run.scheme.cuts_outputs and not run.scheme.cuts_inputs
+        return isinstance(self.node.rule, Mixing) and cut and run.source == FULL
 
     @property
     def cuts(self) -> Cuts:

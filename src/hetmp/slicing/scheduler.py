@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from hetmp.core.errors import HetmpError
-from hetmp.core.partition import Layout, apportion
-from hetmp.core.state import FULL, PARTIAL, Sliced, State
+from hetmp.core.partition import Layout
+from hetmp.core.state import FULL, Sliced, State
 from hetmp.core.suggestions import nearest
-from hetmp.ops import Flow, Mixing, OperatorRun, Ref, Scheme, Value, filled
+from hetmp.ops import SCHEMES, Flow, Mixing, OperatorRun, Ref, Scheme, SchemeName, Value, filled
 from hetmp.slicing.graph import ModelGraph, Node, Trace
 from hetmp.slicing.plan import LayerPlan, Plan
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, ProgramStep, Schedule
@@ -20,7 +20,7 @@ from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, Pr
 class SchemeChoice(Protocol):
     """What decides how each mixing layer is cut."""
 
-    def scheme(self, node: Node) -> Scheme:
+    def scheme(self, node: Node) -> SchemeName:
         """The scheme that a layer follows."""
 
     def layout(self, node: Node) -> Layout:
@@ -46,7 +46,7 @@ class PlannedChoice:
         self._layers: dict[str, LayerPlan] = {layer.name: layer for layer in plan.layers}
         self._layouts: dict[str, Layout] = {}
 
-    def scheme(self, node: Node) -> Scheme:
+    def scheme(self, node: Node) -> SchemeName:
         """The scheme that a layer follows."""
         return self._layers[node.path].scheme
 
@@ -96,53 +96,40 @@ class Scheduler:
 
     def mix(self, node: Node, rule: Mixing) -> None:
         """A layer that mixes channels runs as its scheme says."""
-        layer, scheme = node.call.layer, self.choice.scheme(node)
+        layer, scheme = node.call.layer, SCHEMES[self.choice.scheme(node)]
         (operand,) = node.call.operands
-        source = self.current[operand]
+        first = self.first.get(node.path)
         axis = rule.channel_axis(layer, node.call.taken.dims)
-        sliced = Sliced(self.choice.layout(node), axis)
-        if scheme == "filters":
-            wanted = rule.taken(layer, sliced.layout, axis)
-            if wanted is None:
-                raise HetmpError(
-                    f"the plan cuts layer {node.place} into {sliced}, inside one of its "
-                    f"{layer.groups} groups: give every rank a multiple of "
-                    f"{layer.out_channels // layer.groups} channels"
-                )
-            self.run(node, {operand: wanted}, sliced, scheme)
-        elif scheme == "whole":
-            self.run(node, {operand: FULL}, FULL, scheme)
+        output = Sliced(self.choice.layout(node), axis)
+        # A layer that runs again takes what its parameters are cut for.
+        source = self.states[self.current[operand]] if first is None else first.source
+        taken = scheme.takes(rule, layer, _at_axis(source, axis) if first else source, output)
+        if taken is None:
+            raise HetmpError(scheme.refusal(node.place, layer, output))
+        if not scheme.gives_summand:
+            self.run(node, {operand: taken}, scheme.gives(output), scheme)
+            return
+        if first is not None:
+            target = _at_axis(first.owned, axis)
         else:
-            first = self.first.get(node.path)
-            taken = self.states[source] if first is None else _at_axis(first.source, axis)
-            if not isinstance(taken, Sliced) or taken.axis != axis:
-                taken = Sliced(self.input_layout(node), axis)
-            if first is not None:
-                target = _at_axis(first.owned, axis)
-            else:
-                target = FULL if self.wanted_full(node) else sliced
-            self.run(node, {operand: taken}, PARTIAL, scheme, owned=target)
-            reduced = self.in_state(node.name, target)
-            self.current[node.name] = self.biased(node, rule, reduced, target, axis)
-
-    def input_layout(self, node: Node) -> Layout:
-        """How an ``inputs`` layer cuts a full input: with the ranks' shares of its output."""
-        channels = node.rule.input_channels(node.call.layer)
-        counts = self.choice.layout(node).counts
-        if channels is None or not any(counts):
-            raise HetmpError(f"layer {node.place} cannot follow scheme 'inputs'")
-        return Layout.of(apportion(channels, counts))
+            target = FULL if self.wanted_full(node) else output
+        self.run(node, {operand: taken}, scheme.gives(output), scheme, owned=target)
+        reduced = self.in_state(node.name, target)
+        self.current[node.name] = self.biased(node, rule, reduced, target, axis)
 
     def wanted_full(self, node: Node) -> bool:
         """Whether all that takes this value needs all its channels."""
         if node.name in self.trace.returned:
             return True
         consumers = self.trace.consumers(node.name)
-        return all(
-            c.rule.mixes and self.choice.scheme(c) != "inputs" and c.call.layer is not None
-            and c.rule.groups(c.call.layer) == 1
-            for c in consumers
-        )  # fmt: skip
+        return all(map(self.takes_all, consumers))
+
+    def takes_all(self, node: Node) -> bool:
+        """Whether a layer computes its share of the output from all channels."""
+        if not isinstance(node.rule, Mixing) or node.call.layer is None:
+            return False
+        scheme = SCHEMES[self.choice.scheme(node)]
+        return not scheme.cuts_inputs and node.rule.groups(node.call.layer) == 1
 
     def pass_through(self, node: Node) -> None:
         """Any other operation runs on slices where it can."""

@@ -136,7 +136,8 @@ def _rows(
 
 def _row(step: CallStep, plan: Plan, groups: ChannelGroups) -> LayerRow:
     node = step.node
-    scheme = step.run.scheme or ("whole" if node.reason else "")
+    own = step.run.scheme
+    scheme = own.name if own is not None else "whole" if node.reason else ""
     channels = node.rule.output_channels(node.call.layer) if node.rule.mixes else None
     counts: tuple[int, ...] = ()
     if node.rule.mixes and scheme != "whole":

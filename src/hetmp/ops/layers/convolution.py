@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, Sliced, State
-from hetmp.ops.call import SCHEMES, OperatorRun, Scheme
+from hetmp.ops.call import OperatorRun
 from hetmp.ops.layers.mixing import Mixing
 from hetmp.ops.rule import Cuts, LayerForm, cut_along, sized
+from hetmp.ops.schemes import Scheme, SchemeName
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -58,8 +59,8 @@ class Convolution(Mixing):
     def output_channels(self, layer: Any) -> int:
         return int(layer.out_channels)
 
-    def schemes(self, layer: Any) -> tuple[Scheme, ...]:
-        return SCHEMES if layer.groups == 1 else ("filters", "whole")
+    def schemes(self, layer: Any) -> tuple[SchemeName, ...]:
+        return super().schemes(layer) if layer.groups == 1 else ("filters", "whole")
 
     def taken(self, layer: Any, layout: Layout, axis: int) -> State | None:
         if layer.groups == 1:
@@ -70,7 +71,7 @@ class Convolution(Mixing):
         return Sliced(groups.scaled(layer.in_channels // layer.groups), axis)
 
     def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
-        return int((scheme == "inputs") != isinstance(layer, _TRANSPOSED))
+        return int(scheme.cuts_inputs != isinstance(layer, _TRANSPOSED))
 
     def cuts(self, run: OperatorRun) -> Cuts:
         if run.layer.groups == 1:
@@ -87,7 +88,7 @@ class Convolution(Mixing):
             layer.groups = count * whole.groups // whole.out_channels
             layer.in_channels = layer.groups * (whole.in_channels // whole.groups)
             layer.out_channels = count
-        elif run.scheme == "inputs":
+        elif run.scheme is not None and run.scheme.cuts_inputs:
             layer.in_channels = count
         else:
             layer.out_channels = count

@@ -4,9 +4,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from hetmp.ops.call import OperatorRun, Scheme
+from hetmp.ops.call import OperatorRun
 from hetmp.ops.layers.mixing import Mixing
 from hetmp.ops.rule import LayerForm
+from hetmp.ops.schemes import Scheme
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -31,10 +32,10 @@ class Linear(Mixing):
         return int(layer.out_features)
 
     def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
-        return int(scheme == "inputs")
+        return int(scheme.cuts_inputs)
 
     def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
-        if run.scheme == "inputs":
+        if run.scheme is not None and run.scheme.cuts_inputs:
             layer.in_features = count
         else:
             layer.out_features = count

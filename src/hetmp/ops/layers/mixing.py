@@ -9,8 +9,9 @@ from torch.func import functional_call
 from hetmp.cluster import Group
 from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, State
-from hetmp.ops.call import SCHEMES, OperatorRun, Scheme
+from hetmp.ops.call import OperatorRun
 from hetmp.ops.rule import Cuts, Rule, cut_along
+from hetmp.ops.schemes import SCHEMES, Scheme, SchemeName
 
 
 class Mixing(Rule):
@@ -29,9 +30,9 @@ class Mixing(Rule):
         """The weight's axis that *scheme* cuts."""
         raise NotImplementedError
 
-    def schemes(self, layer: nn.Module) -> tuple[Scheme, ...]:
+    def schemes(self, layer: nn.Module) -> tuple[SchemeName, ...]:
         """The schemes that the layer can follow."""
-        return SCHEMES
+        return tuple(SCHEMES)
 
     def has_bias(self, layer: Any) -> bool:
         """Whether something is added to the output, behind the reduction of scheme ``inputs``."""
@@ -69,7 +70,7 @@ class Mixing(Rule):
     def cuts(self, run: OperatorRun) -> Cuts:
         assert run.scheme is not None
         axis = self.weight_axis(run.layer, run.scheme)
-        weight = run.source if run.scheme == "inputs" else run.target
+        weight = run.scheme.share(run)
         return {
             **cut_along(run.layer, {"weight": axis}, weight),
             **cut_along(run.layer, {"bias": 0}, run.owned),
@@ -77,13 +78,13 @@ class Mixing(Rule):
 
     def stand_in(self, run: OperatorRun) -> Any:
         stand_in = super().stand_in(run)
-        if run.scheme == "inputs":  # its bias is added elsewhere
+        if run.scheme is not None and run.scheme.gives_summand:  # its bias is added elsewhere
             stand_in.register_parameter("bias", None)
         return stand_in
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         local = super().local(run, group, device)
-        return Summand(local) if run.scheme == "inputs" else local
+        return Summand(local) if run.scheme is not None and run.scheme.gives_summand else local
 
 
 class Summand(nn.Module):

@@ -23,7 +23,7 @@ from hetmp.cluster import RehearsalGroup
 from hetmp.cluster.machine import quota_period
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Partition
-from hetmp.ops import Mixing, Scheme
+from hetmp.ops import Mixing, SchemeName
 from hetmp.planner.profiling.profile import OPTIMIZER, THOUSANDTHS, WorkTimes
 from hetmp.planner.profiling.work import Kind, step_work
 from hetmp.slicing import SlicedModel, Tuning
@@ -165,7 +165,7 @@ class ShareMeter:
         )  # fmt: skip
         return more + (share - high) * (more - some) / max(high - low, 1e-9)
 
-    def _plan(self, share: float, scheme: Scheme, more: int = 0) -> Plan:
+    def _plan(self, share: float, scheme: SchemeName, more: int = 0) -> Plan:
         """A plan in which this rank has a share of every group, and *more* channels."""
         shares = {}
         for group in self.groups.groups:
@@ -278,7 +278,7 @@ def _neighbours(points: list[float]) -> list[tuple[float, float]]:
     return sorted(itertools.pairwise(above), key=lambda pair: pair[0] - pair[1])
 
 
-def _can_follow(graph: ModelGraph, scheme: Scheme) -> Mapping[str, Scheme]:
+def _can_follow(graph: ModelGraph, scheme: SchemeName) -> Mapping[str, SchemeName]:
     """The layers that can follow a scheme."""
     return {
         node.path: scheme

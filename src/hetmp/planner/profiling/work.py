@@ -15,7 +15,7 @@ def work(run: OperatorRun) -> tuple[Kind, Sliced | None]:
 
     The state is None where every rank does all of it.
     """
-    if run.scheme == "inputs":
+    if run.scheme is not None and run.scheme.cuts_inputs:
         return "inputs", run.source
     if run.scheme is not None:
         return "filters", run.target if isinstance(run.target, Sliced) else None

@@ -1,0 +1,34 @@
+"""Scheme ``filters``: full -> sliced. A rank holds its output filters, each of them whole."""
+
+from typing import TYPE_CHECKING, Any
+
+from hetmp.core.state import Sliced, State
+from hetmp.ops.schemes.scheme import Scheme
+
+if TYPE_CHECKING:
+    from hetmp.ops.call import OperatorRun
+    from hetmp.ops.layers.mixing import Mixing
+
+
+class Filters(Scheme):
+    """Every rank computes its filters' channels from all input channels.
+
+    Where the layer has groups, it takes its groups' channels alone.
+    """
+
+    name = "filters"
+
+    def takes(self, rule: "Mixing", layer: Any, source: Any, output: Sliced) -> State | None:
+        return rule.taken(layer, output.layout, output.axis)
+
+    def gives(self, output: Sliced) -> State:
+        return output
+
+    def share(self, run: "OperatorRun") -> Any:
+        return run.target
+
+    def refusal(self, place: str, layer: Any, output: Sliced) -> str:
+        return (
+            f"the plan cuts layer {place} into {output}, inside one of its {layer.groups} groups: "
+            f"give every rank a multiple of {layer.out_channels // layer.groups} channels"
+        )

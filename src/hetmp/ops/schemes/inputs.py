@@ -1,0 +1,36 @@
+"""Scheme ``inputs``: sliced -> partial. A rank holds some input channels of every filter."""
+
+from typing import TYPE_CHECKING, Any
+
+from hetmp.core.state import PARTIAL, Sliced, State
+from hetmp.ops.schemes.scheme import Scheme
+
+if TYPE_CHECKING:
+    from hetmp.ops.call import OperatorRun
+    from hetmp.ops.layers.mixing import Mixing
+
+
+class Inputs(Scheme):
+    """Every rank computes a summand of all output channels from its input channels.
+
+    Slices are taken as they come; a full input is cut with the ranks' shares of the output. The
+    bias is added once, after the reduction.
+    """
+
+    name = "inputs"
+    gives_summand = True
+    cuts_inputs = True
+
+    def takes(self, rule: "Mixing", layer: Any, source: Any, output: Sliced) -> State | None:
+        if isinstance(source, Sliced) and source.axis == output.axis:
+            return source
+        channels = rule.input_channels(layer)
+        if channels is None or not any(output.layout.counts):
+            return None
+        return Sliced(output.layout.like(channels), output.axis)
+
+    def gives(self, output: Sliced) -> State:
+        return PARTIAL
+
+    def share(self, run: "OperatorRun") -> Any:
+        return run.source

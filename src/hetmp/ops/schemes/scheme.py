@@ -1,0 +1,51 @@
+"""What every scheme says of itself: what a layer takes under it, gives, and holds on a rank."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from hetmp.core.state import Sliced, State
+
+if TYPE_CHECKING:
+    from hetmp.ops.call import OperatorRun
+    from hetmp.ops.layers.mixing import Mixing
+
+SchemeName = Literal["filters", "inputs", "whole"]
+"""What plans and commands call the schemes."""
+
+
+class Scheme(ABC):
+    """What a layer that mixes channels does with the states (see ``docs/idea.md``)."""
+
+    name: ClassVar[SchemeName]
+    """What plans and commands call it."""
+
+    gives_summand: ClassVar[bool] = False
+    """Whether a rank gives a summand of the whole output, which is reduced behind the layer."""
+
+    cuts_inputs: ClassVar[bool] = False
+    """Whether a rank holds input channels of every filter, and not whole filters."""
+
+    cuts_outputs: ClassVar[bool] = True
+    """Whether the layer's output channels lie over the ranks as its plan says."""
+
+    @abstractmethod
+    def takes(self, rule: "Mixing", layer: Any, source: Any, output: Sliced) -> State | None:
+        """Return the state in which the layer wants its input; None if *output* cannot be.
+
+        Args:
+            rule: of the *layer*.
+            source: the state that the input has.
+            output: how the plan cuts the output channels.
+        """
+
+    @abstractmethod
+    def gives(self, output: Sliced) -> State:
+        """Return the state of what the layer itself computes, by the plan for its *output*."""
+
+    @abstractmethod
+    def share(self, run: "OperatorRun") -> Any:
+        """Return the state that says which part of the layer a rank holds."""
+
+    def refusal(self, place: str, layer: Any, output: Sliced) -> str:
+        """Say why the layer at *place* cannot follow the scheme with this *output*."""
+        return f"layer {place} cannot follow scheme {self.name!r}"

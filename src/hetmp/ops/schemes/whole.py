@@ -1,0 +1,26 @@
+"""Scheme ``whole``: full -> full. Every rank holds the whole layer, the same."""
+
+from typing import TYPE_CHECKING, Any
+
+from hetmp.core.state import FULL, Sliced, State
+from hetmp.ops.schemes.scheme import Scheme
+
+if TYPE_CHECKING:
+    from hetmp.ops.call import OperatorRun
+    from hetmp.ops.layers.mixing import Mixing
+
+
+class WholeLayer(Scheme):
+    """Every rank computes all output channels from all input channels."""
+
+    name = "whole"
+    cuts_outputs = False
+
+    def takes(self, rule: "Mixing", layer: Any, source: Any, output: Sliced) -> State | None:
+        return FULL
+
+    def gives(self, output: Sliced) -> State:
+        return FULL
+
+    def share(self, run: "OperatorRun") -> Any:
+        return run.target
