@@ -215,6 +215,10 @@ class Layout:
         first, *others = (self.cut(i * size, (i + 1) * size) for i in range(parts))
         return first if all(other == first for other in others) else None
 
+    def tie(self, other: "Layout") -> bool:
+        """Whether both axes are cut alike."""
+        return self == other
+
     def like(self, total: int) -> "Layout":
         """The layout of an axis of *total* indices that is shared as this one is."""
         return Layout.of(apportion(total, self.counts))

@@ -1,5 +1,6 @@
 """The rule of every family of operators: found by a layer's exact class, a function or a method."""
 
+from hetmp.core.state import States
 from hetmp.ops.call import (
     Call,
     Flow,
@@ -50,7 +51,7 @@ from hetmp.ops.registry import (
     rule_for,
     shares_memory,
 )
-from hetmp.ops.rule import Cuts, Rule, States, cut_along, fresh_tensors
+from hetmp.ops.rule import Cuts, Rule, cut_along, fresh_tensors
 from hetmp.ops.schemes import SCHEMES, Scheme, SchemeName
 
 _RULES: tuple[Rule, ...] = (

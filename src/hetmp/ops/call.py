@@ -4,12 +4,12 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import nn
 
-from hetmp.core.state import FULL, State
+from hetmp.core.state import FULL, L, OperandState, States
 from hetmp.ops.schemes import Scheme
 
 Shape = tuple[int | None, ...]
@@ -177,7 +177,7 @@ def _first_name(target: Any) -> str | None:
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(Generic[L]):
     """How an operation takes its operands, and the state of what it gives.
 
     Attributes:
@@ -185,12 +185,12 @@ class Flow:
         gives: a state, or one for each item of a tuple.
     """
 
-    wants: "Mapping[str, State | tuple[State, ...]]"
-    gives: "State | tuple[State, ...]"
+    wants: States[L]
+    gives: OperandState[L]
 
 
 @dataclass(frozen=True)
-class OperatorRun:
+class OperatorRun(Generic[L]):
     """How one call runs on slices.
 
     Attributes:
@@ -199,9 +199,9 @@ class OperatorRun:
     """
 
     call: Call
-    flow: Flow
+    flow: Flow[L]
     scheme: Scheme | None
-    owned: State
+    owned: OperandState[L]
 
     @property
     def layer(self) -> Any:
@@ -209,12 +209,12 @@ class OperatorRun:
         return self.call.layer
 
     @property
-    def source(self) -> Any:
+    def source(self) -> OperandState[L]:
         """The state of the first operand."""
         return next(iter(self.flow.wants.values()), FULL)
 
     @property
-    def target(self) -> Any:
+    def target(self) -> OperandState[L]:
         """The state of what it gives."""
         return self.flow.gives
 

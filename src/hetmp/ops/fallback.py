@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from hetmp.cluster import Group
+from hetmp.core.state import L, States
 from hetmp.ops.call import Call, OperatorRun
-from hetmp.ops.rule import Rule, States
+from hetmp.ops.rule import Rule
 
 
 class Whole(Rule):
@@ -30,7 +31,7 @@ class Whole(Rule):
         *("fractional_max_pool2d", "fractional_max_pool3d"),
     )
 
-    def flow(self, call: Call, states: States) -> None:
+    def flow(self, call: Call, states: States[L]) -> None:
         return None
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:

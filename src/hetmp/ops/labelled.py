@@ -6,9 +6,8 @@ An operand without the cut label stays full; each rank then computes a summand o
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
-from hetmp.core.state import FULL, PARTIAL, Sliced, State
+from hetmp.core.state import FULL, PARTIAL, L, OperandState, Sliced, State, States
 from hetmp.ops.call import Call, Flow, Ref
-from hetmp.ops.rule import States
 
 Labels = Sequence[Hashable]
 """A label for every axis of a tensor."""
@@ -29,12 +28,12 @@ class Labelled:
     result: Labels
     sums: Collection[Hashable] = ()
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         """Cut the label that leaves the most bytes of the operands as they are cut.
 
         Slices of the result if it has the label, summands if the label is summed over.
         """
-        best: tuple[int, Flow | None] = (0, None)
+        best: tuple[int, Flow[L] | None] = (0, None)
         for name, labels in self.operands:
             state = states[name]
             if not isinstance(state, Sliced):
@@ -45,9 +44,9 @@ class Labelled:
                 best = kept, flow
         return best[1]
 
-    def _cut(self, call: Call, label: Hashable, state: Sliced) -> Flow | None:
+    def _cut(self, call: Call, label: Hashable, state: Sliced[L]) -> Flow[L] | None:
         layout = state.layout
-        wants: dict[str, State] = {}
+        wants: dict[str, OperandState[L]] = {}
         for name, labels in self.operands:
             places = [axis for axis, one in enumerate(labels) if one == label]
             if len(places) > 1:
@@ -56,7 +55,7 @@ class Labelled:
             cut = bool(places) and size == layout.total
             if not cut and size != 1:
                 return None
-            want = Sliced(layout, places[0]) if cut else FULL
+            want: State[L] = Sliced(layout, places[0]) if cut else FULL
             if wants.setdefault(name, want) != want:
                 return None
         if label not in self.result:
@@ -67,7 +66,7 @@ class Labelled:
         return Flow(wants, Sliced(layout, axis))
 
 
-def _kept(call: Call, states: States, flow: Flow) -> int:
+def _kept(call: Call, states: States[L], flow: Flow[L]) -> int:
     """The bytes of the operands that need not move, or hardly: they are cut along that axis."""
     return sum(
         1 + call.values[name].image_bytes

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from hetmp.cluster import Group
-from hetmp.core.state import Sliced, State
+from hetmp.core.state import L, OperandState, Sliced, State, States
 from hetmp.ops.call import Call, Flow, OperatorRun
 from hetmp.ops.idle import Idle, idle_function
 
-Cuts = Mapping[str, Sliced]
+Cuts = Mapping[str, Sliced[L]]
 """Which axis of which parameter or buffer of a layer is cut, and how; the others are whole."""
-
-States = Mapping[str, Any]
-"""The states of a call's operands by name; of a tuple, a tuple of states."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +112,14 @@ class Rule:
 
     # --- how states pass through it
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         """The states that it takes and gives, where an operand is sliced; None to take all full."""
         (name,) = states
         source = states[name]
         given = self.gives(call, source) if isinstance(source, Sliced) else None
         return None if given is None else Flow({name: source}, given)
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         """What becomes of slices, for an operator of one operand; None if it needs all channels."""
         return source
 
@@ -132,7 +129,7 @@ class Rule:
 
     # --- what a rank holds and runs of it
 
-    def cuts(self, run: OperatorRun) -> Cuts:
+    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
         """Where the layer's parameters and buffers are cut."""
         return {}
 
@@ -178,8 +175,8 @@ class Rule:
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         """What this rank calls for a function or method, with its shares in place of operands."""
         source = run.source
-        sliced = isinstance(source, Sliced) and not self.runs_empty
-        if sliced and source.layout.counts[group.rank] == 0:
+        empty = isinstance(source, Sliced) and source.layout.counts[group.rank] == 0
+        if empty and not self.runs_empty:
             return idle_function(run, self.idle_axes(run).get("width", 1))
         return lambda *args, **kwargs: run.call.invoke(args, kwargs)
 
@@ -219,7 +216,7 @@ def fresh_tensors(
     return parameters, buffers
 
 
-def cut_along(layer: nn.Module, names: Mapping[str, int], state: State) -> Cuts:
+def cut_along(layer: nn.Module, names: Mapping[str, int], state: "OperandState[L]") -> Cuts[L]:
     """Cut each named tensor along its given axis as *state* is cut; nothing if it is not sliced."""
     if not isinstance(state, Sliced):
         return {}

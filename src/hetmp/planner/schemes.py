@@ -10,6 +10,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from hetmp.core.partition import Layout
 from hetmp.exchange import collective, dual
 from hetmp.ops import Mixing, SchemeName, references
 from hetmp.planner.predict import exchange_seconds
@@ -53,7 +54,7 @@ def choose_schemes(
     return dict(min(beam, key=lambda branch: branch.spent).schemes)
 
 
-class _Branch(Scheduler):
+class _Branch(Scheduler[Layout]):
     """One way to have come this far."""
 
     def __init__(self, graph: ModelGraph, plan: Plan) -> None:
@@ -101,7 +102,7 @@ class _Branch(Scheduler):
         other.steps = []
         return other
 
-    def layout(self, node: Node) -> Any:
+    def layout(self, node: Node) -> Layout:
         """How the plan cuts a layer."""
         return self.planned.layout(node)
 

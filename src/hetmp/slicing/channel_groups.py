@@ -6,11 +6,11 @@ Where two of them meet, they are tied instead of exchanged; what remains are the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from hetmp.core.open_axis import Atom, Axis
 from hetmp.core.partition import Layout, Partition, Piece, apportion, checked_weights
-from hetmp.core.state import Sliced
+from hetmp.core.state import OperandState, Sliced
 from hetmp.ops import SchemeName
 from hetmp.slicing.graph import ModelGraph, Node
 from hetmp.slicing.plan import LayerPlan, Plan
@@ -157,21 +157,21 @@ class _Axes:
     def scheme(self, node: Node) -> SchemeName:
         return "filters"
 
-    def layout(self, node: Node) -> Layout:
+    def layout(self, node: Node) -> Axis:
         channels = node.rule.output_channels(node.call.layer)
-        return cast(Layout, self.of.setdefault(node.path, Axis.fresh(channels)))
+        return self.of.setdefault(node.path, Axis.fresh(channels))
 
 
-class _Reader(Scheduler):
+class _Reader(Scheduler[Axis]):
     """Where two axes meet, they are tied."""
 
-    def in_state(self, value: str, target: Any) -> str:
+    def in_state(self, value: str, target: OperandState[Axis]) -> str:
         source = self.states[value]
         if (
             isinstance(source, Sliced)
             and isinstance(target, Sliced)
             and source.axis == target.axis
-            and cast(Axis, source.layout).tie(cast(Axis, target.layout))
+            and source.layout.tie(target.layout)
         ):
             return value
         return super().in_state(value, target)

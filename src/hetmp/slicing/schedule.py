@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic
 
-from hetmp.core.state import FULL, PARTIAL, State
+from hetmp.core.state import FULL, PARTIAL, L, OperandState, State
 from hetmp.exchange import received, received_by_all
 from hetmp.ops import Cuts, Mixing, OperatorRun, Value, references
 from hetmp.slicing.graph import Node
@@ -27,7 +27,7 @@ class ProgramStep:
 
 
 @dataclass(frozen=True)
-class CallStep(ProgramStep):
+class CallStep(ProgramStep, Generic[L]):
     """An operation runs.
 
     Attributes:
@@ -35,7 +35,7 @@ class CallStep(ProgramStep):
     """
 
     node: Node
-    run: OperatorRun
+    run: OperatorRun[L]
     inputs: Mapping[str, str]
 
     @property
@@ -44,12 +44,12 @@ class CallStep(ProgramStep):
         return self.node.path or self.run.call.title
 
     @property
-    def before(self) -> Any:
+    def before(self) -> OperandState[L]:
         """The state of its first operand."""
         return next(iter(self.run.flow.wants.values()), FULL)
 
     @property
-    def after(self) -> Any:
+    def after(self) -> OperandState[L]:
         """The state of what it gives."""
         return self.run.flow.gives
 
@@ -61,13 +61,13 @@ class CallStep(ProgramStep):
         return isinstance(self.node.rule, Mixing) and cut and run.source == FULL
 
     @property
-    def cuts(self) -> Cuts:
+    def cuts(self) -> Cuts[L]:
         """Where the layer's parameters and buffers are cut."""
         return {} if self.run.layer is None else self.node.rule.cuts(self.run)
 
 
 @dataclass(frozen=True)
-class ExchangeStep(ProgramStep):
+class ExchangeStep(ProgramStep, Generic[L]):
     """An exchange between operations.
 
     Attributes:
@@ -75,21 +75,21 @@ class ExchangeStep(ProgramStep):
         value: what is known of the value.
     """
 
-    before: State
-    after: State
+    before: State[L]
+    after: State[L]
     value: Value
 
-    def received(self, rank: int, ranks: int) -> tuple[float, float]:
+    def received(self: "ExchangeStep", rank: int, ranks: int) -> tuple[float, float]:
         """Bytes per image that *rank* of *ranks* receives, (forward, backward)."""
         return received(self.before, self.after, rank, self.value.image_bytes, ranks)
 
-    def received_by_all(self, ranks: int) -> float:
+    def received_by_all(self: "ExchangeStep", ranks: int) -> float:
         """Bytes per image that all *ranks* receive together, forward and backward."""
         return received_by_all(self.before, self.after, self.value.image_bytes, ranks)
 
 
 @dataclass(frozen=True)
-class BiasStep(ProgramStep):
+class BiasStep(ProgramStep, Generic[L]):
     """The bias of an ``inputs`` layer is added, once, after its reduction.
 
     Attributes:
@@ -98,8 +98,8 @@ class BiasStep(ProgramStep):
         axis: the activation's channel axis.
     """
 
-    before: State
-    after: State
+    before: State[L]
+    after: State[L]
     parameter: str
     axis: int
 

@@ -4,26 +4,30 @@ Exchanges come as late as possible: channel-wise work runs on slices, and a valu
 only where an operation needs all its channels, once, so that pooling makes messages small.
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Generic, Protocol
 
+from typing_extensions import TypeVar
+
+from hetmp.core.cuttable import Cuttable
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout
-from hetmp.core.state import FULL, Sliced, State
+from hetmp.core.state import FULL, L, OperandState, Sliced, State, States
 from hetmp.core.suggestions import nearest
 from hetmp.ops import SCHEMES, Flow, Mixing, OperatorRun, Ref, Scheme, SchemeName, Value, filled
 from hetmp.slicing.graph import ModelGraph, Node, Trace
 from hetmp.slicing.plan import LayerPlan, Plan
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, ProgramStep, Schedule
 
+Cut = TypeVar("Cut", bound=Cuttable, covariant=True)
 
-class SchemeChoice(Protocol):
+
+class SchemeChoice(Protocol[Cut]):
     """What decides how each mixing layer is cut."""
 
     def scheme(self, node: Node) -> SchemeName:
         """The scheme that a layer follows."""
 
-    def layout(self, node: Node) -> Layout:
+    def layout(self, node: Node) -> Cut:
         """How a layer's output channels are cut."""
 
 
@@ -57,13 +61,13 @@ class PlannedChoice:
         return self._layouts[node.path]
 
 
-class Scheduler:
+class Scheduler(Generic[L]):
     """Passes states through the traces of one model, operation by operation."""
 
-    def __init__(self, graph: ModelGraph, choice: SchemeChoice) -> None:
+    def __init__(self, graph: ModelGraph, choice: SchemeChoice[L]) -> None:
         self.graph, self.choice = graph, choice
         # A layer's first run says how its parameters are cut; later runs take what fits them.
-        self.first: dict[str, OperatorRun] = {}
+        self.first: dict[str, OperatorRun[L]] = {}
 
     def program(self, trace: Trace) -> Program:
         """What runs in one mode."""
@@ -75,9 +79,11 @@ class Scheduler:
     def begin(self, trace: Trace) -> None:
         """Start on a trace: nothing has run."""
         self.trace = trace
-        self.states: dict[str, Any] = dict.fromkeys((*trace.entries, *trace.attributes), FULL)
+        self.states: dict[str, OperandState[L]] = dict.fromkeys(
+            (*trace.entries, *trace.attributes), FULL
+        )
         self.known: dict[str, Value] = dict(trace.values)
-        self.exchanged: dict[tuple[str, State], str] = {}
+        self.exchanged: dict[tuple[str, OperandState[L]], str] = {}
         self.current: dict[str, str] = {name: name for name in self.states}
         self.steps: list[ProgramStep] = []
 
@@ -103,7 +109,8 @@ class Scheduler:
         output = Sliced(self.choice.layout(node), axis)
         # A layer that runs again takes what its parameters are cut for.
         source = self.states[self.current[operand]] if first is None else first.source
-        taken = scheme.takes(rule, layer, _at_axis(source, axis) if first else source, output)
+        source = _at_axis(source, axis) if first else _of_tensor(source)
+        taken = scheme.takes(rule, layer, source, output)
         if taken is None:
             raise HetmpError(scheme.refusal(node.place, layer, output))
         if not scheme.gives_summand:
@@ -148,7 +155,7 @@ class Scheduler:
             flow = self.again(node, flow)
         self.run(node, flow.wants, flow.gives, None)
 
-    def again(self, node: Node, flow: Flow) -> Flow:
+    def again(self, node: Node, flow: Flow[L]) -> Flow[L]:
         """How a layer runs once more: *flow*, if its parameters are cut for that."""
         first, call = self.first[node.path], node.call
         cuts = node.rule.cuts(first)
@@ -173,10 +180,10 @@ class Scheduler:
     def run(
         self,
         node: Node,
-        wants: Mapping[str, Any],
-        gives: Any,
+        wants: States[L],
+        gives: OperandState[L],
         scheme: Scheme | None,
-        owned: State | None = None,
+        owned: State[L] | None = None,
     ) -> None:
         """Add the step of an operation, behind the exchanges that it wants."""
         inputs = {
@@ -191,7 +198,7 @@ class Scheduler:
         if node.call.has_tensors:
             self.first.setdefault(node.path, run)
 
-    def biased(self, node: Node, rule: Mixing, value: str, state: State, axis: int) -> str:
+    def biased(self, node: Node, rule: Mixing, value: str, state: State[L], axis: int) -> str:
         """The value with the bias of an ``inputs`` layer."""
         if not rule.has_bias(node.call.layer):
             return value
@@ -201,7 +208,7 @@ class Scheduler:
         self.states[name], self.known[name] = state, self.known[node.name]
         return name
 
-    def in_state(self, value: str, target: Any) -> str:
+    def in_state(self, value: str, target: OperandState[L]) -> str:
         """The value in the wanted state: itself, or what an exchange makes of it, made once."""
         source = self.states[value]
         if source == target:
@@ -210,18 +217,25 @@ class Scheduler:
             return self.in_state(self.in_state(value, FULL), target)
         if (value, target) not in self.exchanged:
             name = f"{value} exchanged {len(self.exchanged)}"
-            self.steps.append(ExchangeStep(name, (value,), source, target, self.known[value]))
+            before, after = _of_tensor(source), _of_tensor(target)
+            self.steps.append(ExchangeStep(name, (value,), before, after, self.known[value]))
             self.states[name], self.known[name] = target, self.known[value]
             self.exchanged[value, target] = name
         return self.exchanged[value, target]
 
 
-def _at_axis(state: Any, axis: int) -> Any:
-    """The state with another axis in the place of the one that it cuts."""
-    return Sliced(state.layout, axis) if isinstance(state, Sliced) else state
+def _of_tensor(state: OperandState[L]) -> State[L]:
+    """The state of what is known to be one tensor."""
+    assert not isinstance(state, tuple)
+    return state
 
 
-def _parts(state: Any) -> tuple[Any, ...]:
+def _at_axis(state: OperandState[L], axis: int) -> State[L]:
+    """The state of a tensor with another axis in the place of the one that it cuts."""
+    return Sliced(state.layout, axis) if isinstance(state, Sliced) else _of_tensor(state)
+
+
+def _parts(state: OperandState[L]) -> tuple[State[L], ...]:
     return state if isinstance(state, tuple) else (state,)
 
 

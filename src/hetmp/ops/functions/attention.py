@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hetmp.cluster import Group
-from hetmp.core.state import Sliced
+from hetmp.core.state import L, Sliced, States
 from hetmp.ops.call import Call, Flow, OperatorRun
 from hetmp.ops.labelled import Labelled, from_right, tensor_names
-from hetmp.ops.rule import Rule, States
+from hetmp.ops.rule import Rule
 
 
 class Attention(Rule):
@@ -26,7 +26,7 @@ class Attention(Rule):
     def unfit(self, call: Call) -> str | None:
         return "it draws random numbers" if call.argument(4, "dropout_p", 0.0) != 0 else None
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         operands = [call.argument(i, name) for i, name in enumerate(("query", "key", "value"))]
         mask = call.argument(3, "attn_mask")
         names = tensor_names(call, *operands, *([] if mask is None else [mask]))

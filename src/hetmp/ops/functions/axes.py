@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hetmp.cluster import Group
-from hetmp.core.state import Sliced, State
+from hetmp.core.state import L, Sliced, State
 from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Rule
 
@@ -39,7 +39,7 @@ class Axes(Rule):
     )
     views = methods
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         if call.title == "squeeze" and source.axis in _squeezed(call):
             return None  # it would drop the cut axis where a rank holds one index of it
         marked = [1 if size == 1 else 2 for size in call.taken.sizes[0]]
@@ -65,7 +65,7 @@ class Expand(Rule):
     methods = ("expand",)
     views = methods
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         axis = source.axis + call.given.dims - call.taken.dims
         kept = call.given.shape[axis] == source.layout.total > 1
         return Sliced(source.layout, axis) if kept else None

@@ -1,17 +1,14 @@
 """Elementwise functions of any number of tensors, and concatenation."""
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from hetmp.core.open_axis import Axis
-from hetmp.core.partition import Layout
-from hetmp.core.state import FULL, Sliced, State
+from hetmp.core.state import FULL, L, OperandState, Sliced, States
 from hetmp.ops.call import Call, Flow
-from hetmp.ops.rule import Rule, States
+from hetmp.ops.rule import Rule
 
 _OPERATORS = (
     "add sub mul truediv floordiv mod pow neg pos abs lt le eq ne gt ge and_ or_ xor invert"
@@ -65,7 +62,7 @@ class Elementwise(Rule):
         if hasattr(torch.Tensor, name)
     )
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         flow = _alike(call, states, call.given.dims, shift=0)
         if flow is None or not isinstance(flow.gives, Sliced):
             return None
@@ -75,13 +72,13 @@ class Elementwise(Rule):
         return flow
 
 
-def _alike(call: Call, states: States, dims: int, shift: int) -> Flow | None:
+def _alike(call: Call, states: States[L], dims: int, shift: int) -> Flow[L] | None:
     """All operands cut along one axis, which counts from the right; *shift* is an axis more."""
     lead = _lead(call, states)
     if lead is None:
         return None
     layout, from_right = lead
-    wants: dict[str, State] = {}
+    wants: dict[str, OperandState[L]] = {}
     for name in states:
         value = call.values[name]
         axis = value.dims + from_right
@@ -95,7 +92,7 @@ def _alike(call: Call, states: States, dims: int, shift: int) -> Flow | None:
     return Flow(wants, Sliced(layout, dims - shift + from_right))
 
 
-def _lead(call: Call, states: States) -> tuple[Layout, int] | None:
+def _lead(call: Call, states: States[L]) -> tuple[L, int] | None:
     """The layout of the largest sliced operand, and its axis counted from the right."""
     sliced = [
         (call.values[name].image_bytes, state.layout, state.axis - call.values[name].dims)
@@ -116,7 +113,7 @@ class Concatenation(Rule):
         getattr(torch, name) for name in ("cat", "concat", "concatenate") if hasattr(torch, name)
     )
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         operands = _listed(call)
         if operands is None or not all(call.values[name].is_tensor for name in states):
             return None
@@ -131,7 +128,7 @@ class Concatenation(Rule):
             if flow is None or not isinstance(flow.gives, Sliced) or flow.gives.axis == dim:
                 return None  # the largest operand is cut along the axis that is joined
             return flow
-        wants: dict[str, State] = {}
+        wants: dict[str, Sliced[L]] = {}
         for name, state in states.items():
             if isinstance(state, Sliced) and state.axis == dim:
                 wants[name] = state
@@ -140,7 +137,8 @@ class Concatenation(Rule):
             if size is None:
                 return None
             wants[name] = Sliced(sliced[0].layout.like(size), dim)
-        return Flow(wants, Sliced(_joined([wants[name] for name in operands]), dim))
+        layout = sliced[0].layout.joined([wants[name].layout for name in operands])
+        return Flow(wants, Sliced(layout, dim))
 
 
 class Stacking(Rule):
@@ -148,7 +146,7 @@ class Stacking(Rule):
 
     functions = (torch.stack,)
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         dim = call.argument(1, "dim", 0)
         if _listed(call) is None or not isinstance(dim, int):
             return None
@@ -167,10 +165,3 @@ def _listed(call: Call) -> list[str] | None:
         return None
     names = [getattr(item, "name", None) for item in listed]
     return None if None in names else [str(name) for name in names]
-
-
-def _joined(states: Sequence[Any]) -> Layout:
-    layouts = [state.layout for state in states]
-    kind: Any = Axis if isinstance(layouts[0], Axis) else Layout
-    joined: Layout = kind.joined(layouts)
-    return joined

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hetmp.cluster import Group
-from hetmp.core.state import FULL, Sliced, State
+from hetmp.core.state import FULL, L, OperandState, Sliced, States
 from hetmp.ops.call import Call, Flow, OperatorRun, Ref
-from hetmp.ops.rule import Rule, States
+from hetmp.ops.rule import Rule
 from hetmp.ops.spared import with_zeros
 
 _TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
@@ -37,7 +37,7 @@ class GivenWeight(Rule):
             return "its weight is no tensor"
         return None if _groups(call) else "its groups are not known before it runs"
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         (x, weight), bias = _names(call)[:2], _names(call)[2:]
         source, axis, groups = states[x], _axis(call), _groups(call) or 1
         if not isinstance(source, Sliced) or source.axis != axis or len(states) != 2 + len(bias):
@@ -48,15 +48,16 @@ class GivenWeight(Rule):
         if groups == 1:
             given = Sliced(source.layout.like(out), axis)
             cut = Sliced(given.layout, int(call.target in _TRANSPOSED))
-            wants: dict[str, State] = {x: FULL, weight: cut}
+            wants: dict[str, OperandState[L]] = {x: FULL, weight: cut}
         else:
-            units: Any = source.layout.grouped(source.layout.total // groups)
+            units = source.layout.grouped(source.layout.total // groups)
             if units is None:
                 return None
             given = Sliced(units.scaled(out // groups), axis)
             filters = source if call.target in _TRANSPOSED else given
             wants = {x: source, weight: Sliced(filters.layout, 0)}
-        return Flow(wants | dict.fromkeys(bias, Sliced(given.layout, 0)), given)
+        wants.update(dict.fromkeys(bias, Sliced(given.layout, 0)))
+        return Flow(wants, given)
 
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         target, call = run.target, run.call

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hetmp.cluster import Group
-from hetmp.core.state import Sliced, State
+from hetmp.core.state import L, Sliced, State, States
 from hetmp.ops.call import Call, Flow, OperatorRun, Ref, references
-from hetmp.ops.rule import Rule, States
+from hetmp.ops.rule import Rule
 
 
 class Indexing(Rule):
@@ -23,17 +23,17 @@ class Indexing(Rule):
     def takes_item(self, call: Call) -> bool:
         return isinstance(call.argument(1, "index"), int)
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         name = next(iter(states))
         state, index = states[name], call.argument(1, "index")
         if isinstance(state, tuple):
             return Flow({name: state}, state[index]) if isinstance(index, int) else None
         if len(states) > 1 or not call.values[name].is_tensor:
             return None
-        given = self.gives(call, state)
+        given = self.gives(call, state) if isinstance(state, Sliced) else None
         return None if given is None else Flow({name: state}, given)
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         found = index_of(call, source.axis)
         if found is None:
             return None
@@ -46,7 +46,9 @@ class Indexing(Rule):
 
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         source = run.source
-        found = index_of(run.call, source.axis) if isinstance(source, Sliced) else None
+        if not isinstance(source, Sliced):
+            return super().function(run, group)
+        axis, found = source.axis, index_of(run.call, source.axis)
         if found is None or found[1] == slice(None):
             return super().function(run, group)
         bounds = _bounds(found[1], source.layout.total)
@@ -55,7 +57,7 @@ class Indexing(Rule):
 
         def take(x: Tensor, index: Any) -> Any:
             at = _expanded(index, x.dim())
-            place = [i for i, part in enumerate(at) if part is not None][source.axis]
+            place = [i for i, part in enumerate(at) if part is not None][axis]
             return x[(*at[:place], mine, *at[place + 1 :])]
 
         return take
@@ -103,7 +105,7 @@ class Narrow(Rule):
     methods = ("narrow",)
     views = methods
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         dim, *bounds = _narrowed(call)
         if not isinstance(dim, int):
             return None
@@ -137,32 +139,34 @@ class Splitting(Rule):
     methods = ("chunk", "split", "tensor_split", "unbind")
     views = methods
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         (name,) = states
         source, dim = states[name], _split_axis(call)
-        parts = call.given.items
+        count = len(call.given.items)
         if not isinstance(source, Sliced) or dim is None or len(call.taken.sizes) == 0:
             return None
         if dim != source.axis:
             axis = source.axis - (call.title == "unbind" and dim < source.axis)
-            return Flow({name: source}, (Sliced(source.layout, axis),) * len(parts))
+            return Flow({name: source}, (Sliced(source.layout, axis),) * count)
         sizes = _sizes(call, dim)
         if sizes is None:
             return None
         ends = list(accumulate(sizes))
-        layouts = [
-            source.layout.cut(end - size, end) for size, end in zip(sizes, ends, strict=True)
-        ]
-        if None in layouts:
-            return None
-        return Flow({name: source}, tuple(Sliced(layout, dim) for layout in layouts))
+        parts = []
+        for size, end in zip(sizes, ends, strict=True):
+            layout = source.layout.cut(end - size, end)
+            if layout is None:
+                return None
+            parts.append(Sliced(layout, dim))
+        return Flow({name: source}, tuple(parts))
 
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         source, call = run.source, run.call
         dim = _split_axis(call)
         if not isinstance(source, Sliced) or dim != source.axis:
             return super().function(run, group)
-        mine = [part.layout.counts[group.rank] for part in run.target]
+        parts = run.target if isinstance(run.target, tuple) else (run.target,)
+        mine = [part.layout.counts[group.rank] for part in parts if isinstance(part, Sliced)]
         return lambda x, *args, **kwargs: x.split(mine, dim)
 
 
@@ -193,7 +197,7 @@ class Assignment(Rule):
 
     functions = (assigned,)
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         name = next(iter(states))
         state = states[name]
         if len(states) > 1 or not isinstance(state, Sliced):

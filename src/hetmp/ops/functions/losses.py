@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hetmp.cluster import Group
-from hetmp.core.state import PARTIAL, Sliced
+from hetmp.core.state import PARTIAL, L, Sliced, States
 from hetmp.ops.call import Call, Flow, OperatorRun
 from hetmp.ops.labelled import Labelled, from_right, tensor_names
-from hetmp.ops.rule import Rule, States
+from hetmp.ops.rule import Rule
 
 
 class Loss(Rule):
@@ -22,7 +22,7 @@ class Loss(Rule):
     functions = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
     several = True
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         names = tensor_names(call, call.argument(0, "input"), call.argument(1, "target"))
         other = (call.kwargs.get(name) for name in ("size_average", "reduce", "weight"))
         plain = len(call.args) <= 2 and all(setting is None for setting in other)
@@ -84,7 +84,7 @@ class CosineSimilarity(Rule):
     functions = (F.cosine_similarity, torch.cosine_similarity)
     several = True
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         names = tensor_names(call, call.argument(0, "x1"), call.argument(1, "x2"))
         dim = call.argument(2, "dim", 1) if call.layer is None else call.layer.dim
         if names is None or not isinstance(dim, int):

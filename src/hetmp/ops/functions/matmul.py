@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from hetmp.cluster import Group
-from hetmp.core.state import PARTIAL
+from hetmp.core.state import PARTIAL, L, States
 from hetmp.ops.call import Call, Flow, OperatorRun
 from hetmp.ops.labelled import Labelled, Labels, from_right, tensor_names
-from hetmp.ops.rule import Rule, States
+from hetmp.ops.rule import Rule
 
 
 class MatrixProduct(Rule):
@@ -23,7 +23,7 @@ class MatrixProduct(Rule):
     functions = (operator.matmul, torch.matmul, torch.bmm, torch.mm, torch.mv)
     methods = ("matmul", "bmm", "mm", "mv")
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         names = tensor_names(call, *(*call.args, *call.kwargs.values())[:2])
         if names is None:
             return None
@@ -54,7 +54,7 @@ class AddedProduct(Rule):
     functions = (torch.baddbmm,)
     methods = ("baddbmm",)
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         operands = (call.argument(i, name) for i, name in enumerate(("input", "batch1", "batch2")))
         names = tensor_names(call, *operands)
         if names is None:
@@ -77,7 +77,7 @@ class Einsum(Rule):
     functions = (torch.einsum,)
     views = ("einsum",)  # of one operand it may only permute axes
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         equation, *operands = call.args
         if len(operands) == 1 and isinstance(operands[0], tuple | list):
             operands = list(operands[0])

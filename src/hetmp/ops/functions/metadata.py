@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from hetmp.cluster import Group
-from hetmp.core.state import FULL, Sliced, State
+from hetmp.core.state import FULL, L, Sliced, State
 from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Rule, whole_of
 
@@ -26,7 +26,7 @@ class Questions(Rule):
             return f"it asks for .{call.argument(1, 'name')}"
         return None
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         return FULL
 
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
@@ -47,5 +47,5 @@ class NewTensors(Rule):
 
     methods = ("new_zeros", "new_ones", "new_full")
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         return FULL

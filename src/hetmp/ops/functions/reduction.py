@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hetmp.cluster import Group
-from hetmp.core.state import PARTIAL, Sliced, State
+from hetmp.core.state import PARTIAL, L, Sliced, State, States
 from hetmp.ops.call import Call, Flow, OperatorRun
 from hetmp.ops.functions.elementwise import Elementwise
-from hetmp.ops.rule import Rule, States
+from hetmp.ops.rule import Rule
 
 _SUMS = ("sum", "mean")
 _NAMES = (*_SUMS, "amax", "amin", "std", "var", "norm", "logsumexp", "prod", "all", "any")
@@ -23,7 +23,7 @@ class Reduction(Rule):
     functions = tuple(getattr(torch, name) for name in _NAMES)
     methods = _NAMES
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         axes = _reduced_axes(call)
         if axes is None:
             return None
@@ -85,16 +85,16 @@ class Along(Rule):
     methods = tuple(name for name in _PLACES if hasattr(Tensor, name))
     views = ("unfold",)
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         if len(states) != 1:
             pair = call.title in ("max", "min") and len(call.args) + len(call.kwargs) == 2
             return Elementwise().flow(call, states) if pair else None
         flow = super().flow(call, states)
         if flow is None or not call.given.items:
             return flow
-        return Flow(flow.wants, (cast(State, flow.gives),) * len(call.given.items))
+        return Flow(flow.wants, (cast(State[L], flow.gives),) * len(call.given.items))
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         axes = _axes_along(call)
         if axes is None or source.axis in axes:
             return None

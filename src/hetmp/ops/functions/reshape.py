@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
-from hetmp.core.state import Sliced, State
+from hetmp.core.state import L, Sliced, State, States
 from hetmp.ops.call import Call, Flow, OperatorRun, Shape
-from hetmp.ops.rule import Rule, States, whole_of
+from hetmp.ops.rule import Rule, whole_of
 
 
 class Reshape(Rule):
@@ -33,13 +33,13 @@ class Reshape(Rule):
             return "it sees the bits as another dtype"
         return None
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         source, *others = states
         flow = super().flow(call, {source: states[source]})
         # Another tensor only tells its shape: it stays as it is.
         return flow and Flow({**flow.wants, **{name: states[name] for name in others}}, flow.gives)
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         if not _is_consistent(call):
             # The size of the image is not known, but how long it is when flattened.
             size, rest = divmod(call.given.shape[-1] or 0, source.layout.total)
@@ -88,13 +88,14 @@ def _run_of(taken: Sequence[int], given: Sequence[int], axis: int) -> tuple[rang
     return None
 
 
-def _through(source: Sliced, taken: Shape, given: Shape, old: range, new: range) -> State | None:
-    layout: Any = source.layout
+def _through(
+    source: Sliced[L], taken: Shape, given: Shape, old: range, new: range
+) -> State[L] | None:
     before = [taken[axis] for axis in old if axis < source.axis]
     behind = [taken[axis] for axis in old if axis > source.axis]
     if any(size != 1 for size in before) or None in behind:
         return None
-    layout = layout.scaled(math.prod(size for size in behind if size is not None))
+    layout = source.layout.scaled(math.prod(size for size in behind if size is not None))
     # Now the run is one axis cut by the layout, and is split into the new axes.
     left = layout.total
     for axis in new:
@@ -111,9 +112,10 @@ def _through(source: Sliced, taken: Shape, given: Shape, old: range, new: range)
         outer = layout.grouped(left) if inner is None else None
         if outer is not None:
             return Sliced(outer, axis)
-        layout = layout.folded(size) if inner is None else inner
-        if layout is None:
+        part = layout.folded(size) if inner is None else inner
+        if part is None:
             return None
+        layout = part
     return None
 
 
@@ -157,14 +159,14 @@ class Repeat(Rule):
     functions = (torch.tile,)
     methods = ("repeat", "tile")
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         asked = call.args[1:] or tuple(call.kwargs.values())
         sizes = asked[0] if len(asked) == 1 and isinstance(asked[0], tuple | list) else asked
         from_right = source.axis - call.taken.dims
         times = sizes[from_right] if len(sizes) >= -from_right else 1
         if not isinstance(times, int) or times < 1:
             return None
-        layout: Any = type(source.layout).joined([source.layout] * times)
+        layout = source.layout.joined([source.layout] * times)
         return Sliced(layout, call.given.dims + from_right)
 
 
@@ -174,7 +176,7 @@ class RepeatInterleave(Rule):
     functions = (torch.repeat_interleave,)
     methods = ("repeat_interleave",)
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         times, dim = call.argument(1, "repeats"), call.argument(2, "dim")
         if not isinstance(times, int) or not isinstance(dim, int):
             return None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hetmp.core.state import Sliced, State
+from hetmp.core.state import L, Sliced, State
 from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Cuts, LayerForm, Rule, cut_along
 
@@ -55,10 +55,10 @@ class PReLU(Rule):
     def input_channels(self, layer: Any) -> int | None:
         return int(layer.num_parameters) if layer.num_parameters > 1 else None
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         return source if source.axis == 1 or call.layer.num_parameters == 1 else None
 
-    def cuts(self, run: OperatorRun) -> Cuts:
+    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
         slopes = run.layer.num_parameters
         return cut_along(run.layer, {"weight": 0}, run.source) if slopes > 1 else {}
 
@@ -74,7 +74,7 @@ class AcrossAxis(Rule):
     functions = (F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax)
     methods = ("softmax", "log_softmax")
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         dim = call.layer.dim if call.layer is not None else call.argument(1, "dim")
         if not isinstance(dim, int) or dim % call.taken.dims == source.axis:
             return None
@@ -87,7 +87,7 @@ class AcrossChannels(Rule):
     layers = (nn.Softmax2d, nn.LocalResponseNorm, nn.CrossMapLRN2d)
     functions = (F.local_response_norm,)
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         return None
 
 
@@ -97,7 +97,7 @@ class Gating(Rule):
     layers = (nn.GLU,)
     functions = (F.glu,)
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         dim = call.layer.dim if call.layer is not None else call.argument(1, "dim", -1)
         if not isinstance(dim, int):
             return None

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hetmp.core.state import Sliced, State
+from hetmp.core.state import L, Sliced, State
 from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.idle import Idle
 from hetmp.ops.rule import Cuts, Rule, cut_along
@@ -45,10 +45,10 @@ class ChannelNorm(Rule):
         )
         return None if bare else int(layer.num_features)
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         return source if source.axis == 1 else None
 
-    def cuts(self, run: OperatorRun) -> Cuts:
+    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
         return cut_along(run.layer, dict.fromkeys(_CUT, 0), run.source)
 
     def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
@@ -72,7 +72,7 @@ class BareNorm(Rule):
     def unfit(self, call: Call) -> str | None:
         return "its parameters are no layer's own" if len(call.operands) > 1 else None
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         if call.target is F.instance_norm:
             return source if source.axis == 1 else None
         shape = call.argument(1, "normalized_shape")

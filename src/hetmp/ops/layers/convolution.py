@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hetmp.core.partition import Layout
-from hetmp.core.state import FULL, Sliced, State
+from hetmp.core.state import FULL, L, Sliced, State
 from hetmp.ops.call import OperatorRun
 from hetmp.ops.layers.mixing import Mixing
 from hetmp.ops.rule import Cuts, LayerForm, cut_along, sized
@@ -62,7 +61,7 @@ class Convolution(Mixing):
     def schemes(self, layer: Any) -> tuple[SchemeName, ...]:
         return super().schemes(layer) if layer.groups == 1 else ("filters", "whole")
 
-    def taken(self, layer: Any, layout: Layout, axis: int) -> State | None:
+    def taken(self, layer: Any, layout: L, axis: int) -> State[L] | None:
         if layer.groups == 1:
             return FULL
         groups = layout.grouped(layer.out_channels // layer.groups)
@@ -73,7 +72,7 @@ class Convolution(Mixing):
     def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
         return int(scheme.cuts_inputs != isinstance(layer, _TRANSPOSED))
 
-    def cuts(self, run: OperatorRun) -> Cuts:
+    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
         if run.layer.groups == 1:
             return super().cuts(run)
         weight = run.source if isinstance(run.layer, _TRANSPOSED) else run.target

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hetmp.cluster import Group
-from hetmp.core.state import Sliced, State
+from hetmp.core.state import OperandState, Sliced
 from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Rule
 
@@ -77,7 +77,7 @@ class KeyedDropout(nn.Module):
         number: which dropout layer of the model this is.
     """
 
-    def __init__(self, p: float, per_channel: bool, state: State, rank: int) -> None:
+    def __init__(self, p: float, per_channel: bool, state: OperandState, rank: int) -> None:
         super().__init__()
         self.p, self.per_channel = p, per_channel
         self.key, self.number = 0, 0

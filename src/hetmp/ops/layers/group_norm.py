@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from hetmp.cluster import Group
 from hetmp.core.open_axis import Axis
-from hetmp.core.state import FULL, PARTIAL, Sliced, State
+from hetmp.core.state import FULL, PARTIAL, L, Sliced, State
 from hetmp.exchange import Exchange
 from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Cuts, LayerForm, Rule, cut_along, sized
@@ -44,7 +44,7 @@ class GroupNorm(Rule):
     def input_channels(self, layer: Any) -> int:
         return int(layer.num_channels)
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         if source.axis != 1:
             return None
         layout: object = source.layout
@@ -52,7 +52,7 @@ class GroupNorm(Rule):
             layout.grouped(_group_size(call.layer))
         return source
 
-    def cuts(self, run: OperatorRun) -> Cuts:
+    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
         return cut_along(run.layer, {"weight": 0, "bias": 0}, run.source)
 
     def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
@@ -131,10 +131,10 @@ class LayerNorm(Rule):
         )
     }
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         return source
 
-    def cuts(self, run: OperatorRun) -> Cuts:
+    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
         axis = _normalized_axis(run)
         if axis is None:
             return {}
@@ -147,7 +147,7 @@ class LayerNorm(Rule):
         return SharedLayerNorm(local, isinstance(run.layer, nn.LayerNorm), group)
 
 
-def _normalized_axis(run: OperatorRun) -> int | None:
+def _normalized_axis(run: OperatorRun[L]) -> int | None:
     """Which of the normalized axes is cut, None if none is."""
     if not isinstance(run.source, Sliced):
         return None

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hetmp.cluster import Group
-from hetmp.core.partition import Layout
-from hetmp.core.state import FULL, State
+from hetmp.core.state import FULL, L, State
 from hetmp.ops.call import OperatorRun
 from hetmp.ops.rule import Cuts, Rule, cut_along
 from hetmp.ops.schemes import SCHEMES, Scheme, SchemeName
@@ -38,7 +37,7 @@ class Mixing(Rule):
         """Whether something is added to the output, behind the reduction of scheme ``inputs``."""
         return layer.bias is not None
 
-    def taken(self, layer: nn.Module, layout: Layout, axis: int) -> State | None:
+    def taken(self, layer: nn.Module, layout: L, axis: int) -> State[L] | None:
         """The state that scheme ``filters`` takes, given the output's layout on *axis*.
 
         None if the layout cuts what must stay on one rank.
@@ -67,7 +66,7 @@ class Mixing(Rule):
 
     # --- what a rank holds of it
 
-    def cuts(self, run: OperatorRun) -> Cuts:
+    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
         assert run.scheme is not None
         axis = self.weight_axis(run.layer, run.scheme)
         weight = run.scheme.share(run)

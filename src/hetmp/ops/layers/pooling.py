@@ -5,10 +5,9 @@ from typing import Any, cast
 from torch import nn
 from torch.nn import functional as F
 
-from hetmp.core.state import Sliced, State
+from hetmp.core.state import L, Sliced, State, States
 from hetmp.ops.call import Call, Flow
 from hetmp.ops.labelled import Labelled, tensor_names
-from hetmp.ops.rule import States
 from hetmp.ops.spared import Spared
 
 _KINDS = ("MaxPool", "AvgPool", "LPPool", "AdaptiveMaxPool", "AdaptiveAvgPool")
@@ -44,13 +43,13 @@ class Pooling(Spared):
     def input_dims(self, layer: nn.Module) -> int:
         return next(dims for dims, kinds in _DIMS.items() if type(layer) in kinds)
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         flow = super().flow(call, states)
         if flow is None or not call.given.items:
             return flow
-        return Flow(flow.wants, (cast(State, flow.gives),) * len(call.given.items))
+        return Flow(flow.wants, (cast(State[L], flow.gives),) * len(call.given.items))
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         spatial = _FUNCTIONS.get(cast(Any, call.target), call.taken.dims - 2)
         return source if source.axis == call.taken.dims - spatial - 1 else None
 
@@ -72,7 +71,7 @@ class Unpooling(Spared):
     functions = tuple(_UNPOOLING)
     several = True
 
-    def flow(self, call: Call, states: States) -> Flow | None:
+    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         names = tensor_names(call, call.argument(0, "input"), call.argument(1, "indices"))
         if names is None or set(names) != set(states):
             return None

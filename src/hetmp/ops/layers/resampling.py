@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from torch.nn import functional as F
 
-from hetmp.core.state import Sliced, State
+from hetmp.core.state import L, Sliced, State
 from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Rule
 from hetmp.ops.spared import Spared
@@ -20,7 +20,7 @@ class Resampling(Rule):
     functions = (F.interpolate, F.upsample)
     runs_empty = False
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         return source if source.axis == 1 else None
 
 
@@ -36,7 +36,7 @@ class Padding(Rule):
     functions = (F.pad,)
     runs_empty = False
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         padding = call.layer.padding if call.layer is not None else call.argument(1, "pad")
         if not isinstance(padding, tuple | list):
             return None
@@ -50,10 +50,10 @@ class PixelShuffle(Rule):
     functions = (F.pixel_shuffle,)
     runs_empty = False
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         if source.axis != call.taken.dims - 3:
             return None
-        layout: Any = source.layout.grouped(_factor(call, "upscale_factor") ** 2)
+        layout = source.layout.grouped(_factor(call, "upscale_factor") ** 2)
         return None if layout is None else Sliced(layout, source.axis)
 
     def idle_axes(self, run: OperatorRun) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class PixelUnshuffle(Rule):
     functions = (F.pixel_unshuffle,)
     runs_empty = False
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         if source.axis != call.taken.dims - 3:
             return None
         return Sliced(source.layout.scaled(_factor(call, "downscale_factor") ** 2), source.axis)
@@ -86,7 +86,7 @@ class ChannelShuffle(Rule):
     functions = (F.channel_shuffle,)
     runs_empty = False
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         groups = call.layer.groups if call.layer is not None else call.argument(1, "groups")
         part = source.layout.folded(groups) if source.axis == 1 else None
         return None if part is None else Sliced(part.scaled(groups), 1)
@@ -103,13 +103,13 @@ class Patches(Spared):
     layers = (nn.Unfold, nn.Fold)
     functions = (F.unfold, F.fold)
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         taken, given = call.taken.sizes[0], call.given.sizes[0]
         if source.axis != 1 or len(taken) + len(given) != 7:
             return None  # a single image has no batch axis
         if len(taken) == 4:
             return Sliced(source.layout.scaled(given[1] // taken[1]), 1)
-        layout: Any = source.layout.grouped(taken[1] // given[1])
+        layout = source.layout.grouped(taken[1] // given[1])
         return None if layout is None else Sliced(layout, 1)
 
     def spare_width(self, call: Call) -> int:

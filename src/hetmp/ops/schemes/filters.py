@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hetmp.core.state import Sliced, State
+from hetmp.core.state import L, OperandState, Sliced, State
 from hetmp.ops.schemes.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -18,16 +18,18 @@ class Filters(Scheme):
 
     name = "filters"
 
-    def takes(self, rule: "Mixing", layer: Any, source: Any, output: Sliced) -> State | None:
+    def takes(
+        self, rule: "Mixing", layer: Any, source: State[L], output: Sliced[L]
+    ) -> State[L] | None:
         return rule.taken(layer, output.layout, output.axis)
 
-    def gives(self, output: Sliced) -> State:
+    def gives(self, output: Sliced[L]) -> State[L]:
         return output
 
-    def share(self, run: "OperatorRun") -> Any:
+    def share(self, run: "OperatorRun[L]") -> "OperandState[L]":
         return run.target
 
-    def refusal(self, place: str, layer: Any, output: Sliced) -> str:
+    def refusal(self, place: str, layer: Any, output: Sliced[L]) -> str:
         return (
             f"the plan cuts layer {place} into {output}, inside one of its {layer.groups} groups: "
             f"give every rank a multiple of {layer.out_channels // layer.groups} channels"

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hetmp.core.state import PARTIAL, Sliced, State
+from hetmp.core.state import PARTIAL, L, OperandState, Sliced, State
 from hetmp.ops.schemes.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -21,16 +21,18 @@ class Inputs(Scheme):
     gives_summand = True
     cuts_inputs = True
 
-    def takes(self, rule: "Mixing", layer: Any, source: Any, output: Sliced) -> State | None:
+    def takes(
+        self, rule: "Mixing", layer: Any, source: State[L], output: Sliced[L]
+    ) -> State[L] | None:
         if isinstance(source, Sliced) and source.axis == output.axis:
             return source
         channels = rule.input_channels(layer)
-        if channels is None or not any(output.layout.counts):
+        if channels is None or not output.layout.total:
             return None
         return Sliced(output.layout.like(channels), output.axis)
 
-    def gives(self, output: Sliced) -> State:
+    def gives(self, output: Sliced[L]) -> State[L]:
         return PARTIAL
 
-    def share(self, run: "OperatorRun") -> Any:
+    def share(self, run: "OperatorRun[L]") -> "OperandState[L]":
         return run.source

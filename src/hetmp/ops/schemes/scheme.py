@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hetmp.core.state import Sliced, State
+from hetmp.core.state import L, OperandState, Sliced, State
 
 if TYPE_CHECKING:
     from hetmp.ops.call import OperatorRun
@@ -29,7 +29,9 @@ class Scheme(ABC):
     """Whether the layer's output channels lie over the ranks as its plan says."""
 
     @abstractmethod
-    def takes(self, rule: "Mixing", layer: Any, source: Any, output: Sliced) -> State | None:
+    def takes(
+        self, rule: "Mixing", layer: Any, source: State[L], output: Sliced[L]
+    ) -> State[L] | None:
         """Return the state in which the layer wants its input; None if *output* cannot be.
 
         Args:
@@ -39,13 +41,13 @@ class Scheme(ABC):
         """
 
     @abstractmethod
-    def gives(self, output: Sliced) -> State:
+    def gives(self, output: Sliced[L]) -> State[L]:
         """Return the state of what the layer itself computes, by the plan for its *output*."""
 
     @abstractmethod
-    def share(self, run: "OperatorRun") -> Any:
+    def share(self, run: "OperatorRun[L]") -> "OperandState[L]":
         """Return the state that says which part of the layer a rank holds."""
 
-    def refusal(self, place: str, layer: Any, output: Sliced) -> str:
+    def refusal(self, place: str, layer: Any, output: Sliced[L]) -> str:
         """Say why the layer at *place* cannot follow the scheme with this *output*."""
         return f"layer {place} cannot follow scheme {self.name!r}"

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hetmp.core.state import FULL, Sliced, State
+from hetmp.core.state import FULL, L, OperandState, Sliced, State
 from hetmp.ops.schemes.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -16,11 +16,13 @@ class WholeLayer(Scheme):
     name = "whole"
     cuts_outputs = False
 
-    def takes(self, rule: "Mixing", layer: Any, source: Any, output: Sliced) -> State | None:
+    def takes(
+        self, rule: "Mixing", layer: Any, source: State[L], output: Sliced[L]
+    ) -> State[L] | None:
         return FULL
 
-    def gives(self, output: Sliced) -> State:
+    def gives(self, output: Sliced[L]) -> State[L]:
         return FULL
 
-    def share(self, run: "OperatorRun") -> Any:
+    def share(self, run: "OperatorRun[L]") -> "OperandState[L]":
         return run.target

@@ -16,7 +16,7 @@ def work(run: OperatorRun) -> tuple[Kind, Sliced | None]:
     The state is None where every rank does all of it.
     """
     if run.scheme is not None and run.scheme.cuts_inputs:
-        return "inputs", run.source
+        return "inputs", run.source if isinstance(run.source, Sliced) else None
     if run.scheme is not None:
         return "filters", run.target if isinstance(run.target, Sliced) else None
     states: list[Any] = [run.target, *run.flow.wants.values()]

@@ -1,0 +1,49 @@
+"""What operators ask of an axis that ranks share, whether or not it is known yet how."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from typing_extensions import Self
+
+
+class Cuttable(Protocol):
+    """An axis in the hands of several ranks.
+
+    A ``Layout`` knows how many indices each rank holds; an ``open_axis.Axis`` does not yet, and
+    learns from the same questions what must be cut alike. None stands for what cannot be done
+    without an exchange.
+    """
+
+    @property
+    def total(self) -> int:
+        """The length of the axis in indices."""
+        ...
+
+    def scaled(self, block: int) -> Self:
+        """Return the axis after each index became *block* neighbouring ones."""
+        ...
+
+    def grouped(self, size: int) -> Self | None:
+        """Return the axis in units of *size* neighbouring indices; None where a share cuts one."""
+        ...
+
+    def cut(self, start: int, stop: int) -> Self | None:
+        """Return the indices from *start* to *stop* alone."""
+        ...
+
+    def folded(self, parts: int) -> Self | None:
+        """Return one of *parts* equal parts; None where they are not cut alike."""
+        ...
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self], /) -> Self:
+        """Return one axis after the other, as concatenation joins them."""
+        ...
+
+    def like(self, total: int) -> Self:
+        """Return an axis of *total* indices that is shared as this one is."""
+        ...
+
+    def tie(self, other: Self) -> bool:
+        """Return whether both are cut alike; an axis that is not cut yet sees to it."""
+        ...
