@@ -18,7 +18,7 @@ help:
 	@echo
 	@echo "  make demo       train a digits network on 3 ranks of unequal speed"
 	@echo "  make test       lint, then every test, on 3 ranks and one more number from 1 to 5"
-	@echo "  make test-all   the same and more: on 1 to 5 ranks, programs started cold (hours)"
+	@echo "  make test-all   the same and more: on 1 to 5 ranks, programs started cold (an hour)"
 	@echo "  make docs       the pages of docs/ as a site, in build/docs"
 	@echo
 	@echo "  make setup      only make the environment (.venv); the others do so first"

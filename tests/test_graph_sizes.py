@@ -88,9 +88,18 @@ def test_sizes_are_numbers_to_python(run):
     assert given.sizes[0] == tuple(module(torch.rand(EXAMPLE.shape)).shape)
 
 
-def test_a_size_that_is_not_looked_at_stays_open():
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda self, x: self.conv(x).view(x.shape[0], -1),
+        # torch asks the size for a number before it hands it on.
+        lambda self, x: torch.reshape(self.conv(x), (x.shape[0], -1)),
+    ],
+    ids=["method", "function"],
+)
+def test_a_size_that_is_not_looked_at_stays_open(run):
     """A batch of another size, and an image of another size, run as they are."""
-    graph = read(lambda self, x: self.conv(x).view(x.shape[0], -1), EXAMPLE)
+    graph = read(run, EXAMPLE)
     assert "confirm" not in titles(graph)
     assert graph.training.values[graph.nodes[-1].name].shape == (None, 144)
 

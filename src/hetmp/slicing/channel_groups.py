@@ -1,6 +1,6 @@
 """Channel groups: axes that elementwise work ties must share one partition.
 
-A module is scheduled once with axes whose partitions are not chosen yet (see ``axis.py``).
+A module is scheduled once with axes whose partitions are not chosen yet (see ``core/open_axis.py``).
 Where two of them meet, they are tied instead of exchanged; what remains are the groups.
 """
 

@@ -44,7 +44,7 @@ class Mixing(Rule):
         """
         return FULL
 
-    # --- the layer's own maths in parts; see ``postponed.py``
+    # --- the layer's own maths in parts; see ``ops/overlap.py``
 
     def is_plain(self, layer: nn.Module) -> bool:
         """Whether the three methods below speak for the layer as it is set up."""
