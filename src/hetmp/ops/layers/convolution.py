@@ -1,6 +1,7 @@
 """Convolution and transposed convolution in 1, 2 and 3 dimensions, with any number of groups."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,8 +16,13 @@ from hetmp.ops.schemes import Scheme, SchemeName
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
-_FEW_PIXELS = 16
+FEW_PIXELS = 16
 """Images no larger are faster channel by channel: see ``docs/performance.md``."""
+
+
+def has_many_pixels(shape: Sequence[int]) -> bool:
+    """Whether an image of *shape* (n, c, h, w) is best taken with each pixel's channels together."""
+    return shape[-2] * shape[-1] > FEW_PIXELS
 
 
 def _form(kind: type[nn.Module], transposed: bool) -> LayerForm:
@@ -132,7 +138,7 @@ class Convolution(Mixing):
     def channels_last(self, layer: Any, shape: torch.Size) -> bool:
         if not isinstance(layer, nn.Conv2d):
             return False
-        return math.prod(layer.kernel_size) == 1 or shape[-2] * shape[-1] > _FEW_PIXELS
+        return math.prod(layer.kernel_size) == 1 or has_many_pixels(shape)
 
 
 def _setting(layer: Any) -> tuple[Any, ...]:

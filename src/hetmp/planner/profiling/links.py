@@ -9,8 +9,9 @@ import torch
 
 from hetmp.cluster import Group
 from hetmp.core.partition import Layout, apportion
-from hetmp.core.state import FULL, PARTIAL, Sliced, State
-from hetmp.exchange import Carriage, Exchange, tidy
+from hetmp.core.state import FULL, PARTIAL, Sliced
+from hetmp.exchange import Carriage, Exchange, share_shape, tidy
+from hetmp.ops.layers.convolution import has_many_pixels
 from hetmp.planner.profiling.profile import LinkTimes
 from hetmp.slicing import Tuning
 from hetmp.slicing.schedule import ExchangeStep, Program
@@ -96,8 +97,10 @@ def _time(
 ) -> float:
     """The median over repeats of the slowest rank's seconds."""
     group = exchange.group
-    x = torch.randn(_share(shape, exchange.source, group.rank), dtype=dtype, device=device)
-    order = (0, 2, 3, 1) if tuning.channels_last and len(shape) == 4 and shape[2] > 4 else None
+    share = share_shape(torch.Size(shape), exchange.source, group.rank)
+    x = torch.randn(share, dtype=dtype, device=device)
+    last = tuning.channels_last and len(shape) == 4 and has_many_pixels(shape)
+    order = (0, 2, 3, 1) if last else None
     gathers = exchange.target == FULL and exchange.source != PARTIAL
     how = Carriage(tuning.shared_memory, gathers, order, tuning.rounded)
     if order is not None and exchange.source == PARTIAL:
@@ -115,10 +118,3 @@ def _time(
         took = time.perf_counter() - began
         seconds.append(float(group.allgather(np.array([took])).max()))
     return statistics.median(seconds[1:])
-
-
-def _share(shape: tuple[int, ...], state: State, rank: int) -> list[int]:
-    sizes = list(shape)
-    if isinstance(state, Sliced):
-        sizes[state.axis] = state.layout.counts[rank]
-    return sizes
