@@ -1,7 +1,7 @@
 """Channel groups: axes that elementwise work ties must share one partition.
 
-A module is scheduled once with axes whose partitions are not chosen yet: ``core/open_axis.py``. Where
-two of them meet, they are tied instead of exchanged; what remains are the groups.
+A module is scheduled once with axes whose partitions are not chosen yet: ``core/open_axis.py``.
+Where two of them meet, they are tied instead of exchanged; what remains are the groups.
 """
 
 from collections.abc import Mapping, Sequence

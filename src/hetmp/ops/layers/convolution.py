@@ -21,7 +21,7 @@ FEW_PIXELS = 16
 
 
 def has_many_pixels(shape: Sequence[int]) -> bool:
-    """Whether an image of *shape* (n, c, h, w) is best taken with each pixel's channels together."""
+    """Whether images (n, c, h, w) are best taken with each pixel's channels together."""
     return shape[-2] * shape[-1] > FEW_PIXELS
 
 
