@@ -244,7 +244,7 @@ def test_another_decision_than_in_the_example_is_refused():
     weights = [1.0] * world_size()
     model = hetmp.slice_model(seeded(Watchful), weights, example_input=batch((2, 3, 4, 4)))
     assert model(batch((3, 3, 6, 6))).shape == (3, 5, 6, 6)
-    with pytest.raises(hetmp.HetmpError, match=r"decides by a number at .* that is False here"):
+    with pytest.raises(hetmp.HetmpError, match=r"depends on a number at .* that is False here"):
         model(batch((2, 3, 4, 6)))
 
 

@@ -200,8 +200,8 @@ def test_a_view_that_is_used_after_its_memory_changed(view):
 
     text = refusal(run)
     assert line_of(text) == "y.add_(1)  # changed"
-    assert "works in place on memory that" in text
-    assert "work on a copy instead" in text
+    assert "changes memory in place that" in text
+    assert "change a copy instead" in text
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)

@@ -43,7 +43,7 @@ def test_without_an_example_it_is_asked_for():
     def run(self, x):
         return self.relu(self.conv(x)) if x.shape[2] > 4 else self.conv(x)
 
-    assert "What depends on a size needs an example_input" in refusal(run)
+    assert "Code that depends on a size needs an example_input" in refusal(run)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_looks_at_values_is_refused_and_its_module_named():
             return x if x.mean() > 0 else -x
 
     module = nn.Sequential(nn.Conv2d(3, 3, 1), Choosy())
-    with pytest.raises(HetmpError, match=r"mark the module that does it, '1' \(Choosy\), with"):
+    with pytest.raises(HetmpError, match=r"mark its module, '1' \(Choosy\), with"):
         read_graph(module, EXAMPLE)
 
 

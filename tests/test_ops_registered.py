@@ -174,7 +174,7 @@ def test_another_rule_is_replaced_only_if_asked():
         pass
 
     first, second = hetmp.register(Rule(), Own), Rule()
-    with pytest.raises(hetmp.HetmpError, match=r"Rule speaks for 'Own' already.*replace=True"):
+    with pytest.raises(hetmp.HetmpError, match=r"Rule is already the rule of 'Own'.*replace=True"):
         hetmp.register(second, Fresh, Own)
     assert rule_for(Own()) is first
     assert rule_for(Fresh()) is None
@@ -185,7 +185,7 @@ def test_another_rule_is_replaced_only_if_asked():
 
 @pytest.mark.parametrize("taken", [nn.Conv2d, torch.relu, "relu"])
 def test_what_hetmp_has_a_rule_for_is_refused(taken):
-    with pytest.raises(hetmp.HetmpError, match=r"speaks for .* already"):
+    with pytest.raises(hetmp.HetmpError, match=r"is already the rule of"):
         hetmp.register(Rule(), taken)
 
 
@@ -195,8 +195,8 @@ def test_what_hetmp_has_a_rule_for_is_refused(taken):
         (ScaleRule, (Scale,), r"only a hetmp.ops.Rule can be registered.*give ScaleRule\(\)"),
         ("relu", (), "only a hetmp.ops.Rule can be registered, got 'relu'"),
         (Rule(), (), "Rule names no layers, functions or methods"),
-        (Rule(), (3,), "classes of layers, functions and names of methods, got 3"),
-        (Rule(), (nn.ReLU(),), "classes of layers, functions and names of methods, got ReLU"),
+        (Rule(), (3,), "layer classes, functions and names of methods, got 3"),
+        (Rule(), (nn.ReLU(),), "layer classes, functions and names of methods, got ReLU"),
         (Rule(), ("no_such_method",), "tensors have no method 'no_such_method'"),
     ],
 )

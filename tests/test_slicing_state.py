@@ -85,7 +85,7 @@ def test_what_was_merged_is_a_copy(schemes):
 @pytest.mark.parametrize("root", [-1, 99])
 def test_a_root_that_is_no_rank_is_refused(root):
     model = hetmp.slice_model(seeded(small), [1] * world_size())
-    with pytest.raises(hetmp.HetmpError, match=f"root {root} is not a rank: there are"):
+    with pytest.raises(hetmp.HetmpError, match=f"root {root} is not a rank: give one from 0"):
         hetmp.merge_model(model, root=root)
 
 

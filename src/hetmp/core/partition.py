@@ -102,7 +102,7 @@ class Layout:
         ranks = {piece.partition.ranks for piece in self.pieces}
         if len(ranks) != 1:
             raise HetmpError(
-                f"a layout's pieces are all over the same ranks, got pieces over {sorted(ranks)}"
+                f"a layout's pieces must be over the same ranks, got pieces over {sorted(ranks)}"
             )
 
     def __eq__(self, other: object) -> bool:
@@ -291,7 +291,7 @@ def checked_weights(weights: Iterable[Any], ranks: int | None = None) -> tuple[F
     try:
         given = list(weights)
     except TypeError:
-        raise HetmpError(f"weights are one number per rank, got {weights!r}") from None
+        raise HetmpError(f"weights must be one number per rank, got {weights!r}") from None
     shown = ", ".join(str(weight) for weight in given)
     exact = []
     for rank, weight in enumerate(given):

@@ -265,7 +265,7 @@ def _redistribute(
     blocking: bool,
 ) -> Finish:
     if source.axis % x.dim() != target.axis % x.dim() or source.layout.total != target.layout.total:
-        raise HetmpError(f"{source} and {target} are not the same axis")
+        raise HetmpError(f"{source} and {target} are not slices of the same axis")
     axis = source.axis
     shape = with_axis(x, axis, target.layout.counts[group.rank])
     inner = inner_size(shape, axis)

@@ -101,8 +101,7 @@ def check_dtype(x: Tensor, *, summed: bool) -> None:
         return
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*_AS_THEY_ARE, *HALF))
     raise HetmpError(
-        f"exchanges move {names} and, where nothing is summed, bool, got {x.dtype}: convert it "
-        "first"
+        f"{x.dtype} cannot be exchanged: convert it to {names} or, where nothing is summed, bool"
     )
 
 

@@ -94,14 +94,14 @@ def register(rule: _Rule, *targets: Any, replace: bool = False) -> _Rule:
     named = targets or (*rule.layers, *rule.functions, *rule.methods)
     if not named:
         raise HetmpError(
-            f"{_title(rule)} names no layers, functions or methods: give register what it is for"
+            f"{_title(rule)} names no layers, functions or methods: give register its targets"
         )
     for target in named:
         known = _table(target).get(_key(target))
         if known not in (None, rule) and not replace:
             raise HetmpError(
-                f"{_title(known)} speaks for {_shown(target)} already: give register "
-                f"replace=True to have {_title(rule)} in its place"
+                f"{_title(known)} is already the rule of {_shown(target)}: give register "
+                f"replace=True to put {_title(rule)} in its place"
             )
     for target in named:
         _table(target)[_key(target)] = rule
@@ -158,13 +158,13 @@ def _table(target: Any) -> dict[Any, Rule]:
     """The table that *target* belongs in."""
     if isinstance(target, str):
         if not hasattr(torch.Tensor, target):
-            raise HetmpError(f"tensors have no method {target!r}: there is nothing to speak for")
+            raise HetmpError(f"tensors have no method {target!r}: give the name of one they have")
         return _methods
     if isinstance(target, type) and issubclass(target, nn.Module):
         return _layers
     if isinstance(target, nn.Module) or not callable(target):
         raise HetmpError(
-            f"a rule speaks for classes of layers, functions and names of methods, got {target!r}"
+            f"a rule is for layer classes, functions and names of methods, got {target!r}"
         )
     return _functions
 

@@ -124,7 +124,7 @@ def _agree_on_model(
             *(f"{name} {b.shape} {b.dtype}" for name, b in skeleton.named_buffers()),
             *(f"{name} {layer.training}" for name, layer in skeleton.named_modules()),
         ],
-        "plan or other weights": [plan.model_dump_json()],
+        "plan or weights": [plan.model_dump_json()],
         "example_input": (f"{step.name} {_told(step)}" for step in schedule.steps),
         "tuning": [str(tuning)],
     }
@@ -134,7 +134,7 @@ def _agree_on_model(
         for what, column in zip(told, gathered.T, strict=True):
             for rank in np.flatnonzero(column != column[0]):
                 raise HetmpError(
-                    f"rank {rank} was given another {what} than rank 0: give all ranks the same"
+                    f"rank {rank} has a different {what} from rank 0: give all ranks the same"
                 )
 
 
@@ -242,7 +242,9 @@ def _fill(
                 "function, or a module with values on rank 0"
             )
         if init is not None and not meta.any():
-            raise HetmpError("init is for a module on the meta device, this one has values")
+            raise HetmpError(
+                "init is only for a module on the meta device, this one has values: leave it out"
+            )
     seed = int(group.broadcast(torch.randint(2**31, (1,)).numpy() if init else np.zeros(1, int))[0])
     with torch.no_grad():
         for entry, is_meta in zip(table.values(), meta, strict=True):
@@ -280,6 +282,7 @@ def _init_slice(
         if not isinstance(value, Tensor) or value.shape != entry.shape:
             given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise HetmpError(
-                f"init gave {given} for {entry.name!r}, which is a tensor of {tuple(entry.shape)}"
+                f"init returned {given} for {entry.name!r}: return a tensor of shape "
+                f"{tuple(entry.shape)}"
             )
         into.copy_(share_of(value, entry.state, group.rank))

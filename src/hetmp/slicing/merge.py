@@ -35,7 +35,7 @@ def merged_tensors(
     """
     group = model.hetmp.group
     if root is not None and not 0 <= root < group.size:
-        raise AgreedError(f"root {root} is not a rank: there are {group.size}, from 0")
+        raise AgreedError(f"root {root} is not a rank: give one from 0 to {group.size - 1}")
     local = tensors_of(model)
     for entry in model.hetmp.table.values():
         if entry.persistent:

@@ -22,67 +22,67 @@ def _because(names: str, reason: str, remedy: str) -> dict[str, str]:
 REFUSED: dict[str, str] = {
     **_because(
         "Adafactor",
-        "it keeps the means of a tensor's rows and columns, and its norm, which a slice has not",
+        "it needs row and column means and the norm of the whole tensor; a rank holds only a slice",
         "adamw or adam",
     ),
     **_because(
         "Muon",
-        "it makes a whole matrix orthogonal, and a slice of the result is not that of the slice",
+        "it makes a whole matrix orthogonal, which differs from making each slice orthogonal",
         _MATRIX,
     ),
     **_because(
         "Shampoo DistributedShampoo SOAP KFAC KFACPreconditioner EKFAC PSGD Kron CASPR",
-        "it preconditions a whole matrix, and a slice of the result is not that of the slice",
+        "it preconditions a whole matrix, which differs from preconditioning each slice",
         _MATRIX,
     ),
     **_because(
         "GaLoreAdamW GaLoreAdamW8bit GaLoreAdafactor APOLLOAdamW CAME SM3",
-        "it keeps sums over rows and columns, or projections, of a whole matrix",
+        "it needs row and column sums, or projections, of a matrix; a rank holds only a slice",
         "adamw or adam",
     ),
     **_because(
         "LBFGS FullBatchLBFGS",
-        "its line search takes products over all parameters, and a rank has only its slices",
+        "its line search needs products over all parameters; a rank holds only its slices",
         "sgd with momentum, or adam",
     ),
     **_because(
         "SparseAdam",
-        "it takes sparse gradients, which sliced layers do not have",
+        "it needs sparse gradients, which sliced layers do not have",
         "adam",
     ),
     **_because(
         "Lars LARS LARC LARSSGD",
-        "it divides norms of whole tensors, and a rank sees those of its slices",
+        "it divides norms of whole tensors; a rank sees only the norms of its slices",
         "hetmp.optim.LARS, which measures whole tensors",
     ),
     **_because(
         "Lamb LAMB FusedLAMB FusedMixedPrecisionLamb DistributedFusedLAMB NVLAMB",
-        "it divides norms of whole tensors, and a rank sees those of its slices",
+        "it divides norms of whole tensors; a rank sees only the norms of its slices",
         "hetmp.optim.LAMB, which measures whole tensors",
     ),
     **_because(
         "NovoGrad FusedNovoGrad NvNovoGrad Fromage",
-        "it divides by norms of whole tensors, and a rank sees those of its slices",
+        "it divides by norms of whole tensors; a rank sees only the norms of its slices",
         "hetmp's lars or lamb",
     ),
     **_because(
         "AdamP SGDP",
-        "it compares norms and angles of whole tensors, and a rank sees those of its slices",
+        "it compares norms and angles of whole tensors; a rank sees only those of its slices",
         "adamw, or sgd with momentum",
     ),
     **_because(
         "Prodigy DAdaptAdam DAdaptSGD DAdaptAdaGrad DAdaptLion DAdaptAdan DoG LDoG",
-        "it finds its step from sums over all parameters, and a rank sums its slices only",
+        "it sets its step by sums over all parameters; a rank sums only its slices",
         _ADAPTIVE,
     ),
     **_because(
         "SAM ASAM GSAM WSAM",
-        "it climbs along the gradient over the norm of all, and a rank sees that of its slices",
+        "it divides the gradient by the norm over all parameters; a rank sees only its slices",
         "sgd with momentum, or adamw",
     ),
     **_because(
         "Ranger Ranger21 Adam_mini AdamMini",
-        "it takes means over a tensor, and a rank sees those of its slices",
+        "it needs means over whole tensors; a rank sees only the means of its slices",
         "adamw or adam",
     ),
 }

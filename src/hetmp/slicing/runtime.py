@@ -142,8 +142,8 @@ class Runtime(nn.Module):
         for rank in np.flatnonzero(told != told[0]):
             names = [str(_PRECISIONS[told[i]] or "none").removeprefix("torch.") for i in (rank, 0)]
             raise AgreedError(
-                f"rank {rank} is under autocast {names[0]}, rank 0 under {names[1]}: put all under "
-                "the same, or slice the model with Tuning(wire='float32'), in which they exchange"
+                f"rank {rank} is under autocast {names[0]}, rank 0 under {names[1]}: use the same "
+                "on all ranks, or slice the model with Tuning(wire='float32') to exchange in that"
             )
 
     def check_modes(self, model: nn.Module) -> None:
@@ -159,8 +159,8 @@ class Runtime(nn.Module):
             ):
                 raise HetmpError(
                     f"{path!r} is in {_word(module.training)} mode and the model in "
-                    f"{_word(model.training)} mode, and it does other things in either: set the "
-                    "same mode for both"
+                    f"{_word(model.training)} mode, and the modes run different operations: set "
+                    "the same mode for both"
                 )
 
     def exchange_seconds(self, model: nn.Module) -> list[float]:

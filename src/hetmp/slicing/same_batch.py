@@ -37,19 +37,19 @@ class SameBatch:
         for rank, (mark, shape) in enumerate(zip(marks, shapes, strict=True)):
             if shape != shapes[0]:
                 raise AgreedError(
-                    f"rank {rank} was given a batch of shape {shape}, rank 0 of {shapes[0]}: every "
-                    "rank takes the whole batch"
+                    f"rank {rank} has a batch of shape {shape}, rank 0 of shape {shapes[0]}: give "
+                    "every rank the whole batch"
                 )
             if mark[-3] != marks[0][-3]:
                 raise AgreedError(
-                    f"the input requires a gradient on rank {rank} or on rank 0, not on both: set "
-                    "requires_grad alike on all ranks"
+                    f"the input requires a gradient on only one of the ranks 0 and {rank}: set "
+                    "requires_grad to the same on all ranks"
                 )
             # Devices may round alike data differently, so compare to 1e-4 of its size.
             if not np.allclose(mark[-2:], marks[0][-2:], rtol=0, atol=1e-4 * abs(marks[0][-1])):
                 raise AgreedError(
-                    f"rank {rank} was given another batch than rank 0: every rank takes the same "
-                    "whole batch in the same order (seed the shuffle alike on all ranks)"
+                    f"rank {rank} has a different batch from rank 0: give every rank the same "
+                    "whole batch in the same order (shuffle with the same seed on all ranks)"
                 )
 
 

@@ -252,13 +252,13 @@ def _check_plan(graph: ModelGraph, plan: Plan) -> None:
             raise HetmpError(f"the plan is for another model: it has no layer {node.place}{hint}")
         if layer.channels != channels:
             raise HetmpError(
-                f"the plan is for another model: it gives layer {node.place} {layer.channels} "
-                f"channels, the model {channels}"
+                f"the plan is for another model: layer {node.place} has {layer.channels} channels "
+                f"in the plan and {channels} in the model"
             )
         assert isinstance(node.rule, Mixing)
         allowed = ("whole",) if graph.is_tied(node) else node.rule.schemes(node.call.layer)
         if layer.scheme not in allowed:
-            why = "shares a parameter with other work" if graph.is_tied(node) else "has groups"
+            why = "shares a parameter with others" if graph.is_tied(node) else "has groups"
             raise HetmpError(
                 f"layer {node.place} {why}: it cannot follow scheme {layer.scheme!r}, only "
                 f"{' or '.join(allowed)}"

@@ -34,7 +34,7 @@ class GivenWeight(Rule):
 
     def unfit(self, call: Call) -> str | None:
         if len(_names(call)) < 2:
-            return "its weight is no tensor"
+            return "its weight is not a tensor"
         return None if _groups(call) else "its groups are not known before it runs"
 
     def flow(self, call: Call, states: States[L]) -> Flow[L] | None:

@@ -23,7 +23,7 @@ class Questions(Rule):
 
     def unfit(self, call: Call) -> str | None:
         if call.target is getattr and call.argument(1, "name") not in self.ANSWERED:
-            return f"it asks for .{call.argument(1, 'name')}"
+            return f"it reads .{call.argument(1, 'name')}"
         return None
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:

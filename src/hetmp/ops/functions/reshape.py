@@ -142,8 +142,8 @@ class _LocalReshape(nn.Module):
         run = _run_of(whole, shape, source.axis)
         if run is None or _through(source, tuple(whole), tuple(shape), *run) != target:
             raise HetmpError(
-                f"{call.title} of {tuple(whole)} to {tuple(shape)} is not what the model was "
-                "sliced for: give slice_model an example_input of the sizes that it will meet"
+                f"the model was not sliced for a {call.title} of {tuple(whole)} to {tuple(shape)}: "
+                "give slice_model an example_input of the sizes that it will meet"
             )
         local = list(shape)
         local[target.axis] = target.layout.counts[self._rank]

@@ -70,7 +70,7 @@ class BareNorm(Rule):
     runs_empty = False
 
     def unfit(self, call: Call) -> str | None:
-        return "its parameters are no layer's own" if len(call.operands) > 1 else None
+        return "its parameters belong to no layer" if len(call.operands) > 1 else None
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         if call.target is F.instance_norm:

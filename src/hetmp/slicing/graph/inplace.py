@@ -56,16 +56,16 @@ def check_memory(graph: fx.Graph, skeleton: nn.Module, values: Mapping[str, Valu
             if root in written and used not in written[root][1]:
                 by = written[root][0]
                 raise HetmpError(
-                    f"{by.name!r}{_at(by)} works in place on memory that {used.name!r} shares and "
-                    f"{node.name!r} takes afterwards: that cannot be sliced; work on a copy instead"
+                    f"{by.name!r}{_at(by)} changes memory in place that {used.name!r} shares and "
+                    f"{node.name!r} reads afterwards: this cannot be sliced; change a copy instead"
                 )
         source = changed(node, skeleton, values)
         if source is not None:
             root = roots.get(source, source)
             if root.op == "get_attr":
                 raise HetmpError(
-                    f"{node.name!r}{_at(node)} changes {str(root.target)!r} in place: a state of "
-                    "the module's own cannot be sliced; mark the module with hetmp.leaf"
+                    f"{node.name!r}{_at(node)} changes {str(root.target)!r} in place: a "
+                    "module that changes its own state cannot be sliced; mark it with hetmp.leaf"
                 )
             same = written[root][1] if root in written else set()
             written[root] = node, same | {source, node}

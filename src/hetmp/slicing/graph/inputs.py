@@ -90,7 +90,7 @@ def read_inputs(module: nn.Module, example_input: Any) -> tuple[Inputs, dict[str
     examples: dict[str, Tensor] = {}
     arguments = {name: _named(name, value, examples) for name, value in bound.arguments.items()}
     if not examples:
-        raise HetmpError("example_input has no tensor in it")
+        raise HetmpError("example_input contains no tensor: give a batch, or arguments with one")
     return Inputs(title, signature, arguments), examples
 
 
@@ -127,7 +127,7 @@ def _without_example(title: str, signature: inspect.Signature) -> Inputs:
             arguments[name] = parameter.default
     names = list(references(arguments))
     if len(names) != 1:
-        takes = f"more than one input ({', '.join(names)})" if names else "no input of its own name"
+        takes = f"more than one input ({', '.join(names)})" if names else "no named input"
         raise HetmpError(
             f"{title} takes {takes}: give slice_model an example_input, a tuple of tensors or a "
             "dict by name"

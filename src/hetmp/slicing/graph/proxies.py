@@ -46,9 +46,9 @@ def confirm(found: Any, expected: Any, line: str) -> None:
     if found != expected:
         at = f" at {line}" if line else ""
         raise HetmpError(
-            f"the module decides by a number{at} that is {found} here and was {expected} in the "
-            "example that it was sliced with: give slice_model an example_input of the sizes that "
-            "it will meet"
+            f"a branch or loop depends on a number{at} that is {found} here and was {expected} in "
+            "the example that the module was sliced with: give slice_model an example_input of "
+            "the sizes that it will meet"
         )
 
 

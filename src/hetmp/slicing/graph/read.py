@@ -193,7 +193,7 @@ def _unlike(call: Call, rule: Rule) -> str | None:
         return "it is called with more than one tensor"
     parts = [part for part in call.layer.modules() if part is not call.layer]
     if not rule.mixes and any(part._parameters or part._buffers for part in parts):
-        return "it holds layers with tensors of their own"
+        return "it contains layers with parameters or buffers"
     return None
 
 

@@ -92,9 +92,9 @@ def trace_modes(
         ) from error
     if drawn != _generators():
         raise HetmpError(
-            f"{inputs.title} draws random numbers that no activation has a part in: they would be "
-            "drawn once, when it is read; draw them with torch.rand_like or for an activation's "
-            "shape, or mark the module that does it with hetmp.leaf(module)"
+            f"{inputs.title} draws random numbers that depend on no activation: they would be "
+            "drawn only once, when the module is read; draw them with torch.rand_like or in an "
+            "activation's shape, or mark the module that draws them with hetmp.leaf(module)"
         )
     as_layers(skeleton, graphs)
     training, evaluation = graphs
@@ -110,10 +110,10 @@ def _remedy(skeleton: nn.Module, error: Exception, by_example: bool) -> str:
         part = frame.f_locals.get("self")
         if isinstance(part, nn.Module) and id(part) in names:
             at = f", {place(names[id(part)], part)},"
-    sizes = "" if by_example else "What depends on a size needs an example_input. "
+    sizes = "" if by_example else "Code that depends on a size needs an example_input. "
     return (
-        f"{sizes}What depends on an activation's values cannot be sliced: mark the module that "
-        f"does it{at} with hetmp.leaf(module) to keep it whole"
+        f"{sizes}Code that depends on an activation's values cannot be sliced: mark its "
+        f"module{at} with hetmp.leaf(module) to keep it whole"
     )
 
 
@@ -129,8 +129,8 @@ def _check_buffers(skeleton: nn.Module) -> None:
         if isinstance(buffer, fx.Proxy):
             line = users_line(buffer.node.stack_trace or "")
             raise HetmpError(
-                f"{name!r} is assigned{' at ' if line else ''}{line}: a state of the module's own "
-                "cannot be sliced; mark the module with hetmp.leaf"
+                f"{name!r} is assigned{' at ' if line else ''}{line}: a module that changes its "
+                "own state cannot be sliced; mark it with hetmp.leaf"
             )
 
 
