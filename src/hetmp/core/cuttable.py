@@ -1,4 +1,4 @@
-"""What operators ask of an axis that ranks share, whether or not it is known yet how."""
+"""The operations on an axis that ranks share, whether or not its partition is chosen yet."""
 
 from collections.abc import Sequence
 from typing import Protocol

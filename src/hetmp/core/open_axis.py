@@ -1,9 +1,9 @@
 """A channel axis whose partition is not chosen yet: the symbolic twin of ``Layout``.
 
-Operators say what they do to a layout: they join, cut, scale, fold it. Asked of an ``Axis``
-instead, the same words tell which axes must share one partition. An axis is a sequence of
-atoms; tying two axes makes their atoms the same, cutting one cuts its atoms, and what is cut or
-tied in one place is so wherever the atom occurs. In the end every atom is a channel group.
+Operators join, cut, scale and fold a layout. Given an ``Axis`` instead, the same calls find
+which axes must share one partition. An axis is a sequence of atoms; tying two axes makes their
+atoms the same, cutting an axis cuts its atoms, and this holds wherever the atom occurs. In the
+end every atom is a channel group.
 
 The idea of finding what must be cut together by following the operators is that of dependency
 graphs in structural pruning (Fang et al., *DepGraph*, CVPR 2023).
@@ -21,12 +21,11 @@ _Result = TypeVar("_Result")
 
 @dataclass(eq=False)
 class Atom:
-    """A run of channels that is cut by one partition.
+    """A run of channels that is cut by one partition: a node of a union-find.
 
     Attributes:
         length: in units.
-        parts: what it turned out to consist of: (atom, indices per unit) pairs; None while it
-            stands for itself.
+        parts: the (atom, indices per unit) pairs that replaced it; None while it is a root.
         height: no less than the longest chain of atoms that leads to it.
     """
 
@@ -35,20 +34,20 @@ class Atom:
     height: int = field(default=0, repr=False)
 
     def leaves(self, block: int = 1) -> "list[tuple[Atom, int]]":
-        """(atom, block) pairs of what it consists of now, each unit *block* indices long."""
+        """Return the (atom, block) pairs that it consists of now, *block* indices to a unit."""
         return _leaves([(self, block)])
 
 
 def _leaves(pieces: "Sequence[tuple[Atom, int]]") -> "list[tuple[Atom, int]]":
-    """What (atom, block) pairs consist of now, in order."""
-    ahead, found = [*reversed(pieces)], []
+    """Return the leaves of (atom, block) pairs, in order."""
+    ahead, leaves = [*reversed(pieces)], []
     while ahead:
-        found.append(_next(ahead))
-    return found
+        leaves.append(_next(ahead))
+    return leaves
 
 
 def _next(ahead: "list[tuple[Atom, int]]") -> "tuple[Atom, int]":
-    """Take the first leaf of what lies *ahead*, last piece first."""
+    """Remove and return the first leaf of the stack *ahead*, whose last piece comes first."""
     atom, block = ahead.pop()
     while atom.parts is not None:
         ahead.extend((part, units * block) for part, units in reversed(atom.parts))
@@ -59,12 +58,12 @@ def _next(ahead: "list[tuple[Atom, int]]") -> "tuple[Atom, int]":
 def _undone_if_it_fails(
     change: "Callable[Concatenate[Axis, _Arguments], _Result]",
 ) -> "Callable[Concatenate[Axis, _Arguments], _Result]":
-    """*change* leaves all atoms as they were where it gives None or False."""
+    """Wrap *change* so that all atoms stay as they were where it returns None or False."""
 
     @functools.wraps(change)
     def tried(axis: "Axis", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         axes = [axis, *(arg for arg in args if isinstance(arg, Axis))]
-        atoms = [atom for one in axes for atom, _ in one.leaves]
+        atoms = [atom for changing in axes for atom, _ in changing.leaves]
         done = change(axis, *args, **kwargs)
         if done is None or done is False:
             for atom in atoms:
@@ -82,12 +81,12 @@ class Axis:
 
     @classmethod
     def fresh(cls, total: int) -> "Axis":
-        """An axis that nothing is known of but its length."""
+        """Return an axis of which only the length is known."""
         return cls([(Atom(total), 1)])
 
     @classmethod
     def joined(cls, axes: Sequence["Axis"]) -> "Axis":
-        """One axis after the other."""
+        """Join axes, one after the other."""
         return cls([piece for axis in axes for piece in axis._pieces])
 
     @property
@@ -101,12 +100,12 @@ class Axis:
         return sum(atom.length * block for atom, block in self._pieces)
 
     def scaled(self, block: int) -> "Axis":
-        """The axis after each index became *block* neighbouring ones."""
+        """Return the axis after each index became *block* neighbouring ones."""
         return Axis([(atom, units * block) for atom, units in self._pieces])
 
     @_undone_if_it_fails
     def cut(self, start: int, stop: int) -> "Axis | None":
-        """The indices from *start* to *stop*; None if that cuts a block."""
+        """Return the indices from *start* to *stop*; None if that cuts a block."""
         if not (self._cut_at(start) and self._cut_at(stop)):
             return None
         inside, begin = [], 0
@@ -118,7 +117,7 @@ class Axis:
 
     @_undone_if_it_fails
     def grouped(self, size: int) -> "Axis | None":
-        """The axis in units of *size* neighbouring indices, which no rank's share may cut."""
+        """Return the axis in units of *size* neighbouring indices, which no share may cut."""
         units = []
         # An atom that stands here twice may have changed by the second time.
         now = (leaf for atom, block in self.leaves for leaf in atom.leaves(block))
@@ -135,7 +134,7 @@ class Axis:
 
     @_undone_if_it_fails
     def folded(self, parts: int) -> "Axis | None":
-        """One of *parts* equal parts of the axis, which are all cut alike."""
+        """Return one of *parts* equal parts, all of them cut alike; None if impossible."""
         size, rest = divmod(self.total, parts)
         if rest:
             return None
@@ -146,12 +145,12 @@ class Axis:
         return first
 
     def like(self, total: int) -> "Axis":
-        """Another axis: it may be cut in its own way."""
+        """Return another axis of *total* indices, which may be cut in its own way."""
         return Axis.fresh(total)
 
     @_undone_if_it_fails
     def tie(self, other: "Axis") -> bool:
-        """Make both axes one, so that they are cut alike; False if that cannot be."""
+        """Make both axes one, so that they are cut alike; return False if that is impossible."""
         if self.total != other.total:
             return False
         # What was made one stays one, whatever becomes of it: both are gone through once.
@@ -191,21 +190,26 @@ def _split(atom: Atom, block: int, index: int) -> bool:
     return True
 
 
-def _merge(a: Atom, s: int, b: Atom, t: int) -> bool:
-    """Make two atoms of equal lengths in indices, *s* and *t* to a unit, the same."""
-    if a is b:
+def _merge(atom: Atom, block: int, other: Atom, other_block: int) -> bool:
+    """Make two atoms of equal lengths in indices the same: the union of a union-find.
+
+    *block* and *other_block* are the indices per unit of each. ``parts`` leads to the root, and
+    the union is by height. Return False if the atoms cannot be one.
+    """
+    if atom is other:
         return False  # one atom under two blocks: the channels of one lie across the other's
-    together = math.lcm(s, t)
-    if a.length * s % together:
+    together = math.lcm(block, other_block)
+    if atom.length * block % together:
         return False
-    if together not in (s, t):
-        both = Atom(a.length * s // together, height=max(a.height, b.height) + 1)
-        a.parts, b.parts = [(both, together // s)], [(both, together // t)]
+    if together not in (block, other_block):
+        both = Atom(atom.length * block // together, height=max(atom.height, other.height) + 1)
+        atom.parts, other.parts = [(both, together // block)], [(both, together // other_block)]
         return True
     # Where either could stand for both, it is the higher one: so chains stay short, however many
     # residual blocks are tied one after the other.
-    keeps_a = a.height >= b.height if s == t else together == s
-    (kept, larger), (tied, smaller) = ((a, s), (b, t)) if keeps_a else ((b, t), (a, s))
-    tied.parts = [(kept, larger // smaller)]
-    kept.height = max(kept.height, tied.height + 1)
+    first = atom.height >= other.height if block == other_block else together == block
+    pairs = (atom, block), (other, other_block)
+    (root, larger), (child, smaller) = pairs if first else reversed(pairs)
+    child.parts = [(root, larger // smaller)]
+    root.height = max(root.height, child.height + 1)
     return True

@@ -49,7 +49,7 @@ class Partition:
 
     @property
     def ranks(self) -> int:
-        """How many ranks share the axis."""
+        """The number of ranks that share the axis."""
         return len(self.counts)
 
     @cached_property
@@ -59,11 +59,11 @@ class Partition:
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """Where each rank's slice begins."""
+        """The index at which each rank's slice begins."""
         return tuple(accumulate(self.counts[:-1], initial=0))
 
     def slice(self, rank: int) -> slice:
-        """The indices of the axis that *rank* holds."""
+        """Return the indices of the axis that *rank* holds."""
         return slice(self.starts[rank], self.starts[rank] + self.counts[rank])
 
 
@@ -115,17 +115,17 @@ class Layout:
 
     @classmethod
     def of(cls, partition: Partition, block: int = 1) -> "Layout":
-        """The layout of a single piece."""
+        """Return the layout of a single piece."""
         return cls((Piece(partition, block),))
 
     @classmethod
     def joined(cls, layouts: Sequence["Layout"]) -> "Layout":
-        """One axis after the other, as concatenation joins them."""
+        """Join layouts, one axis after the other, as concatenation does."""
         return cls(tuple(piece for layout in layouts for piece in layout.pieces))
 
     @property
     def ranks(self) -> int:
-        """How many ranks share the axis."""
+        """The number of ranks that share the axis."""
         return self.pieces[0].partition.ranks
 
     @cached_property
@@ -135,7 +135,7 @@ class Layout:
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """How many indices each rank holds, over all pieces."""
+        """The number of indices of each rank, over all pieces."""
         return tuple(
             sum(piece.partition.counts[rank] * piece.block for piece in self.pieces)
             for rank in range(self.ranks)
@@ -154,7 +154,7 @@ class Layout:
 
     @cached_property
     def _runs(self) -> tuple[tuple[int, int], ...]:
-        """(rank, length) of every run of indices that one rank holds, in order."""
+        """The runs of indices that one rank holds, in order: (rank, length) pairs."""
         runs: list[tuple[int, int]] = []
         for piece in self.pieces:
             for rank, count in enumerate(piece.partition.counts):
@@ -166,21 +166,21 @@ class Layout:
         return tuple(runs)
 
     def slices(self, rank: int) -> tuple[slice, ...]:
-        """The indices that *rank* holds: one slice per piece, in the order it stores them."""
+        """Return the indices that *rank* holds: a slice per piece, in the order it stores them."""
         return self._slices[rank]
 
     def within(self, rank: int, start: int, stop: int) -> slice:
-        """Where *rank* stores those of its indices that lie from *start* to *stop*."""
+        """Return where *rank* stores those of its indices that lie from *start* to *stop*."""
         before = sum(_overlap(piece, 0, start) for piece in self.slices(rank))
         inside = sum(_overlap(piece, start, stop) for piece in self.slices(rank))
         return slice(before, before + inside)
 
     def scaled(self, block: int) -> "Layout":
-        """The layout after each index became *block* neighbouring ones, as flattening does."""
+        """Return the layout after each index became *block* neighbouring ones, as in flattening."""
         return Layout(tuple(Piece(piece.partition, piece.block * block) for piece in self.pieces))
 
     def cut(self, start: int, stop: int) -> "Layout":
-        """The layout of the indices from *start* to *stop* alone."""
+        """Return the layout of the indices from *start* to *stop* alone."""
         pieces, begin = [], 0
         for piece in self.pieces:
             counts = []
@@ -193,7 +193,7 @@ class Layout:
         return Layout(tuple(pieces) or (Piece(Partition((0,) * self.ranks)),))
 
     def grouped(self, size: int) -> "Layout | None":
-        """The layout in units of *size* neighbouring indices; None where a rank's share cuts one.
+        """Return the layout in units of *size* neighbouring indices; None where a share cuts one.
 
         The inverse of ``scaled``.
         """
@@ -208,7 +208,7 @@ class Layout:
         return Layout(tuple(Piece(Partition(tuple(counts))) for counts in pieces))
 
     def folded(self, parts: int) -> "Layout | None":
-        """The layout of one of *parts* equal parts of the axis; None where they are cut unlike."""
+        """Return the layout of one of *parts* equal parts; None where they are cut differently."""
         size, rest = divmod(self.total, parts)
         if rest:
             return None
@@ -216,11 +216,11 @@ class Layout:
         return first if all(other == first for other in others) else None
 
     def tie(self, other: "Layout") -> bool:
-        """Whether both axes are cut alike."""
+        """Return whether both axes are cut alike."""
         return self == other
 
     def like(self, total: int) -> "Layout":
-        """The layout of an axis of *total* indices that is shared as this one is."""
+        """Return the layout of an axis of *total* indices, shared in the same proportions."""
         return Layout.of(apportion(total, self.counts))
 
 
@@ -283,7 +283,7 @@ def apportion(
 
 
 def checked_weights(weights: Iterable[Any], ranks: int | None = None) -> tuple[Fraction, ...]:
-    """The weights as exact fractions, if they can be used.
+    """Return the weights as exact fractions; refuse weights that cannot be used.
 
     Raises:
         HetmpError: not numbers, negative, NaN, infinite, all zero, or not one per rank of *ranks*.

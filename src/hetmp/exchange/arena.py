@@ -1,9 +1,30 @@
 """Slots of memory that the ranks of one host share: a gather is then one copy and one meeting.
 
-All ranks take the same slot for the same exchange without a message of its own. At every meeting
-(a barrier) each rank leaves word which slots it has no use for any more; from what was left at
-the last meeting that is over, and from what was taken since, all ranks choose alike. So memory
-is never written to while another rank still reads it, however late that rank lets it go.
+The window that the ranks share; a word is MAX_SLOTS flags, of a byte each:
+
+    | words: _DEPTH x ranks x MAX_SLOTS | slot | slot | gap | slot | not used yet ... |
+    0                                   _first                     _end
+
+One exchange on one rank, with meeting number n:
+
+    take()     choose a slot from the words of the last meeting read: the same on all ranks,
+               without a message
+    write      this rank's part of the slot
+    meet()     write word n, a flag for every slot that this rank no longer uses, into
+               words[n % _DEPTH, rank]; begin barrier n
+    ...        other work; at most MAX_MEETINGS meetings are under way
+    wait()     barrier n is over: every rank's part of the slot, and every rank's word n, can be
+               read; a slot is agreed to be free if it is flagged in the words n of all ranks
+    read       the slot; when its last tensor is gone, the slot is free on this rank, which
+               word n + 1 or a later one says
+
+    rank 0   take A, write, meet 5 .. wait 5, read, drop A   meet 6 (A free) .. wait 6
+    rank 1   take A, write, meet 5 ..... wait 5, read        meet 6 (A used) .. wait 6, drop A
+    both     meet 7 (A free on both) .. wait 7: the next take() may choose the bytes of A again
+
+Invariant: the bytes of a slot are taken again only after a meeting (or a ``take_back()``) that
+began after the slot was taken and in which every rank flagged it; so no rank writes what another
+may still read.
 """
 
 import os
@@ -25,7 +46,7 @@ MAX_MEETINGS = 3
 """The most meetings under way at a time."""
 
 _DEPTH = 2 * MAX_MEETINGS + 1
-"""Meetings whose words are kept: a word is overwritten when every rank has read it."""
+"""Meetings whose words are kept: a word is overwritten only after every rank has read it."""
 
 _PAGE = 2**12
 """Slots begin and end on pages of so many bytes."""
@@ -44,9 +65,9 @@ class Slot:
     """A run of the shared bytes, for one exchange.
 
     Attributes:
-        number: where this rank leaves word of it.
-        taken: the next meeting when it was taken.
-        free: whether this rank has no use for it.
+        number: the index of its flag in a word.
+        taken: the number of the first meeting begun after it was taken.
+        free: whether this rank no longer uses it.
     """
 
     memory: SharedMemory
@@ -57,7 +78,7 @@ class Slot:
     free: bool = False
 
     def tensor(self, count: int, dtype: torch.dtype) -> Tensor:
-        """*count* elements of it; it is free on this rank when the last tensor on it is gone."""
+        """Return *count* elements on the slot, which is free when the last such tensor is gone."""
         array = self.memory.bytes[self.begin : self.begin + count * dtype.itemsize]
         weakref.finalize(array, self._release).atexit = False
         return torch.from_numpy(array).view(dtype)
@@ -85,8 +106,8 @@ class Rendezvous:
 class Arena:
     """The shared memory of one communicator's exchanges; every method but ``of`` is collective.
 
-    One window of half the room there is, of which the system gives only the pages that are written
-    to. Slots lie as far in front as they can, so that few pages ever are.
+    The window is half of the shared memory that is left; the system provides only the pages that
+    are written to. Slots lie as far in front as they can, so that few pages ever are.
     """
 
     def __init__(self, group: Group, size: int) -> None:
@@ -102,7 +123,7 @@ class Arena:
 
     @classmethod
     def of(cls, group: Group) -> "Arena | None":
-        """The arena of the group's communicator; None where its ranks cannot share memory."""
+        """Return the arena of the group's communicator; None where ranks cannot share memory."""
         if not group.on_one_host:
             return None
         if "arena" not in group.kept:
@@ -113,16 +134,16 @@ class Arena:
 
     @property
     def size(self) -> int:
-        """Bytes that exchanges have needed at a time so far."""
+        """The most bytes that exchanges have needed at once so far."""
         return self._end - self._first
 
     @property
     def in_use(self) -> int:
-        """Bytes that this rank has a use for."""
+        """The bytes of the slots that this rank still uses."""
         return sum(slot.size for slot in self._slots.values() if not slot.free)
 
     def take(self, size: int) -> Slot | None:
-        """A slot of *size* bytes; None if there is none to be had, on all ranks."""
+        """Return a slot of *size* bytes; None, on all ranks, where there is no room for one."""
         for slot in list(self._slots.values()):
             if self._agreed[slot.number] and slot.taken <= self._read:
                 del self._slots[slot.number]
@@ -138,7 +159,7 @@ class Arena:
         return slot
 
     def _gap(self, size: int) -> int:
-        """Where the first gap of *size* bytes between the slots begins, or behind the last one."""
+        """Return where the first gap of *size* bytes between slots begins, or the last one ends."""
         begin = self._first
         for slot in sorted(self._slots.values(), key=lambda slot: slot.begin):
             if slot.begin - begin >= size:
@@ -147,10 +168,10 @@ class Arena:
         return begin
 
     def take_back(self) -> None:
-        """Learn now which slots no rank has a use for, without waiting for word.
+        """Free the slots that no rank uses, by asking all ranks now.
 
-        Before a forward pass: the last pass's are free and nobody has heard; the first slots
-        would lie behind them, and the others behind those.
+        For the start of a forward pass: the slots of the last pass are free, but no meeting has
+        said so yet; without this, new slots would lie behind them.
         """
         slots = list(self._slots.values())
         mine = np.array([slot.free for slot in slots], dtype=np.int8)
@@ -171,11 +192,11 @@ class Arena:
         return True
 
     def meet(self, slot: Slot) -> Rendezvous:
-        """Begin to meet: what this rank writes to *slot* is written."""
+        """Begin a rendezvous: this rank has finished writing to *slot*."""
         return Rendezvous(self, slot)
 
     def leave_word(self) -> int:
-        """Say which slots this rank has no use for; returns the meeting's number."""
+        """Publish which slots this rank no longer uses; return the meeting's number."""
         number = self._begun
         mine = self._words[number % _DEPTH, self.group.rank]
         mine[:] = 0
@@ -185,7 +206,7 @@ class Arena:
         return number
 
     def read_word(self, number: int) -> None:
-        """Learn which slots no rank had a use for at a meeting that is over."""
+        """Read which slots no rank used at a meeting that is over."""
         self._under_way -= 1
         if number < self._read:  # later ones may be over before it, and their word is newer
             return
@@ -198,9 +219,9 @@ def _pages(size: int) -> int:
 
 
 def _room(group: Group) -> int:
-    """Bytes that can still be shared, as the rank that sees least has it."""
+    """Return the bytes that can still be shared, the least that any rank sees."""
     free = np.iinfo(np.int64).max
     if os.path.isdir(_HOME):
-        found = os.statvfs(_HOME)
-        free = found.f_bavail * found.f_frsize - _SPARE
+        filesystem = os.statvfs(_HOME)
+        free = filesystem.f_bavail * filesystem.f_frsize - _SPARE
     return int(group.allgather(np.array([free], dtype=np.int64)).min())

@@ -41,7 +41,7 @@ class Operation:
 
 
 def allgatherv(group: Group, send: Array, counts: Sequence[int], *, blocking: bool) -> Operation:
-    """Every rank's block (``counts[r]`` elements of rank r), one after the other."""
+    """Gather every rank's block, ``counts[r]`` elements of rank r, in rank order, on every rank."""
     operation = Operation(np.empty(sum(counts), dtype=send.dtype))
     call = group.comm.Allgatherv if blocking else group.comm.Iallgatherv
     if sum(counts) <= MAX_COUNT:
@@ -61,7 +61,7 @@ def allgatherv(group: Group, send: Array, counts: Sequence[int], *, blocking: bo
 def reduce_scatter(
     group: Group, send: Array, counts: Sequence[int], *, blocking: bool
 ) -> Operation:
-    """This rank's block of the sum over the ranks of *send*, a block per rank in order."""
+    """Sum *send* over the ranks and give each rank its block, ``counts[r]`` elements long."""
     operation = Operation(np.empty(counts[group.rank], dtype=send.dtype))
     call = group.comm.Reduce_scatter if blocking else group.comm.Ireduce_scatter
     if sum(counts) <= MAX_COUNT:
@@ -77,7 +77,7 @@ def reduce_scatter(
 
 
 def allreduce(group: Group, send: Array, *, blocking: bool) -> Operation:
-    """The sum over the ranks of *send*, on every rank."""
+    """Sum *send* over the ranks, on every rank."""
     operation = Operation(np.empty_like(send))
     call = group.comm.Allreduce if blocking else group.comm.Iallreduce
     for begin in range(0, send.size, MAX_COUNT):
@@ -87,7 +87,7 @@ def allreduce(group: Group, send: Array, *, blocking: bool) -> Operation:
 
 
 def alltoallv(group: Group, send: Array, counts: Array, *, blocking: bool) -> Operation:
-    """Block r of *send* to rank r, for every rank: ``counts[s, r]`` elements from s to r."""
+    """Send block r of *send* to rank r, for every rank: ``counts[s, r]`` elements from s to r."""
     sent, received = counts[group.rank].tolist(), counts[:, group.rank].tolist()
     operation = Operation(np.empty(sum(received), dtype=send.dtype))
     call = group.comm.Alltoallv if blocking else group.comm.Ialltoallv

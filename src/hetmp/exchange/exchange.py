@@ -27,7 +27,7 @@ from hetmp.exchange.moves import USUAL, Carriage, Counter, Move
 
 
 def dual(state: State) -> State:
-    """The state of the gradient of an activation in *state*."""
+    """Return the state of the gradient of an activation in *state*."""
     if isinstance(state, Full):
         return PARTIAL
     if isinstance(state, Partial):
@@ -38,8 +38,13 @@ def dual(state: State) -> State:
 class Exchange(nn.Module):
     """A collective between two layers that turns one state into another.
 
-    Calling it is collective over *group*, and so is the backward pass through it. Any batch
-    and trailing dimensions, any memory format; float32, float64, float16 and bfloat16.
+    Calling it is collective over *group*, and so is the backward pass through it. It takes this
+    rank's tensor in *source* and returns its tensor in *target*: from ``(n, c_local, *spatial)``,
+    sliced on axis 1, to ``(n, c, *spatial)``, full, for example. Any batch and trailing
+    dimensions, any memory format; float32, float64, float16 and bfloat16.
+
+    Raises:
+        HetmpError: in a call; see ``moves.start``.
 
     Attributes:
         forward_counter: calls, bytes and seconds so far on this rank.
@@ -52,24 +57,24 @@ class Exchange(nn.Module):
         self.forward_counter, self.backward_counter = Counter(), Counter()
 
     def forward(self, x: Tensor, how: Carriage = USUAL) -> Tensor:
-        """Exchange *x* now."""
+        """Exchange *x*, this rank's tensor in *source*, and wait for the result. Collective."""
         if self.group.size == 1:
             return x
         moved: Tensor = _Now.apply(x, self, how)
         return moved
 
     def start(self, x: Tensor, how: Carriage = USUAL) -> "Pending":
-        """Begin to exchange *x*, which must not change until ``wait()``."""
+        """Begin to exchange *x*, which must not change until ``wait()``; see ``Pending``."""
         return Pending(self, x, how)
 
     def move(self, x: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
-        """Begin the forward move, without autograd."""
+        """Begin the forward move of *x*, without autograd. Collective."""
         return moves.start(
             self.group, x, self.source, self.target, self.forward_counter, how, blocking=blocking
         )
 
     def move_back(self, gradient: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
-        """Begin the adjoint move of a gradient, without autograd."""
+        """Begin the adjoint move of *gradient*, without autograd. Collective."""
         return moves.start(
             self.group,
             gradient,
@@ -96,7 +101,7 @@ class Exchange(nn.Module):
 
 
 class Pending:
-    """An exchange under way; forward and backward overlap what happens between its ends.
+    """An exchange under way; forward and backward overlap the work between its two ends.
 
     Backward, ``wait`` starts the adjoint and ``start`` waits for it.
     """
@@ -110,7 +115,7 @@ class Pending:
             self._x = _Start.apply(x, self._flight)
 
     def wait(self) -> Tensor:
-        """The exchanged tensor. Once per exchange."""
+        """Return the exchanged tensor. Once per exchange."""
         if self._exchange.group.size == 1:
             return self._x
         arrived: Tensor = _Wait.apply(self._x, self._flight)
@@ -118,7 +123,7 @@ class Pending:
 
 
 class _Flight:
-    """What the two ends of a pending exchange share."""
+    """The state that the two ends of a pending exchange share."""
 
     def __init__(self, exchange: Exchange, how: Carriage) -> None:
         self.exchange, self.how = exchange, how
@@ -143,7 +148,7 @@ def _unviewed(x: Tensor) -> Tensor:
 
 
 def alias(x: Tensor) -> Tensor:
-    """A tensor on the memory of *x* that autograd does not know to be a view of it."""
+    """Return a tensor on the memory of *x* that autograd does not know to be a view of it."""
     return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
 
 
@@ -198,8 +203,8 @@ class _Wait(torch.autograd.Function):
 class BackwardSum(nn.Module):
     """full -> full on entry: nothing forward, one Allreduce of all the gradients backward.
 
-    For what every rank holds alike and whose gradient arrives in summands: the user's input,
-    and replicated parameters, small ones of which travel together.
+    For tensors that every rank holds whole and whose gradient is partial: the user's input and
+    replicated parameters. The gradients travel together.
     """
 
     def __init__(self, group: Group) -> None:
@@ -208,7 +213,7 @@ class BackwardSum(nn.Module):
         self.backward_counter = Counter()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The tensors, on the same memory, with gradients that are summed over the ranks."""
+        """Return the tensors, on the same memory, with gradients summed over the ranks."""
         wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
         if self.group.size == 1 or not wanted or not torch.is_grad_enabled():
             return tensors
@@ -239,13 +244,13 @@ class _Enter(torch.autograd.Function):
         summed: list[Tensor | None] = [None] * len(gradients)
         for dtype, device in dict.fromkeys((dtype, device) for _, dtype, device in ctx.like):
             same = [i for i, like in enumerate(ctx.like) if like[1:] == (dtype, device)]
-            given = [gradients[i] for i in same]
+            summands = [gradients[i] for i in same]
             # Behind the gradients, how many ranks have one: what no rank used has no gradient.
-            used = [torch.tensor([g is not None for g in given], dtype=dtype, device=device)]
+            used = [torch.tensor([g is not None for g in summands], dtype=dtype, device=device)]
             flat = torch.cat(
                 [
                     used[0].new_zeros(ctx.like[i][0].numel()) if g is None else g.reshape(-1)
-                    for i, g in zip(same, given, strict=True)
+                    for i, g in zip(same, summands, strict=True)
                 ]
                 + used
             )
@@ -259,7 +264,7 @@ class _Enter(torch.autograd.Function):
 
 
 def leave(group: Group, x: Tensor) -> Tensor:
-    """Hand a full activation to the user, whose gradients are then averaged over the ranks.
+    """Return a full activation as the user gets it, with gradients averaged over the ranks.
 
     Scaling the incoming gradient by 1/P makes it partial, as the rule wants it, so the user's
     own loss needs no change.

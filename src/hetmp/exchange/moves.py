@@ -26,7 +26,7 @@ from hetmp.exchange.rehearsal import rehearse
 
 @dataclass
 class Counter:
-    """What the moves of one exchange cost this rank, summed since it was made.
+    """The cost of the moves of one exchange on this rank, summed since it was made.
 
     ``bytes`` are those that this rank must receive from others: for a gather the other ranks'
     slices, for a reduce-scatter its own slice from each other rank, for an all-reduce
@@ -41,7 +41,7 @@ class Counter:
     log: list[tuple[float, float]] | None = None
 
     def spent(self, began: float) -> None:
-        """The rank was at a move since *began*."""
+        """Add the time since *began*, which the rank spent on a move."""
         ended = time.perf_counter()
         self.seconds += ended - began
         if self.log is not None:
@@ -50,7 +50,7 @@ class Counter:
 
 @dataclass(frozen=True)
 class Carriage:
-    """How a tensor is carried; what arrives is the same. The same on every rank.
+    """How a tensor travels, the same on every rank; what arrives does not depend on it.
 
     Attributes:
         shared: through memory that the ranks share, where they are on one host.
@@ -73,7 +73,7 @@ Finish = Callable[[], Tensor]
 
 
 class Move:
-    """A tensor under way between two states: ``wait()`` gives it as it arrived."""
+    """A tensor under way between two states; ``wait()`` returns it."""
 
     def __init__(self, counter: Counter, began: float, finish: Finish, slowdown: Slowdown) -> None:
         self._counter, self._finish, self._slowdown = counter, finish, slowdown
@@ -82,7 +82,7 @@ class Move:
         slowdown.resume()
 
     def wait(self) -> Tensor:
-        """Wait for the tensor."""
+        """Return the tensor, once it has arrived."""
         self._slowdown.worked()
         began = time.perf_counter()
         arrived = self._finish()
@@ -103,12 +103,13 @@ def start(
 ) -> Move:
     """Begin to move *tensor* from *source* to *target*. Collective over *group*.
 
-    *tensor* is left as it is and must not change until ``wait()``. ``blocking`` uses the
-    blocking collective, which MPI libraries run faster when nothing happens in between.
+    *tensor* is this rank's share in *source*: ``(n, c_local, *spatial)`` if sliced on axis 1. It
+    is left as it is and must not change until ``wait()``. ``blocking`` uses the blocking
+    collective, which MPI libraries run faster when nothing happens in between.
 
     Raises:
-        HetmpError: the states do not join, the dtype is none that is exchanged, or the tensor
-            has not the share that *source* says.
+        HetmpError: no move leads from *source* to *target*; the dtype cannot be exchanged; or
+            the tensor's shape does not match *source*.
     """
     group.slowdown.worked()
     began = time.perf_counter()
@@ -138,7 +139,7 @@ def start(
 
 
 def _ordered(state: State, order: tuple[int, ...]) -> State:
-    """The state of a tensor with its dimensions in another order."""
+    """Return the state of a tensor whose dimensions are put into *order*."""
     if not isinstance(state, Sliced):
         return state
     return Sliced(state.layout, order.index(state.axis % len(order)))
@@ -210,7 +211,7 @@ def _reduce_scatter(
 def _sum_here(
     group: Group, x: Tensor, shape: list[int], axis: int, layout: Layout, blocking: bool
 ) -> Finish:
-    """A reduce-scatter whose 16-bit summands travel as they are: MPI cannot sum them."""
+    """Exchange 16-bit summands as they are and add them on this rank: MPI cannot sum them."""
     counts = [count * inner_size(shape, axis) for count in layout.counts]
     wire = to_wire(pack(x, axis, layout), summed=False)
     table = np.tile(np.array(counts, dtype=np.int64), (group.size, 1))
@@ -241,8 +242,8 @@ def _reduce(
 
 def _keep(group: Group, x: Tensor, source: Full, target: Sliced) -> Finish:
     slices = target.layout.slices(group.rank)
-    kept = torch.cat([narrow(x, target.axis, piece) for piece in slices], dim=target.axis)
-    return lambda: kept
+    share = torch.cat([narrow(x, target.axis, piece) for piece in slices], dim=target.axis)
+    return lambda: share
 
 
 def _place(group: Group, x: Tensor, source: Sliced, target: Partial) -> Finish:
@@ -307,10 +308,10 @@ _MOVES: dict[tuple[type, type], tuple[str, Callable[..., Finish]]] = {
 
 
 def collective(source: State, target: State) -> str:
-    """The MPI collective of a move, ``-`` where nothing moves.
+    """Return the name of the MPI collective of a move, ``-`` where nothing moves.
 
     Raises:
-        HetmpError: the states do not join.
+        HetmpError: no move leads from *source* to *target*.
     """
     return _move(source, target)[0]
 
@@ -324,7 +325,7 @@ def _move(source: State, target: State) -> tuple[str, Callable[..., Finish]]:
 
 @dataclass(frozen=True)
 class Overlap:
-    """*size* indices that lie at *source* in one rank's share and at *target* in another's."""
+    """A run of *size* indices, at *source* in one rank's share and at *target* in another's."""
 
     source: int
     target: int
@@ -332,14 +333,14 @@ class Overlap:
 
 
 def overlaps(source: Layout, sender: int, target: Layout, receiver: int) -> list[Overlap]:
-    """The runs of indices that *sender* holds in *source* and *receiver* in *target*."""
-    found, at_source = [], 0
+    """Return the runs of indices that *sender* holds in *source* and *receiver* in *target*."""
+    runs, at_source = [], 0
     for ours in source.slices(sender):
         at_target = 0
         for theirs in target.slices(receiver):
             start, stop = max(ours.start, theirs.start), min(ours.stop, theirs.stop)
             if start < stop:
-                found.append(
+                runs.append(
                     Overlap(
                         at_source + start - ours.start,
                         at_target + start - theirs.start,
@@ -348,4 +349,4 @@ def overlaps(source: Layout, sender: int, target: Layout, receiver: int) -> list
                 )
             at_target += theirs.stop - theirs.start
         at_source += ours.stop - ours.start
-    return found
+    return runs

@@ -20,7 +20,7 @@ _AS_THEY_ARE = (torch.float32, torch.float64, torch.int32, torch.int64, torch.in
 
 
 def pack(x: Tensor, axis: int, layout: Layout) -> Tensor:
-    """The shares of all ranks, one after the other, each row-major."""
+    """Return the shares of all ranks, one after the other, each row-major, as a flat tensor."""
     if _in_order(list(x.shape), axis, layout):
         return x.reshape(-1)
     blocks = [
@@ -33,7 +33,7 @@ def pack(x: Tensor, axis: int, layout: Layout) -> Tensor:
 
 
 def unpack(flat: Tensor, shape: list[int], axis: int, layout: Layout) -> Tensor:
-    """The inverse of ``pack``."""
+    """Return the tensor of *shape* that ``pack`` flattened."""
     if _in_order(shape, axis, layout):
         return flat.view(shape)
     blocks: list[list[Tensor]] = [[] for _ in layout.pieces]
@@ -52,31 +52,31 @@ def unpack(flat: Tensor, shape: list[int], axis: int, layout: Layout) -> Tensor:
 
 
 def _in_order(shape: list[int], axis: int, layout: Layout) -> bool:
-    """Whether the shares already lie one after the other in a row-major tensor."""
+    """Return whether the shares already lie one after the other in a row-major tensor."""
     return len(layout.pieces) == 1 and math.prod(shape[: axis % len(shape)]) == 1
 
 
 def narrow(x: Tensor, axis: int, piece: slice) -> Tensor:
-    """The indices of *piece* along *axis*; a view."""
+    """Return a view of the indices of *piece* along *axis*."""
     return x.narrow(axis, piece.start, piece.stop - piece.start)
 
 
 def with_axis(x: Tensor, axis: int, size: int) -> list[int]:
-    """The shape of *x*, but *size* along *axis*."""
+    """Return the shape of *x* with *size* in the place of *axis*."""
     shape = list(x.shape)
     shape[axis] = size
     return shape
 
 
 def inner_size(shape: list[int], axis: int) -> int:
-    """How many elements lie at one index of *axis*."""
+    """Return the number of elements at one index of *axis*."""
     axis %= len(shape)
     return math.prod(shape[:axis]) * math.prod(shape[axis + 1 :])
 
 
 @dataclass
 class Wire:
-    """A flat tensor as MPI takes it, and the way back to its dtype and device."""
+    """A flat tensor as an array that MPI takes, and the way back to its dtype and device."""
 
     array: Array
     carried: torch.dtype
@@ -84,7 +84,7 @@ class Wire:
     device: torch.device
 
     def back(self, operation: Operation) -> Tensor:
-        """What arrived, when it has arrived."""
+        """Return the received array as a flat tensor, once it has arrived."""
         arrived = torch.from_numpy(operation.wait())
         if self.carried in (torch.int16, torch.uint8):
             arrived = arrived.view(self.dtype)
@@ -92,10 +92,10 @@ class Wire:
 
 
 def check_dtype(x: Tensor, *, summed: bool) -> None:
-    """Refuse what is not exchanged.
+    """Refuse a tensor whose dtype cannot be exchanged.
 
     Raises:
-        HetmpError: naming the dtype and those that are.
+        HetmpError: naming the dtype and those that can be exchanged.
     """
     if x.dtype in (*_AS_THEY_ARE, *HALF) or (x.dtype is torch.bool and not summed):
         return
@@ -106,7 +106,7 @@ def check_dtype(x: Tensor, *, summed: bool) -> None:
 
 
 def to_wire(flat: Tensor, *, summed: bool) -> Wire:
-    """A host array of *flat*: 16-bit floats are summed as float32, and moved as bits.
+    """Return *flat* as a host array: 16-bit floats are summed as float32, and moved as bits.
 
     Masks and counts travel too, as bytes and as they are.
 

@@ -1,6 +1,6 @@
 """Exchanges that move nothing: a barrier, and numbers of the right shape. For measuring.
 
-What a step takes with rehearsed exchanges is the floor under what it takes with real ones.
+A step with rehearsed exchanges takes the least time that a step with real ones can take.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _arrived: dict[tuple[tuple[int, ...], torch.dtype, torch.device], Tensor] = {}
 def rehearse(
     group: Group, x: Tensor, source: State, target: State, *, blocking: bool
 ) -> Callable[[], Tensor]:
-    """Wait for all ranks, as a collective does, and give what has the result's shape."""
+    """Wait for all ranks, as a collective does; return a function that gives made-up values."""
     request = None if blocking else group.comm.Ibarrier()
     if blocking:
         group.comm.Barrier()
@@ -29,9 +29,10 @@ def rehearse(
     key = tuple(shape), x.dtype, x.device
     if key not in _arrived:
         _arrived[key] = torch.randn(shape, device=x.device).to(x.dtype)
-    kept = _arrived[key]
+    numbers = _arrived[key]
     # The same memory under a tensor of its own: work in place does not reach what autograd saved.
-    alias = kept.new_empty(0).set_(kept.untyped_storage(), 0, kept.shape, kept.stride())
+    alias = numbers.new_empty(0)
+    alias.set_(numbers.untyped_storage(), 0, numbers.shape, numbers.stride())
 
     def finish() -> Tensor:
         if request is not None:

@@ -24,7 +24,7 @@ Finish = Callable[[], Tensor]
 
 
 def tidy(group: Group) -> None:
-    """Take back what earlier exchanges shared and nobody uses. Collective; before a pass."""
+    """Free the slots of earlier exchanges that no rank uses now. Collective; before a pass."""
     arena = group.kept.get("arena")
     if isinstance(arena, Arena):
         arena.take_back()
@@ -33,10 +33,10 @@ def tidy(group: Group) -> None:
 def gather(
     group: Group, x: Tensor, shape: list[int], axis: int, layout: Layout, *, borrowed: bool
 ) -> Finish | None:
-    """Sliced -> full, of *shape*.
+    """Gather slices: sliced -> full, of *shape*. Collective; None where there is no room.
 
-    With *borrowed*, ranks that compute on the CPU get the shared memory itself, which nobody
-    may write to; else a copy.
+    x: (..., c_local, ...), sliced on *axis*. Return a function that waits for the whole tensor:
+    with *borrowed*, on the CPU, the shared memory itself, which no rank may write to; else a copy.
     """
     arena = Arena.of(group)
     count = math.prod(shape)
@@ -62,10 +62,11 @@ def gather(
 def reduce_scatter(
     group: Group, x: Tensor, shape: list[int], axis: int, layout: Layout
 ) -> Finish | None:
-    """Partial -> sliced, of *shape*. 16-bit floats are summed as, and give, float32.
+    """Sum and slice: partial -> sliced, of *shape*. 16-bit floats are summed as float32.
 
-    Goes through the first dimension in rounds, each written while the one before is
-    under way, so that little memory is shared however large *x* is.
+    x: (..., c, ...), a summand. Collective; None where there is no room. Goes through the first
+    dimension in rounds, each written while the one before is under way, so that little memory is
+    shared however large *x* is.
     """
     arena = Arena.of(group)
     if arena is None:
@@ -98,7 +99,7 @@ def reduce_scatter(
 def _write(
     group: Group, arena: Arena, x: Tensor, into: Tensor, axis: int, layout: Layout
 ) -> Callable[[], None] | None:
-    """Write what belongs to others; what is returned waits for theirs and adds up *into*."""
+    """Write the other ranks' summands; return a function that adds theirs up *into* this rank's."""
     others = group.size - 1
     slot = arena.take(x.numel() * others * x.element_size())
     if slot is None:
@@ -109,7 +110,7 @@ def _write(
     sizes = list(x.shape)
 
     def block(source: int, target: int) -> Tensor:
-        """What one rank adds to another's slice."""
+        """Return the memory of what rank *source* adds to rank *target*'s slice."""
         count = layout.counts[target]
         begin = starts[target] * others + (source - (source > target)) * count * inner
         sizes[axis] = count
@@ -133,7 +134,7 @@ def _write(
 
 
 def _copy(x: Tensor, axis: int, layout: Layout, rank: int, into: Tensor) -> None:
-    """What *x* has of a rank's slice, *into* a block of its size."""
+    """Copy a rank's slice of *x* *into* a block of its size."""
     at = 0
     for piece in layout.slices(rank):
         part = narrow(x, axis, piece)

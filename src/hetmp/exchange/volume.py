@@ -1,4 +1,4 @@
-"""What an exchange must move: arithmetic on states, no MPI.
+"""The bytes that an exchange must move: arithmetic on states, no MPI.
 
 | exchange | bytes that rank r receives, of a whole value of B bytes |
 | --- | --- |
@@ -17,13 +17,13 @@ from hetmp.exchange.moves import overlaps
 def received(
     source: State, target: State, rank: int, size: float, ranks: int
 ) -> tuple[float, float]:
-    """Bytes that *rank* of *ranks* receives of a value of *size* bytes: (forward, backward)."""
+    """Return the bytes that *rank* receives of a value of *size* bytes: (forward, backward)."""
     forward = size * _fraction(source, target, rank, ranks)
     return forward, size * _fraction(dual(target), dual(source), rank, ranks)
 
 
 def received_by_all(source: State, target: State, size: float, ranks: int) -> float:
-    """Bytes that all *ranks* receive together of a value of *size* bytes, forward and backward."""
+    """Return the bytes that all ranks receive of a value of *size*, forward and backward."""
     moved = 0.0
     for before, after in ((source, target), (dual(target), dual(source))):
         if isinstance(before, Sliced) and isinstance(after, Sliced):
@@ -43,8 +43,8 @@ def _fraction(source: State, target: State, rank: int, ranks: int) -> float:
     if isinstance(source, Partial) and isinstance(target, Sliced):
         return (ranks - 1) * _share(target, rank)
     if isinstance(source, Sliced) and isinstance(target, Sliced):
-        kept = sum(o.size for o in overlaps(source.layout, rank, target.layout, rank))
-        return _share(target, rank) - kept / max(1, target.layout.total)
+        staying = sum(o.size for o in overlaps(source.layout, rank, target.layout, rank))
+        return _share(target, rank) - staying / max(1, target.layout.total)
     return 0.0
 
 

@@ -19,7 +19,7 @@ MAX_BYTES = 2**30
 
 
 def share_of(whole: Tensor, state: State, rank: int) -> Tensor:
-    """What *rank* holds of a whole tensor in *state*; a view where it is one slice."""
+    """Return *rank*'s share of a *whole* tensor in *state*; a view where it is one slice."""
     if not isinstance(state, Sliced):
         return whole
     parts = [
@@ -30,7 +30,7 @@ def share_of(whole: Tensor, state: State, rank: int) -> Tensor:
 
 
 def share_shape(shape: torch.Size, state: State, rank: int) -> list[int]:
-    """The shape of *rank*'s share of a tensor of *shape*."""
+    """Return the shape of *rank*'s share of a tensor of *shape*."""
     sizes = list(shape)
     if isinstance(state, Sliced):
         sizes[state.axis] = state.layout.counts[rank]
@@ -40,7 +40,7 @@ def share_shape(shape: torch.Size, state: State, rank: int) -> list[int]:
 def distribute(group: Group, whole: Tensor | None, into: Tensor, state: State) -> None:
     """Fill *into* with this rank's share of rank 0's *whole* tensor. Collective.
 
-    *whole* is looked at on rank 0 only.
+    whole: the tensor, read on rank 0 only; elsewhere it may be None.
     """
     if group.size == 1 or (group.is_root and isinstance(state, Sliced)):
         assert whole is not None
@@ -68,7 +68,7 @@ def distribute(group: Group, whole: Tensor | None, into: Tensor, state: State) -
 def collect(
     group: Group, local: Tensor, shape: torch.Size, state: State, root: int | None
 ) -> Tensor | None:
-    """The whole tensor on the CPU, on every rank or (with *root*) there only. Collective.
+    """Return the whole tensor on the CPU: on every rank, or only on *root*. Collective.
 
     A tensor that every rank holds alike is taken from rank 0, or *root*.
     """
@@ -104,7 +104,7 @@ def _put(whole: Tensor, block: Tensor, axis: int, layout: Layout, rank: int) -> 
 
 
 def _parts(tensor: Tensor) -> Iterator[Array]:
-    """The bytes of a contiguous host tensor, in runs that one message takes."""
+    """Yield the bytes of a contiguous host tensor, in runs that fit one message."""
     flat = tensor.reshape(-1).view(torch.uint8)
     for begin in range(0, flat.numel(), MAX_BYTES):
         yield flat[begin : begin + MAX_BYTES].numpy()

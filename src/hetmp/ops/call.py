@@ -1,4 +1,4 @@
-"""One operation as a module calls it, what is known of the values it meets, and how it runs."""
+"""One operation as a module calls it, the facts known about its values, and how it runs."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +25,9 @@ class Ref:
 
 @dataclass(frozen=True)
 class Value:
-    """What is known of a value before it runs.
+    """The facts known about a value before it runs.
 
-    A graph is probed with inputs of unlike sizes, so that sizes which every input has are told
-    from those which happen to be.
+    A graph is probed with inputs of different sizes, to tell fixed sizes from accidental ones.
 
     Attributes:
         sizes: of a tensor, its shape in every probe; else empty.
@@ -59,7 +58,7 @@ class Value:
 
     @property
     def dims(self) -> int:
-        """How many dimensions a tensor has."""
+        """The number of dimensions of a tensor."""
         return len(self.sizes[0])
 
 
@@ -70,8 +69,8 @@ class Call:
     Attributes:
         target: a layer (on the meta device), a function, or the name of a tensor's method.
         args, kwargs: as the module gives them, with a ``Ref`` for every value.
-        values: what is known of the values referred to, by name, in order of appearance.
-        given: what is known of the result.
+        values: the values referred to, by name, in order of appearance.
+        given: the value of the result.
     """
 
     target: nn.Module | Callable[..., Any] | str
@@ -81,7 +80,7 @@ class Call:
     given: Value
 
     def __post_init__(self) -> None:
-        """The first argument stands first, also where the module names it: ``f(input=x)``."""
+        """Put the first argument first, also where the module names it: ``f(input=x)``."""
         first = None if self.args else _first_name(self.target)
         if first is not None and first in self.kwargs:
             rest = {name: value for name, value in self.kwargs.items() if name != first}
@@ -108,25 +107,25 @@ class Call:
 
     @property
     def taken(self) -> Value:
-        """What is known of the first tensor it takes."""
+        """The value of the first tensor operand."""
         return next(value for value in self.values.values() if value.holds_tensors)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by its place or its name."""
+        """Return an argument by its position or its name."""
         if position < len(self.args):
             return self.args[position]
         return self.kwargs.get(name, default)
 
     @property
     def title(self) -> str:
-        """What is called, in a word."""
+        """The name of the layer's class, the function or the method."""
         if isinstance(self.target, str):
             return self.target
         return getattr(self.target, "__name__", type(self.target).__name__)
 
     @cached_property
     def signature(self) -> str:
-        """The operation, its settings and the sizes it meets, as a line: equal where the work is.
+        """The operation, its settings and its sizes, as a line: equal for equal work.
 
         For example ``Conv2d(60, 240, kernel_size=(3, 3), stride=(1, 1)) 60x32x32``. Sizes are of
         whole values, without the batch.
@@ -145,28 +144,28 @@ class Call:
         return f"{self.title}({', '.join(parts)})"
 
     def invoke(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Call a function or method with values in the place of references."""
+        """Call the function or method with values in the place of references."""
         if isinstance(self.target, str):
             return getattr(args[0], self.target)(*args[1:], **kwargs)
         return self.target(*args, **kwargs)
 
 
 class _Bare(str):
-    """Text that shows itself without quotes."""
+    """A string whose ``repr`` has no quotes."""
 
     def __repr__(self) -> str:
         return str(self)
 
 
 def _sizes(value: Value) -> str:
-    """The sizes of a value without the batch."""
+    """Return the sizes of a value without the batch."""
     if value.is_tensor:
         return "x".join(str(size) for size in value.sizes[0][1:]) or "1"
     return "+".join(_sizes(item) for item in value.items) or "?"
 
 
 def _first_name(target: Any) -> str | None:
-    """The name of the first argument of a layer or function."""
+    """Return the name of the first argument of a layer or function."""
     if target is torch.where:
         return "condition"
     called = target.forward if isinstance(target, nn.Module) else target
@@ -178,7 +177,7 @@ def _first_name(target: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Flow(Generic[L]):
-    """How an operation takes its operands, and the state of what it gives.
+    """The states in which an operation takes its operands, and the state of its result.
 
     Attributes:
         wants: the state of every operand, by name.
@@ -191,7 +190,7 @@ class Flow(Generic[L]):
 
 @dataclass(frozen=True)
 class OperatorRun(Generic[L]):
-    """How one call runs on slices.
+    """One call, and how it runs on slices.
 
     Attributes:
         scheme: of a layer that mixes channels, what it does with the states; else None.
@@ -215,12 +214,12 @@ class OperatorRun(Generic[L]):
 
     @property
     def target(self) -> OperandState[L]:
-        """The state of what it gives."""
+        """The state of the result."""
         return self.flow.gives
 
 
 def references(structure: Any) -> Iterator[str]:
-    """The names of all values that *structure* refers to, in order, possibly more than once."""
+    """Yield the names of all values that *structure* refers to, in order, maybe repeatedly."""
     if isinstance(structure, Ref):
         yield structure.name
     elif isinstance(structure, Mapping):
@@ -234,12 +233,12 @@ def references(structure: Any) -> Iterator[str]:
 
 
 def filled(structure: Any, fill: Callable[[str], Any]) -> Any:
-    """*structure* with ``fill(name)`` in the place of every reference; its containers are new."""
+    """Replace every reference in *structure* by ``fill(name)``; the containers are new."""
     return mapped(structure, lambda item: fill(item.name) if isinstance(item, Ref) else item)
 
 
 def mapped(structure: Any, change: Callable[[Any], Any]) -> Any:
-    """*structure* in plain containers of Python's, with ``change(item)`` for every item."""
+    """Replace every item of *structure* by ``change(item)``; the containers are plain Python's."""
     if isinstance(structure, tuple):
         items = [mapped(item, change) for item in structure]
         return type(structure)(*items) if hasattr(structure, "_fields") else tuple(items)

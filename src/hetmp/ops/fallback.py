@@ -1,4 +1,4 @@
-"""What has no rule: every rank computes it whole, from full operands."""
+"""Operations without a rule: every rank computes them whole, from full operands."""
 
 import copy
 import zlib
@@ -16,9 +16,9 @@ from hetmp.ops.rule import Rule
 
 
 class Whole(Rule):
-    """The operation as it stands, with all its parameters on every rank.
+    """An operation that every rank computes whole, with all its parameters.
 
-    What it draws at random must be the same everywhere: see ``seeded``.
+    Its random numbers must be the same on all ranks: see ``seeded``.
     """
 
     # Of what has no rule at all.
@@ -50,7 +50,7 @@ class Whole(Rule):
 
 @contextmanager
 def seeded(key: int, name: str, device: torch.device) -> Iterator[None]:
-    """torch's generators seeded with (*key*, *name*) inside, and as they were afterwards."""
+    """Seed torch's generators with (*key*, *name*) inside, and restore them afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(zlib.crc32(f"{key} {name}".encode()))

@@ -1,4 +1,4 @@
-"""What runs on a rank that holds none of an operation's channels.
+"""Layers and functions on a rank that holds none of an operation's channels.
 
 torch refuses zero-filter convolutions and zero-channel pooling, so nothing is computed: the
 output is zeros of the right shape (mostly without elements). It still takes part in autograd
@@ -19,13 +19,13 @@ from hetmp.ops.call import OperatorRun
 
 
 class _Dtypes:
-    """What the other ranks' outputs are made of; autocast decides operator by operator."""
+    """The dtypes of the other ranks' outputs; autocast decides operator by operator."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[torch.dtype, torch.dtype], torch.dtype] = {}
 
     def of(self, x: Tensor, shape: list[int], compute: Callable[[Tensor], Tensor]) -> torch.dtype:
-        """Of what *compute* gives for something like *x*, of *shape*."""
+        """Return the dtype that *compute* gives for an input like *x*, of *shape*."""
         if not torch.is_autocast_enabled(x.device.type):
             return x.dtype
         key = x.dtype, torch.get_autocast_dtype(x.device.type)
@@ -76,7 +76,7 @@ class Idle(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zeros of the output's shape."""
+        """Return zeros of the output's shape."""
         shape = list(x.shape)
         if self._narrows is not None:
             shape[self._narrows] = self._width
@@ -129,7 +129,7 @@ class _Zeros(torch.autograd.Function):
 
 
 def idle_function(run: OperatorRun, width: int) -> Callable[..., Tensor]:
-    """A function of one tensor, on a rank without channels; it would take *width* at least."""
+    """Return what a rank without channels runs for a function of one tensor."""
     narrows, empties = run.source, run.target
     assert isinstance(narrows, Sliced)
     assert isinstance(empties, Sliced)

@@ -15,7 +15,7 @@ Labels = Sequence[Hashable]
 
 @dataclass(frozen=True)
 class Labelled:
-    """How the axes of a call's operands meet.
+    """The labels of the axes of a call's operands and result: equal labels are cut alike.
 
     Attributes:
         operands: (name, labels) of every operand; what stands twice in the call is here twice.
@@ -29,7 +29,7 @@ class Labelled:
     sums: Collection[Hashable] = ()
 
     def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
-        """Cut the label that leaves the most bytes of the operands as they are cut.
+        """Cut the label along which most bytes of the operands are cut already.
 
         Slices of the result if it has the label, summands if the label is summed over.
         """
@@ -67,7 +67,7 @@ class Labelled:
 
 
 def _kept(call: Call, states: States[L], flow: Flow[L]) -> int:
-    """The bytes of the operands that need not move, or hardly: they are cut along that axis."""
+    """Return the bytes of the operands that hardly move: they are cut along that axis already."""
     return sum(
         1 + call.values[name].image_bytes
         for name, want in flow.wants.items()
@@ -78,12 +78,12 @@ def _kept(call: Call, states: States[L], flow: Flow[L]) -> int:
 
 
 def tensor_names(call: Call, *arguments: object) -> list[str] | None:
-    """The names of *arguments*; None if one of them is not a tensor of the graph's."""
+    """Return the names of *arguments*; None if one of them is not a tensor of the graph's."""
     names = [argument.name for argument in arguments if isinstance(argument, Ref)]
     known = len(names) == len(arguments) and all(call.values[name].is_tensor for name in names)
     return names if known else None
 
 
 def from_right(dims: int) -> list[Hashable]:
-    """Labels for *dims* axes as broadcasting sees them: equal where they lie over each other."""
+    """Return labels for *dims* axes as broadcasting aligns them: counted from the right."""
     return [axis - dims for axis in range(dims)]

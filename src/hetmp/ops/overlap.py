@@ -19,7 +19,7 @@ from hetmp.ops.layers.mixing import Mixing
 
 
 class Postponed:
-    """The layers that take one exchanged value.
+    """The layers that take one exchanged value, whose parameter gradients are postponed.
 
     A rank without channels in them has an ``Idle`` in their place, and takes part alike.
 
@@ -45,7 +45,7 @@ class Postponed:
         self._entered: list[dict[str, Tensor]] = []
 
     def enter(self, x: Tensor) -> None:
-        """Between start and end of the exchange of *x*, this rank's share."""
+        """Enter the layers' parameters, between start and end of the exchange of *x*."""
         named = [dict(layer.named_parameters()) for _, layer in self.takers]
         kept = x.detach() if self.regather else x.new_empty(0)
         parameters = [parameter for names in named for parameter in names.values()]
@@ -53,7 +53,7 @@ class Postponed:
         self._entered = [{name: next(entered) for name in names} for names in named]
 
     def run(self, number: int, x: Tensor) -> Tensor:
-        """What a taker gives for the exchanged value. Once per taker."""
+        """Return a taker's output for the exchanged value. Once per taker."""
         rule, layer = self.takers[number]
         entered, self._entered[number] = self._entered[number], {}
         if not rule.is_plain(layer) or _hooked(layer):

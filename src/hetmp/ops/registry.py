@@ -1,4 +1,4 @@
-"""Which rule speaks for what: the tables, and how a rule of the user's own gets into them."""
+"""The tables of rules, by layer class, function and method, and how users add to them."""
 
 import functools
 import inspect
@@ -22,7 +22,7 @@ _methods: dict[str, Rule] = {}
 
 
 def rule_for(target: nn.Module | Callable[..., Any] | str) -> Rule | None:
-    """The rule that speaks for a layer's exact class, a function or a method's name, or None.
+    """Return the rule of a layer's exact class, a function or a method's name, or None.
 
     A subclass of a layer may do anything.
     """
@@ -32,7 +32,7 @@ def rule_for(target: nn.Module | Callable[..., Any] | str) -> Rule | None:
 
 
 def shares_memory(target: nn.Module | Callable[..., Any] | str) -> bool:
-    """Whether what a layer, a function or a method gives may be memory of what it takes."""
+    """Return whether the result of a layer, function or method may share operands' memory."""
     if isinstance(target, nn.Module):
         names = {kind.__name__ for kind in type(target).__mro__}
         rules = (rule for kind, rule in _layers.items() if isinstance(target, kind))
@@ -45,31 +45,31 @@ def shares_memory(target: nn.Module | Callable[..., Any] | str) -> bool:
 
 
 def draws(call: Call) -> bool:
-    """Whether a call that is computed whole may draw random numbers."""
+    """Return whether a call that is computed whole may draw random numbers."""
     rule = rule_for(call.target)
     return call.layer is not None or call.title in (*Whole.random, *(rule.random if rule else ()))
 
 
 def initial_value(layer: nn.Module, buffer: str) -> float | None:
-    """Return what a *buffer* of *layer* holds before the first batch; None if no rule says."""
+    """Return the value of a *buffer* of *layer* before the first batch; None if unknown."""
     rules = (_layers[kind] for kind in type(layer).__mro__ if kind in _layers)
     values = (rule.initial_buffers.get(buffer) for rule in rules)
     return next((value for value in values if value is not None), None)
 
 
 def layer_form(function: Any) -> LayerForm | None:
-    """Return how a *function* amounts to a layer; None if no rule says."""
+    """Return how a *function*'s arguments make a layer; None if no rule says."""
     forms = (rule.forms.get(function) for rule in dict.fromkeys(_layers.values()))
     return next((form for form in forms if form is not None), None)
 
 
 def known_layers() -> tuple[type[nn.Module], ...]:
-    """Every layer class that has a rule now."""
+    """Return every layer class that has a rule now."""
     return tuple(_layers)
 
 
 def register(rule: _Rule, *targets: Any, replace: bool = False) -> _Rule:
-    """Let *rule* speak for *targets*, in every model that is sliced from now on.
+    """Make *rule* the rule of *targets*, in every model that is sliced from now on.
 
     Every rank must do it. A function of the user's own must be one that torch.fx keeps as one
     operation: see ``operator``.
@@ -84,8 +84,8 @@ def register(rule: _Rule, *targets: Any, replace: bool = False) -> _Rule:
         *rule* itself.
 
     Raises:
-        HetmpError: *rule* is no rule, there is nothing to speak for, something cannot have a
-            rule, or another rule speaks for it; nothing is registered then.
+        HetmpError: *rule* is not a rule; there are no targets; a target cannot have a rule, or
+            has another one. Nothing is registered then.
     """
     given: Any = rule
     if not isinstance(given, Rule):
@@ -109,9 +109,10 @@ def register(rule: _Rule, *targets: Any, replace: bool = False) -> _Rule:
 
 
 def operator(rule: Rule, *, replace: bool = False) -> Callable[[_Target], _Target]:
-    """A decorator of a function or an ``nn.Module`` class, for which *rule* then speaks.
+    """Decorate a function or an ``nn.Module`` class, to make *rule* its rule.
 
-    Such a function is one operation of a model that calls it: torch.fx would look inside.
+    A decorated function is one operation of a model that calls it; otherwise torch.fx would look
+    inside.
 
     Raises:
         HetmpError: see ``register``.
@@ -127,7 +128,7 @@ def operator(rule: Rule, *, replace: bool = False) -> Callable[[_Target], _Targe
 
 
 def _recorded(function: Any) -> Any:
-    """*function*, which records itself as one call where torch.fx traces."""
+    """Wrap *function* so that it is recorded as one call where torch.fx traces."""
     if not inspect.isfunction(function):
         raise HetmpError(f"operator decorates functions and nn.Module classes, got {function!r}")
 
@@ -142,7 +143,7 @@ def _recorded(function: Any) -> Any:
 
 
 def first_proxy(structure: Any) -> fx.Proxy | None:
-    """What stands for a value in *structure*, if torch.fx traces; it knows who records."""
+    """Return the first stand-in for a value in *structure*, if torch.fx traces; else None."""
     found: list[fx.Proxy] = []
 
     def note(item: Any) -> Any:
@@ -155,7 +156,7 @@ def first_proxy(structure: Any) -> fx.Proxy | None:
 
 
 def _table(target: Any) -> dict[Any, Rule]:
-    """The table that *target* belongs in."""
+    """Return the table that *target* belongs in."""
     if isinstance(target, str):
         if not hasattr(torch.Tensor, target):
             raise HetmpError(f"tensors have no method {target!r}: give the name of one they have")
@@ -170,7 +171,7 @@ def _table(target: Any) -> dict[Any, Rule]:
 
 
 def _key(target: Any) -> Any:
-    """What a target is known by: of the ``apply`` of an ``autograd.Function``, the class."""
+    """Return the key of a target: for the ``apply`` of an ``autograd.Function``, the class."""
     owner = getattr(target, "__self__", None)
     return owner if isinstance(owner, type) and issubclass(owner, _Autograd) else target
 

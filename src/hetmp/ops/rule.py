@@ -1,4 +1,4 @@
-"""What every family of operators tells hetmp about itself."""
+"""The interface of a family of operators: ``Rule``."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -35,19 +35,19 @@ class LayerForm:
 class Rule:
     """One family of operators: its axis rule, the states it takes and gives, its local maths.
 
-    A layer that mixes channels follows a scheme. Every other operation runs on slices as it
-    stands where ``flow`` says so, and otherwise on all channels. A new operator is a new rule.
-    Asked with an ``Axis`` in the place of a layout, ``flow`` tells what must be cut alike.
+    A layer that mixes channels follows a scheme. Every other operation runs unchanged on slices
+    where ``flow`` says so, and otherwise on all channels. A new operator is a new rule. Called
+    with an ``Axis`` in the place of a layout, ``flow`` finds which axes must be cut alike.
     """
 
     layers: ClassVar[tuple[type[nn.Module], ...]] = ()
-    """The exact classes that the rule speaks for."""
+    """The exact classes that the rule covers."""
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
-    """The functions that the rule speaks for."""
+    """The functions that the rule covers."""
 
     methods: ClassVar[tuple[str, ...]] = ()
-    """The tensor methods that the rule speaks for, by name."""
+    """The tensor methods that the rule covers, by name."""
 
     mixes: ClassVar[bool] = False
     """Whether every output channel depends on every input channel."""
@@ -62,7 +62,7 @@ class Rule:
     """Whether a layer may be called with more than one argument."""
 
     views: ClassVar[tuple[str, ...]] = ()
-    """Which of these may give memory of what they take, by ``Call.title``: work in place on the
+    """Which of these may return memory of an operand, by ``Call.title``: in-place work on the
     result then changes the operand, too."""
 
     random: ClassVar[tuple[str, ...]] = ()
@@ -75,7 +75,7 @@ class Rule:
     """Whether the layers give as many dimensions as they take."""
 
     initial_buffers: ClassVar[Mapping[str, float]] = {}
-    """What buffers of the layers hold before the first batch, by name."""
+    """The values of the layers' buffers before the first batch, by name."""
 
     forms: ClassVar[Mapping[Callable[..., Any], "LayerForm"]] = {}
     """Functions that amount to a layer where a module calls them with parameters of its own."""
@@ -83,61 +83,61 @@ class Rule:
     # --- what an operator asks of its input, before it runs
 
     def unfit(self, call: Call) -> str | None:
-        """Why a call is set up in a way that the rule does not speak for, or None."""
+        """Return why the rule does not apply to a call, as it is set up; None if it applies."""
         return None
 
     def channel_axis(self, layer: nn.Module, dims: int) -> int:
-        """The axis of an activation of *dims* dimensions that the layer takes for channels."""
+        """Return the channel axis of an activation of *dims* dimensions."""
         return 1
 
     def input_dims(self, layer: nn.Module) -> int | None:
-        """How many dimensions a batched input must have, or None if several will do."""
+        """Return the number of dimensions of a batched input, or None if several will do."""
         return None
 
     def groups(self, layer: nn.Module) -> int:
-        """Into how many groups the layer divides the channels, which it keeps apart."""
+        """Return the number of groups of channels that the layer does not mix."""
         return 1
 
     def takes_item(self, call: Call) -> bool:
-        """Whether the call takes one item of a tuple and nothing else."""
+        """Return whether the call takes one item of a tuple and nothing else."""
         return False
 
     def input_channels(self, layer: nn.Module) -> int | None:
-        """How many channels the layer demands, or None if any number will do."""
+        """Return the number of channels that the layer takes, or None for any number."""
         return None
 
     def output_channels(self, layer: nn.Module) -> int:
-        """How many channels a mixing layer gives: the axis that its plan cuts."""
+        """Return the number of channels that a mixing layer gives, which its plan cuts."""
         raise NotImplementedError
 
     # --- how states pass through it
 
     def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
-        """The states that it takes and gives, where an operand is sliced; None to take all full."""
+        """Return the states taken and given, where an operand is sliced; None to take all full."""
         (name,) = states
         source = states[name]
         given = self.gives(call, source) if isinstance(source, Sliced) else None
         return None if given is None else Flow({name: source}, given)
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        """What becomes of slices, for an operator of one operand; None if it needs all channels."""
+        """Return the result's state for one sliced operand; None if it needs all channels."""
         return source
 
     def channels_last(self, layer: Any, shape: torch.Size) -> bool:
-        """Whether an input of *shape* is best taken with each pixel's channels together."""
+        """Return whether an input of *shape* runs faster as channels_last."""
         return False
 
     # --- what a rank holds and runs of it
 
     def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
-        """Where the layer's parameters and buffers are cut."""
+        """Return how the layer's parameters and buffers are cut."""
         return {}
 
     def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
         """Set the layer's own size attributes to *count* channels on this rank."""
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
-        """This rank's share of a layer: uninitialised parameters of its share's sizes.
+        """Return this rank's share of a layer: uninitialised parameters of its share's sizes.
 
         The call's layer is on the meta device. A rank without channels gets an ``Idle``.
         """
@@ -154,18 +154,18 @@ class Rule:
         return local
 
     def idle(self, empty: nn.Module, run: OperatorRun) -> Idle:
-        """The layer of a rank with no channels, which owns the *empty* layer's parameters."""
+        """Return the layer of a rank without channels; it owns the *empty* layer's parameters."""
         return Idle(empty, self.stand_in(run), **self.idle_axes(run))
 
     def stand_in(self, run: OperatorRun) -> Any:
-        """The layer with one channel, on the meta device: it knows what shapes it gives."""
+        """Return the layer with one channel, on the meta device, to find output shapes."""
         cuts = self.cuts(run)
         stand_in = sized(run.layer, cuts, dict.fromkeys(cuts, 1), torch.device("meta"))
         self.resize(stand_in, run, 1)
         return stand_in
 
     def idle_axes(self, run: OperatorRun) -> dict[str, Any]:
-        """How input and output of a rank with no channels look: see ``Idle``."""
+        """Return the axes of ``Idle`` for a rank without channels."""
         source, target = run.source, run.target
         return {
             "narrows": source.axis if isinstance(source, Sliced) else None,
@@ -173,7 +173,7 @@ class Rule:
         }
 
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
-        """What this rank calls for a function or method, with its shares in place of operands."""
+        """Return what this rank calls for a function or method, on its shares of operands."""
         source = run.source
         empty = isinstance(source, Sliced) and source.layout.counts[group.rank] == 0
         if empty and not self.runs_empty:
@@ -184,7 +184,7 @@ class Rule:
 def sized(
     layer: nn.Module, cuts: Cuts, counts: Mapping[str, int], device: torch.device
 ) -> nn.Module:
-    """A copy of *layer* on *device* with uninitialised tensors, cut ones *counts* long."""
+    """Copy *layer* to *device* with uninitialised tensors, cut ones *counts* long."""
     local = copy.deepcopy(layer)
     parameters, buffers = fresh_tensors(layer, cuts, counts, device)
     local._parameters.update(parameters)
@@ -195,7 +195,7 @@ def sized(
 def fresh_tensors(
     layer: nn.Module, cuts: Cuts, counts: Mapping[str, int], device: torch.device
 ) -> tuple[dict[str, nn.Parameter | None], dict[str, Tensor | None]]:
-    """Uninitialised parameters and buffers for *layer*'s own, cut ones *counts* long."""
+    """Return uninitialised parameters and buffers for *layer*'s, cut ones *counts* long."""
 
     def empty(name: str, tensor: Tensor) -> Tensor:
         shape = list(tensor.shape)
@@ -217,7 +217,7 @@ def fresh_tensors(
 
 
 def cut_along(layer: nn.Module, names: Mapping[str, int], state: "OperandState[L]") -> Cuts[L]:
-    """Cut each named tensor along its given axis as *state* is cut; nothing if it is not sliced."""
+    """Cut each named tensor along its axis as *state* is cut; nothing if it is not sliced."""
     if not isinstance(state, Sliced):
         return {}
     return {
@@ -228,7 +228,7 @@ def cut_along(layer: nn.Module, names: Mapping[str, int], state: "OperandState[L
 
 
 def whole_of(share: Tensor, state: object) -> Tensor:
-    """The shape of the whole tensor of which this is a rank's share, as a tensor without data."""
+    """Return a tensor without data, of the shape of the whole tensor that *share* is part of."""
     shape = list(share.shape)
     if isinstance(state, Sliced):
         shape[state.axis] = state.layout.total

@@ -1,4 +1,4 @@
-"""On a rank without channels: where torch refuses none, one of zeros is computed and dropped."""
+"""Operations that torch refuses without channels: one of zeros is computed and dropped."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from hetmp.ops.rule import Rule
 
 
 def with_zeros(x: Tensor, axis: int, width: int) -> Tensor:
-    """*x* with *width* indices more on an axis."""
+    """Append *width* indices of zeros to *x* on an axis."""
     shape = list(x.shape)
     shape[axis] = width
     return torch.cat([x, x.new_zeros(shape)], axis)
@@ -37,7 +37,7 @@ class Spare(nn.Module):
         self._axis, self._width = axis, width
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the operation gives of zeros, without an element of it."""
+        """Return the operation's result for zeros, cut to no elements."""
 
         def filled(x: Any) -> Any:
             if not isinstance(x, Tensor):
@@ -60,7 +60,7 @@ class Spared(Rule):
     """Operations that run as a ``Spare`` on a rank that holds nothing of the first operand."""
 
     def spare_width(self, call: Call) -> int | None:
-        """How many indices the operation wants at least; None if it runs without any."""
+        """Return how many indices the operation needs; None if it runs without any."""
         return 1
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:

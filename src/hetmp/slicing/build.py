@@ -42,7 +42,7 @@ def slice_model(
     strict: bool = False,
     tuning: Tuning | None = None,
 ) -> SlicedModel:
-    """Slice *module* over the ranks of *comm*: the same network, of which each rank holds a share.
+    """Slice *module* over the ranks of *comm*: the same network, each rank holding a share of it.
 
     Collective. Give it the same module and the same weights on every rank; the values of its
     parameters and buffers are taken from rank 0, and the module is left as it was.
@@ -139,7 +139,7 @@ def _agree_on_model(
 
 
 def _mark(lines: Iterable[str]) -> int:
-    """A number for lines, which may be more in all than there should be memory for."""
+    """Return a checksum of lines, read one at a time: together they may not fit in memory."""
     mark = 0
     for line in lines:
         mark = zlib.crc32(f"{line}\n".encode(), mark)
@@ -198,7 +198,7 @@ def add_layers(model: SlicedModel, device: torch.device) -> None:
 
 
 def _tie(model: nn.Module, graph: ModelGraph) -> None:
-    """Make tensors one that are one in the user's module."""
+    """Share the tensors that are one tensor in the user's module."""
     for name, first in graph.aliases.items():
         (above, _, last), (of, _, own) = name.rpartition("."), first.rpartition(".")
         try:
@@ -211,7 +211,7 @@ def _tie(model: nn.Module, graph: ModelGraph) -> None:
 
 
 def _local(step: CallStep, group: Group, device: torch.device) -> nn.Module:
-    """This rank's share of the layer that a step runs."""
+    """Return this rank's share of the layer that a step runs."""
     local = step.node.rule.local(step.run, group, device)
     if step.node.reason is None:
         local.train(step.run.layer.training)
@@ -219,7 +219,7 @@ def _local(step: CallStep, group: Group, device: torch.device) -> nn.Module:
 
 
 def _adopt(local: nn.Module, layer: nn.Module, device: torch.device) -> None:
-    """Give *local* uninitialised whole tensors for those that *layer* itself owns."""
+    """Register uninitialised whole tensors in *local* for those that *layer* itself owns."""
     parameters, buffers = fresh_tensors(layer, {}, {}, device)
     for name, parameter in parameters.items():
         local.register_parameter(name, parameter)

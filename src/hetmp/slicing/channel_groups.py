@@ -57,7 +57,7 @@ class ChannelGroups:
 
 
 def channel_groups(graph: ModelGraph) -> ChannelGroups:
-    """Which channels of *graph* must be cut alike."""
+    """Find which channels of *graph* must be cut alike."""
     axes = _Axes()
     reader = _Reader(graph, axes)
     for trace in graph.traces:
@@ -81,7 +81,7 @@ def channel_groups(graph: ModelGraph) -> ChannelGroups:
 
 
 def plan_from_weights(graph: ModelGraph, weights: Sequence[Any]) -> Plan:
-    """The default plan: scheme ``filters``, each channel group in proportion to *weights*.
+    """Make the default plan: scheme ``filters``, groups cut in proportion to *weights*.
 
     Layers that share a parameter with another layer follow ``whole``.
 
@@ -101,7 +101,7 @@ def plan_from_shares(
     weights: Sequence[Any],
     schemes: Mapping[str, SchemeName] | None = None,
 ) -> Plan:
-    """A plan that cuts each channel group as told.
+    """Make a plan from the partition of each channel group.
 
     Args:
         found: the channel groups of *graph*.
@@ -140,7 +140,7 @@ def plan_from_shares(
 
 
 def _is_crumbled(layout: Layout) -> bool:
-    """Whether ties left almost every unit on its own, as ``y[:, 1:] - y[:, :-1]`` does.
+    """Return whether ties left almost every unit on its own, as ``y[:, 1:] - y[:, :-1]`` does.
 
     Units that are apportioned one by one would all go to the same rank: exchanges cost less.
     """
@@ -149,7 +149,7 @@ def _is_crumbled(layout: Layout) -> bool:
 
 
 class _Axes:
-    """An axis of its own for every mixing layer, under scheme ``filters``."""
+    """A separate axis for every mixing layer, under scheme ``filters``."""
 
     def __init__(self) -> None:
         self.of: dict[str, Axis] = {}
@@ -163,7 +163,7 @@ class _Axes:
 
 
 class _Reader(Scheduler[Axis]):
-    """Where two axes meet, they are tied."""
+    """A scheduler that ties two axes where they meet."""
 
     def in_state(self, value: str, target: OperandState[Axis]) -> str:
         source = self.states[value]

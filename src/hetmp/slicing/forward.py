@@ -18,7 +18,7 @@ _CHANNELS_LAST = (0, 2, 3, 1)
 
 
 class Forward:
-    """What is known while a program runs.
+    """The state of one forward pass while its program runs.
 
     Args:
         model: the user's layers with this rank's share of them.
@@ -43,7 +43,7 @@ class Forward:
         self.postponed: dict[str, tuple[Postponed, int]] = {}
 
     def run(self) -> None:
-        """Run every step; ``values`` then holds what the program returns."""
+        """Run every step; ``values`` then holds the values that the program returns."""
         tidy(self.runtime.group)
         watch = self.runtime.watch
         if watch is not None:
@@ -68,7 +68,7 @@ class Forward:
         return self._call(order, step)
 
     def _exchange(self, order: Order, step: ExchangeStep) -> Any:
-        """Exchange a value; the parameters of the layers that take it enter while it travels."""
+        """Exchange a value; while it travels, the parameters of its takers enter autograd."""
         runtime, x = self.runtime, self.values[step.sources[0]]
         exchange, tuning = runtime.exchange(self.mode, step), runtime.tuning
         order_in_memory = self._memory_order(x, order)
@@ -97,7 +97,7 @@ class Forward:
         return under_way.wait()
 
     def _memory_order(self, x: Tensor, order: Order) -> tuple[int, ...] | None:
-        """How a gathered value lies best for the first layer that takes it."""
+        """Return the best memory order of a gathered value for its first taker."""
         if not (self.runtime.tuning.channels_last and order.takers and x.dim() == 4):
             return None
         best = order.takers[0]
@@ -127,7 +127,7 @@ class Forward:
             return callee(*args, **kwargs)
 
     def _seed(self, name: str, args: tuple[Any, ...]) -> AbstractContextManager[None]:
-        """A step's random numbers, seeded alike on all ranks."""
+        """Seed a step's random numbers, the same on all ranks."""
         device = next((arg.device for arg in args if isinstance(arg, Tensor)), torch.device("cpu"))
         return seeded(self.key, name, device)
 

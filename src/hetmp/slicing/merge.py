@@ -11,7 +11,7 @@ from hetmp.slicing.table import tensors_of
 
 
 def merge_model(model: SlicedModel, *, root: int | None = None) -> dict[str, Tensor]:
-    """The unsliced module's ``state_dict``: whole tensors, on the CPU.
+    """Return the unsliced module's ``state_dict``: whole tensors, on the CPU.
 
     Collective. One tensor is in flight at a time.
 
@@ -29,7 +29,7 @@ def merge_model(model: SlicedModel, *, root: int | None = None) -> dict[str, Ten
 def merged_tensors(
     model: SlicedModel, *, root: int | None = None
 ) -> Iterator[tuple[str, Tensor | None]]:
-    """(name, whole tensor or None) of every entry of the ``state_dict``, one at a time.
+    """Yield (name, whole tensor or None) for every entry of the ``state_dict``, one at a time.
 
     Collective: every rank runs through all of it. See ``merge_model``.
     """

@@ -25,7 +25,7 @@ RESERVED = "hetmp"
 
 
 class SlicedModel(nn.Module):
-    """A module of which this rank holds a share; made by ``slice_model``.
+    """A module of which each rank holds a share; made by ``slice_model``.
 
     Calling it is collective over its group: every rank gives the whole batch and gets the
     whole output. It holds the user's layers under the user's names, so ``state_dict()`` and
@@ -46,7 +46,7 @@ class SlicedModel(nn.Module):
         self.hetmp = Runtime(graph, plan, schedule, table, group, tuning)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the user's module returns, whole, for a whole batch.
+        """Return what the user's module returns, whole, for a whole batch. Collective.
 
         Raises:
             HetmpError: on every rank, for an input of the wrong number of dimensions, or (in
@@ -70,7 +70,7 @@ class SlicedModel(nn.Module):
         return filled(program.result, lambda name: _left(runtime.group, values[name]))
 
     def _entered(self, mode: int) -> dict[str, Tensor]:
-        """The replicated parameters, with gradients that are summed over the ranks."""
+        """Return the replicated parameters, with gradients summed over the ranks."""
         names = self.hetmp.replicated(mode)
         parameters = (self.get_parameter(name) for name in names)
         return dict(zip(names, self.hetmp.parameter_entry(*parameters), strict=True))
@@ -86,7 +86,7 @@ class SlicedModel(nn.Module):
         return getattr(self.get_submodule(above), last)
 
     def __repr__(self) -> str:
-        """The user's layers, the states between them and the exchanges, in order."""
+        """Show the user's layers, the states between them and the exchanges, in order."""
         group = self.hetmp.group
         lines = [f"SlicedModel, rank {group.rank} of {group.size}:"]
         for mode, program in enumerate(self.hetmp.schedule.programs):
@@ -106,7 +106,7 @@ class SlicedModel(nn.Module):
         ]
 
     def _row(self, mode: int, step: ProgramStep) -> tuple[str, str, str, str]:
-        """(path, scheme, states, what) of a step."""
+        """Return a step as (path, scheme, states, description)."""
         if isinstance(step, CallStep):
             layer = step.run.layer
             what = repr(layer) if layer is not None else step.run.call.title
@@ -135,7 +135,7 @@ def _states(before: Any, after: Any) -> str:
 
 
 def _left(group: Group, value: Any) -> Any:
-    """A result as it is handed to the user: see ``leave``."""
+    """Return a result as it is handed to the user: see ``leave``."""
     if isinstance(value, Tensor):
         return leave(group, value)
     if isinstance(value, tuple | list):

@@ -1,4 +1,4 @@
-"""Where the first number that is not finite comes from."""
+"""Finds the first value that has a number that is not finite."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +16,7 @@ _NOWHERE = np.iinfo(np.int64).max
 
 
 class _Look:
-    """Watches a forward pass for the first step that gives a number that is not finite."""
+    """Watches a forward pass for the first step whose output has a number that is not finite."""
 
     def __init__(self) -> None:
         self.titles: list[str] = []
@@ -37,7 +37,7 @@ class _Look:
 
 
 def first_not_finite(model: SlicedModel, *inputs: Tensor) -> str:
-    """What gives the first number that is not finite, in words, the same on every rank.
+    """Name the first value with a number that is not finite, the same on every rank.
 
     Looks at the inputs, at the parameters, and then at a forward pass in the model's mode, of
     which running statistics are a result. Collective.
@@ -59,7 +59,7 @@ def first_not_finite(model: SlicedModel, *inputs: Tensor) -> str:
 
 
 def not_finite(model: SlicedModel, *, buffers: bool = True) -> str | None:
-    """The first parameter or buffer that is not finite on any rank, by name. Collective."""
+    """Return the name of the first parameter or buffer not finite on any rank. Collective."""
     tensors = tensors_of(model)
     names = [entry.name for entry in model.hetmp.table.values() if entry.parameter or buffers]
     wrong = np.array([not is_finite(tensors[name]) for name in names], dtype=np.int8)
@@ -68,7 +68,7 @@ def not_finite(model: SlicedModel, *, buffers: bool = True) -> str | None:
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether all numbers of *x* are finite."""
+    """Return whether all numbers of *x* are finite."""
     return not x.is_floating_point() or bool(torch.isfinite(x).all())
 
 

@@ -93,7 +93,7 @@ _guarded: "weakref.WeakSet[SlicedModel]" = weakref.WeakSet()
 
 
 def reason_against(kind: type) -> str | None:
-    """Say why an optimizer of class *kind* is wrong on slices, by its name or one it derives from.
+    """Return why an optimizer of class *kind* is wrong on slices, by its or a base's name.
 
     None where nothing speaks against it, or where the class says ``measures_whole_tensors``.
     """

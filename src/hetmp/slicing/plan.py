@@ -57,7 +57,7 @@ class LayerPlan(BaseModel):
 
     @property
     def is_cut(self) -> bool:
-        """Whether the layer's output channels lie over the ranks."""
+        """Whether the layer's output channels are divided among the ranks."""
         return SCHEMES[self.scheme].cuts_outputs
 
     @property
@@ -67,7 +67,7 @@ class LayerPlan(BaseModel):
 
 
 class PredictedLayer(BaseModel):
-    """What a layer, and the channel-wise work behind it, is predicted to take in a step."""
+    """The predicted time of a layer, and of the channel-wise work behind it, in a step."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -124,7 +124,7 @@ class Plan(BaseModel):
         return self
 
     def check_ranks(self, ranks: int) -> None:
-        """Refuse a job of another number of ranks.
+        """Refuse a job with another number of ranks.
 
         Raises:
             HetmpError: naming both.
@@ -142,12 +142,12 @@ class Plan(BaseModel):
 
     @property
     def held(self) -> tuple[int, ...]:
-        """How many channels each rank holds, over all layers that are cut."""
+        """The number of channels of each rank, over all layers that are cut."""
         cut = [layer for layer in self.layers if layer.is_cut]
         return tuple(sum(layer.counts[rank] for layer in cut) for rank in range(self.ranks))
 
     def of_members(self) -> "Plan":
-        """The plan of the ranks that take part alone, numbered anew."""
+        """Return the plan of the ranks that take part alone, renumbered from 0."""
         if not self.left_out:
             return self
 
@@ -158,7 +158,7 @@ class Plan(BaseModel):
         return self._with_ranks(kept, len(self.members), (), devices)
 
     def spread(self, members: Sequence[int], ranks: int) -> "Plan":
-        """The inverse of ``of_members``: this plan for *members* among *ranks*, the others out."""
+        """Return this plan for *members* among *ranks*: the inverse of ``of_members``."""
         place = {rank: i for i, rank in enumerate(members)}
 
         def all_ranks(counts: Sequence[int]) -> tuple[int, ...]:
@@ -174,7 +174,7 @@ class Plan(BaseModel):
         left_out: tuple[int, ...],
         devices: tuple[str, ...],
     ) -> "Plan":
-        """This plan with *changed* counts for every layer and piece."""
+        """Return this plan with *changed* counts for every layer and piece."""
         layers = tuple(
             layer.model_copy(
                 update={
@@ -188,7 +188,7 @@ class Plan(BaseModel):
         return self.model_copy(update=update)
 
     def layer(self, name: str) -> LayerPlan:
-        """The entry of a layer.
+        """Return the entry of a layer.
 
         Raises:
             HetmpError: the plan has no such layer.
@@ -201,7 +201,7 @@ class Plan(BaseModel):
     def with_layer(
         self, name: str, *, scheme: SchemeName | None = None, counts: Sequence[int] | None = None
     ) -> "Plan":
-        """This plan with another scheme or other counts for one layer.
+        """Return this plan with another scheme or other counts for one layer.
 
         Raises:
             HetmpError: no such layer or scheme, or counts that do not fill it.

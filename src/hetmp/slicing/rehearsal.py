@@ -1,4 +1,4 @@
-"""One rank's share of a sliced model without the other ranks, to measure what it has to do."""
+"""One rank's share of a sliced model without the other ranks, to measure its work."""
 
 import math
 
@@ -19,7 +19,7 @@ from hetmp.slicing.tuning import Tuning
 def rehearsal_model(
     graph: ModelGraph, plan: Plan, group: RehearsalGroup, device: torch.device, tuning: Tuning
 ) -> SlicedModel:
-    """The share of *group*'s rank under *plan*, with made-up values. Not collective.
+    """Make the share of *group*'s rank under *plan*, with made-up values. Not collective.
 
     Raises:
         HetmpError: the plan is for another model.
@@ -38,6 +38,6 @@ def rehearsal_model(
 
 
 def _spread(parameter: Tensor) -> None:
-    """Numbers of a size that activations keep theirs: with others, arithmetic can be slower."""
+    """Fill a parameter so that activations keep their size; others can slow arithmetic down."""
     fan_in = max(1, math.prod(parameter.shape[1:]))
     parameter.uniform_(-1, 1).mul_(math.sqrt(6 / fan_in))

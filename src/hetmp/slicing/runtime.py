@@ -1,4 +1,4 @@
-"""What a sliced model needs besides the user's layers: programs, exchanges, keys."""
+"""The parts of a sliced model besides the user's layers: programs, exchanges, keys."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,20 +22,20 @@ from hetmp.slicing.tuning import Tuning
 from hetmp.slicing.watch import Watch
 
 _PRECISIONS = (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
-"""What autocast may cast to."""
+"""The dtypes that autocast may cast to."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """One thing to do, made ready to be done.
+    """One step of a program, with what is needed to run it.
 
     Attributes:
-        step: what is done.
-        freed: the values that nothing after it takes.
+        step: the step.
+        freed: the values that no later step takes.
         entered: of a layer, its own names of replicated parameters -> their names in the model.
         seeded: whether it may draw random numbers, which must be the same on all ranks.
-        takers: of an exchange that gathers, the mixing layers that take what it gives.
-        borrowed: whether nothing else takes it, so that it is only read.
+        takers: of an exchange that gathers, the mixing layers that take its result.
+        borrowed: whether nothing else takes the result, so that it is only read.
     """
 
     step: ProgramStep
@@ -47,12 +47,12 @@ class Order:
 
 
 class Runtime(nn.Module):
-    """What a sliced model needs besides the user's layers.
+    """The parts of a sliced model besides the user's layers.
 
     Attributes:
         group, graph, plan, schedule, table: see their classes.
         tuning: how the work is done; may be set between steps, alike on all ranks.
-        watch: who is told what happens in a step on this rank, if anyone.
+        watch: the observer of steps on this rank, or None.
         exchanges: the exchanges between layers, in order; each has its counters.
         repeated: layers that run again in another way, and functions with a state of their own,
             by the name of the step.
@@ -93,19 +93,19 @@ class Runtime(nn.Module):
         self.same_batch = SameBatch(group)
 
     def mode(self, training: bool) -> int:
-        """Which of the programs runs."""
+        """Return the index of the program that runs."""
         return 0 if training else len(self.schedule.programs) - 1
 
     def orders(self, mode: int) -> tuple[Order, ...]:
-        """What a program does, in order."""
+        """Return the steps of a program, in order, ready to run."""
         return self._orders[mode]
 
     def replicated(self, mode: int) -> tuple[str, ...]:
-        """The parameters that every rank holds alike and that a program uses."""
+        """Return the names of a program's parameters that every rank holds whole."""
         return self._replicated[mode]
 
     def callee(self, model: nn.Module, mode: int, step: CallStep) -> Callable[..., Any]:
-        """What a step calls: a layer of *model*, or a function."""
+        """Return the layer of *model*, or the function, that a step calls."""
         name = step_key(mode, step)
         if name in self.repeated:
             return self.repeated[name]
@@ -114,13 +114,13 @@ class Runtime(nn.Module):
         return model.get_submodule(step.node.path)
 
     def exchange(self, mode: int, step: ExchangeStep) -> Exchange:
-        """The exchange that a step runs."""
+        """Return the exchange that a step runs."""
         exchange = self.exchanges[self._number[mode, step.name]]
         assert isinstance(exchange, Exchange)
         return exchange
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse inputs that cannot be right, on every rank at once."""
+        """Refuse wrong inputs, on every rank at once. Collective in the first steps."""
         if self.same_batch.left and self.tuning.wire is None:
             self._check_precision(next(iter(tensors.values())).device if tensors else None)
         self.same_batch.check(*tensors.values())
@@ -133,7 +133,7 @@ class Runtime(nn.Module):
                 )
 
     def _check_precision(self, device: torch.device | None) -> None:
-        """Refuse ranks under unlike autocasts: what one sends is not what another expects."""
+        """Refuse ranks under different autocasts: they would send other dtypes."""
         if self.group.size == 1 or device is None:
             return
         cast = torch.is_autocast_enabled(device.type)
@@ -147,7 +147,7 @@ class Runtime(nn.Module):
             )
 
     def check_modes(self, model: nn.Module) -> None:
-        """Refuse a part in another mode than the model, where the two run other operations."""
+        """Refuse a part in another mode than the model, where the modes' programs differ."""
         if len(self.schedule.programs) == 1:
             return
         for path, module in model.named_modules():
@@ -164,7 +164,7 @@ class Runtime(nn.Module):
                 )
 
     def exchange_seconds(self, model: nn.Module) -> list[float]:
-        """Seconds of every exchange so far on this rank, forward and backward apart."""
+        """Return the seconds of every exchange so far on this rank, by direction."""
         seconds = []
         for module in model.modules():
             if isinstance(module, Exchange):
@@ -174,7 +174,7 @@ class Runtime(nn.Module):
         return seconds
 
     def draw_key(self, model: nn.Module, mode: int) -> int:
-        """Rank 0's key for the random numbers of this pass; 0 where none are drawn. Collective."""
+        """Draw a key for this pass's random numbers on rank 0; 0 if unused. Collective."""
         layers = [layer for layer in model.modules() if isinstance(layer, KeyedDropout)]
         seeded = model.training and any(order.seeded for order in self._orders[mode])
         if not seeded and not any(layer.active for layer in layers):
@@ -187,7 +187,7 @@ class Runtime(nn.Module):
 
 
 def step_key(mode: int, step: ProgramStep) -> str:
-    """A name for a step that no other program's step has, and that a module may have."""
+    """Return a name for a step that is unique over all programs and valid for a submodule."""
     return f"{mode}:{step.name}".replace(".", ":")
 
 

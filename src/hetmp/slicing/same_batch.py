@@ -1,4 +1,4 @@
-"""Whether the ranks were given the same batch: an unseeded shuffle trains on garbage."""
+"""Checks that all ranks have the same batch: an unseeded shuffle trains on garbage."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ _DIMS = 8
 
 
 class SameBatch:
-    """Compares the first batches over the ranks, to rounding."""
+    """Compares the first batches over the ranks, up to rounding."""
 
     def __init__(self, group: Group) -> None:
         self.group = group
@@ -54,7 +54,7 @@ class SameBatch:
 
 
 def _mark(x: Tensor) -> np.ndarray:
-    """(dims, sizes, gradient wanted, projection on a fixed pattern, norm)."""
+    """Return (dims, sizes, gradient wanted, projection on a fixed pattern, norm) of *x*."""
     mark = np.zeros(_DIMS + 4)
     mark[0] = min(x.dim(), _DIMS)
     mark[1 : 1 + min(x.dim(), _DIMS)] = x.shape[:_DIMS]

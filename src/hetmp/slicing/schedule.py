@@ -1,4 +1,4 @@
-"""What a sliced model runs, in order: operations, exchanges, biases. Made by ``scheduler``."""
+"""The steps of a sliced model, in order: operations, exchanges, biases. See ``scheduler``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from hetmp.slicing.graph import Node
 
 @dataclass(frozen=True)
 class ProgramStep:
-    """One thing that happens; ``name`` is also the name of the value it makes.
+    """One step of a program; ``name`` is also the name of its result.
 
     Attributes:
         sources: the values taken.
@@ -28,7 +28,7 @@ class ProgramStep:
 
 @dataclass(frozen=True)
 class CallStep(ProgramStep, Generic[L]):
-    """An operation runs.
+    """A step that runs an operation.
 
     Attributes:
         inputs: the node's names for the values that it takes -> the values that it is given.
@@ -40,17 +40,17 @@ class CallStep(ProgramStep, Generic[L]):
 
     @property
     def title(self) -> str:
-        """What a reader knows it by: the layer's path, or what is called."""
+        """The step's name for the reader: the layer's path, or the function's name."""
         return self.node.path or self.run.call.title
 
     @property
     def before(self) -> OperandState[L]:
-        """The state of its first operand."""
+        """The state of the first operand."""
         return next(iter(self.run.flow.wants.values()), FULL)
 
     @property
     def after(self) -> OperandState[L]:
-        """The state of what it gives."""
+        """The state of the result."""
         return self.run.flow.gives
 
     @property
@@ -62,13 +62,13 @@ class CallStep(ProgramStep, Generic[L]):
 
     @property
     def cuts(self) -> Cuts[L]:
-        """Where the layer's parameters and buffers are cut."""
+        """How the layer's parameters and buffers are cut."""
         return {} if self.run.layer is None else self.node.rule.cuts(self.run)
 
 
 @dataclass(frozen=True)
 class ExchangeStep(ProgramStep, Generic[L]):
-    """An exchange between operations.
+    """A step that exchanges a value between operations.
 
     Attributes:
         before, after: the states it leads from and to.
@@ -80,17 +80,17 @@ class ExchangeStep(ProgramStep, Generic[L]):
     value: Value
 
     def received(self: "ExchangeStep", rank: int, ranks: int) -> tuple[float, float]:
-        """Bytes per image that *rank* of *ranks* receives, (forward, backward)."""
+        """Return the bytes per image that *rank* receives: (forward, backward)."""
         return received(self.before, self.after, rank, self.value.image_bytes, ranks)
 
     def received_by_all(self: "ExchangeStep", ranks: int) -> float:
-        """Bytes per image that all *ranks* receive together, forward and backward."""
+        """Return the bytes per image that all ranks receive, in both directions."""
         return received_by_all(self.before, self.after, self.value.image_bytes, ranks)
 
 
 @dataclass(frozen=True)
 class BiasStep(ProgramStep, Generic[L]):
-    """The bias of an ``inputs`` layer is added, once, after its reduction.
+    """A step that adds the bias of an ``inputs`` layer, once, after its reduction.
 
     Attributes:
         before, after: the state of the value, which stays.
@@ -106,7 +106,7 @@ class BiasStep(ProgramStep, Generic[L]):
 
 @dataclass(frozen=True)
 class Program:
-    """What runs in one of the module's modes, in order.
+    """The steps of one of the module's modes, in order.
 
     Attributes:
         entries: the values that the user gives: name -> name of the input.
@@ -126,7 +126,7 @@ class Program:
 
     @cached_property
     def consumers(self) -> dict[str, list[ProgramStep]]:
-        """The steps that take each value, by its name."""
+        """The steps that take each value, by the value's name."""
         found: dict[str, list[ProgramStep]] = {}
         for step in self.steps:
             for name in dict.fromkeys(step.sources):
@@ -136,7 +136,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a sliced model runs, in training and in evaluation; often one and the same object."""
+    """The programs for training and for evaluation; often one and the same object."""
 
     ranks: int
     training: Program
@@ -147,7 +147,7 @@ class Schedule:
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        """The programs that differ."""
+        """The distinct programs: one where both modes run the same steps."""
         if self.training is self.evaluation:
             return (self.training,)
         return (self.training, self.evaluation)
@@ -159,7 +159,7 @@ class Schedule:
 
 
 def takers(program: Program, step: ProgramStep) -> tuple[tuple[CallStep, ...], bool]:
-    """The layers of scheme ``filters`` that take what a gather gives; whether they are all.
+    """Return the ``filters`` layers that take a gathered value, and whether nothing else takes it.
 
     Their parameter gradients are computed while the gradient of the gathered value travels.
     """
@@ -174,7 +174,7 @@ def takers(program: Program, step: ProgramStep) -> tuple[tuple[CallStep, ...], b
 
 
 def owners(program: Program) -> dict[str, str]:
-    """The path of a layer that mixes channels for every step, by the step's name.
+    """Return the path of the mixing layer that each step counts to, by the step's name.
 
     Channel-wise work counts to the last such layer before it, an exchange to the one that takes
     what it gives. What comes before the first layer has an empty path.

@@ -22,17 +22,17 @@ Cut = TypeVar("Cut", bound=Cuttable, covariant=True)
 
 
 class SchemeChoice(Protocol[Cut]):
-    """What decides how each mixing layer is cut."""
+    """The choice of scheme and layout for each mixing layer."""
 
     def scheme(self, node: Node) -> SchemeName:
-        """The scheme that a layer follows."""
+        """Return the scheme that a layer follows."""
 
     def layout(self, node: Node) -> Cut:
-        """How a layer's output channels are cut."""
+        """Return the layout of a layer's output channels."""
 
 
 def schedule_model(graph: ModelGraph, plan: Plan) -> Schedule:
-    """What a sliced model runs.
+    """Make the schedule of a graph under a plan. Not collective.
 
     Raises:
         HetmpError: the plan is for another model, or asks for what cannot be done.
@@ -44,18 +44,18 @@ def schedule_model(graph: ModelGraph, plan: Plan) -> Schedule:
 
 
 class PlannedChoice:
-    """What a plan says."""
+    """The choices of a plan."""
 
     def __init__(self, plan: Plan) -> None:
         self._layers: dict[str, LayerPlan] = {layer.name: layer for layer in plan.layers}
         self._layouts: dict[str, Layout] = {}
 
     def scheme(self, node: Node) -> SchemeName:
-        """The scheme that a layer follows."""
+        """Return the scheme that a layer follows."""
         return self._layers[node.path].scheme
 
     def layout(self, node: Node) -> Layout:
-        """How a layer's output channels are cut."""
+        """Return the layout of a layer's output channels."""
         if node.path not in self._layouts:
             self._layouts[node.path] = self._layers[node.path].layout
         return self._layouts[node.path]
@@ -70,14 +70,14 @@ class Scheduler(Generic[L]):
         self.first: dict[str, OperatorRun[L]] = {}
 
     def program(self, trace: Trace) -> Program:
-        """What runs in one mode."""
+        """Make the program of one mode."""
         self.begin(trace)
         for node in trace.nodes:
             self.visit(node)
         return self.end()
 
     def begin(self, trace: Trace) -> None:
-        """Start on a trace: nothing has run."""
+        """Start on a trace, of which nothing has run."""
         self.trace = trace
         self.states: dict[str, OperandState[L]] = dict.fromkeys(
             (*trace.entries, *trace.attributes), FULL
@@ -95,13 +95,13 @@ class Scheduler(Generic[L]):
             self.pass_through(node)
 
     def end(self) -> Program:
-        """The program, when all operations were visited."""
+        """Return the program, after all operations were visited."""
         trace = self.trace
         result = filled(trace.result, lambda name: Ref(self.in_state(self.current[name], FULL)))
         return Program(trace.entries, trace.attributes, tuple(self.steps), result)
 
     def mix(self, node: Node, rule: Mixing) -> None:
-        """A layer that mixes channels runs as its scheme says."""
+        """Add the steps of a layer that mixes channels, under its scheme."""
         layer, scheme = node.call.layer, SCHEMES[self.choice.scheme(node)]
         (operand,) = node.call.operands
         first = self.first.get(node.path)
@@ -125,21 +125,21 @@ class Scheduler(Generic[L]):
         self.current[node.name] = self.biased(node, rule, reduced, target, axis)
 
     def wanted_full(self, node: Node) -> bool:
-        """Whether all that takes this value needs all its channels."""
+        """Return whether every consumer of this value needs all its channels."""
         if node.name in self.trace.returned:
             return True
         consumers = self.trace.consumers(node.name)
         return all(map(self.takes_all, consumers))
 
     def takes_all(self, node: Node) -> bool:
-        """Whether a layer computes its share of the output from all channels."""
+        """Return whether a layer computes its share of the output from all channels."""
         if not isinstance(node.rule, Mixing) or node.call.layer is None:
             return False
         scheme = SCHEMES[self.choice.scheme(node)]
         return not scheme.cuts_inputs and node.rule.groups(node.call.layer) == 1
 
     def pass_through(self, node: Node) -> None:
-        """Any other operation runs on slices where it can."""
+        """Add the steps of any other operation, which runs on slices where it can."""
         call = node.call
         states = {name: self.states[self.current[name]] for name in call.operands}
         sliced = any(
@@ -156,7 +156,7 @@ class Scheduler(Generic[L]):
         self.run(node, flow.wants, flow.gives, None)
 
     def again(self, node: Node, flow: Flow[L]) -> Flow[L]:
-        """How a layer runs once more: *flow*, if its parameters are cut for that."""
+        """Return how a layer runs once more: by *flow*, if its parameters are cut for that."""
         first, call = self.first[node.path], node.call
         cuts = node.rule.cuts(first)
         flows = [flow]
@@ -171,7 +171,7 @@ class Scheduler(Generic[L]):
         return next(fits, Flow(dict.fromkeys(flow.wants, FULL), FULL))
 
     def taken_apart(self, node: Node) -> bool:
-        """Whether a tuple is used only item by item."""
+        """Return whether a tuple is used only item by item."""
         consumers = self.trace.consumers(node.name)
         return node.name not in self.trace.returned and all(
             c.rule.takes_item(c.call) for c in consumers
@@ -185,7 +185,7 @@ class Scheduler(Generic[L]):
         scheme: Scheme | None,
         owned: State[L] | None = None,
     ) -> None:
-        """Add the step of an operation, behind the exchanges that it wants."""
+        """Add the step of an operation, after the exchanges that it needs."""
         inputs = {
             name: self.in_state(self.current[name], wants[name]) if name in wants
             else self.current[name]
@@ -199,7 +199,7 @@ class Scheduler(Generic[L]):
             self.first.setdefault(node.path, run)
 
     def biased(self, node: Node, rule: Mixing, value: str, state: State[L], axis: int) -> str:
-        """The value with the bias of an ``inputs`` layer."""
+        """Add the bias of an ``inputs`` layer; return the name of the result."""
         if not rule.has_bias(node.call.layer):
             return value
         name = f"{node.name} biased"
@@ -209,7 +209,7 @@ class Scheduler(Generic[L]):
         return name
 
     def in_state(self, value: str, target: OperandState[L]) -> str:
-        """The value in the wanted state: itself, or what an exchange makes of it, made once."""
+        """Return the name of the value in the wanted state; add an exchange once, if needed."""
         source = self.states[value]
         if source == target:
             return value
@@ -225,13 +225,13 @@ class Scheduler(Generic[L]):
 
 
 def _of_tensor(state: OperandState[L]) -> State[L]:
-    """The state of what is known to be one tensor."""
+    """Return the state of a value that is known to be one tensor."""
     assert not isinstance(state, tuple)
     return state
 
 
 def _at_axis(state: OperandState[L], axis: int) -> State[L]:
-    """The state of a tensor with another axis in the place of the one that it cuts."""
+    """Return a sliced state with *axis* in the place of its own; other states unchanged."""
     return Sliced(state.layout, axis) if isinstance(state, Sliced) else _of_tensor(state)
 
 

@@ -1,4 +1,4 @@
-"""The table of which slice of which parameter and buffer is where: pure, no MPI."""
+"""The table of parameters and buffers and how each is sliced: pure, no MPI."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ Table = dict[str, SlicedTensor]
 
 
 def make_table(graph: ModelGraph, schedule: Schedule) -> Table:
-    """An entry per parameter and buffer, in the order of the user's ``state_dict``."""
+    """Make the table, an entry per parameter and buffer, in the order of the ``state_dict``."""
     cuts: dict[str, State] = {}
     for step in schedule.steps:
         if isinstance(step, CallStep):
@@ -62,6 +62,6 @@ def make_table(graph: ModelGraph, schedule: Schedule) -> Table:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers by all their names."""
+    """Return all parameters and buffers of *module* by all their names."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     return {**parameters, **dict(module.named_buffers(remove_duplicate=False))}

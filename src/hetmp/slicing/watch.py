@@ -1,4 +1,4 @@
-"""Looking on while a step runs on this rank."""
+"""The interface of observers of a step on this rank."""
 
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -7,16 +7,16 @@ from hetmp.slicing.schedule import CallStep, ProgramStep
 
 
 class Watch(Protocol):
-    """Told of what happens in a step; set as ``model.hetmp.watch``."""
+    """An observer of steps on this rank; set as ``model.hetmp.watch``."""
 
     def began(self) -> None:
-        """The first step of a forward pass begins."""
+        """Note that the first step of a forward pass begins."""
 
     def phase(self, name: str) -> None:
-        """What follows belongs to no step of the program."""
+        """Note that the time from here on belongs to no step of the program."""
 
     def made(self, step: ProgramStep, value: Any) -> None:
-        """A step of the forward pass has given *value*, to whose tensors hooks may be added."""
+        """Note that a forward step returned *value*, to whose tensors hooks may be added."""
 
     def parameters(self, step: CallStep) -> AbstractContextManager[None]:
-        """Entered while a layer's parameter gradients are computed apart from its input's."""
+        """Wrap the computation of a layer's parameter gradients apart from its input's."""

@@ -52,7 +52,7 @@ class Attention(Rule):
 def _of_nothing(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
 ) -> Tensor:
-    """Attention without elements: torch's own would leave the mask without its gradient."""
+    """Compute attention without elements: torch's own would leave the mask without a gradient."""
     scores = query @ key.transpose(-2, -1)
     if attn_mask is not None and attn_mask.is_floating_point():
         scores = scores + attn_mask
@@ -60,5 +60,5 @@ def _of_nothing(
 
 
 def _labels(dims: int, last: str) -> list[Hashable]:
-    """Labels for *dims* axes; of a mask, which is broadcast, there may be fewer than two."""
+    """Return labels for *dims* axes; a mask, which is broadcast, may have fewer than two."""
     return [*from_right(dims - 2), *last][-dims:]

@@ -52,7 +52,7 @@ class Axes(Rule):
 
 
 def _squeezed(call: Call) -> list[int]:
-    """The axes that ``squeeze`` drops if they are of one element; all if it is told none."""
+    """Return the axes that ``squeeze`` drops if they have one element; all if none are named."""
     asked = call.argument(1, "dim")
     axes = list(asked) if isinstance(asked, tuple | list) else [asked]
     known = all(isinstance(axis, int) for axis in axes)

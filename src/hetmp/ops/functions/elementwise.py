@@ -44,7 +44,7 @@ def _functions() -> tuple[Any, ...]:
 
 
 class Elementwise(Rule):
-    """Every element with those that broadcasting puts beside it: operands are cut alike.
+    """Elementwise functions: operands that are broadcast together are cut alike.
 
     The largest sliced operand decides how; what is full is cut for nothing, an operand that is
     broadcast along the cut axis stays full.
@@ -73,7 +73,7 @@ class Elementwise(Rule):
 
 
 def _alike(call: Call, states: States[L], dims: int, shift: int) -> Flow[L] | None:
-    """All operands cut along one axis, which counts from the right; *shift* is an axis more."""
+    """Cut all operands along one axis, counted from the right; *shift* axes are added."""
     lead = _lead(call, states)
     if lead is None:
         return None
@@ -93,7 +93,7 @@ def _alike(call: Call, states: States[L], dims: int, shift: int) -> Flow[L] | No
 
 
 def _lead(call: Call, states: States[L]) -> tuple[L, int] | None:
-    """The layout of the largest sliced operand, and its axis counted from the right."""
+    """Return the layout of the largest sliced operand, and its axis counted from the right."""
     sliced = [
         (call.values[name].image_bytes, state.layout, state.axis - call.values[name].dims)
         for name, state in states.items()
@@ -159,7 +159,7 @@ class Stacking(Rule):
 
 
 def _listed(call: Call) -> list[str] | None:
-    """The names of the operands, in order, where they are listed one by one."""
+    """Return the names of the operands, in order, where they are listed one by one."""
     listed = call.argument(0, "tensors")
     if not isinstance(listed, tuple | list):
         return None

@@ -80,13 +80,13 @@ class GivenWeight(Rule):
 
 
 def _names(call: Call) -> list[str]:
-    """The names of input, weight and bias, if there is one."""
+    """Return the names of input, weight and bias, if there is one."""
     found = (call.argument(*at) for at in enumerate(("input", "weight", "bias")))
     return [item.name for item in found if isinstance(item, Ref)]
 
 
 def _groups(call: Call) -> int | None:
-    """How many groups there are, told by the sizes: it may be given as ``x.shape[1]``."""
+    """Return the number of groups, from the sizes: it may be given as ``x.shape[1]``."""
     if call.target is F.linear:
         return 1
     each = call.values[_names(call)[1]].shape[1]
@@ -106,7 +106,7 @@ def _with_groups(args: Any, kwargs: Any, groups: int) -> tuple[Any, Any]:
 
 
 def _filled(run: OperatorRun, arguments: Any) -> Any:
-    """*arguments* with one group of zeros on every axis that has no index here."""
+    """Add one group of zeros to *arguments*, on every axis that has no index here."""
     call, groups = run.call, _groups(run.call) or 1
     sizes = dict.fromkeys(_names(call), 1)
     if groups > 1:

@@ -15,7 +15,7 @@ from hetmp.ops.rule import Rule
 
 
 class Indexing(Rule):
-    """``x[...]`` of a tensor, and the items of what gave several."""
+    """``x[...]`` of a tensor, and the items of a tuple of results."""
 
     functions = (operator.getitem,)
     views = ("getitem",)
@@ -64,7 +64,7 @@ class Indexing(Rule):
 
 
 def _expanded(index: Any, dims: int) -> list[Any]:
-    """An index with a part for every axis: no ellipsis, nothing left out."""
+    """Return an index with a part for every axis: no ellipsis, nothing left out."""
     parts = list(index) if isinstance(index, tuple) else [index]
     missing = dims - sum(1 for part in parts if part is not None and part is not Ellipsis)
     if not any(part is Ellipsis for part in parts):
@@ -74,7 +74,7 @@ def _expanded(index: Any, dims: int) -> list[Any]:
 
 
 def index_of(call: Call, axis: int) -> tuple[int, slice] | None:
-    """(the axis's place in the result, the slice taken of it); None if it is not a slice."""
+    """Return (the axis's place in the result, the slice taken of it); None if it is not a slice."""
     parts = _expanded(call.argument(1, "index"), call.taken.dims)
     if any(not isinstance(part, int | slice | Ref | type(None)) for part in parts):
         return None
@@ -128,7 +128,7 @@ class Narrow(Rule):
 
 
 def _narrowed(call: Call) -> tuple[Any, Any, Any]:
-    """(axis, start, length); a start below 0 counts from behind."""
+    """Return (axis, start, length); a negative start counts from the end."""
     return call.argument(1, "dim"), call.argument(2, "start"), call.argument(3, "length")
 
 
@@ -177,7 +177,7 @@ def _split_axis(call: Call) -> int | None:
 
 
 def _sizes(call: Call, dim: int) -> list[int] | None:
-    """The lengths of the parts along the split axis, where they are always the same."""
+    """Return the lengths of the parts along the split axis, where they are always the same."""
     if call.title == "unbind" or not all(item.is_tensor for item in call.given.items):
         return None
     sizes = [item.shape[dim] for item in call.given.items]
@@ -186,14 +186,14 @@ def _sizes(call: Call, dim: int) -> list[int] | None:
 
 
 def assigned(x: Tensor, index: Any, value: Any) -> Tensor:
-    """What *x* is after ``x[index] = value``; *x* itself stays."""
+    """Return a copy of *x* after ``x[index] = value``; *x* itself stays."""
     changed = x.clone()
     changed[index] = value
     return changed
 
 
 class Assignment(Rule):
-    """A number put where the index says: every channel for itself if it takes all of them."""
+    """``x[index] = number``: on slices if the index takes all channels."""
 
     functions = (assigned,)
 

@@ -16,7 +16,7 @@ from hetmp.ops.rule import Rule
 
 
 class Loss(Rule):
-    """Element by element; a sum or a mean over all of them is a summand on each rank."""
+    """Elementwise losses; a sum or a mean over all elements is a summand on each rank."""
 
     layers = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
     functions = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
@@ -58,7 +58,7 @@ class _LossPart(nn.Module):
         self.layer, self.part = mine, part
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """The summand of a loss."""
+        """Return the summand of a loss."""
         loss: Tensor = self.layer(*args, **kwargs)
         return loss * self.part
 
@@ -70,7 +70,7 @@ def _reduction(call: Call) -> str:
 
 
 def _part(run: OperatorRun, group: Group) -> float | None:
-    """Which part of the elements of a mean this rank has; None if it is no mean of a part."""
+    """Return the fraction of a mean's elements on this rank; None if it is no mean of a part."""
     if run.target != PARTIAL or _reduction(run.call) != "mean":
         return None
     layout = next(want.layout for want in run.flow.wants.values() if isinstance(want, Sliced))
@@ -78,7 +78,7 @@ def _part(run: OperatorRun, group: Group) -> float | None:
 
 
 class CosineSimilarity(Rule):
-    """Over an axis that is not cut, the others keep apart."""
+    """Cosine similarity over an axis that is not cut; the other axes are independent."""
 
     layers = (nn.CosineSimilarity,)
     functions = (F.cosine_similarity, torch.cosine_similarity)

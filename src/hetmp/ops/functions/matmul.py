@@ -33,7 +33,7 @@ class MatrixProduct(Rule):
 
 
 def _matrices(left: int, right: int) -> tuple[Labels, Labels, Labels]:
-    """The labels of two operands of so many dimensions, and of their product."""
+    """Return the labels of two operands of *left* and *right* dimensions, and of the product."""
     batch: Labels = from_right(max(left, right, 2) - 2)
     rows: Labels = ["i"] if left > 1 else []
     columns: Labels = ["j"] if right > 1 else []
@@ -72,7 +72,7 @@ class AddedProduct(Rule):
 
 
 class Einsum(Rule):
-    """Products of any number of tensors, summed over the letters that the result has not."""
+    """Products of any number of tensors, summed over the letters that the result lacks."""
 
     functions = (torch.einsum,)
     views = ("einsum",)  # of one operand it may only permute axes
@@ -90,7 +90,7 @@ class Einsum(Rule):
 
 
 def _read(equation: str, dims: list[int]) -> list[Labels]:
-    """The labels of every operand of so many dimensions, and those of the result."""
+    """Return the labels of every operand, of *dims* dimensions each, and those of the result."""
     taken, arrow, given = equation.replace(" ", "").partition("->")
     terms = taken.split(",")
     letters = taken.replace(",", "").replace(".", "")

@@ -12,7 +12,7 @@ from hetmp.ops.rule import Rule, whole_of
 
 
 class Questions(Rule):
-    """What a module asks of a tensor: the answer is that of the whole one."""
+    """Questions about a tensor's size or kind: the answer is that of the whole tensor."""
 
     functions = (getattr,)
     views = ("getattr",)  # x.T, where it is computed whole
@@ -43,7 +43,7 @@ class Questions(Rule):
 
 
 class NewTensors(Rule):
-    """Fresh tensors of a tensor's kind: every rank makes the whole of them."""
+    """New tensors of a tensor's dtype and device: every rank makes the whole of them."""
 
     methods = ("new_zeros", "new_ones", "new_full")
 

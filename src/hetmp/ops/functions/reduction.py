@@ -18,7 +18,7 @@ _NAMES = (*_SUMS, "amax", "amin", "std", "var", "norm", "logsumexp", "prod", "al
 
 
 class Reduction(Rule):
-    """Over other axes, channels keep apart; a sum over them is a summand of the whole one."""
+    """Reductions: over other axes, slices stay slices; a sum over the cut axis is a summand."""
 
     functions = tuple(getattr(torch, name) for name in _NAMES)
     methods = _NAMES
@@ -44,7 +44,7 @@ class Reduction(Rule):
 
 
 def _reduced_axes(call: Call) -> list[int] | None:
-    """The axes that are reduced; None if they are not known before it runs."""
+    """Return the axes that are reduced; None if they are not known before it runs."""
     position = 2 if call.title == "norm" else 1
     asked = call.argument(position, "dim", call.kwargs.get("axis"))
     dims = call.taken.dims
@@ -75,7 +75,7 @@ _PLACES = {
 
 
 class Along(Rule):
-    """Slices stay slices where the cut axis is none of those; several results are cut alike."""
+    """Operations along some axes: slices stay slices where the cut axis is not one of them."""
 
     functions = (
         *(getattr(torch, name) for name in _PLACES if hasattr(torch, name)),
@@ -104,7 +104,7 @@ class Along(Rule):
 
 
 def _axes_along(call: Call) -> list[int] | None:
-    """The axes along which it works; None if they are not known, or all of them."""
+    """Return the axes along which it works; None if they are not known, or all of them."""
     place = _PLACES[call.title]
     default: Any = -1 if call.title in _LAST_BY_DEFAULT.split() else None
     default = 1 if call.title == "normalize" else default

@@ -62,12 +62,12 @@ class Reshape(Rule):
 
 
 def _is_consistent(call: Call) -> bool:
-    """Whether the sizes that are known before and after hold as many elements."""
+    """Return whether the sizes known before and after have equally many elements."""
     return math.prod(call.taken.sizes[0]) == math.prod(call.given.sizes[0])
 
 
 def _run_of(taken: Sequence[int], given: Sequence[int], axis: int) -> tuple[range, range] | None:
-    """The shortest runs of axes, old and new, with the same elements, that hold *axis*."""
+    """Return the shortest runs of old and new axes with the same elements that include *axis*."""
     old = new = 0
     while old < len(taken):
         begin = old, new

@@ -12,7 +12,7 @@ from hetmp.ops.rule import Cuts, LayerForm, Rule, cut_along
 
 
 class Activation(Rule):
-    """Every element for itself."""
+    """Elementwise activation layers."""
 
     layers = (
         nn.ReLU,

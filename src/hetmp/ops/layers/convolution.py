@@ -21,7 +21,7 @@ FEW_PIXELS = 16
 
 
 def has_many_pixels(shape: Sequence[int]) -> bool:
-    """Whether images (n, c, h, w) are best taken with each pixel's channels together."""
+    """Return whether images of shape (n, c, h, w) run faster as channels_last."""
     return shape[-2] * shape[-1] > FEW_PIXELS
 
 
@@ -142,7 +142,7 @@ class Convolution(Mixing):
 
 
 def _setting(layer: Any) -> tuple[Any, ...]:
-    """(stride, padding, dilation, transposed, output padding, groups)."""
+    """Return (stride, padding, dilation, transposed, output padding, groups)."""
     transposed = isinstance(layer, _TRANSPOSED)
     output_padding = layer.output_padding if transposed else (0,) * len(layer.stride)
     return layer.stride, layer.padding, layer.dilation, transposed, output_padding, layer.groups

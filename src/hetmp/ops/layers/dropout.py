@@ -64,7 +64,7 @@ class Dropout(Rule):
 
 
 def _told(call: Call) -> tuple[Any, Any]:
-    """(probability, training) as a function is told them."""
+    """Return (probability, training), from a function's arguments."""
     # torch's own default of training is True, of dropout2d and the like too.
     return call.argument(1, "p", 0.5), call.argument(2, "training", True)
 
@@ -89,14 +89,14 @@ class KeyedDropout(nn.Module):
         return self.training and self.p > 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """*x* with elements set to zero, the others scaled by 1 / (1 - p)."""
+        """Return *x* with elements set to zero, the others scaled by 1 / (1 - p)."""
         if not self.active:
             return x
         scale = 1 / (1 - self.p) if self.p < 1 else 0.0
         return x * self._kept(x).to(x.dtype).mul_(scale)
 
     def _kept(self, x: Tensor) -> Tensor:
-        """The mask of this rank's share; (n, c, 1, ...) where whole channels are dropped."""
+        """Return the mask of this rank's share; (n, c, 1, ...) to drop whole channels."""
         per_axis = [torch.arange(size, device=x.device) for size in x.shape]
         whole = list(x.shape)
         if isinstance(self._state, Sliced):
@@ -131,19 +131,19 @@ class FunctionalDropout(KeyedDropout):
         return self.p > 0
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """*x* with elements set to zero, the others scaled by 1 / (1 - p)."""
+        """Return *x* with elements set to zero, the others scaled by 1 / (1 - p)."""
         return super().forward(x)
 
 
 def _words(key: int, number: int) -> tuple[Tensor, Tensor]:
-    """Two int32 words that differ with the key and with the layer."""
+    """Return two int32 words that differ with the key and with the layer."""
     halves = torch.tensor([key & 0xFFFFFFFF, key >> 32]) + number * 0x9E3779B1
     mixed = _mix(_wrap(halves))
     return mixed[0], mixed[1]
 
 
 def _wrap(x: Tensor) -> Tensor:
-    """The low 32 bits as int32."""
+    """Return the low 32 bits as int32."""
     low = x & 0xFFFFFFFF
     return torch.where(low >= 2**31, low - 2**32, low).to(torch.int32)
 

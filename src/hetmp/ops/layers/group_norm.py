@@ -94,7 +94,7 @@ class SharedGroupNorm(nn.Module):
         self._group_of = group_of
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, this rank's channels, ...) to the same shape."""
+        """Normalize (n, this rank's channels, ...). Collective."""
         plane = math.prod(x.shape[2:])
         flat = x.reshape(x.shape[0], x.shape[1], plane)  # (n, c, plane)
         wide = flat.float() if x.dtype in (torch.float16, torch.bfloat16) else flat
@@ -105,7 +105,7 @@ class SharedGroupNorm(nn.Module):
         return scaled.to(x.dtype).view(x.shape)
 
     def _mean(self, x: Tensor) -> Tensor:
-        """The mean of each channel's group: (n, c, 1)."""
+        """Return the mean of each channel's group: (n, c, 1)."""
         sums = x.new_zeros(x.shape[0], self.groups)
         sums = sums.index_add(1, self._group_of, x.sum(2))
         means = self.sum(sums) / (self.size * x.shape[2])
@@ -148,7 +148,7 @@ class LayerNorm(Rule):
 
 
 def _normalized_axis(run: OperatorRun[L]) -> int | None:
-    """Which of the normalized axes is cut, None if none is."""
+    """Return which of the normalized axes is cut, None if none is."""
     if not isinstance(run.source, Sliced):
         return None
     axis = run.source.axis - (run.call.taken.dims - len(run.layer.normalized_shape))
@@ -166,7 +166,7 @@ class SharedLayerNorm(nn.Module):
         self._shape: Sequence[int] = tuple(layer.normalized_shape)  # of the whole
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., this rank's share of the normalized axes) to the same shape."""
+        """Normalize (..., this rank's share of the normalized axes). Collective."""
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         if self.centred:
             wide = wide - self._mean(wide)

@@ -1,4 +1,4 @@
-"""What convolutions and linear layers share: they mix channels and follow a scheme."""
+"""Layers that mix channels and follow a scheme: convolutions and linear layers."""
 
 from typing import Any
 
@@ -26,19 +26,19 @@ class Mixing(Rule):
     mixes = True
 
     def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
-        """The weight's axis that *scheme* cuts."""
+        """Return the weight's axis that *scheme* cuts."""
         raise NotImplementedError
 
     def schemes(self, layer: nn.Module) -> tuple[SchemeName, ...]:
-        """The schemes that the layer can follow."""
+        """Return the schemes that the layer can follow."""
         return tuple(SCHEMES)
 
     def has_bias(self, layer: Any) -> bool:
-        """Whether something is added to the output, behind the reduction of scheme ``inputs``."""
+        """Return whether a bias is added to the output, after the reduction of ``inputs``."""
         return layer.bias is not None
 
     def taken(self, layer: nn.Module, layout: L, axis: int) -> State[L] | None:
-        """The state that scheme ``filters`` takes, given the output's layout on *axis*.
+        """Return the input state of scheme ``filters``, given the output's layout on *axis*.
 
         None if the layout cuts what must stay on one rank.
         """
@@ -47,21 +47,21 @@ class Mixing(Rule):
     # --- the layer's own maths in parts; see ``ops/overlap.py``
 
     def is_plain(self, layer: nn.Module) -> bool:
-        """Whether the three methods below speak for the layer as it is set up."""
+        """Return whether the three methods below apply to the layer as it is set up."""
         return False
 
     def compute(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """What the layer gives for *x*, with these parameters."""
+        """Return the layer's output for *x*, with these parameters."""
         raise NotImplementedError
 
     def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """The gradient of the input, of which only shape, strides and dtype are looked at."""
+        """Return the input's gradient; of *x*, only shape, strides and dtype are read."""
         raise NotImplementedError
 
     def parameter_gradients(
         self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
     ) -> dict[str, Tensor | None]:
-        """The gradients of the parameters that are wanted, by name."""
+        """Return the gradients of the parameters that are wanted, by name."""
         raise NotImplementedError
 
     # --- what a rank holds of it
@@ -87,7 +87,7 @@ class Mixing(Rule):
 
 
 class Summand(nn.Module):
-    """A layer of scheme ``inputs``: it gives a summand of its output, without the bias.
+    """A layer of scheme ``inputs``, whose output is a summand without the bias.
 
     The bias is owned here and added once, after the reduction, by ``add_bias``.
     """
@@ -102,7 +102,7 @@ class Summand(nn.Module):
         self.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The summand: (n, all output channels, ...)."""
+        """Return the summand: (n, all output channels, ...)."""
         assert self.weight is not None
         given: Tensor = functional_call(self._layer[0], {"weight": self.weight}, (x,))
         return given

@@ -14,7 +14,7 @@ _PADS = ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularP
 
 
 class Resampling(Rule):
-    """More or fewer pixels of the same channels."""
+    """Changes of the number of pixels, channel by channel."""
 
     layers = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
     functions = (F.interpolate, F.upsample)
@@ -113,5 +113,5 @@ class Patches(Spared):
         return None if layout is None else Sliced(layout, 1)
 
     def spare_width(self, call: Call) -> int:
-        """How many indices of the channel axis one channel takes up."""
+        """Return the number of indices of the channel axis that one channel takes up."""
         return max(1, call.taken.sizes[0][1] // call.given.sizes[0][1])

@@ -1,4 +1,4 @@
-"""What every scheme says of itself: what a layer takes under it, gives, and holds on a rank."""
+"""The interface of a scheme: what a layer takes, gives and holds on a rank under it."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from hetmp.ops.layers.mixing import Mixing
 
 SchemeName = Literal["filters", "inputs", "whole"]
-"""What plans and commands call the schemes."""
+"""The schemes' names in plans and commands."""
 
 
 class Scheme(ABC):
-    """What a layer that mixes channels does with the states (see ``docs/idea.md``)."""
+    """How a layer that mixes channels is divided (see ``docs/idea.md``)."""
 
     name: ClassVar[SchemeName]
-    """What plans and commands call it."""
+    """Its name in plans and commands."""
 
     gives_summand: ClassVar[bool] = False
     """Whether a rank gives a summand of the whole output, which is reduced behind the layer."""
@@ -49,5 +49,5 @@ class Scheme(ABC):
         """Return the state that says which part of the layer a rank holds."""
 
     def refusal(self, place: str, layer: Any, output: Sliced[L]) -> str:
-        """Say why the layer at *place* cannot follow the scheme with this *output*."""
+        """Return why the layer at *place* cannot follow the scheme with this *output*."""
         return f"layer {place} cannot follow scheme {self.name!r}"

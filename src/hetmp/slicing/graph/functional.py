@@ -42,12 +42,12 @@ def as_layers(skeleton: nn.Module, graphs: Sequence[fx.Graph]) -> None:
 
 
 def _owned(made: Mapping[str, nn.Module]) -> set[str]:
-    """The places of the parameters that belong to layers now."""
+    """Return the places of the parameters that now belong to layers."""
     return {f"{path}.{name}" for path, layer in made.items() for name in layer._parameters}
 
 
 def _own_layer(node: fx.Node, skeleton: nn.Module) -> tuple[str, nn.Module, fx.Node] | None:
-    """(path, layer, input) of a call that amounts to a layer on its module's own parameters."""
+    """Return (path, layer, input) of a call that is a layer on its module's own parameters."""
     form = layer_form(node.target)
     if form is None or len(node.args) > len(form.arguments):
         return None
@@ -79,7 +79,7 @@ def _own_layer(node: fx.Node, skeleton: nn.Module) -> tuple[str, nn.Module, fx.N
 
 
 def _home(tensors: Mapping[str, Any]) -> str | None:
-    """The module that owns all the tensors, under the names that a layer has for them."""
+    """Return the path of the module that owns all the tensors, under a layer's names for them."""
     homes = set()
     for name, node in tensors.items():
         if node is None and name != "weight":
@@ -94,7 +94,7 @@ def _home(tensors: Mapping[str, Any]) -> str | None:
 
 
 def _put(skeleton: nn.Module, path: str, layer: nn.Module) -> nn.Module:
-    """Replace the module at *path*; what lies below it stays there."""
+    """Replace the module at *path*; the modules below it stay there."""
     owner = skeleton.get_submodule(path)
     layer.training = owner.training
     for name, child in owner.named_children():

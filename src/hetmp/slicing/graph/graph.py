@@ -1,4 +1,4 @@
-"""What is known of a module: its operations in the order in which they run."""
+"""A module as hetmp reads it: its operations in the order in which they run."""
 
 import zlib
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ class Node:
 
     @property
     def place(self) -> str:
-        """The operation as a user would point at it."""
+        """The operation, named for the user: its path or title, and its line."""
         if self.call.layer is not None:
             return place(self.path, self.call.layer)
         within = f" of {self.path!r}" if self.path else ""
@@ -61,7 +61,7 @@ class Trace:
     values: Mapping[str, Value]
 
     def consumers(self, name: str) -> list[Node]:
-        """The nodes that take a value."""
+        """Return the nodes that take a value."""
         return self._consumers.get(name, [])
 
     @cached_property
@@ -79,7 +79,7 @@ class Trace:
 
     @cached_property
     def read(self) -> set[str]:
-        """The places of the attributes whose values or sizes are looked at."""
+        """The places of the attributes whose values or sizes are read."""
         return {
             place
             for name, place in self.attributes.items()
@@ -113,7 +113,7 @@ class ModelGraph:
 
     @property
     def traces(self) -> tuple[Trace, ...]:
-        """The traces that differ."""
+        """The distinct traces: one where both modes run the same operations."""
         if self.training is self.evaluation:
             return (self.training,)
         return (self.training, self.evaluation)
@@ -124,7 +124,7 @@ class ModelGraph:
         return tuple(node for trace in self.traces for node in trace.nodes)
 
     def mixing(self) -> Iterator[Node]:
-        """The layers that mix channels, each once: the ones that a plan speaks of."""
+        """Yield the layers that mix channels, each once: those that a plan names."""
         seen = set()
         for node in self.nodes:
             if node.rule.mixes and node.path not in seen:
@@ -132,19 +132,19 @@ class ModelGraph:
                 yield node
 
     def is_tied(self, node: Node) -> bool:
-        """Whether a layer shares a tensor with another layer or with a function or method."""
+        """Return whether a layer shares a tensor with another layer, function or method."""
         layer, path = node.call.layer, node.path
         names = {self._first(f"{path}.{name}") for name in (*layer._parameters, *layer._buffers)}
         return bool(names & self._read) or any(self._owners[name] != {layer} for name in names)
 
     @cached_property
     def _read(self) -> set[str]:
-        """The first names of the attributes that functions and methods look at."""
+        """The first names of the attributes that functions and methods read."""
         return {self._first(place) for trace in self.traces for place in trace.read}
 
     @cached_property
     def _owners(self) -> dict[str, set[nn.Module]]:
-        """The layers that have each parameter and buffer, by its first name."""
+        """The layers that hold each parameter and buffer, by its first name."""
         owners: dict[str, set[nn.Module]] = {}
         for path, layer in self.skeleton.named_modules(remove_duplicate=False):
             for name in (*layer._parameters, *layer._buffers):
@@ -155,7 +155,7 @@ class ModelGraph:
         return self.aliases.get(name, name)
 
     def fallbacks(self) -> Iterator[Node]:
-        """The operations that every rank computes whole for want of a rule."""
+        """Yield the operations that every rank computes whole because no rule fits."""
         return (node for node in self.nodes if node.reason is not None)
 
     def check_strict(self) -> None:
@@ -172,7 +172,7 @@ class ModelGraph:
 
 
 def fingerprint(graph: ModelGraph) -> str:
-    """What tells one model from another: its operations and their sizes, as a short text."""
+    """Return a short text that differs between models: their operations and sizes."""
     lines = [f"{node.path} {node.call.signature}" for node in graph.training.nodes]
     return f"{zlib.crc32(chr(10).join(lines).encode()):08x}"
 
@@ -182,5 +182,5 @@ def _asks_for_kind(node: Node) -> bool:
 
 
 def place(path: str, layer: nn.Module) -> str:
-    """A layer as a user would point at it: ``'features.0' (Conv2d)``."""
+    """Name a layer for the user: ``'features.0' (Conv2d)``."""
     return f"{path!r} ({type(layer).__name__})"

@@ -18,7 +18,7 @@ from hetmp.slicing.graph.tracing import users_line
 
 
 def changed(node: fx.Node, skeleton: nn.Module, values: Mapping[str, Value]) -> fx.Node | None:
-    """The tensor that *node* changes in place and gives, or None."""
+    """Return the tensor that *node* changes in place and returns, or None."""
     if not _is_in_place(node, skeleton):
         return None
     first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
@@ -43,7 +43,7 @@ def _is_in_place(node: fx.Node, skeleton: nn.Module) -> bool:
 
 
 def check_memory(graph: fx.Graph, skeleton: nn.Module, values: Mapping[str, Value]) -> None:
-    """Refuse work in place on what shares memory with another value that is used afterwards.
+    """Refuse in-place work on memory shared with another value that is used afterwards.
 
     Raises:
         HetmpError: naming the line.

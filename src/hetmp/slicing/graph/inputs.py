@@ -31,11 +31,11 @@ class Inputs:
         return list(references(dict(self.arguments)))
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The tensors of a call, by name.
+        """Return the tensors of a call, by name.
 
         Raises:
-            HetmpError: an argument is missing or too much, is no tensor where one is wanted, or
-                has another value than the one that the module was read with.
+            HetmpError: an argument is missing or too much, is not a tensor where one is needed,
+                or differs from the value that the module was read with.
         """
         try:
             bound = self.signature.bind(*args, **kwargs)
@@ -71,7 +71,7 @@ class Inputs:
 
 
 def read_inputs(module: nn.Module, example_input: Any) -> tuple[Inputs, dict[str, Tensor]]:
-    """(the module's inputs, the example's tensors by name).
+    """Return (the module's inputs, the example's tensors by name).
 
     Raises:
         HetmpError: the example does not fit, or is needed and missing.
@@ -101,7 +101,7 @@ def _as_arguments(example: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
 
 
 def _named(name: str, value: Any, examples: dict[str, Tensor]) -> Any:
-    """*value* with a ``Ref`` for every tensor, which is put among the examples."""
+    """Replace every tensor of *value* by a ``Ref``, and add it to the examples."""
     if isinstance(value, Tensor):
         examples[name] = value
         return Ref(name)
@@ -114,7 +114,7 @@ def _named(name: str, value: Any, examples: dict[str, Tensor]) -> Any:
 
 
 def _without_example(title: str, signature: inspect.Signature) -> Inputs:
-    """Every parameter without a default is taken for a tensor."""
+    """Take every parameter without a default for a tensor."""
     arguments: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -136,7 +136,7 @@ def _without_example(title: str, signature: inspect.Signature) -> Inputs:
 
 
 def proxied(inputs: Inputs, proxy: Callable[[str], Any]) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of a call with ``proxy(name)`` for every tensor."""
+    """Return the arguments of a call with ``proxy(name)`` in the place of every tensor."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for name, parameter in inputs.signature.parameters.items():

@@ -1,4 +1,4 @@
-"""One operation on the meta device: what shapes it gives, without computing."""
+"""One operation on the meta device, for the shapes of its results, without computing."""
 
 import copy
 import functools
@@ -14,7 +14,7 @@ from hetmp.ops import rule_for
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Whatever mode *module* and its parts are put in inside, they come out as they were."""
+    """Restore the modes of *module* and its parts on leaving the context."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         yield
@@ -25,18 +25,18 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_data() -> Iterator[None]:
-    """What is made inside has shapes only."""
+    """Make new tensors inside the context without data: shapes only."""
     with torch.device("meta"), torch.no_grad():
         yield
 
 
 def on_meta(item: Any) -> Any:
-    """A tensor without its data; anything else as it is."""
+    """Return a tensor without its data; anything else unchanged."""
     return item.to("meta") if isinstance(item, Tensor) else item
 
 
 def run_layer(layer: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """What *layer* gives in evaluation: batch norm would refuse one value per channel.
+    """Run *layer* in evaluation mode: in training, batch norm refuses one value per channel.
 
     A layer without a rule that looks at values is run on made-up ones.
     """
@@ -53,7 +53,7 @@ def run_layer(layer: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _keeps_shape(layer: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether it is known what *layer* gives: torch takes milliseconds for a batch norm on meta."""
+    """Return whether *layer*'s output is known without a run, which takes milliseconds."""
     rule = rule_for(layer)
     if rule is None or not rule.keeps_shape or kwargs or len(args) != 1:
         return False
@@ -64,7 +64,7 @@ def _keeps_shape(layer: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool
 
 
 def run_method(name: str, args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """What a tensor's method gives."""
+    """Call a tensor's method."""
     try:
         return getattr(args[0], name)(*args[1:], **kwargs)
     except NotImplementedError:
@@ -76,7 +76,7 @@ def run_method(name: str, args: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _run_on_numbers(layer: nn.Module, args: Any, kwargs: Any) -> Any:
-    """What a layer gives that looks at values: those of its tensors and operands are made up."""
+    """Run a layer that looks at values on made-up tensors and operands."""
 
     def numbers(item: Any) -> Any:
         return torch.rand(item.shape).to(item.dtype) if isinstance(item, Tensor) else item
@@ -90,5 +90,5 @@ def _run_on_numbers(layer: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 def attribute(module: nn.Module, path: str) -> Any:
-    """What stands at a dotted path in *module*."""
+    """Return the attribute at a dotted path in *module*."""
     return functools.reduce(getattr, path.split("."), module)

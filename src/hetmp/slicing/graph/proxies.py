@@ -1,4 +1,4 @@
-"""What stands for activations and sizes while a module is traced.
+"""Stand-ins for activations and sizes while a module is traced.
 
 torch.fx alone knows nothing of what it records, so a module that asks ``if x.shape[1] != 3`` cannot
 be traced. With an example input, every recorded operation is also run on the meta device, and the
@@ -27,7 +27,7 @@ ASSIGNMENTS = tuple(
 """``+=`` and its kin, as far as they change a tensor in place."""
 
 _FIXED = ("ndim", "dim", "ndimension", "requires_grad", "is_floating_point", "is_complex", "layout")
-"""What is asked of a tensor and never depends on its sizes: answered at once."""
+"""Attributes and methods of a tensor that never depend on its sizes: answered at once."""
 
 _WRITTEN: dict[str, Callable[[Any], Any]] = {
     "T": lambda x: x.permute(*reversed(range(x.ndim))),
@@ -38,17 +38,17 @@ _WRITTEN: dict[str, Callable[[Any], Any]] = {
 
 
 def confirm(found: Any, expected: Any, line: str) -> None:
-    """Part of a traced module: a number that its branches or loops depend on is as it was.
+    """Check, in a traced module, that a number its branches or loops depend on is unchanged.
 
     Raises:
-        HetmpError: on every rank, for sizes are those of the whole.
+        HetmpError: on every rank, because sizes are those of the whole tensor.
     """
     if found != expected:
         at = f" at {line}" if line else ""
         raise HetmpError(
-            f"a branch or loop depends on a number{at} that is {found} here and was {expected} in "
-            "the example that the module was sliced with: give slice_model an example_input of "
-            "the sizes that it will meet"
+            f"the module depends on a number{at} that is {found} here and was {expected} in the "
+            "example that it was sliced with: give slice_model an example_input of the sizes that "
+            "it will meet"
         )
 
 
@@ -69,7 +69,7 @@ Proxy.__setitem__ = _recorded(assigned)  # type: ignore[index]
 
 
 class KnownProxy(Proxy):
-    """A stand-in that knows what an example makes of it: ``value``, on the meta device."""
+    """A stand-in that knows its value in the example: ``value``, on the meta device."""
 
     tracer: Any
 
@@ -78,11 +78,11 @@ class KnownProxy(Proxy):
         self.value = value
 
     def item(self, index: Any) -> Any:
-        """One of several values."""
+        """Return the stand-in for one of several values."""
         return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
 
     def fixed(self) -> Any:
-        """The value itself, which is confirmed from now on."""
+        """Return the value itself, and confirm it in every pass from now on."""
         self.tracer.confirm(self)
         return self.value
 
@@ -130,14 +130,14 @@ class _Method:
 
 
 class NumberProxy(KnownProxy):
-    """A size, or what a module computes from sizes."""
+    """A size, or a number that a module computes from sizes."""
 
     # Equal numbers of two tracings are not the same: nobody may remember them.
     __hash__ = None  # type: ignore[assignment]
 
     @property
     def stands_for(self) -> type:
-        """What kind of number it is."""
+        """The type of the number."""
         return type(self.value)
 
     def __getattr__(self, name: str) -> Any:
@@ -182,7 +182,7 @@ class NamedProxy(KnownProxy):
 
 
 def _flat(structure: Any) -> Iterator["KnownProxy"]:
-    """The stand-ins in a structure of tuples, lists and dicts."""
+    """Yield the stand-ins in a structure of tuples, lists and dicts."""
     if type(structure) in (TensorProxy, NumberProxy):
         yield structure
     elif type(structure) in (tuple, list, ShapeProxy):
@@ -193,7 +193,7 @@ def _flat(structure: Any) -> Iterator["KnownProxy"]:
 
 
 class ShapeProxy(tuple[Any, ...]):
-    """What ``x.shape`` is: a stand-in for every size."""
+    """The result of ``x.shape``: a stand-in for every size."""
 
     def __add__(self, other: Any) -> "ShapeProxy":
         return ShapeProxy((*self, *other))
@@ -203,7 +203,7 @@ class ShapeProxy(tuple[Any, ...]):
         return ShapeProxy(found) if type(index) is slice else found
 
     def numel(self) -> Any:
-        """How many elements."""
+        """Return the number of elements."""
         total: Any = 1
         for size in self:
             total = total * size
@@ -215,7 +215,7 @@ _isinstance = builtins.isinstance
 
 @contextmanager
 def instances() -> Iterator[None]:
-    """Stand-ins are instances of what they stand for, inside, as Python's code sees it.
+    """Make ``isinstance`` take stand-ins, in Python code inside, for what they stand for.
 
     A class of theirs that lies would fool torch's C code too, which would look for a tensor's
     memory in them.
@@ -226,7 +226,7 @@ def instances() -> Iterator[None]:
 
 @contextmanager
 def no_instances() -> Iterator[None]:
-    """Python's own ``isinstance``, which is quicker, where no stand-ins are met."""
+    """Use Python's own, faster ``isinstance`` where no stand-ins can occur."""
     with _asked_by(_isinstance):
         yield
 
@@ -248,7 +248,7 @@ def _is_instance(item: Any, kinds: Any) -> bool:
 
 
 def known(node: fx.Node, tracer: Any, value: Any) -> Any:
-    """What a module is given for *node*, whose example is *value*."""
+    """Return the stand-in for *node*, whose example is *value*."""
     if isinstance(value, Tensor):
         return TensorProxy(node, tracer, value)
     if isinstance(value, int | float):

@@ -35,7 +35,7 @@ _WHOLE = Whole()
 
 
 def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
-    """Read *module*'s operations, without touching it.
+    """Read *module*'s operations; the module is left as it was.
 
     Shapes are found without computing. Only a leaf that looks at values is run, on made-up ones.
 
@@ -43,7 +43,7 @@ def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
         module: on any device, the meta device included.
         example_input: what a call is given: a tensor of a batch's shape and dtype, a tuple of
             arguments, or a dict of them by name (tensors' values are not looked at). Without
-            it, the sizes that slicing depends on are told from the layers, if they tell them.
+            it, the sizes that slicing depends on are derived from the layers, if possible.
 
     Raises:
         HetmpError: torch.fx cannot trace the module, neighbouring layers disagree on their
@@ -80,7 +80,7 @@ def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
 
 
 def skeleton_of(module: nn.Module) -> nn.Module:
-    """A copy of *module* whose parameters and buffers are on the meta device: no data copied.
+    """Copy *module* with its parameters and buffers on the meta device: no data is copied.
 
     Raises:
         HetmpError: a lazy parameter that has no shape yet.
@@ -109,7 +109,7 @@ def _check_hooks(module: nn.Module) -> None:
 
 
 def _aliases(skeleton: nn.Module) -> dict[str, str]:
-    """Second names of parameters, buffers and modules -> their first."""
+    """Return the first name of every parameter, buffer and module that has a second one."""
     aliases: dict[str, str] = {}
     for named in (skeleton.named_modules, skeleton.named_parameters, skeleton.named_buffers):
         first: dict[int, str] = {}
@@ -160,7 +160,7 @@ def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
 
 
 def _is_named_tuple(node: fx.Node) -> bool:
-    """Whether a node only puts values together, as a tuple does."""
+    """Return whether a node only puts values together, as a tuple does."""
     return isinstance(node.target, type) and hasattr(node.target, "_fields")
 
 
@@ -186,7 +186,7 @@ def _node(skeleton: nn.Module, node: fx.Node, named: Any, values: Mapping[str, V
 
 
 def _unlike(call: Call, rule: Rule) -> str | None:
-    """Why a layer's call is not the one that its rule expects, or None."""
+    """Return why a layer's call is not the one that its rule expects, or None."""
     if call.layer is None or rule.several:
         return None
     if len(call.values) != 1 or len(call.args) + len(call.kwargs) != 1:
@@ -198,7 +198,7 @@ def _unlike(call: Call, rule: Rule) -> str | None:
 
 
 def _live(nodes: Sequence[Node], result: Any) -> list[Node]:
-    """Without the functions and methods that nothing uses; layers run, if only for their state."""
+    """Return the nodes without unused functions and methods; layers stay, for their state."""
     wanted = set(references(result))
     live: list[Node] = []
     for node in reversed(nodes):
@@ -225,7 +225,7 @@ def _probe(
 
 
 def _asked(skeleton: nn.Module, graph: fx.Graph) -> tuple[int | None, int | None]:
-    """(dimensions, channels) that the first layers want a batch to have, as far as they tell."""
+    """Return (dimensions, channels) of a batch that the first layers demand, None where unknown."""
     dims = channels = None
     for node in graph.nodes:
         if node.op != "call_module":
@@ -242,7 +242,7 @@ def _asked(skeleton: nn.Module, graph: fx.Graph) -> tuple[int | None, int | None
 
 
 def _dims(trace: Trace, entry: str, examples: Mapping[str, Tensor]) -> int | None:
-    """How many dimensions a batch has; None if the first layers take any number of them."""
+    """Return the dimensions of a batch; None if the first layers take any number of them."""
     if examples:
         return trace.values[entry].dims
     for node in trace.nodes:
@@ -259,7 +259,7 @@ def _dims(trace: Trace, entry: str, examples: Mapping[str, Tensor]) -> int | Non
 def _with_demanded_sizes(
     nodes: Sequence[Node], values: Mapping[str, Value]
 ) -> tuple[list[Node], dict[str, Value]]:
-    """Fill in sizes from behind: a linear layer tells how long the flattened axis before it is."""
+    """Fill in sizes backwards: a linear layer tells the length of the axis before it."""
     known = dict(values)
     for node in reversed(nodes):
         if len(node.call.operands) != 1 or not node.call.given.is_tensor or node.reason:

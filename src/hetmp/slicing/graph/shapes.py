@@ -15,7 +15,7 @@ SIDES = (224, 256, 32, 28, 64, 96, 128, 299, 48, 40, 16, 8, 9, 12, 10, 7, 6, 5, 
 
 
 def probe(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) -> dict[str, Value]:
-    """What is known of every value, from an example: the batch size is not taken for known.
+    """Find the shapes of all values from an example, whose batch size may vary.
 
     Raises:
         HetmpError: the example does not fit the model.
@@ -39,7 +39,7 @@ def probe(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
 
 
 def misfit(examples: Mapping[str, Tensor], error: Exception) -> HetmpError:
-    """What to raise for examples that a module fails on with *error*."""
+    """Return the exception for examples on which a module failed with *error*."""
     shown = ", ".join(str(tuple(example.shape)) for example in examples.values())
     return HetmpError(f"an input of shape {shown} does not fit the model: {_short(error)}")
 
@@ -52,7 +52,7 @@ def probe_unseen(
     channels: int | None,
     dtype: torch.dtype,
 ) -> dict[str, Value]:
-    """What is known of every value of a model with one input, without an example.
+    """Find the shapes of all values of a model with one input, without an example.
 
     Args:
         name: of the input.
@@ -117,7 +117,7 @@ def _attempt(
 def _run(
     skeleton: nn.Module, graph: fx.Graph, given: Mapping[str, Tensor], *, tolerant: bool
 ) -> dict[str, Any]:
-    """Every value of a run, by the name of its node."""
+    """Run a graph and return every value, by the name of its node."""
     with modes_kept(skeleton), without_data():
         skeleton.eval()  # batch norm would refuse one value per channel
         interpreter = _Shapes(fx.GraphModule(skeleton, graph), tolerant)
@@ -127,7 +127,7 @@ def _run(
 
 
 class _Shapes(fx.Interpreter):
-    """Remembers every value; *tolerant* of layers behind an image size that is only guessed."""
+    """Records every value; *tolerant* of layers behind an image size that is only guessed."""
 
     def __init__(self, module: fx.GraphModule, tolerant: bool) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -154,7 +154,7 @@ class _Shapes(fx.Interpreter):
 
 
 def _demanded(layer: nn.Module, x: Tensor) -> Tensor:
-    """*x* with as many channels as the layer wants: a flattened image's size is only guessed."""
+    """Give *x* the channels that the layer demands: a flattened image's size is only guessed."""
     rule = rule_for(layer)
     wanted = rule.input_channels(layer) if rule is not None else None
     axis = rule.channel_axis(layer, x.dim()) if rule is not None else 0
@@ -166,7 +166,7 @@ def _demanded(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _shapes_of(value: Any) -> Any:
-    """A tensor as (shape, bytes), a tuple item by item, None for anything else."""
+    """Return a tensor as (shape, bytes), a tuple item by item, anything else as None."""
     if isinstance(value, Tensor):
         return (tuple(value.shape), value.numel() * value.element_size())
     if isinstance(value, tuple | list) and any(isinstance(item, Tensor) for item in value):
@@ -196,5 +196,5 @@ def _value(seen: Sequence[Any], batch: int) -> Value:
 
 
 def _short(error: Exception) -> str:
-    """The error itself, without what torch.fx says of where it ran."""
+    """Return the error's own text, without torch.fx's note on where it happened."""
     return str(error).split("\n\nWhile executing")[0].strip()

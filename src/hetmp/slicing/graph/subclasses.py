@@ -8,14 +8,14 @@ from torch.nn.utils.parametrize import is_parametrized
 from hetmp.ops import known_layers
 
 _HARMLESS = {"__init__", "__repr__", "extra_repr", "reset_parameters"}
-"""What a subclass may have of its own of what its base has."""
+"""Attributes a subclass may override and still be treated as its base."""
 
 _TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
-"""What a layer finds on itself when it runs: a property may stand in for it."""
+"""Attributes that a layer reads when it runs, which a subclass may make a property."""
 
 
 def as_bases(skeleton: nn.Module) -> None:
-    """Make every layer whose class adds nothing to how its base computes an object of that base.
+    """Replace each layer whose class computes exactly as its base by an object of that base.
 
     Such as a convolution whose class only has another ``__init__``.
     """
@@ -27,10 +27,10 @@ def as_bases(skeleton: nn.Module) -> None:
 
 
 def is_unfolded(layer: nn.Module) -> bool:
-    """Whether to look into an object of a subclass of a known layer, which does more than its base.
+    """Return whether to trace into an object of a subclass of a known layer that does more.
 
-    What it calls may have rules: functions on its own weight, pooling, activations. Not where it
-    changes statistics or draws random numbers, nor where its tensors are computed.
+    The operations it calls may have rules: functions on its own weight, pooling, activations.
+    False where it changes statistics or draws random numbers, or where its tensors are computed.
     """
     bases = [kind for kind in type(layer).__mro__ if kind in known_layers()]
     return (
@@ -48,6 +48,6 @@ def _computes_like(kind: type, base: type) -> bool:
 
 
 class _Empty(nn.Module):
-    """What Python itself gives every class."""
+    """An empty class: the attributes that Python gives every class."""
 
     annotated: int

@@ -50,7 +50,7 @@ _Module = TypeVar("_Module", nn.Module, type[nn.Module])
 
 
 def leaf(module: _Module) -> _Module:
-    """Mark a module, or a class of modules, to be kept as one: torch.fx does not look inside.
+    """Mark a module, or a class of modules, as one operation: torch.fx does not look inside.
 
     Every rank computes it whole, from all channels, so the result stays the same. For what
     torch.fx cannot trace, such as control flow on an activation's values.
@@ -65,7 +65,7 @@ def leaf(module: _Module) -> _Module:
 def trace_modes(
     skeleton: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor]
 ) -> tuple[fx.Graph, fx.Graph]:
-    """The graphs in training and in evaluation, the same object where they are alike.
+    """Trace the module in training and in evaluation; one object for both if they are alike.
 
     Args:
         examples: of the inputs, by name; without them, nothing can depend on a size.
@@ -103,7 +103,7 @@ def trace_modes(
 
 
 def _remedy(skeleton: nn.Module, error: Exception, by_example: bool) -> str:
-    """What a user can do about *error*, which came up while *skeleton* was traced."""
+    """Return advice on *error*, which was raised while *skeleton* was traced."""
     names = {id(part): path for path, part in skeleton.named_modules() if path}
     at = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -118,7 +118,7 @@ def _remedy(skeleton: nn.Module, error: Exception, by_example: bool) -> str:
 
 
 def _generators() -> list[Any]:
-    """The states of the generators that a module may draw from."""
+    """Return the states of the random generators that a module may draw from."""
     _, keys, position, *_ = np.random.get_state(legacy=True)  # noqa: NPY002 - the user's choice
     return [torch.get_rng_state().tolist(), random.getstate(), list(keys), position]
 
@@ -135,7 +135,7 @@ def _check_buffers(skeleton: nn.Module) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps layers with a rule as one, and runs what it records on an example if there is one."""
+    """Keeps layers with a rule whole, and runs each recorded node on an example if any."""
 
     proxy_buffer_attributes = True  # what is computed from a buffer belongs to the graph
 
@@ -176,7 +176,7 @@ class _Tracer(fx.Tracer):
         return known(proxy.node, self, value)
 
     def confirm(self, proxy: KnownProxy, call: tuple[int, int] | None = None) -> None:
-        """Record that the module depends on what *proxy* is, as the *call* of a frame asks."""
+        """Record that the module depends on *proxy*'s value, as the *call* of a frame asks."""
         if proxy.node in self._confirmed:
             return
         self._confirmed.add(proxy.node)
@@ -186,13 +186,13 @@ class _Tracer(fx.Tracer):
             self._asked.setdefault(call, []).append((proxy.node, made.node))
 
     def forget(self, call: tuple[int, int]) -> None:
-        """What *call* asked for was not used: the call is recorded with its stand-ins."""
+        """Undo ``confirm`` for a *call* that used no value: it is recorded with its stand-ins."""
         for node, confirming in self._asked.pop(call, ()):
             self._confirmed.discard(node)
             self.graph.erase_node(confirming)
 
     def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
-        """What a node gives, on the meta device."""
+        """Run a node on the meta device and return its value."""
         self._running = True
         try:
             with without_data(), no_instances():
@@ -240,7 +240,7 @@ class _Tracer(fx.Tracer):
 
 
 def _values(structure: Any) -> Any:
-    """Arguments with what stands-in know in their place."""
+    """Return arguments with stand-ins replaced by their values."""
 
     def value(item: Any) -> Any:
         return item.value if isinstance(item, KnownProxy) else on_meta(item)
@@ -275,7 +275,7 @@ _TAKING = ("as_tensor", "asarray")
 
 @contextmanager
 def _recorded_creation() -> Iterator[None]:
-    """Record ``torch.zeros(x.shape[0], 3)`` and its like: torch.fx sees only what takes tensors."""
+    """Record ``torch.zeros(x.shape[0], 3)`` and the like, which torch.fx would not see."""
     with torch.device("meta"):
         torch.empty(0)  # torch remembers, once and for all, what a device is for: not our stand-ins
     originals = {name: getattr(torch, name) for name in (*_CREATION.split(), *_TAKING)}
@@ -302,7 +302,7 @@ def _recorded_creation() -> Iterator[None]:
 
 
 def _written(graph: fx.Graph, skeleton: nn.Module) -> list[str]:
-    """A graph as text, to compare; values by their place in it, constants by their content."""
+    """Write a graph as text to compare: values by position, constants by content."""
     places = {node: f"%{place}" for place, node in enumerate(graph.nodes)}
     lines = []
     for node in graph.nodes:
@@ -331,7 +331,7 @@ def _users_frame() -> str | None:
 
 
 def users_line(stack: str) -> str:
-    """The innermost line of the user's in a stack trace as Python prints it."""
+    """Return the innermost line of the user's in a stack trace as Python prints it."""
     frames = re.findall(r'File "(.+)", line (\d+)', stack)
     users = [(file, line) for file, line in frames if not file.startswith(_LIBRARIES)]
     return "{}:{}".format(*users[-1]) if users else ""

@@ -1,4 +1,4 @@
-"""What a step does, and when: each operation and each exchange of a sliced model on this rank."""
+"""Recordings of a step on this rank: when each operation and each exchange ran."""
 
 from hetmp.slicing.recording.first_steps import FirstSteps
 from hetmp.slicing.recording.layer_times import layer_times

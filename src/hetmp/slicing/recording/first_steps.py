@@ -16,7 +16,7 @@ UNTIMED = 2
 
 
 class FirstSteps:
-    """Looks at some of the first steps of a run; the results are the same with it and without.
+    """Records some of the first steps of a run; the results are the same with and without it.
 
     Args:
         wanted: how many steps are timed; 0 for none.
@@ -37,7 +37,7 @@ class FirstSteps:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around every step of the run."""
+        """Wrap every step of the run in this context."""
         self._taken += 1
         if self.recorder is None or self._taken > self._untimed + self._wanted:
             yield
@@ -57,7 +57,7 @@ class FirstSteps:
     def found(
         self, optimizer: torch.optim.Optimizer, step: int, images: int
     ) -> dict[str, dict[str, Any]]:
-        """The records that are due, by kind: once, and then none. Collective where they are.
+        """Return the records that are due, by kind, once each. Collective where any is due.
 
         Args:
             step: how many steps the run has taken.

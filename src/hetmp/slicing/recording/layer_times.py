@@ -1,4 +1,4 @@
-"""What a step takes layer by layer on every rank: the ``layers`` record of the metrics."""
+"""The time of a step by layer and rank: the ``layers`` record of the metrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ Array = npt.NDArray[np.float64]
 
 
 def layer_times(group: Group, recorder: Recorder, steps: Sequence[StepRecording]) -> dict[str, Any]:
-    """Medians over *steps*, which all ranks took together. Collective; the same on every rank.
+    """Return medians over *steps*, which all ranks took together, on every rank. Collective.
 
     The rank that comes last to an exchange does not wait in it, so the shortest time that any
     rank spent in one is its cost, and what a rank spent beyond that is waiting.

@@ -1,4 +1,4 @@
-"""What every rank holds of a run: the ``memory`` record of the metrics."""
+"""The memory of a run on every rank: the ``memory`` record of the metrics."""
 
 import resource
 import sys
@@ -15,7 +15,7 @@ from hetmp.slicing.model import SlicedModel
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now; 0 where the system does not say."""
+    """Return the bytes of memory of this process now; 0 where the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError):
@@ -24,7 +24,7 @@ def resident() -> int:
 
 
 def peak(device: torch.device) -> int:
-    """The most bytes that this process had: of a GPU's allocator, else of resident memory."""
+    """Return the most bytes that this process had: of a GPU's allocator, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -38,7 +38,7 @@ def memory_held(
     activations: int,
     before: int,
 ) -> dict[str, Any]:
-    """What every rank holds, beside what one process would hold. Collective.
+    """Return each rank's memory, beside what one process would need. Collective.
 
     Args:
         activations: bytes that this rank kept for the backward pass of a step.

@@ -1,4 +1,4 @@
-"""Records steps of a sliced model on this rank: what was done from when to when."""
+"""Records steps of a sliced model on this rank: each operation and exchange, with its times."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, ProgramStep
 
 START, LOSS = "start", "loss"
 PHASES = (START, LOSS, "agreeing", "optimizer")
-"""What there is besides operations: before the forward pass, between it and the backward pass,
-agreeing on whether all went well, and the optimizer."""
+"""The phases of a step besides operations: before the forward pass, between it and the backward
+pass, agreeing on whether all went well, and the optimizer."""
 
 INPUTS, PARAMETERS = "(inputs)", "(parameters)"
 """The exchanges at the entry, which sum the gradients of what every rank holds alike."""
@@ -24,7 +24,7 @@ INPUTS, PARAMETERS = "(inputs)", "(parameters)"
 
 @dataclass(frozen=True)
 class Done:
-    """Something that was computed.
+    """An interval of computation.
 
     Attributes:
         name: of the operation, or of the phase.
@@ -43,7 +43,7 @@ class Done:
 
 @dataclass(frozen=True)
 class ExchangeSpan:
-    """One exchange of one of a model's places for exchanges.
+    """One exchange at one of the model's exchange places.
 
     Attributes:
         place: the number of the place, the same on all ranks.
@@ -57,13 +57,13 @@ class ExchangeSpan:
 
     @property
     def seconds(self) -> float:
-        """How long the rank was at it."""
+        """The seconds that the rank spent on it."""
         return sum(ended - began for began, ended in self.spans)
 
 
 @dataclass(frozen=True)
 class ExchangePlace:
-    """Where exchanges happen, in one direction.
+    """A place in the model where exchanges happen, in one direction.
 
     Attributes:
         layer: the mixing layer that it counts to.
@@ -95,7 +95,7 @@ class StepRecording:
 
 
 class Recorder:
-    """Records what a sliced model does in a step; results are the same with it and without.
+    """Records the steps of a sliced model; results are the same with and without it.
 
     Attributes:
         places: where the model exchanges, the same on all ranks.
@@ -112,14 +112,14 @@ class Recorder:
         self._titles = {step.name: self._title(step) for step in program.steps}
 
     def title(self, name: str) -> str:
-        """What a reader knows an operation by."""
+        """Return the name of an operation for the reader."""
         return self._titles.get(name, name)
 
     @contextmanager
     def step(self, into: list[StepRecording], memory: bool = False) -> Iterator[None]:
         """Record a step, and add it *into* the list where it ends without an error.
 
-        Who takes it tells ``model.hetmp.watch`` of its phases.
+        The caller reports phase changes to ``model.hetmp.watch``.
 
         Args:
             memory: count what is saved for the backward pass, which takes time of its own.
@@ -207,14 +207,14 @@ class Recorder:
         return tuple(places)
 
     def _of_evaluation(self, exchange: Exchange, names: dict[int, str]) -> bool:
-        """Whether an exchange is of the program for evaluation alone."""
+        """Return whether an exchange belongs only to the evaluation program."""
         return id(exchange) not in names and any(
             exchange is other for other in self._runtime.exchanges
         )
 
 
 def computed(record: StepRecording) -> dict[tuple[str, str], float]:
-    """Seconds of a step without its exchanges, by (layer, part); a phase stands as its layer."""
+    """Return seconds of a step without exchanges, by (layer, part); a phase is its own layer."""
     begins = [done.began for done in record.done]
     found: dict[tuple[str, str], float] = {}
 

@@ -33,7 +33,7 @@ class StepTimes:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something happened: what is timed from here on, as (name of the step, part)."""
+    """An event: time from here on belongs to (name of the step, part)."""
 
     name: str
     part: str
@@ -59,21 +59,21 @@ class Stopwatch:
     # --- told while a step runs
 
     def mark(self, name: str, part: str) -> None:
-        """From here on, time belongs to a part of a step."""
+        """Count time from here on for a part of a step."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.marks.append(Mark(name, part, time.perf_counter(), time.thread_time()))
 
     def phase(self, name: str) -> None:
-        """From here on, time belongs to no step of the program."""
+        """Count time from here on for a phase, outside the program."""
         self.mark(name, PHASE)
 
     def began(self) -> None:
-        """The first step of the forward pass begins."""
+        """Mark the start of the forward pass."""
         self.mark("", "began")
 
     def made(self, step: ProgramStep, value: Any) -> None:
-        """The forward pass of a step ended."""
+        """Mark the end of a step's forward pass."""
         self.mark(step.name, "made")
         for tensor in _tensors(value):
             if isinstance(step, ExchangeStep):
@@ -85,7 +85,7 @@ class Stopwatch:
 
     @contextmanager
     def parameters(self, step: CallStep) -> Iterator[None]:
-        """Parameter gradients of a step are computed apart."""
+        """Time a step's parameter gradients, which are computed apart."""
         before = self.marks[-1]
         self.mark(step.name, "parameters")
         yield
@@ -99,7 +99,7 @@ class Stopwatch:
 
     @contextmanager
     def memory(self, module: torch.nn.Module) -> Iterator[None]:
-        """Count what is saved for the backward pass, besides the module's own tensors."""
+        """Count the bytes saved for the backward pass, besides the module's own tensors."""
         own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
         self._seen.clear()
 
@@ -119,7 +119,7 @@ class Stopwatch:
     # --- told afterwards
 
     def times(self) -> dict[str, StepTimes]:
-        """What every step took since the last ``reset()``; under "" what belongs to none."""
+        """Return the times of every step since the last ``reset()``; the rest under ""."""
         found: dict[str, StepTimes] = {}
         for mark, following in zip(self.marks, self.marks[1:], strict=False):
             took = following.wall - mark.wall, following.cpu - mark.cpu
@@ -136,7 +136,7 @@ class Stopwatch:
         return found
 
     def reset(self) -> None:
-        """Forget the marks; what was saved is kept."""
+        """Forget the marks; the counts of saved bytes stay."""
         self.marks.clear()
 
 
