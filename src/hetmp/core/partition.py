@@ -289,12 +289,12 @@ def checked_weights(weights: Iterable[Any], ranks: int | None = None) -> tuple[F
         HetmpError: not numbers, negative, NaN, infinite, all zero, or not one per rank of *ranks*.
     """
     try:
-        given = list(weights)
+        listed = list(weights)
     except TypeError:
         raise HetmpError(f"weights must be one number per rank, got {weights!r}") from None
-    shown = ", ".join(str(weight) for weight in given)
+    shown = ", ".join(str(weight) for weight in listed)
     exact = []
-    for rank, weight in enumerate(given):
+    for rank, weight in enumerate(listed):
         try:
             if isinstance(weight, str | bytes):
                 raise TypeError

@@ -80,11 +80,11 @@ class Idle(nn.Module):
         shape = list(x.shape)
         if self._narrows is not None:
             shape[self._narrows] = self._width
-        given = self._output_shape(tuple(shape), x.dtype)
+        output_shape = self._output_shape(tuple(shape), x.dtype)
         if self._empties is not None:
-            given[self._empties] = 0
+            output_shape[self._empties] = 0
         dtype = self._dtypes.of(x, shape, self._compute)
-        zeros: Tensor = _Zeros.apply(x, given, dtype, *self.parameters())
+        zeros: Tensor = _Zeros.apply(x, output_shape, dtype, *self.parameters())
         return zeros
 
     def _output_shape(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[int]:
@@ -96,8 +96,8 @@ class Idle(nn.Module):
         return list(self._shapes[shape])
 
     def _compute(self, x: Tensor) -> Tensor:
-        given: Tensor = copy.deepcopy(self._stand_in[0]).to_empty(device=x.device).eval()(x)
-        return given
+        output: Tensor = copy.deepcopy(self._stand_in[0]).to_empty(device=x.device).eval()(x)
+        return output
 
     def extra_repr(self) -> str:
         return f"{self._kind} of no channels"
@@ -142,15 +142,15 @@ def idle_function(run: OperatorRun, width: int) -> Callable[..., Tensor]:
         shape[narrows.axis] = width
 
         def compute(stand_in: Tensor) -> Tensor:
-            given: Tensor = run.call.invoke(
+            output: Tensor = run.call.invoke(
                 tuple(stand_in if arg is x else arg for arg in args),
                 {name: stand_in if arg is x else arg for name, arg in kwargs.items()},
             )
-            return given
+            return output
 
-        given = list(compute(torch.empty(shape, dtype=x.dtype, device="meta")).shape)
-        given[empties.axis] = 0
-        zeros: Tensor = _Zeros.apply(x, given, dtypes.of(x, shape, compute))
+        output_shape = list(compute(torch.empty(shape, dtype=x.dtype, device="meta")).shape)
+        output_shape[empties.axis] = 0
+        zeros: Tensor = _Zeros.apply(x, output_shape, dtypes.of(x, shape, compute))
         return zeros
 
     return call

@@ -39,16 +39,16 @@ class Labelled:
             if not isinstance(state, Sliced):
                 continue
             flow = self._cut(call, labels[state.axis], state)
-            kept = 0 if flow is None else _kept(call, states, flow)
-            if kept > best[0]:
-                best = kept, flow
+            staying = 0 if flow is None else _staying(call, states, flow)
+            if staying > best[0]:
+                best = staying, flow
         return best[1]
 
     def _cut(self, call: Call, label: Hashable, state: Sliced[L]) -> Flow[L] | None:
         layout = state.layout
         wants: dict[str, OperandState[L]] = {}
         for name, labels in self.operands:
-            places = [axis for axis, one in enumerate(labels) if one == label]
+            places = [axis for axis, axis_label in enumerate(labels) if axis_label == label]
             if len(places) > 1:
                 return None  # a diagonal
             size = call.values[name].shape[places[0]] if places else 1
@@ -66,7 +66,7 @@ class Labelled:
         return Flow(wants, Sliced(layout, axis))
 
 
-def _kept(call: Call, states: States[L], flow: Flow[L]) -> int:
+def _staying(call: Call, states: States[L], flow: Flow[L]) -> int:
     """Return the bytes of the operands that hardly move: they are cut along that axis already."""
     return sum(
         1 + call.values[name].image_bytes

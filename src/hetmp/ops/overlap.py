@@ -47,9 +47,9 @@ class Postponed:
     def enter(self, x: Tensor) -> None:
         """Enter the layers' parameters, between start and end of the exchange of *x*."""
         named = [dict(layer.named_parameters()) for _, layer in self.takers]
-        kept = x.detach() if self.regather else x.new_empty(0)
+        saved = x.detach() if self.regather else x.new_empty(0)
         parameters = [parameter for names in named for parameter in names.values()]
-        entered = iter(_Parameters.apply(self, kept, *parameters) if parameters else ())
+        entered = iter(_Parameters.apply(self, saved, *parameters) if parameters else ())
         self._entered = [{name: next(entered) for name in names} for names in named]
 
     def run(self, number: int, x: Tensor) -> Tensor:
@@ -75,39 +75,39 @@ def _hooked(layer: nn.Module) -> bool:
 
 class _Parameters(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, postponed: Postponed, kept: Tensor, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, postponed: Postponed, saved: Tensor, *tensors: Tensor) -> Any:
         ctx.postponed = postponed
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(kept)
+        ctx.save_for_backward(saved)
         return tuple(alias(tensor) for tensor in tensors)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         postponed: Postponed = ctx.postponed
-        (kept,) = ctx.saved_tensors
-        x = postponed.regather(kept) if postponed.regather else None
-        given, needed = list(gradients), ctx.needs_input_grad[2:]
+        (saved,) = ctx.saved_tensors
+        x = postponed.regather(saved) if postponed.regather else None
+        outgoing, needed = list(gradients), ctx.needs_input_grad[2:]
         at = 0
         for number, (rule, layer) in enumerate(postponed.takers):
             names = [name for name, _ in layer.named_parameters()]
-            found = postponed.arrived.pop(number, None)
-            if found is not None:
-                gradient, own = found
-                taken = x if own is None else own
-                assert taken is not None
+            arrived = postponed.arrived.pop(number, None)
+            if arrived is not None:
+                gradient, own = arrived
+                value = x if own is None else own
+                assert value is not None
                 wanted = dict(zip(names, needed[at : at + len(names)], strict=True))
                 with postponed.around(number) if postponed.around else nullcontext():
                     by_name = rule.parameter_gradients(
                         layer,
                         gradient,
-                        taken,
+                        value,
                         wanted.get("weight", False),
                         wanted.get("bias", False),
                     )
-                given[at : at + len(names)] = [by_name.get(name) for name in names]
+                outgoing[at : at + len(names)] = [by_name.get(name) for name in names]
             at += len(names)
-        return None, None, *given
+        return None, None, *outgoing
 
 
 class _Mixed(torch.autograd.Function):
@@ -127,15 +127,15 @@ class _Mixed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, *kept = ctx.saved_tensors
+        weight, *saved = ctx.saved_tensors
         postponed: Postponed = ctx.postponed
         rule, layer = postponed.takers[ctx.number]
         if any(ctx.needs_input_grad[3:]):
-            postponed.arrived[ctx.number] = gradient, kept[0] if kept else None
+            postponed.arrived[ctx.number] = gradient, saved[0] if saved else None
         onward = None
         if ctx.needs_input_grad[2]:
             shape, stride = ctx.like
-            like = kept[0] if kept else torch.empty_strided(
+            like = saved[0] if saved else torch.empty_strided(
                 shape, stride, dtype=gradient.dtype, device=gradient.device
             )  # fmt: skip
             onward = rule.input_gradient(layer, gradient, like, weight)

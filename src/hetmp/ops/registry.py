@@ -87,10 +87,10 @@ def register(rule: _Rule, *targets: Any, replace: bool = False) -> _Rule:
         HetmpError: *rule* is not a rule; there are no targets; a target cannot have a rule, or
             has another one. Nothing is registered then.
     """
-    given: Any = rule
-    if not isinstance(given, Rule):
-        made = f": give {given.__name__}()" if isinstance(given, type) else ""
-        raise HetmpError(f"only a hetmp.ops.Rule can be registered, got {given!r}{made}")
+    candidate: Any = rule
+    if not isinstance(candidate, Rule):
+        made = f": give {candidate.__name__}()" if isinstance(candidate, type) else ""
+        raise HetmpError(f"only a hetmp.ops.Rule can be registered, got {candidate!r}{made}")
     named = targets or (*rule.layers, *rule.functions, *rule.methods)
     if not named:
         raise HetmpError(
@@ -120,9 +120,9 @@ def operator(rule: Rule, *, replace: bool = False) -> Callable[[_Target], _Targe
 
     def decorate(target: _Target) -> _Target:
         is_layer = isinstance(target, type) and issubclass(target, nn.Module)
-        kept = target if is_layer else _recorded(target)
-        register(rule, kept, replace=replace)
-        return kept
+        registered = target if is_layer else _recorded(target)
+        register(rule, registered, replace=replace)
+        return registered
 
     return decorate
 
@@ -144,15 +144,15 @@ def _recorded(function: Any) -> Any:
 
 def first_proxy(structure: Any) -> fx.Proxy | None:
     """Return the first stand-in for a value in *structure*, if torch.fx traces; else None."""
-    found: list[fx.Proxy] = []
+    proxies: list[fx.Proxy] = []
 
     def note(item: Any) -> Any:
         if isinstance(item, fx.Proxy):
-            found.append(item)
+            proxies.append(item)
         return item
 
     fx.node.map_aggregate(structure, note)
-    return found[0] if found else None
+    return proxies[0] if proxies else None
 
 
 def _table(target: Any) -> dict[Any, Rule]:

@@ -116,8 +116,8 @@ class Rule:
         """Return the states taken and given, where an operand is sliced; None to take all full."""
         (name,) = states
         source = states[name]
-        given = self.gives(call, source) if isinstance(source, Sliced) else None
-        return None if given is None else Flow({name: source}, given)
+        result = self.gives(call, source) if isinstance(source, Sliced) else None
+        return None if result is None else Flow({name: source}, result)
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         """Return the result's state for one sliced operand; None if it needs all channels."""

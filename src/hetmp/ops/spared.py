@@ -44,12 +44,12 @@ class Spare(nn.Module):
                 return x
             return with_zeros(x, self._axis, self._width)
 
-        given = self._compute[0](
+        output = self._compute[0](
             *map(filled, args), **{name: filled(arg) for name, arg in kwargs.items()}
         )
-        if isinstance(given, Tensor):
-            return given.narrow(self._axis, 0, 0)
-        return tuple(item.narrow(self._axis, 0, 0) for item in given)
+        if isinstance(output, Tensor):
+            return output.narrow(self._axis, 0, 0)
+        return tuple(item.narrow(self._axis, 0, 0) for item in output)
 
     def extra_repr(self) -> str:
         compute = self._compute[0]

@@ -102,14 +102,14 @@ def _device(module: nn.Module, device: torch.device | str | None) -> torch.devic
             return torch.device(device)
         except RuntimeError as error:
             raise HetmpError(f"unknown device {device!r}: {error}") from error
-    found = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
-    found.discard(torch.device("meta"))
-    if len(found) > 1:
+    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+    devices.discard(torch.device("meta"))
+    if len(devices) > 1:
         raise HetmpError(
-            f"the module lies on several devices ({', '.join(sorted(map(str, found)))}): move it "
+            f"the module lies on several devices ({', '.join(sorted(map(str, devices)))}): move it "
             "to one, or give slice_model a device"
         )
-    return found.pop() if found else torch.device("cpu")
+    return devices.pop() if devices else torch.device("cpu")
 
 
 def _agree_on_model(
@@ -117,7 +117,7 @@ def _agree_on_model(
 ) -> None:
     """Refuse ranks that were given different modules, weights, plans, examples or tunings."""
     skeleton = graph.skeleton
-    told: dict[str, Iterable[str]] = {
+    descriptions: dict[str, Iterable[str]] = {
         "module": [
             repr(skeleton),
             *(f"{n} {p.shape} {p.dtype} {p.requires_grad}" for n, p in skeleton.named_parameters()),
@@ -125,13 +125,13 @@ def _agree_on_model(
             *(f"{name} {layer.training}" for name, layer in skeleton.named_modules()),
         ],
         "plan or weights": [plan.model_dump_json()],
-        "example_input": (f"{step.name} {_told(step)}" for step in schedule.steps),
+        "example_input": (f"{step.name} {_description(step)}" for step in schedule.steps),
         "tuning": [str(tuning)],
     }
-    marks = np.array([_mark(lines) for lines in told.values()])
+    marks = np.array([_mark(lines) for lines in descriptions.values()])
     gathered = group.allgather(marks)
     with group.together():
-        for what, column in zip(told, gathered.T, strict=True):
+        for what, column in zip(descriptions, gathered.T, strict=True):
             for rank in np.flatnonzero(column != column[0]):
                 raise HetmpError(
                     f"rank {rank} has a different {what} from rank 0: give all ranks the same"
@@ -146,7 +146,7 @@ def _mark(lines: Iterable[str]) -> int:
     return mark
 
 
-def _told(step: ProgramStep) -> str:
+def _description(step: ProgramStep) -> str:
     if isinstance(step, CallStep):
         return f"{step.inputs} {step.run.flow}"
     return str(step)
@@ -190,8 +190,8 @@ def add_layers(model: SlicedModel, device: torch.device) -> None:
             if steps[path].node.reason is not None:
                 inside.add(path)
         else:
-            kept = type(layer) in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-            local = type(layer)() if kept else nn.Module()
+            is_container = type(layer) in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+            local = type(layer)() if is_container else nn.Module()
             _adopt(local, layer, device)
         model.get_submodule(above).add_module(name, local)
     _tie(model, graph)
@@ -280,9 +280,9 @@ def _init_slice(
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {entry.name}".encode()))
         value: Any = init(entry.name, entry.shape, generator)
         if not isinstance(value, Tensor) or value.shape != entry.shape:
-            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            returned = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise HetmpError(
-                f"init returned {given} for {entry.name!r}: return a tensor of shape "
+                f"init returned {returned} for {entry.name!r}: return a tensor of shape "
                 f"{tuple(entry.shape)}"
             )
         into.copy_(share_of(value, entry.state, group.rank))

@@ -89,14 +89,14 @@ def plan_from_weights(graph: ModelGraph, weights: Sequence[Any]) -> Plan:
         HetmpError: weights that cannot be used (see ``apportion``).
     """
     exact = checked_weights(weights)
-    found = channel_groups(graph)
-    shares = {group.number: apportion(group.units, exact) for group in found.groups}
-    return plan_from_shares(graph, found, shares, exact)
+    grouping = channel_groups(graph)
+    shares = {group.number: apportion(group.units, exact) for group in grouping.groups}
+    return plan_from_shares(graph, grouping, shares, exact)
 
 
 def plan_from_shares(
     graph: ModelGraph,
-    found: ChannelGroups,
+    grouping: ChannelGroups,
     shares: Mapping[int, Partition],
     weights: Sequence[Any],
     schemes: Mapping[str, SchemeName] | None = None,
@@ -104,7 +104,7 @@ def plan_from_shares(
     """Make a plan from the partition of each channel group.
 
     Args:
-        found: the channel groups of *graph*.
+        grouping: the channel groups of *graph*.
         shares: how the units of each group are cut, by its number.
         weights: cut a layer whose channels hang together too loosely to be cut as told.
         schemes: of mixing layers by path; the others follow ``filters``. Layers that share a
@@ -114,7 +114,8 @@ def plan_from_shares(
     for node in graph.mixing():
         layout = Layout(
             tuple(
-                Piece(shares[piece.group.number], piece.block) for piece in found.pieces[node.path]
+                Piece(shares[piece.group.number], piece.block)
+                for piece in grouping.pieces[node.path]
             )
         )
         if _is_crumbled(layout) and node.rule.groups(node.call.layer) == 1:

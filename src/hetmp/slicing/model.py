@@ -54,15 +54,15 @@ class SlicedModel(nn.Module):
         """
         runtime = self.hetmp
         runtime.group.wire = runtime.tuning.wire
-        given = runtime.inputs.bind(args, kwargs)
-        runtime.check(given)
+        tensors = runtime.inputs.bind(args, kwargs)
+        runtime.check(tensors)
         runtime.check_modes(self)
         mode = runtime.mode(self.training)
         program = runtime.schedule.programs[mode]
-        given = dict(zip(given, runtime.input_entry(*given.values()), strict=True))
+        tensors = dict(zip(tensors, runtime.input_entry(*tensors.values()), strict=True))
         entered = self._entered(mode)
-        values = {name: given[input_name] for name, input_name in program.entries.items()}
-        device = next(iter(given.values())).device if given else torch.device("cpu")
+        values = {name: tensors[input_name] for name, input_name in program.entries.items()}
+        device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
         for name, path in program.attributes.items():
             values[name] = self._attribute(path, entered, device)
         key = runtime.draw_key(self, mode)

@@ -151,11 +151,11 @@ class Plan(BaseModel):
         if not self.left_out:
             return self
 
-        def kept(counts: Sequence[Any]) -> tuple[Any, ...]:
+        def selected(counts: Sequence[Any]) -> tuple[Any, ...]:
             return tuple(counts[rank] for rank in self.members)
 
-        devices = kept(self.devices) if self.devices else ()
-        return self._with_ranks(kept, len(self.members), (), devices)
+        devices = selected(self.devices) if self.devices else ()
+        return self._with_ranks(selected, len(self.members), (), devices)
 
     def spread(self, members: Sequence[int], ranks: int) -> "Plan":
         """Return this plan for *members* among *ranks*: the inverse of ``of_members``."""

@@ -138,9 +138,11 @@ class Runtime(nn.Module):
             return
         cast = torch.is_autocast_enabled(device.type)
         own = torch.get_autocast_dtype(device.type) if cast else None
-        told = self.group.allgather(np.array([_PRECISIONS.index(own)], dtype=np.int8)).ravel()
-        for rank in np.flatnonzero(told != told[0]):
-            names = [str(_PRECISIONS[told[i]] or "none").removeprefix("torch.") for i in (rank, 0)]
+        dtypes = self.group.allgather(np.array([_PRECISIONS.index(own)], dtype=np.int8)).ravel()
+        for rank in np.flatnonzero(dtypes != dtypes[0]):
+            names = [
+                str(_PRECISIONS[dtypes[i]] or "none").removeprefix("torch.") for i in (rank, 0)
+            ]
             raise AgreedError(
                 f"rank {rank} is under autocast {names[0]}, rank 0 under {names[1]}: use the same "
                 "on all ranks, or slice the model with Tuning(wire='float32') to exchange in that"

@@ -127,11 +127,11 @@ class Program:
     @cached_property
     def consumers(self) -> dict[str, list[ProgramStep]]:
         """The steps that take each value, by the value's name."""
-        found: dict[str, list[ProgramStep]] = {}
+        consumers: dict[str, list[ProgramStep]] = {}
         for step in self.steps:
             for name in dict.fromkeys(step.sources):
-                found.setdefault(name, []).append(step)
-        return found
+                consumers.setdefault(name, []).append(step)
+        return consumers
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,11 @@ def takers(program: Program, step: ProgramStep) -> tuple[tuple[CallStep, ...], b
         return (), False
     if name in program.returned:
         return (), False
-    found = program.consumers.get(name, [])
-    mixing = tuple(other for other in found if isinstance(other, CallStep) and other.takes_filters)
-    return mixing, len(mixing) == len(found)
+    consumers = program.consumers.get(name, [])
+    mixing = tuple(
+        other for other in consumers if isinstance(other, CallStep) and other.takes_filters
+    )
+    return mixing, len(mixing) == len(consumers)
 
 
 def owners(program: Program) -> dict[str, str]:
@@ -179,7 +181,7 @@ def owners(program: Program) -> dict[str, str]:
     Channel-wise work counts to the last such layer before it, an exchange to the one that takes
     what it gives. What comes before the first layer has an empty path.
     """
-    found: dict[str, str] = {}
+    owner_of: dict[str, str] = {}
     last, waiting = "", []
     for step in program.steps:
         if isinstance(step, ExchangeStep):
@@ -187,8 +189,8 @@ def owners(program: Program) -> dict[str, str]:
             continue
         if isinstance(step, CallStep) and step.node.rule.mixes:
             last = step.node.path
-        found[step.name] = last
-        found.update(dict.fromkeys(waiting, last))
+        owner_of[step.name] = last
+        owner_of.update(dict.fromkeys(waiting, last))
         waiting = []
-    found.update(dict.fromkeys(waiting, last))
-    return found
+    owner_of.update(dict.fromkeys(waiting, last))
+    return owner_of

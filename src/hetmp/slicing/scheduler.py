@@ -110,17 +110,17 @@ class Scheduler(Generic[L]):
         # A layer that runs again takes what its parameters are cut for.
         source = self.states[self.current[operand]] if first is None else first.source
         source = _at_axis(source, axis) if first else _of_tensor(source)
-        taken = scheme.takes(rule, layer, source, output)
-        if taken is None:
+        input_state = scheme.takes(rule, layer, source, output)
+        if input_state is None:
             raise HetmpError(scheme.refusal(node.place, layer, output))
         if not scheme.gives_summand:
-            self.run(node, {operand: taken}, scheme.gives(output), scheme)
+            self.run(node, {operand: input_state}, scheme.gives(output), scheme)
             return
         if first is not None:
             target = _at_axis(first.owned, axis)
         else:
             target = FULL if self.wanted_full(node) else output
-        self.run(node, {operand: taken}, scheme.gives(output), scheme, owned=target)
+        self.run(node, {operand: input_state}, scheme.gives(output), scheme, owned=target)
         reduced = self.in_state(node.name, target)
         self.current[node.name] = self.biased(node, rule, reduced, target, axis)
 
@@ -166,7 +166,7 @@ class Scheduler(Generic[L]):
             shift = call.taken.dims - first.call.taken.dims
             axes = (first.source.axis, first.source.axis + shift)
             states = [Sliced(first.source.layout, axis) for axis in axes]
-            flows += [found for s in states if (found := node.rule.flow(call, {name: s}))]
+            flows += [other for s in states if (other := node.rule.flow(call, {name: s}))]
         fits = (f for f in flows if node.rule.cuts(OperatorRun(call, f, None, FULL)) == cuts)
         return next(fits, Flow(dict.fromkeys(flow.wants, FULL), FULL))
 

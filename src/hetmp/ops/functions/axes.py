@@ -67,8 +67,8 @@ class Expand(Rule):
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         axis = source.axis + call.given.dims - call.taken.dims
-        kept = call.given.shape[axis] == source.layout.total > 1
-        return Sliced(source.layout, axis) if kept else None
+        keeps_length = call.given.shape[axis] == source.layout.total > 1
+        return Sliced(source.layout, axis) if keeps_length else None
 
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         target = run.target

@@ -46,18 +46,18 @@ class GivenWeight(Rule):
         if out is None:
             return None
         if groups == 1:
-            given = Sliced(source.layout.like(out), axis)
-            cut = Sliced(given.layout, int(call.target in _TRANSPOSED))
+            result = Sliced(source.layout.like(out), axis)
+            cut = Sliced(result.layout, int(call.target in _TRANSPOSED))
             wants: dict[str, OperandState[L]] = {x: FULL, weight: cut}
         else:
             units = source.layout.grouped(source.layout.total // groups)
             if units is None:
                 return None
-            given = Sliced(units.scaled(out // groups), axis)
-            filters = source if call.target in _TRANSPOSED else given
+            result = Sliced(units.scaled(out // groups), axis)
+            filters = source if call.target in _TRANSPOSED else result
             wants = {x: source, weight: Sliced(filters.layout, 0)}
-        wants.update(dict.fromkeys(bias, Sliced(given.layout, 0)))
-        return Flow(wants, given)
+        wants.update(dict.fromkeys(bias, Sliced(result.layout, 0)))
+        return Flow(wants, result)
 
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         target, call = run.target, run.call
@@ -73,16 +73,16 @@ class GivenWeight(Rule):
                 args, kwargs = _filled(run, args), _filled(run, kwargs)
             if groups > 1:
                 args, kwargs = _with_groups(args, kwargs, mine)
-            given: Tensor = call.invoke(args, kwargs)
-            return given if count else given.narrow(target.axis, 0, 0)
+            result: Tensor = call.invoke(args, kwargs)
+            return result if count else result.narrow(target.axis, 0, 0)
 
         return convolve
 
 
 def _names(call: Call) -> list[str]:
     """Return the names of input, weight and bias, if there is one."""
-    found = (call.argument(*at) for at in enumerate(("input", "weight", "bias")))
-    return [item.name for item in found if isinstance(item, Ref)]
+    arguments = (call.argument(*at) for at in enumerate(("input", "weight", "bias")))
+    return [item.name for item in arguments if isinstance(item, Ref)]
 
 
 def _groups(call: Call) -> int | None:

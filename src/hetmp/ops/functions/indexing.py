@@ -30,14 +30,14 @@ class Indexing(Rule):
             return Flow({name: state}, state[index]) if isinstance(index, int) else None
         if len(states) > 1 or not call.values[name].is_tensor:
             return None
-        given = self.gives(call, state) if isinstance(state, Sliced) else None
-        return None if given is None else Flow({name: state}, given)
+        result = self.gives(call, state) if isinstance(state, Sliced) else None
+        return None if result is None else Flow({name: state}, result)
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        found = index_of(call, source.axis)
-        if found is None:
+        indexed = index_of(call, source.axis)
+        if indexed is None:
             return None
-        axis, index = found
+        axis, index = indexed
         if index == slice(None):
             return Sliced(source.layout, axis)
         bounds = _bounds(index, source.layout.total)
@@ -48,10 +48,10 @@ class Indexing(Rule):
         source = run.source
         if not isinstance(source, Sliced):
             return super().function(run, group)
-        axis, found = source.axis, index_of(run.call, source.axis)
-        if found is None or found[1] == slice(None):
+        axis, indexed = source.axis, index_of(run.call, source.axis)
+        if indexed is None or indexed[1] == slice(None):
             return super().function(run, group)
-        bounds = _bounds(found[1], source.layout.total)
+        bounds = _bounds(indexed[1], source.layout.total)
         assert bounds is not None
         mine = source.layout.within(group.rank, *bounds)
 
@@ -202,5 +202,5 @@ class Assignment(Rule):
         state = states[name]
         if len(states) > 1 or not isinstance(state, Sliced):
             return None
-        found = index_of(call, state.axis)
-        return Flow({name: state}, state) if found and found[1] == slice(None) else None
+        indexed = index_of(call, state.axis)
+        return Flow({name: state}, state) if indexed and indexed[1] == slice(None) else None

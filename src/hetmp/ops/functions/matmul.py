@@ -85,19 +85,19 @@ class Einsum(Rule):
         if names is None or not isinstance(equation, str):
             return None
         *labels, result = _read(equation, [call.values[name].dims for name in names])
-        sums = {label for one in labels for label in one} - set(result)
+        sums = {label for letters in labels for label in letters} - set(result)
         return Labelled(list(zip(names, labels, strict=True)), result, sums).flow(call, states)
 
 
 def _read(equation: str, dims: list[int]) -> list[Labels]:
     """Return the labels of every operand, of *dims* dimensions each, and those of the result."""
-    taken, arrow, given = equation.replace(" ", "").partition("->")
-    terms = taken.split(",")
-    letters = taken.replace(",", "").replace(".", "")
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    letters = inputs.replace(",", "").replace(".", "")
     rest = [dim - len(term.replace("...", "")) for term, dim in zip(terms, dims, strict=True)]
     if not arrow:
         once = sorted(letter for letter in set(letters) if letters.count(letter) == 1)
-        given = ("..." if "..." in taken else "") + "".join(once)
+        output = ("..." if "..." in inputs else "") + "".join(once)
 
     def labels(term: str, hidden: int) -> Labels:
         before, dots, behind = term.partition("...")
@@ -105,4 +105,4 @@ def _read(equation: str, dims: list[int]) -> list[Labels]:
         return [*before, *between, *behind]
 
     longest = max((n for term, n in zip(terms, rest, strict=True) if "..." in term), default=0)
-    return [*map(labels, terms, rest), labels(given, longest)]
+    return [*map(labels, terms, rest), labels(output, longest)]

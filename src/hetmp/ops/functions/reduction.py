@@ -98,8 +98,8 @@ class Along(Rule):
         axes = _axes_along(call)
         if axes is None or source.axis in axes:
             return None
-        given = call.given.items[0] if call.given.items else call.given
-        dropped = given.dims < call.taken.dims
+        result = call.given.items[0] if call.given.items else call.given
+        dropped = result.dims < call.taken.dims
         return Sliced(source.layout, source.axis - dropped * sum(a < source.axis for a in axes))
 
 

@@ -46,8 +46,8 @@ class Reshape(Rule):
             plain = source.axis == 1 and call.given.dims == 2 and size > 0 == rest
             return Sliced(source.layout.scaled(size), 1) if plain else None
         runs = {
-            _run_of(taken, given, source.axis)
-            for taken, given in zip(call.taken.sizes, call.given.sizes, strict=True)
+            _run_of(old_shape, new_shape, source.axis)
+            for old_shape, new_shape in zip(call.taken.sizes, call.given.sizes, strict=True)
         }
         if len(runs) != 1 or (run := runs.pop()) is None:
             return None
@@ -66,40 +66,42 @@ def _is_consistent(call: Call) -> bool:
     return math.prod(call.taken.sizes[0]) == math.prod(call.given.sizes[0])
 
 
-def _run_of(taken: Sequence[int], given: Sequence[int], axis: int) -> tuple[range, range] | None:
+def _run_of(
+    old_shape: Sequence[int], new_shape: Sequence[int], axis: int
+) -> tuple[range, range] | None:
     """Return the shortest runs of old and new axes with the same elements that include *axis*."""
     old = new = 0
-    while old < len(taken):
+    while old < len(old_shape):
         begin = old, new
-        sizes = [taken[old], given[new] if new < len(given) else 1]
+        sizes = [old_shape[old], new_shape[new] if new < len(new_shape) else 1]
         old, new = old + 1, new + 1
         while sizes[0] != sizes[1]:
             if sizes[0] < sizes[1]:
-                if old == len(taken):
+                if old == len(old_shape):
                     return None
-                sizes[0], old = sizes[0] * taken[old], old + 1
+                sizes[0], old = sizes[0] * old_shape[old], old + 1
             else:
-                if new >= len(given):
+                if new >= len(new_shape):
                     return None
-                sizes[1], new = sizes[1] * given[new], new + 1
+                sizes[1], new = sizes[1] * new_shape[new], new + 1
         if begin[0] <= axis < old:
             # An axis of one element before the run may belong to it just as well: it is no axis.
-            return range(begin[0], old), range(begin[1], min(new, len(given)))
+            return range(begin[0], old), range(begin[1], min(new, len(new_shape)))
     return None
 
 
 def _through(
-    source: Sliced[L], taken: Shape, given: Shape, old: range, new: range
+    source: Sliced[L], old_shape: Shape, new_shape: Shape, old: range, new: range
 ) -> State[L] | None:
-    before = [taken[axis] for axis in old if axis < source.axis]
-    behind = [taken[axis] for axis in old if axis > source.axis]
+    before = [old_shape[axis] for axis in old if axis < source.axis]
+    behind = [old_shape[axis] for axis in old if axis > source.axis]
     if any(size != 1 for size in before) or None in behind:
         return None
     layout = source.layout.scaled(math.prod(size for size in behind if size is not None))
     # Now the run is one axis cut by the layout, and is split into the new axes.
     left = layout.total
     for axis in new:
-        size = given[axis]
+        size = new_shape[axis]
         if axis == new[-1]:
             return Sliced(layout, axis)
         if size is None:

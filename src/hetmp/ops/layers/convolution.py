@@ -102,10 +102,10 @@ class Convolution(Mixing):
         layer = run.layer
         if layer.groups == 1:
             return super().stand_in(run)
-        taken, given = layer.in_channels // layer.groups, layer.out_channels // layer.groups
-        counts = {"weight": taken if isinstance(layer, _TRANSPOSED) else given, "bias": given}
+        inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        counts = {"weight": inputs if isinstance(layer, _TRANSPOSED) else outputs, "bias": outputs}
         stand_in = sized(layer, self.cuts(run), counts, torch.device("meta"))
-        self.resize(stand_in, run, given)
+        self.resize(stand_in, run, outputs)
         return stand_in
 
     def idle_axes(self, run: OperatorRun) -> dict[str, Any]:
@@ -121,19 +121,19 @@ class Convolution(Mixing):
 
     def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         wanted = [True, False, False]
-        given: Tensor = torch.ops.aten.convolution_backward(
+        result: Tensor = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, *_setting(layer), wanted
         )[0]
-        return given
+        return result
 
     def parameter_gradients(
         self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
     ) -> dict[str, Tensor | None]:
         sizes, wanted = [layer.out_channels], [False, weight, bias]
-        given = torch.ops.aten.convolution_backward(
+        gradients = torch.ops.aten.convolution_backward(
             gradient, x, layer.weight, sizes, *_setting(layer), wanted
         )
-        return {"weight": given[1], "bias": given[2]}
+        return {"weight": gradients[1], "bias": gradients[2]}
 
     def channels_last(self, layer: Any, shape: torch.Size) -> bool:
         if not isinstance(layer, nn.Conv2d):

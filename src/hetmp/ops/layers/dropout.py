@@ -43,7 +43,9 @@ class Dropout(Rule):
     keeps_shape = True
 
     def unfit(self, call: Call) -> str | None:
-        if call.layer is None and not all(isinstance(value, int | float) for value in _told(call)):
+        if call.layer is None and not all(
+            isinstance(value, int | float) for value in _settings(call)
+        ):
             return "its probability is not known before it runs"
         return None
 
@@ -58,12 +60,12 @@ class Dropout(Rule):
         return local.train(layer.training)
 
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
-        p, training = _told(run.call)
+        p, training = _settings(run.call)
         per_channel = _FUNCTIONS[cast(Any, run.call.target)]
         return FunctionalDropout(p if training else 0.0, per_channel, run.source, group.rank)
 
 
-def _told(call: Call) -> tuple[Any, Any]:
+def _settings(call: Call) -> tuple[Any, Any]:
     """Return (probability, training), from a function's arguments."""
     # torch's own default of training is True, of dropout2d and the like too.
     return call.argument(1, "p", 0.5), call.argument(2, "training", True)
@@ -93,9 +95,9 @@ class KeyedDropout(nn.Module):
         if not self.active:
             return x
         scale = 1 / (1 - self.p) if self.p < 1 else 0.0
-        return x * self._kept(x).to(x.dtype).mul_(scale)
+        return x * self._mask(x).to(x.dtype).mul_(scale)
 
-    def _kept(self, x: Tensor) -> Tensor:
+    def _mask(self, x: Tensor) -> Tensor:
         """Return the mask of this rank's share; (n, c, 1, ...) to drop whole channels."""
         per_axis = [torch.arange(size, device=x.device) for size in x.shape]
         whole = list(x.shape)
@@ -116,8 +118,8 @@ class KeyedDropout(nn.Module):
             position = position + indices.view(shape) * math.prod(whole[axis + 1 :])
         low, high = _words(self.key, self.number)
         hashed = _mix(_mix(_wrap(position) ^ low) + high) & 0x7FFFFFFF
-        kept = hashed >= min(int(self.p * 2**31), 2**31 - 1) if self.p < 1 else hashed < 0
-        return kept.view([*kept.shape, *[1] * (x.dim() - kept.dim())])
+        mask = hashed >= min(int(self.p * 2**31), 2**31 - 1) if self.p < 1 else hashed < 0
+        return mask.view([*mask.shape, *[1] * (x.dim() - mask.dim())])
 
     def extra_repr(self) -> str:
         return f"p={self.p}" + (", whole channels" if self.per_channel else "")

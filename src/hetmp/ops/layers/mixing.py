@@ -104,8 +104,8 @@ class Summand(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the summand: (n, all output channels, ...)."""
         assert self.weight is not None
-        given: Tensor = functional_call(self._layer[0], {"weight": self.weight}, (x,))
-        return given
+        summand: Tensor = functional_call(self._layer[0], {"weight": self.weight}, (x,))
+        return summand
 
     def extra_repr(self) -> str:
         return repr(self._layer[0])

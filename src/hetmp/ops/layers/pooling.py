@@ -77,7 +77,7 @@ class Unpooling(Spared):
             return None
         layer: Any = type(call.layer)
         spatial = _UNPOOLING_LAYERS[layer] if call.layer else _UNPOOLING[cast(Any, call.target)]
-        kept = list("nc")[2 + spatial - call.given.dims :]
-        taken = [*kept, *range(spatial)]
-        labelled = Labelled([(name, taken) for name in names], [*kept, *"zyx"[:spatial]])
+        channel_labels = list("nc")[2 + spatial - call.given.dims :]
+        labels = [*channel_labels, *range(spatial)]
+        labelled = Labelled([(name, labels) for name in names], [*channel_labels, *"zyx"[:spatial]])
         return labelled.flow(call, states)

@@ -104,12 +104,12 @@ class Patches(Spared):
     functions = (F.unfold, F.fold)
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        taken, given = call.taken.sizes[0], call.given.sizes[0]
-        if source.axis != 1 or len(taken) + len(given) != 7:
+        before, after = call.taken.sizes[0], call.given.sizes[0]
+        if source.axis != 1 or len(before) + len(after) != 7:
             return None  # a single image has no batch axis
-        if len(taken) == 4:
-            return Sliced(source.layout.scaled(given[1] // taken[1]), 1)
-        layout = source.layout.grouped(taken[1] // given[1])
+        if len(before) == 4:
+            return Sliced(source.layout.scaled(after[1] // before[1]), 1)
+        layout = source.layout.grouped(before[1] // after[1])
         return None if layout is None else Sliced(layout, 1)
 
     def spare_width(self, call: Call) -> int:

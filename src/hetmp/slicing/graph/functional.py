@@ -22,16 +22,16 @@ def as_layers(skeleton: nn.Module, graphs: Sequence[fx.Graph]) -> None:
     called = {n.target for graph in graphs for n in graph.nodes if n.op == "call_module"}
     for graph in dict.fromkeys(graphs):
         for node in list(graph.nodes):
-            found = _own_layer(node, skeleton) if node.op == "call_function" else None
-            if found is None or found[0] in called:
+            own_layer = _own_layer(node, skeleton) if node.op == "call_function" else None
+            if own_layer is None or own_layer[0] in called:
                 continue
-            path, layer, given = found
+            path, layer, operand = own_layer
             if settings.setdefault(path, repr(layer)) != repr(layer):
                 continue  # the same parameters in another way
             if path not in made:
                 made[path] = _put(skeleton, path, layer)
             with graph.inserting_before(node):
-                call = graph.call_module(path, (given,))
+                call = graph.call_module(path, (operand,))
             call.meta, call.stack_trace = dict(node.meta), node.stack_trace
             node.replace_all_uses_with(call)
             graph.erase_node(node)
@@ -53,16 +53,16 @@ def _own_layer(node: fx.Node, skeleton: nn.Module) -> tuple[str, nn.Module, fx.N
         return None
     arguments: dict[str, Any] = dict(zip(form.arguments, node.args, strict=False))
     arguments |= node.kwargs
-    given = arguments.pop("input", None)
+    operand = arguments.pop("input", None)
     tensors = {name: arguments.pop(name, None) for name in form.tensors}
     path = _home(tensors)
-    if not path or not set(node.all_input_nodes) <= {given, *tensors.values()}:
+    if not path or not set(node.all_input_nodes) <= {operand, *tensors.values()}:
         return None  # the module itself, or a setting that is not known before it runs
     owner = attribute(skeleton, path)
     own = {name: getattr(owner, name) for name, node in tensors.items() if node is not None}
     others = {name for name, item in (*owner._parameters.items(), *owner._buffers.items())
               if item is not None and name not in own}  # fmt: skip
-    if others or not isinstance(given, fx.Node):
+    if others or not isinstance(operand, fx.Node):
         return None
     values = {name: own.get(name) for name in form.tensors}
     try:
@@ -75,7 +75,7 @@ def _own_layer(node: fx.Node, skeleton: nn.Module) -> tuple[str, nn.Module, fx.N
     if any(v is not None and v.shape != getattr(layer, n).shape for n, v in values.items()):
         return None
     layer._parameters.update(values)
-    return path, layer, given
+    return path, layer, operand
 
 
 def _home(tensors: Mapping[str, Any]) -> str | None:

@@ -71,11 +71,11 @@ class Trace:
 
     @cached_property
     def _consumers(self) -> dict[str, list[Node]]:
-        found: dict[str, list[Node]] = {}
+        consumers: dict[str, list[Node]] = {}
         for node in self.nodes:
             for name in node.call.values:
-                found.setdefault(name, []).append(node)
-        return found
+                consumers.setdefault(name, []).append(node)
+        return consumers
 
     @cached_property
     def read(self) -> set[str]:

@@ -42,28 +42,28 @@ class Inputs:
         except TypeError as error:
             raise HetmpError(f"{self.title} was called with {error}") from None
         bound.apply_defaults()
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, wanted in self.arguments.items():
-            self._match(name, wanted, bound.arguments[name], found)
-        return found
+            self._match(name, wanted, bound.arguments[name], tensors)
+        return tensors
 
-    def _match(self, name: str, wanted: Any, given: Any, found: dict[str, Tensor]) -> None:
+    def _match(self, name: str, wanted: Any, value: Any, tensors: dict[str, Tensor]) -> None:
         if isinstance(wanted, Ref):
-            if not isinstance(given, Tensor):
-                raise HetmpError(f"{self.title} takes a tensor for {name}, got {given!r}")
-            found[wanted.name] = given
+            if not isinstance(value, Tensor):
+                raise HetmpError(f"{self.title} takes a tensor for {name}, got {value!r}")
+            tensors[wanted.name] = value
         elif isinstance(wanted, tuple | list):
-            if not isinstance(given, tuple | list) or len(given) != len(wanted):
+            if not isinstance(value, tuple | list) or len(value) != len(wanted):
                 raise HetmpError(f"{self.title} takes {len(wanted)} items for {name}")
-            for i, (one, other) in enumerate(zip(wanted, given, strict=True)):
-                self._match(f"{name}[{i}]", one, other, found)
+            for i, (item, other) in enumerate(zip(wanted, value, strict=True)):
+                self._match(f"{name}[{i}]", item, other, tensors)
         elif isinstance(wanted, Mapping):
-            if not isinstance(given, Mapping) or set(given) != set(wanted):
+            if not isinstance(value, Mapping) or set(value) != set(wanted):
                 raise HetmpError(f"{self.title} takes {', '.join(wanted) or 'nothing'} in {name}")
-            for key, one in wanted.items():
-                self._match(f"{name}[{key!r}]", one, given[key], found)
-        elif isinstance(given, Tensor) or not (given is wanted or given == wanted):
-            shown = "a tensor" if isinstance(given, Tensor) else repr(given)
+            for key, item in wanted.items():
+                self._match(f"{name}[{key!r}]", item, value[key], tensors)
+        elif isinstance(value, Tensor) or not (value is wanted or value == wanted):
+            shown = "a tensor" if isinstance(value, Tensor) else repr(value)
             raise HetmpError(
                 f"{self.title} was sliced for {name}={wanted!r}, got {shown}: give slice_model an "
                 f"example_input with {name} in it"

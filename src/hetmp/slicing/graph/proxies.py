@@ -37,16 +37,16 @@ _WRITTEN: dict[str, Callable[[Any], Any]] = {
 """Attributes that are tensors, as the methods that give them."""
 
 
-def confirm(found: Any, expected: Any, line: str) -> None:
+def confirm(value: Any, expected: Any, line: str) -> None:
     """Check, in a traced module, that a number its branches or loops depend on is unchanged.
 
     Raises:
         HetmpError: on every rank, because sizes are those of the whole tensor.
     """
-    if found != expected:
+    if value != expected:
         at = f" at {line}" if line else ""
         raise HetmpError(
-            f"the module depends on a number{at} that is {found} here and was {expected} in the "
+            f"the module depends on a number{at} that is {value} here and was {expected} in the "
             "example that it was sliced with: give slice_model an example_input of the sizes that "
             "it will meet"
         )
@@ -95,21 +95,21 @@ class TensorProxy(KnownProxy):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        found = getattr(self.value, name)
+        value = getattr(self.value, name)
         if name in _FIXED:
-            return found
+            return value
         if name in _WRITTEN:
             return _WRITTEN[name](self)
-        if callable(found):
+        if callable(value):
             return _Method(self, name)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     @classmethod
-    def __torch_function__(cls, orig_method: Any, types: Any, *given: Any, **named: Any) -> Any:
+    def __torch_function__(cls, orig_method: Any, types: Any, *rest: Any, **named: Any) -> Any:
         caller = sys._getframe(1)
-        for proxy in (*_flat(given), *_flat(named)):
+        for proxy in (*_flat(rest), *_flat(named)):
             proxy.tracer.forget((id(caller), caller.f_lasti))
-        return super().__torch_function__(orig_method, types, *given, **named)
+        return super().__torch_function__(orig_method, types, *rest, **named)
 
     def __len__(self) -> int:
         return int(self.size(0))
@@ -168,8 +168,8 @@ class NamedProxy(KnownProxy):
     """Several values with names, as ``torch.max(x, 1)`` gives them."""
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.value, name)
-        places = [i for i, item in enumerate(self.value) if item is found]
+        value = getattr(self.value, name)
+        places = [i for i, item in enumerate(self.value) if item is value]
         if not places:
             raise AttributeError(name)
         return self.item(places[0])
@@ -199,8 +199,8 @@ class ShapeProxy(tuple[Any, ...]):
         return ShapeProxy((*self, *other))
 
     def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
-        return ShapeProxy(found) if type(index) is slice else found
+        sizes = super().__getitem__(index)
+        return ShapeProxy(sizes) if type(index) is slice else sizes
 
     def numel(self) -> Any:
         """Return the number of elements."""

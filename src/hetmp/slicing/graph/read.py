@@ -154,8 +154,8 @@ def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
                 current[same] = node.name
     nodes = _live(nodes, result)
     nodes, values = _with_demanded_sizes(nodes, values)
-    for one in nodes:
-        _check_channels(one)
+    for operation in nodes:
+        _check_channels(operation)
     return Trace(entries, attributes, tuple(nodes), result, values)
 
 
@@ -172,8 +172,8 @@ def _node(skeleton: nn.Module, node: fx.Node, named: Any, values: Mapping[str, V
     elif stack := node.meta.get("nn_module_stack"):
         path = str(list(stack.values())[-1][0])
     args, kwargs = mapped(node.args, named), mapped(node.kwargs, named)
-    taken = {name: values[name] for name in references((args, kwargs))}
-    call = Call(target, args, kwargs, taken, values[node.name])
+    operands = {name: values[name] for name in references((args, kwargs))}
+    call = Call(target, args, kwargs, operands, values[node.name])
     rule, reason = rule_for(target), None
     if call.operands and rule is None:
         reason = "hetmp has no rule for it"
@@ -265,7 +265,7 @@ def _with_demanded_sizes(
         if len(node.call.operands) != 1 or not node.call.given.is_tensor or node.reason:
             continue
         (name,) = node.call.operands
-        value, given = known[name], known[node.name]
+        value, result = known[name], known[node.name]
         if not value.is_tensor or not value.dims:
             continue
         layer = node.call.layer
@@ -273,11 +273,11 @@ def _with_demanded_sizes(
         wanted = None if layer is None else node.rule.input_channels(layer)
         same = values[name].sizes == values[node.name].sizes
         if wanted is None and not node.rule.mixes and same:
-            wanted = given.shape[axis] if axis < given.dims else None
+            wanted = result.shape[axis] if axis < result.dims else None
         if wanted is not None and axis < value.dims and value.shape[axis] is None:
             sizes = tuple((*s[:axis], wanted, *s[axis + 1 :]) for s in value.sizes)
             known[name] = replace(value, sizes=sizes)
-    told = [
+    sized = [
         replace(
             node,
             call=replace(
@@ -288,24 +288,24 @@ def _with_demanded_sizes(
         )
         for node in nodes
     ]
-    return told, known
+    return sized, known
 
 
 def _check_channels(node: Node) -> None:
     layer = node.call.layer
     if layer is None or node.reason is not None or not node.call.taken.is_tensor:
         return
-    taken = node.call.taken.shape
+    shape = node.call.taken.shape
     wanted = node.rule.input_channels(layer)
-    axis = node.rule.channel_axis(layer, len(taken))
+    axis = node.rule.channel_axis(layer, len(shape))
     dims = node.rule.input_dims(layer)
-    if dims is not None and len(taken) != dims:
+    if dims is not None and len(shape) != dims:
         raise HetmpError(
-            f"layer {node.place} takes batches of {dims} dimensions, got {len(taken)}: give "
+            f"layer {node.place} takes batches of {dims} dimensions, got {len(shape)}: give "
             "the batch axis, also for one sample"
         )
-    if wanted is not None and (axis >= len(taken) or taken[axis] not in (None, wanted)):
+    if wanted is not None and (axis >= len(shape) or shape[axis] not in (None, wanted)):
         raise HetmpError(
             f"layer {node.place} takes {wanted} channels, but the layer before it gives "
-            f"{taken[axis] if axis < len(taken) else 'none'}"
+            f"{shape[axis] if axis < len(shape) else 'none'}"
         )

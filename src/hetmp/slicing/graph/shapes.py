@@ -67,9 +67,9 @@ def probe_unseen(
 
     def fits(side: int, channels: int) -> bool:
         shape = (2 + len(runs), channels, *[side] * (dims - 2))[:dims]
-        given = {name: torch.empty(shape, dtype=dtype, device="meta")}
+        inputs = {name: torch.empty(shape, dtype=dtype, device="meta")}
         try:
-            run = _run(skeleton, graph, given, tolerant=True)
+            run = _run(skeleton, graph, inputs, tolerant=True)
         except Exception as error:
             errors.append(error)
             return False
@@ -105,24 +105,24 @@ def _empty(
 
 
 def _attempt(
-    skeleton: nn.Module, graph: fx.Graph, given: Mapping[str, Tensor], like: dict[str, Any]
+    skeleton: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor], like: dict[str, Any]
 ) -> list[dict[str, Any]]:
     try:
-        run = _run(skeleton, graph, given, tolerant=False)
+        run = _run(skeleton, graph, inputs, tolerant=False)
     except Exception:
         return []  # the module fixes its batch size
     return [run] if _alike(run, like) else []
 
 
 def _run(
-    skeleton: nn.Module, graph: fx.Graph, given: Mapping[str, Tensor], *, tolerant: bool
+    skeleton: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor], *, tolerant: bool
 ) -> dict[str, Any]:
     """Run a graph and return every value, by the name of its node."""
     with modes_kept(skeleton), without_data():
         skeleton.eval()  # batch norm would refuse one value per channel
         interpreter = _Shapes(fx.GraphModule(skeleton, graph), tolerant)
         entries = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
-        interpreter.run(*(given[entry] for entry in entries))
+        interpreter.run(*(inputs[entry] for entry in entries))
     return interpreter.values
 
 

@@ -43,7 +43,7 @@ def is_unfolded(layer: nn.Module) -> bool:
 def _computes_like(kind: type, base: type) -> bool:
     used = (set(dir(base)) | _TENSORS | {"__call__"}) - _HARMLESS
     added = kind.__mro__[: kind.__mro__.index(base)]
-    own = {name for one in added for name in vars(one)} - set(vars(_Empty))
+    own = {name for cls in added for name in vars(cls)} - set(vars(_Empty))
     return not own & used
 
 

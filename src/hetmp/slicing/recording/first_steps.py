@@ -68,5 +68,5 @@ class FirstSteps:
         times = layer_times(self._model.hetmp.group, self.recorder, self._steps)
         held = memory_held(self._model, optimizer, self._device, self._activations, self._before)
         self._steps.clear()
-        about = {"first": step - self._wanted, "steps": self._wanted, "images": images}
-        return {"layers": {**about, **times}, "memory": held}
+        span = {"first": step - self._wanted, "steps": self._wanted, "images": images}
+        return {"layers": {**span, **times}, "memory": held}

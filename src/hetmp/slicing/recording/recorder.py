@@ -216,15 +216,15 @@ class Recorder:
 def computed(record: StepRecording) -> dict[tuple[str, str], float]:
     """Return seconds of a step without exchanges, by (layer, part); a phase is its own layer."""
     begins = [done.began for done in record.done]
-    found: dict[tuple[str, str], float] = {}
+    totals: dict[tuple[str, str], float] = {}
 
     def add(done: Done, seconds: float) -> None:
         key = (done.name if done.part == PHASE else done.layer), done.part
-        found[key] = found.get(key, 0.0) + seconds
+        totals[key] = totals.get(key, 0.0) + seconds
 
     for done in record.done:
         add(done, done.ended - done.began)
     for meeting in record.meetings:
         for began, ended in meeting.spans:
             add(record.done[max(0, bisect_right(begins, began) - 1)], began - ended)
-    return found
+    return totals

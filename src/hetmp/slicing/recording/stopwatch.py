@@ -120,7 +120,7 @@ class Stopwatch:
 
     def times(self) -> dict[str, StepTimes]:
         """Return the times of every step since the last ``reset()``; the rest under ""."""
-        found: dict[str, StepTimes] = {}
+        by_step: dict[str, StepTimes] = {}
         for mark, following in zip(self.marks, self.marks[1:], strict=False):
             took = following.wall - mark.wall, following.cpu - mark.cpu
             name, part = mark.name, mark.part
@@ -128,12 +128,12 @@ class Stopwatch:
                 part = "forward"
             elif part in ("began", "made"):
                 name, part = (following.name if following.part == "made" else ""), "forward"
-            times = found.setdefault(name, StepTimes())
+            times = by_step.setdefault(name, StepTimes())
             before = getattr(times, part)
             setattr(times, part, (before[0] + took[0], before[1] + took[1]))
         for name, size in self.saved.items():
-            found.setdefault(name, StepTimes()).saved = size
-        return found
+            by_step.setdefault(name, StepTimes()).saved = size
+        return by_step
 
     def reset(self) -> None:
         """Forget the marks; the counts of saved bytes stay."""
