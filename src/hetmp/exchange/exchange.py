@@ -64,7 +64,7 @@ class Exchange(nn.Module):
         return moved
 
     def start(self, x: Tensor, how: Carriage = USUAL) -> "Pending":
-        """Begin to exchange *x*, which must not change until ``wait()``; see ``Pending``."""
+        """Begin to exchange *x*, which must not change until ``wait()``. Collective."""
         return Pending(self, x, how)
 
     def move(self, x: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
@@ -213,7 +213,10 @@ class BackwardSum(nn.Module):
         self.backward_counter = Counter()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors, on the same memory, with gradients summed over the ranks."""
+        """Return the tensors, on the same memory, with gradients summed over the ranks.
+
+        Takes full tensors of any shape. Not collective; the backward pass is.
+        """
         wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
         if self.group.size == 1 or not wanted or not torch.is_grad_enabled():
             return tensors
@@ -267,7 +270,7 @@ def leave(group: Group, x: Tensor) -> Tensor:
     """Return a full activation as the user gets it, with gradients averaged over the ranks.
 
     Scaling the incoming gradient by 1/P makes it partial, as the rule wants it, so the user's
-    own loss needs no change.
+    own loss needs no change. Takes a full tensor of any shape; not collective.
     """
     if group.size == 1 or not x.requires_grad:
         return x

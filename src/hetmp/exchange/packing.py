@@ -20,7 +20,10 @@ _AS_THEY_ARE = (torch.float32, torch.float64, torch.int32, torch.int64, torch.in
 
 
 def pack(x: Tensor, axis: int, layout: Layout) -> Tensor:
-    """Return the shares of all ranks, one after the other, each row-major, as a flat tensor."""
+    """Return the shares of all ranks, one after the other, each row-major, as a flat tensor.
+
+    x: (..., layout.total, ...), whole along *axis*. Not collective, like all of this module.
+    """
     if _in_order(list(x.shape), axis, layout):
         return x.reshape(-1)
     blocks = [
@@ -33,7 +36,7 @@ def pack(x: Tensor, axis: int, layout: Layout) -> Tensor:
 
 
 def unpack(flat: Tensor, shape: list[int], axis: int, layout: Layout) -> Tensor:
-    """Return the tensor of *shape* that ``pack`` flattened."""
+    """Return the tensor of *shape*, whole along *axis*, that ``pack`` flattened."""
     if _in_order(shape, axis, layout):
         return flat.view(shape)
     blocks: list[list[Tensor]] = [[] for _ in layout.pieces]

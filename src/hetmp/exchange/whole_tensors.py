@@ -41,6 +41,7 @@ def distribute(group: Group, whole: Tensor | None, into: Tensor, state: State) -
     """Fill *into* with this rank's share of rank 0's *whole* tensor. Collective.
 
     whole: the tensor, read on rank 0 only; elsewhere it may be None.
+    into: this rank's share in *state*, of the shape that ``share_shape`` gives.
     """
     if group.size == 1 or (group.is_root and isinstance(state, Sliced)):
         assert whole is not None
@@ -70,7 +71,8 @@ def collect(
 ) -> Tensor | None:
     """Return the whole tensor on the CPU: on every rank, or only on *root*. Collective.
 
-    A tensor that every rank holds alike is taken from rank 0, or *root*.
+    local: this rank's share in *state*, of the shape that ``share_shape`` gives. A tensor that
+    every rank holds whole is taken from rank 0, or *root*.
     """
     local = local.detach().cpu().contiguous()
     at = 0 if root is None else root

@@ -13,7 +13,7 @@ from hetmp.ops.rule import Rule
 
 
 def with_zeros(x: Tensor, axis: int, width: int) -> Tensor:
-    """Append *width* indices of zeros to *x* on an axis."""
+    """Append *width* indices of zeros to *x* on *axis*: the result has *width* more there."""
     shape = list(x.shape)
     shape[axis] = width
     return torch.cat([x, x.new_zeros(shape)], axis)

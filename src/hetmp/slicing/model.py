@@ -49,8 +49,9 @@ class SlicedModel(nn.Module):
         """Return what the user's module returns, whole, for a whole batch. Collective.
 
         Raises:
-            HetmpError: on every rank, for an input of the wrong number of dimensions, or (in
-                the first steps) for ranks that were given different batches.
+            HetmpError: on every rank, for inputs that do not fit those that the model was sliced
+                for, a part of the model in another mode than the model, or (in the first steps)
+                different batches or autocasts on the ranks.
         """
         runtime = self.hetmp
         runtime.group.wire = runtime.tuning.wire

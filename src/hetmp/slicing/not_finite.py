@@ -59,7 +59,10 @@ def first_not_finite(model: SlicedModel, *inputs: Tensor) -> str:
 
 
 def not_finite(model: SlicedModel, *, buffers: bool = True) -> str | None:
-    """Return the name of the first parameter or buffer not finite on any rank. Collective."""
+    """Return the name of the first parameter or buffer not finite on any rank. Collective.
+
+    None, on every rank, if all are finite. With ``buffers=False``, parameters only.
+    """
     tensors = tensors_of(model)
     names = [entry.name for entry in model.hetmp.table.values() if entry.parameter or buffers]
     wrong = np.array([not is_finite(tensors[name]) for name in names], dtype=np.int8)

@@ -51,17 +51,23 @@ class Mixing(Rule):
         return False
 
     def compute(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the layer's output for *x*, with these parameters."""
+        """Return the layer's output for *x*, this rank's input, with these parameters."""
         raise NotImplementedError
 
     def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the input's gradient; of *x*, only shape, strides and dtype are read."""
+        """Return the gradient of *x*, of which only shape, strides and dtype are read.
+
+        gradient: of the shape of the layer's output on this rank.
+        """
         raise NotImplementedError
 
     def parameter_gradients(
         self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
     ) -> dict[str, Tensor | None]:
-        """Return the gradients of the parameters that are wanted, by name."""
+        """Return the gradients of the parameters that are wanted, by name.
+
+        gradient: of the shape of the layer's output on this rank; x: its input.
+        """
         raise NotImplementedError
 
     # --- what a rank holds of it
@@ -112,5 +118,5 @@ class Summand(nn.Module):
 
 
 def add_bias(x: Tensor, bias: Tensor, axis: int) -> Tensor:
-    """Add a bias along *axis*, as a layer of scheme ``inputs`` wants it after its reduction."""
+    """Add *bias*, (c,), to *x*, of c indices along *axis*: after an ``inputs`` layer's reduction."""
     return x + bias.view([-1 if i == axis % x.dim() else 1 for i in range(x.dim())])

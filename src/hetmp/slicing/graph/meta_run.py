@@ -84,9 +84,9 @@ def _run_on_numbers(layer: nn.Module, args: Any, kwargs: Any) -> Any:
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         memo: dict[int, Any] = {id(p): nn.Parameter(numbers(p), False) for p in layer.parameters()}
         memo |= {id(buffer): numbers(buffer) for buffer in layer.buffers()}
-        args, kwargs = (fx.node.map_aggregate(given, numbers) for given in (args, kwargs))
-        given = copy.deepcopy(layer, memo)(*args, **kwargs)
-    return fx.node.map_aggregate(given, on_meta)
+        args, kwargs = (fx.node.map_aggregate(part, numbers) for part in (args, kwargs))
+        result = copy.deepcopy(layer, memo)(*args, **kwargs)
+    return fx.node.map_aggregate(result, on_meta)
 
 
 def attribute(module: nn.Module, path: str) -> Any:
