@@ -7,11 +7,11 @@ from typing_extensions import Self
 
 
 class Cuttable(Protocol):
-    """An axis in the hands of several ranks.
+    """An axis that several ranks share.
 
     A ``Layout`` knows how many indices each rank holds; an ``open_axis.Axis`` does not yet, and
-    learns from the same questions what must be cut alike. None stands for what cannot be done
-    without an exchange.
+    learns from the same calls what must be cut alike. None means that it cannot be done without
+    an exchange.
     """
 
     @property
@@ -37,13 +37,13 @@ class Cuttable(Protocol):
 
     @classmethod
     def joined(cls, parts: Sequence[Self], /) -> Self:
-        """Return one axis after the other, as concatenation joins them."""
+        """Join axes, one after the other, as concatenation does."""
         ...
 
     def like(self, total: int) -> Self:
-        """Return an axis of *total* indices that is shared as this one is."""
+        """Return an axis of *total* indices, shared in the same proportions."""
         ...
 
     def tie(self, other: Self) -> bool:
-        """Return whether both are cut alike; an axis that is not cut yet sees to it."""
+        """Return whether both are cut alike; an axis that is not cut yet is made so."""
         ...

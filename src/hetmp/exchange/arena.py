@@ -49,13 +49,13 @@ _DEPTH = 2 * MAX_MEETINGS + 1
 """Meetings whose words are kept: a word is overwritten only after every rank has read it."""
 
 _PAGE = 2**12
-"""Slots begin and end on pages of so many bytes."""
+"""The bytes of a page; slots begin and end on pages."""
 
 _SMALLEST = 2**26
-"""Bytes without which there is no arena."""
+"""The least bytes of an arena; with less room there is none."""
 
 _SPARE = 2**26
-"""Bytes that are left free where shared memory lives."""
+"""Bytes that are left free in the file system of shared memory."""
 
 _HOME = "/dev/shm"
 
@@ -88,7 +88,7 @@ class Slot:
 
 
 class Rendezvous:
-    """A barrier under way: behind ``wait()`` all ranks see what each wrote before it."""
+    """A barrier under way: after ``wait()`` all ranks see what each wrote before it."""
 
     def __init__(self, arena: "Arena", slot: Slot) -> None:
         self._arena, self._slot = arena, slot

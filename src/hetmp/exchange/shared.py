@@ -1,8 +1,8 @@
 """Exchanges through memory that the ranks of one host share: written in place, read in place.
 
-A gather is one copy of a rank's own slice; all ranks then read the one whole tensor. A
-reduce-scatter is one copy of what belongs to others; each rank then adds up what belongs to it.
-Both return None where there is no room, on all ranks alike.
+A gather is one copy of a rank's own slice; all ranks then read the one whole tensor. In a
+reduce-scatter a rank copies its summands of the other ranks' slices; each rank then adds up its
+own. Both return None, on all ranks, where there is no room.
 """
 
 import math

@@ -193,7 +193,7 @@ class OperatorRun(Generic[L]):
     """One call, and how it runs on slices.
 
     Attributes:
-        scheme: of a layer that mixes channels, what it does with the states; else None.
+        scheme: the scheme of a layer that mixes channels; else None.
         owned: the state that decides where the bias of an ``inputs`` layer lies.
     """
 

@@ -17,7 +17,7 @@ from hetmp.slicing.plan import LayerPlan, Plan
 from hetmp.slicing.scheduler import Scheduler
 
 CRUMBS = 4
-"""From so many pieces on, a layer whose groups have hardly more than a unit is cut as it likes."""
+"""A layer with at least this many pieces of hardly more than a unit each is cut on its own."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ChannelGroups:
 
     Attributes:
         groups: all of them.
-        pieces: what the output channels of each mixing layer consist of, by the layer's path.
+        pieces: the pieces of each mixing layer's output channels, by the layer's path.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -106,7 +106,7 @@ def plan_from_shares(
     Args:
         grouping: the channel groups of *graph*.
         shares: how the units of each group are cut, by its number.
-        weights: cut a layer whose channels hang together too loosely to be cut as told.
+        weights: the ranks' speeds, for a layer whose groups are too small to be cut one by one.
         schemes: of mixing layers by path; the others follow ``filters``. Layers that share a
             parameter with another layer follow ``whole``.
     """

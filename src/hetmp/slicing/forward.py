@@ -24,7 +24,7 @@ class Forward:
         model: the user's layers with this rank's share of them.
         runtime: of the model.
         mode: which program runs.
-        values: what is given: inputs and attributes, by name.
+        values: the inputs and attributes, by name; results are added.
         entered: the replicated parameters, by name.
         key: for the random numbers of this pass.
     """

@@ -72,7 +72,7 @@ class ExchangeStep(ProgramStep, Generic[L]):
 
     Attributes:
         before, after: the states it leads from and to.
-        value: what is known of the value.
+        value: the facts known about the value.
     """
 
     before: State[L]
@@ -179,7 +179,7 @@ def owners(program: Program) -> dict[str, str]:
     """Return the path of the mixing layer that each step counts to, by the step's name.
 
     Channel-wise work counts to the last such layer before it, an exchange to the one that takes
-    what it gives. What comes before the first layer has an empty path.
+    its result. Steps before the first layer have an empty path.
     """
     owner_of: dict[str, str] = {}
     last, waiting = "", []

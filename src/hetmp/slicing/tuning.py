@@ -5,20 +5,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tuning:
-    """The same on every rank; may be changed between steps.
+    """Choices that must be the same on every rank, and may be changed between steps.
 
     Attributes:
         shared_memory: ranks of one host exchange through memory that they share. Where they
-            cannot (several hosts, no room), by MPI's collectives.
+            cannot (several hosts, no room), they use MPI's collectives.
         overlap: a layer's parameter gradients are computed while its input's gradient travels.
-        channels_last: a convolution that is faster so gets each pixel's channels together.
+        channels_last: convolutions run as channels_last where that is faster.
         regather: a layer's gathered input is not kept for the backward pass, but gathered again
-            there: less memory, one exchange more.
+            there: less memory, one more exchange.
         rounded: float32 activations and their gradients travel between layers as bfloat16, half
             the bytes. Every exchange rounds to 8 bits.
-        wire: a dtype by name, such as ``float32``, in which all that is floating travels, and
-            arrives as what it was. Needed where ranks compute in unlike dtypes, as under an
-            autocast of their own: what a rank rounds to, the others need not.
+        wire: a dtype by name, such as ``float32``, in which all floating-point values travel;
+            they arrive in their own dtype. Needed where ranks compute in different dtypes, as
+            under different autocasts.
 
     ``rounded`` and ``wire`` are the choices that change results.
     """
@@ -32,4 +32,4 @@ class Tuning:
 
 
 PLAIN = Tuning(shared_memory=False, overlap=False, channels_last=False)
-"""Nothing but collectives on packed copies, to measure the others against."""
+"""Only MPI collectives on packed copies: the baseline for measurements."""

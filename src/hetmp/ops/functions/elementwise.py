@@ -46,8 +46,8 @@ def _functions() -> tuple[Any, ...]:
 class Elementwise(Rule):
     """Elementwise functions: operands that are broadcast together are cut alike.
 
-    The largest sliced operand decides how; what is full is cut for nothing, an operand that is
-    broadcast along the cut axis stays full.
+    The largest sliced operand decides how; a full operand is cut without an exchange, and one
+    that is broadcast along the cut axis stays full.
     """
 
     functions = _functions()

@@ -1,8 +1,8 @@
-"""Convolutions whose weight is computed, or a buffer: no layer owns it, so no plan speaks of it.
+"""Convolutions whose weight is computed, or a buffer: no layer owns it, so no plan names it.
 
-Weight standardisation, masked and blurring filters. The weight is whole on every rank, as all that
-is computed from replicated parameters; the filters that a rank computes are in proportion to the
-channels that it holds of the input.
+Weight standardisation, masked and blurring filters. The weight is whole on every rank, like all
+values computed from replicated parameters; a rank computes filters in proportion to the input
+channels that it holds.
 """
 
 from collections.abc import Callable

@@ -49,7 +49,7 @@ def _matrices(left: int, right: int) -> tuple[Labels, Labels, Labels]:
 
 
 class AddedProduct(Rule):
-    """``baddbmm``: a batch of products and what is added to them."""
+    """``baddbmm``: a batch of products, and a tensor added to them."""
 
     functions = (torch.baddbmm,)
     methods = ("baddbmm",)

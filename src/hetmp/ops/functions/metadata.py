@@ -1,4 +1,4 @@
-"""Sizes and kinds: what a module asks of a tensor."""
+"""Questions of a module about a tensor: its sizes, dtype, device."""
 
 from collections.abc import Callable
 from typing import Any

@@ -118,5 +118,5 @@ class Summand(nn.Module):
 
 
 def add_bias(x: Tensor, bias: Tensor, axis: int) -> Tensor:
-    """Add *bias*, (c,), to *x*, of c indices along *axis*: after an ``inputs`` layer's reduction."""
+    """Add *bias*, (c,), to *x* along *axis*: after the reduction of an ``inputs`` layer."""
     return x + bias.view([-1 if i == axis % x.dim() else 1 for i in range(x.dim())])

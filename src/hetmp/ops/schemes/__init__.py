@@ -1,4 +1,4 @@
-"""The schemes, a file each: what a layer takes, gives and holds. A plan says their names."""
+"""The schemes, one per file: what a layer takes, gives and holds. Plans name them."""
 
 from hetmp.ops.schemes.filters import Filters
 from hetmp.ops.schemes.inputs import Inputs

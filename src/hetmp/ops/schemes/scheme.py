@@ -20,19 +20,19 @@ class Scheme(ABC):
     """Its name in plans and commands."""
 
     gives_summand: ClassVar[bool] = False
-    """Whether a rank gives a summand of the whole output, which is reduced behind the layer."""
+    """Whether a rank gives a summand of the whole output, which is reduced after the layer."""
 
     cuts_inputs: ClassVar[bool] = False
     """Whether a rank holds input channels of every filter, and not whole filters."""
 
     cuts_outputs: ClassVar[bool] = True
-    """Whether the layer's output channels lie over the ranks as its plan says."""
+    """Whether the layer's output channels are divided among the ranks, as its plan says."""
 
     @abstractmethod
     def takes(
         self, rule: "Mixing", layer: Any, source: State[L], output: Sliced[L]
     ) -> State[L] | None:
-        """Return the state in which the layer wants its input; None if *output* cannot be.
+        """Return the state in which the layer takes its input; None if *output* is impossible.
 
         Args:
             rule: of the *layer*.
@@ -42,11 +42,11 @@ class Scheme(ABC):
 
     @abstractmethod
     def gives(self, output: Sliced[L]) -> State[L]:
-        """Return the state of what the layer itself computes, by the plan for its *output*."""
+        """Return the state of the layer's own result, by the plan for its *output*."""
 
     @abstractmethod
     def share(self, run: "OperatorRun[L]") -> "OperandState[L]":
-        """Return the state that says which part of the layer a rank holds."""
+        """Return the state whose layout gives each rank's share of the layer."""
 
     def refusal(self, place: str, layer: Any, output: Sliced[L]) -> str:
         """Return why the layer at *place* cannot follow the scheme with this *output*."""

@@ -22,7 +22,7 @@ class Node:
         path: the layer's place in the module, as in the user's ``state_dict``; of a function
             or method, that of the module that calls it.
         reason: why it is computed whole on every rank: it has no rule, or is set up in a way
-            that its rule does not speak for; None where it has one.
+            that its rule does not cover; None where a rule covers it.
         line: the user's line, ``file:number``, as far as it is known.
     """
 
@@ -51,7 +51,7 @@ class Trace:
         attributes: parameters, buffers and constants that are values: name -> place in the module.
         nodes: the operations, in order.
         result: what the module returns, with a ``Ref`` for every value.
-        values: what is known of every value.
+        values: the facts known about every value, by name.
     """
 
     entries: Mapping[str, str]

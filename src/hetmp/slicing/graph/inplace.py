@@ -1,7 +1,7 @@
-"""Work in place: which calls change what they are given, and where that can be followed.
+"""In-place work: which calls change an operand, and where that can be followed.
 
-Behind ``y.relu_()`` whatever takes ``y`` takes the result, so a value never changes. What
-shares memory with ``y`` without being ``y`` would change unseen; that is refused.
+After ``y.relu_()`` every operation that takes ``y`` takes the result, so a value never changes. A
+value that shares memory with ``y`` without being ``y`` would change unseen; that is refused.
 """
 
 import inspect

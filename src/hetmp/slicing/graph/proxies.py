@@ -1,6 +1,6 @@
 """Stand-ins for activations and sizes while a module is traced.
 
-torch.fx alone knows nothing of what it records, so a module that asks ``if x.shape[1] != 3`` cannot
+torch.fx alone does not know the values it records, so a module with ``if x.shape[1] != 3`` cannot
 be traced. With an example input, every recorded operation is also run on the meta device, and the
 stand-ins know their shapes and numbers. A module may then branch on them, loop over them and hand
 them to Python: that fixes the number, so it is confirmed whenever the model runs.

@@ -41,7 +41,7 @@ def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
 
     Args:
         module: on any device, the meta device included.
-        example_input: what a call is given: a tensor of a batch's shape and dtype, a tuple of
+        example_input: the arguments of a call: a tensor of a batch's shape and dtype, a tuple of
             arguments, or a dict of them by name (tensors' values are not looked at). Without
             it, the sizes that slicing depends on are derived from the layers, if possible.
 

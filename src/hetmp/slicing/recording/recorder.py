@@ -19,7 +19,7 @@ PHASES = (START, LOSS, "agreeing", "optimizer")
 pass, agreeing on whether all went well, and the optimizer."""
 
 INPUTS, PARAMETERS = "(inputs)", "(parameters)"
-"""The exchanges at the entry, which sum the gradients of what every rank holds alike."""
+"""The exchanges at the entry, which sum the gradients of replicated tensors."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ExchangePlace:
 
     Attributes:
         layer: the mixing layer that it counts to.
-        name: of what is exchanged, for the reader.
+        name: of the exchanged value, for the reader.
         collective: the MPI collective, ``-`` where nothing moves.
         direction: ``forward`` or ``backward``.
     """

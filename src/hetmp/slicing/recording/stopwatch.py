@@ -12,7 +12,7 @@ from torch import Tensor
 from hetmp.slicing.schedule import CallStep, ExchangeStep, ProgramStep
 
 PHASE = "phase"
-"""The part of a mark for what is no step of the program."""
+"""The part of a mark for time outside the steps of the program."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Stopwatch:
     _seen: set[Any] = field(default_factory=set)
     _exchanged: dict[int, str] = field(default_factory=dict)
 
-    # --- told while a step runs
+    # --- called while a step runs
 
     def mark(self, name: str, part: str) -> None:
         """Count time from here on for a part of a step."""
@@ -116,7 +116,7 @@ class Stopwatch:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield
 
-    # --- told afterwards
+    # --- called afterwards
 
     def times(self) -> dict[str, StepTimes]:
         """Return the times of every step since the last ``reset()``; the rest under ""."""
