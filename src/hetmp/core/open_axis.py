@@ -119,7 +119,7 @@ class Axis:
     def grouped(self, size: int) -> "Axis | None":
         """Return the axis in units of *size* neighbouring indices, which no share may cut."""
         units = []
-        # An atom that stands here twice may have changed by the second time.
+        # An atom that occurs twice may have changed before its second occurrence.
         now = (leaf for atom, block in self.leaves for leaf in atom.leaves(block))
         for atom, block in now:
             together = math.lcm(block, size)
@@ -153,7 +153,7 @@ class Axis:
         """Make both axes one, so that they are cut alike; return False if that is impossible."""
         if self.total != other.total:
             return False
-        # What was made one stays one, whatever becomes of it: both are gone through once.
+        # Merged atoms stay merged, so one pass over both axes is enough.
         mine, theirs = [*reversed(self._pieces)], [*reversed(other._pieces)]
         while mine and theirs:
             (a, s), (b, t) = _next(mine), _next(theirs)
@@ -205,7 +205,7 @@ def _merge(atom: Atom, block: int, other: Atom, other_block: int) -> bool:
         both = Atom(atom.length * block // together, height=max(atom.height, other.height) + 1)
         atom.parts, other.parts = [(both, together // block)], [(both, together // other_block)]
         return True
-    # Where either could stand for both, it is the higher one: so chains stay short, however many
+    # Where either could be the root, the higher one is: so chains stay short, however many
     # residual blocks are tied one after the other.
     first = atom.height >= other.height if block == other_block else together == block
     pairs = (atom, block), (other, other_block)

@@ -182,7 +182,7 @@ class Arena:
         """Use the window up to *end*, if there still is room for it."""
         if end > self._memory.bytes.size or _room(self.group) < end - self._end:
             return False
-        # Taken from the system now, not in the middle of an exchange; by each rank its part.
+        # Each rank touches its part of the new pages now, not in the middle of an exchange.
         more, rank, ranks = end - self._end, self.group.rank, self.group.size
         part = slice(self._end + rank * more // ranks, self._end + (rank + 1) * more // ranks)
         self._memory.bytes[part] = 0

@@ -81,7 +81,7 @@ class Exchange(nn.Module):
             dual(self.target),
             dual(self.source),
             self.backward_counter,
-            # What autograd is given it may add to.
+            # Autograd may add to the gradient that it gets.
             replace(how, borrowed=False),
             blocking=blocking,
         )
@@ -196,7 +196,7 @@ class _Wait(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         _ = ctx.saved_tensors
         ctx.flight.backward = ctx.flight.exchange.move_back(gradient, ctx.flight.how)
-        # The gradient proper is under way: _Start returns it, whatever arrives there.
+        # The real gradient is under way: _Start returns it and ignores this placeholder.
         return gradient.new_zeros(()).expand(ctx.shape), None
 
 
@@ -248,7 +248,7 @@ class _Enter(torch.autograd.Function):
         for dtype, device in dict.fromkeys((dtype, device) for _, dtype, device in ctx.like):
             same = [i for i, like in enumerate(ctx.like) if like[1:] == (dtype, device)]
             summands = [gradients[i] for i in same]
-            # Behind the gradients, how many ranks have one: what no rank used has no gradient.
+            # After the gradients, the number of ranks that have each: unused on all means None.
             used = [torch.tensor([g is not None for g in summands], dtype=dtype, device=device)]
             flat = torch.cat(
                 [

@@ -30,7 +30,7 @@ def rehearse(
     if key not in _arrived:
         _arrived[key] = torch.randn(shape, device=x.device).to(x.dtype)
     numbers = _arrived[key]
-    # The same memory under a tensor of its own: work in place does not reach what autograd saved.
+    # A new tensor on the same memory: in-place work does not reach what autograd saved.
     alias = numbers.new_empty(0)
     alias.set_(numbers.untyped_storage(), 0, numbers.shape, numbers.stride())
 

@@ -21,7 +21,7 @@ class Whole(Rule):
     Its random numbers must be the same on all ranks: see ``seeded``.
     """
 
-    # Of what has no rule at all.
+    # Of operations without a rule.
     views = ("diagonal", "moveaxis", "positive", "ravel", "select")
     random = (
         *("rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm"),

@@ -30,7 +30,7 @@ class _Dtypes:
             return x.dtype
         key = x.dtype, torch.get_autocast_dtype(x.device.type)
         if key not in self._known:
-            # A channel of one sample is computed, once, to see what comes of it.
+            # One channel of one sample is computed, once, for the dtype of its result.
             with torch.no_grad():
                 self._known[key] = compute(x.new_zeros([1, *shape[1:]])).dtype
         return self._known[key]
@@ -90,7 +90,7 @@ class Idle(nn.Module):
     def _output_shape(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[int]:
         if shape not in self._shapes:  # asking takes milliseconds
             layer = self._stand_in[0].to(dtype)
-            # What autograd would save here, a recomputation that knows the shape would not.
+            # With gradients, autograd would save tensors here that a recomputation would not.
             with torch.no_grad():
                 self._shapes[shape] = layer(torch.empty(shape, dtype=dtype, device="meta")).shape
         return list(self._shapes[shape])

@@ -171,7 +171,7 @@ def add_layers(model: SlicedModel, device: torch.device) -> None:
             elif step.node.path not in steps:
                 steps[step.node.path] = step
             elif not step.run.call.has_tensors:
-                # Every run of it may meet another layout.
+                # Each of its runs may have another layout.
                 runtime.repeated[name] = _local(step, runtime.group, device)
     inside: set[str] = set()
     for path, layer in graph.skeleton.named_modules(remove_duplicate=False):
@@ -276,7 +276,7 @@ def _init_slice(
             into.fill_(initial)
             return
         assert init is not None
-        # torch's CPU generator looks at 32 bits of its seed only: hash both into them.
+        # torch's CPU generator uses only 32 bits of its seed: hash both into them.
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {entry.name}".encode()))
         value: Any = init(entry.name, entry.shape, generator)
         if not isinstance(value, Tensor) or value.shape != entry.shape:

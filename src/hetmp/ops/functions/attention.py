@@ -38,7 +38,7 @@ class Attention(Rule):
         ]
         result = _labels(call.given.dims, "iv")
         if call.argument(5, "is_causal", False) is not False:
-            # A rank with some of the queries would begin its mask at the first of them.
+            # A rank with some of the queries would start its causal mask at its first query.
             result[-2] = "all queries"
         return Labelled(list(zip(names, labels, strict=True)), result).flow(call, states)
 

@@ -60,7 +60,7 @@ def _squeezed(call: Call) -> list[int]:
 
 
 class Expand(Rule):
-    """Axes of one element are stretched; the cut axis keeps its length."""
+    """``expand``: axes of one element are stretched; the cut axis keeps its length."""
 
     methods = ("expand",)
     views = methods

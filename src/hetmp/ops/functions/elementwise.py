@@ -106,7 +106,7 @@ def _lead(call: Call, states: States[L]) -> tuple[L, int] | None:
 
 
 class Concatenation(Rule):
-    """On the cut axis, the result has a piece for every operand; on another, all are cut alike."""
+    """Concatenation: a piece per operand on the cut axis; on other axes, all are cut alike."""
 
     joins = True
     functions = tuple(
@@ -142,7 +142,7 @@ class Concatenation(Rule):
 
 
 class Stacking(Rule):
-    """A new axis; all operands are cut alike."""
+    """``stack``: a new axis; all operands are cut alike."""
 
     functions = (torch.stack,)
 

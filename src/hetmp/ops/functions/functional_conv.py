@@ -25,7 +25,7 @@ _GROUPS = 6
 
 
 class GivenWeight(Rule):
-    """Weights are (out, in / groups, ...), of ``conv_transpose`` (in, out / groups, ...).
+    """Weights (out, in / groups, ...), or of ``conv_transpose`` (in, out / groups, ...).
 
     Full input -> this rank's filters; with groups, a slice's groups -> the filters of these groups.
     """
@@ -65,7 +65,7 @@ class GivenWeight(Rule):
             return super().function(run, group)
         groups, count = _groups(call) or 1, target.layout.counts[group.rank]
         per_group = target.layout.total // groups if groups > 1 else 1
-        # torch refuses to compute no filters: one group of zeros is computed instead, and dropped.
+        # torch refuses zero filters: one group of zeros is computed instead, and dropped.
         mine = max(1, count // per_group) if groups > 1 else 1
 
         def convolve(*args: Any, **kwargs: Any) -> Tensor:

@@ -67,7 +67,7 @@ class AddedProduct(Rule):
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         if run.target != PARTIAL or group.rank == 0:
             return super().function(run, group)
-        # One rank adds it. The others' gradients of it are zeros.
+        # Only one rank adds the input. On the others its gradient is zero.
         return lambda *args, **kwargs: run.call.invoke(args, {**kwargs, "beta": 0})
 
 

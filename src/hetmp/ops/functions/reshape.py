@@ -15,7 +15,7 @@ from hetmp.ops.rule import Rule, whole_of
 
 
 class Reshape(Rule):
-    """(n, c, h, w) to other sizes of the same elements in the same order.
+    """Reshapes: (n, c, h, w) to other sizes of the same elements in the same order.
 
     Axes are merged and split in runs. A cut axis survives as the slowest of a merged run, where
     each index becomes a block, and in a split run if the cuts fall between the new indices:
@@ -36,12 +36,12 @@ class Reshape(Rule):
     def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         source, *others = states
         flow = super().flow(call, {source: states[source]})
-        # Another tensor only tells its shape: it stays as it is.
+        # Of another tensor only the shape is read: it stays as it is.
         return flow and Flow({**flow.wants, **{name: states[name] for name in others}}, flow.gives)
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         if not _is_consistent(call):
-            # The size of the image is not known, but how long it is when flattened.
+            # The size of the image is unknown, but its length when flattened is known.
             size, rest = divmod(call.given.shape[-1] or 0, source.layout.total)
             plain = source.axis == 1 and call.given.dims == 2 and size > 0 == rest
             return Sliced(source.layout.scaled(size), 1) if plain else None
@@ -85,7 +85,7 @@ def _run_of(
                     return None
                 sizes[1], new = sizes[1] * new_shape[new], new + 1
         if begin[0] <= axis < old:
-            # An axis of one element before the run may belong to it just as well: it is no axis.
+            # An axis of one element before the run may belong to it too: it does not matter.
             return range(begin[0], old), range(begin[1], min(new, len(new_shape)))
     return None
 
@@ -156,7 +156,7 @@ class _LocalReshape(nn.Module):
 
 
 class Repeat(Rule):
-    """A cut axis that is repeated whole is joined with itself, as ``cat`` would."""
+    """``repeat`` and ``tile``: a cut axis is joined with itself, as by ``cat``."""
 
     functions = (torch.tile,)
     methods = ("repeat", "tile")
@@ -173,7 +173,7 @@ class Repeat(Rule):
 
 
 class RepeatInterleave(Rule):
-    """Each index of a cut axis becomes a block of its repetitions."""
+    """``repeat_interleave``: each index of a cut axis becomes a block of repetitions."""
 
     functions = (torch.repeat_interleave,)
     methods = ("repeat_interleave",)

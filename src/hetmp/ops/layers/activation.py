@@ -47,7 +47,7 @@ def _prelu(weight: Tensor) -> nn.Module:
 
 
 class PReLU(Rule):
-    """One slope per channel is cut like the channels; a single slope is replicated."""
+    """PReLU: a slope per channel is cut like the channels; a single slope is replicated."""
 
     layers = (nn.PReLU,)
     forms: ClassVar = {F.prelu: LayerForm(("input", "weight"), ("weight",), _prelu)}
@@ -68,7 +68,7 @@ class PReLU(Rule):
 
 
 class AcrossAxis(Rule):
-    """Softmax and its kin: every output needs every element of one axis."""
+    """Softmax and the like: every output needs every element of one axis."""
 
     layers = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
     functions = (F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax)
@@ -82,7 +82,7 @@ class AcrossAxis(Rule):
 
 
 class AcrossChannels(Rule):
-    """Every output needs every channel, or those of other ranks."""
+    """Activations whose outputs need channels of other ranks."""
 
     layers = (nn.Softmax2d, nn.LocalResponseNorm, nn.CrossMapLRN2d)
     functions = (F.local_response_norm,)

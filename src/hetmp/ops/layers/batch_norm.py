@@ -24,7 +24,7 @@ _CUT = ("weight", "bias", "running_mean", "running_var")
 
 
 class ChannelNorm(Rule):
-    """Parameters and running statistics are cut like the channels."""
+    """Batch and instance norm: parameters and statistics are cut like the channels."""
 
     layers = tuple(_DIMS)
     initial_buffers: ClassVar = {
@@ -64,7 +64,7 @@ class ChannelNorm(Rule):
 
 
 class BareNorm(Rule):
-    """Instance and layer norm as functions without parameters, over other axes than the cut one."""
+    """Instance and layer norm functions without parameters, over axes that are not cut."""
 
     functions = (F.instance_norm, F.layer_norm)
     runs_empty = False
@@ -80,7 +80,7 @@ class BareNorm(Rule):
 
 
 class IdleBatchNorm(Idle, _BatchNorm):
-    """Counts its batches all the same: the count belongs to the layer, not to a channel.
+    """A batch norm without channels here; it counts its batches all the same.
 
     It is a batch norm to those who look for one, such as ``torch.optim.swa_utils.update_bn``: a
     rank that finds none would not join the passes of the others.

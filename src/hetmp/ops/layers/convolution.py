@@ -39,7 +39,7 @@ def _form(kind: type[nn.Module], transposed: bool) -> LayerForm:
 
 
 class Convolution(Mixing):
-    """Weights are (out, in / groups, *kernel), transposed (in, out / groups, *kernel).
+    """Convolutions: weights (out, in / groups, *kernel), transposed (in, out / groups, *kernel).
 
     Groups (a depthwise convolution has one per channel) keep channels apart: scheme ``filters``
     then takes and gives slices, whose ends fall on the ends of groups, and moves nothing.

@@ -31,7 +31,7 @@ def _group_norm(
 
 
 class GroupNorm(Rule):
-    """(n, c, ...): each group of c / groups channels has a mean and a variance per sample."""
+    """Group norm of (n, c, ...): a mean and a variance per sample and group of channels."""
 
     layers = (nn.GroupNorm,)
     forms: ClassVar = {
@@ -122,7 +122,7 @@ def _layer_norm(
 
 
 class LayerNorm(Rule):
-    """Over the last axes; where channels are among them, slopes and biases are cut like them."""
+    """Layer norm over the last axes; slopes and biases are cut like the channels among them."""
 
     layers = tuple(getattr(nn, name) for name in ("LayerNorm", "RMSNorm") if hasattr(nn, name))
     forms: ClassVar = {
@@ -156,7 +156,7 @@ def _normalized_axis(run: OperatorRun[L]) -> int | None:
 
 
 class SharedLayerNorm(nn.Module):
-    """Layer norm (or root-mean-square norm) over channels of which this rank holds some."""
+    """Layer (or root-mean-square) norm over channels of which each rank holds some."""
 
     def __init__(self, layer: Any, centred: bool, group: Group) -> None:
         super().__init__()

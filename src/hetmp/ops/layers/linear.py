@@ -15,7 +15,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 
 class Linear(Mixing):
-    """Weights are (out, in); features are the last axis."""
+    """Fully connected layers: weights are (out, in); features are the last axis."""
 
     layers = (nn.Linear,)
     forms: ClassVar = {

@@ -34,7 +34,7 @@ _FUNCTIONS = {
 
 
 class Pooling(Spared):
-    """Spatial axes shrink; channels stay where they are, also those of indices."""
+    """Pooling: spatial axes shrink; channels, also of returned indices, stay where they are."""
 
     layers = tuple(layer for layers in _DIMS.values() for layer in layers)
     functions = tuple(_FUNCTIONS)
@@ -62,7 +62,7 @@ _UNPOOLING_LAYERS = {nn.MaxUnpool1d: 1, nn.MaxUnpool2d: 2, nn.MaxUnpool3d: 3}
 
 
 class Unpooling(Spared):
-    """Maxima go back to where they were: values and indices are cut alike.
+    """Max unpooling: values and indices are cut alike.
 
     An index counts within a channel's own plane.
     """

@@ -25,7 +25,7 @@ class Resampling(Rule):
 
 
 class Padding(Rule):
-    """Pixels around an image."""
+    """Padding: pixels around an image."""
 
     layers = tuple(
         getattr(nn, f"{kind}{dims}d")
@@ -98,7 +98,7 @@ class ChannelShuffle(Rule):
 
 
 class Patches(Spared):
-    """(n, c, h, w) -> (n, c * window, patches): each channel becomes a block; or the way back."""
+    """(n, c, h, w) -> (n, c * window, patches), a block per channel; or the inverse."""
 
     layers = (nn.Unfold, nn.Fold)
     functions = (F.unfold, F.fold)

@@ -132,7 +132,7 @@ class _Method:
 class NumberProxy(KnownProxy):
     """A size, or a number that a module computes from sizes."""
 
-    # Equal numbers of two tracings are not the same: nobody may remember them.
+    # Equal numbers of two tracings are not the same: they must not be cached.
     __hash__ = None  # type: ignore[assignment]
 
     @property
@@ -152,7 +152,7 @@ class NumberProxy(KnownProxy):
         return int(self.fixed())
 
     def __index__(self) -> int:
-        # torch's C code asks so before it finds that it is to record the call: see forget.
+        # torch's C code calls this before it decides to record the call instead: see forget.
         caller = sys._getframe(1)
         self.tracer.confirm(self, (id(caller), caller.f_lasti))
         return operator.index(self.value)

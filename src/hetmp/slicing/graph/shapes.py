@@ -80,7 +80,7 @@ def probe_unseen(
 
     first = 0
     for side in SIDES:
-        # Where the layers do not tell the channels, the probes have unlike ones if they can.
+        # Where the layers do not fix the channels, the probes have different ones if they can.
         if any(fits(side, count) for count in ([channels] if channels else [3 + len(runs), 3])):
             first = first or side
         if len(runs) == 2:

@@ -160,7 +160,7 @@ class _Tracer(fx.Tracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
-        # Some stand-ins say that they are tensors, which are taken for constants.
+        # Some stand-ins look like tensors, which torch.fx would take for constants.
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def create_proxy(

@@ -170,7 +170,7 @@ class Recorder:
         for mark, following in pairwise(marks):
             name, part = mark.name, mark.part
             if part in ("began", "made"):
-                # A forward pass runs from mark to mark; behind its last comes the loss.
+                # A forward pass runs from mark to mark; after its last comes the loss.
                 name, part = (
                     (following.name, "forward") if following.part == "made" else (LOSS, PHASE)
                 )
