@@ -288,7 +288,7 @@ def test_pictures_are_refused_in_words(tmp_path):
         torn.write_bytes(torn.read_bytes()[:60])
     world().Barrier()
     for name, words in (
-        ("empty", "empty has no picture in it"),
+        ("empty", "empty contains no picture"),
         ("nowhere", "nowhere"),
         ("holiday", r"7\.png cannot be decoded"),
     ):

@@ -46,13 +46,13 @@ class Cadence:
             unit = "s"
         if found is None or unit not in _UNITS or float(found[1]) <= 0:
             raise HetmpError(
-                f"checkpoint_every: {text!r} is no interval: give steps (500), epochs (2epochs) or "
-                "time (90s, 10min, 1h)"
+                f"checkpoint_every: {text!r} is not an interval: give steps (500), epochs "
+                "(2epochs) or time (90s, 10min, 1h)"
             )
         kind, scale = _UNITS[unit]
         number = float(found[1]) * scale
         if kind != "seconds" and number != int(number):
-            raise HetmpError(f"checkpoint_every: {text!r} is no whole number of {kind}")
+            raise HetmpError(f"checkpoint_every: {text!r} is not a whole number of {kind}")
         return cls(number, kind)
 
 

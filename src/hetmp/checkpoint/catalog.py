@@ -118,7 +118,7 @@ class Catalog:
         found = whole or self._leaves(stored)
         if root_digest(stored.sizes, stored.dtype, found) != stored.digest:
             raise HetmpError(
-                f"{self.file.filename}: /{stored.path} is damaged: its numbers do not have the "
+                f"{self.file.filename}: /{stored.path} is damaged: its numbers do not match the "
                 "digest that was written with them"
             )
 
@@ -156,7 +156,7 @@ def opened(path: Path) -> Iterator[Catalog]:
         file = h5py.File(path, "r", locking=False)
     except _DAMAGE as error:
         raise HetmpError(
-            f"{path} cannot be opened: it is torn, damaged or no HDF5 file ({_first(error)})"
+            f"{path} cannot be opened: it is torn, damaged or not an HDF5 file ({_first(error)})"
         ) from None
     with file:
         meta = _meta(file)
@@ -183,16 +183,18 @@ def _meta(file: h5py.File) -> dict[str, Any]:
     name = file.filename
     with damage(name, META):
         if META not in set(file) or not isinstance(file.get(META, getlink=True), h5py.HardLink):
-            raise HetmpError(f"{name} is no hetmp checkpoint: it has no /{META}")
+            raise HetmpError(f"{name} is not a hetmp checkpoint: it has no /{META}")
         attributes = file[META].attrs
         meta = {key: _attribute(attributes, key, name, META) for key in attributes}
     if meta.get("format") != FORMAT:
-        raise HetmpError(f"{name} is no hetmp checkpoint: /{META} says format {meta.get('format')}")
+        raise HetmpError(
+            f"{name} is not a hetmp checkpoint: /{META} says format {meta.get('format')}"
+        )
     version = meta.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise HetmpError(
-            f"{name} has version {version} of the format, this hetmp reads up to {VERSION}: "
-            "use a newer hetmp"
+            f"{name} has version {version} of the format; this hetmp reads up to {VERSION}: use "
+            "a newer hetmp"
         )
     return meta
 
@@ -202,7 +204,9 @@ def _attribute(attributes: Any, key: str, file: str, path: str) -> Any:
     told = attributes.get_id(key)
     kind = told.dtype.kind
     if kind not in "iufbS" or told.get_storage_size() > ATTRIBUTE_BYTES:
-        raise HetmpError(f"{file}: attribute {key} of /{path} is no number or fixed-length string")
+        raise HetmpError(
+            f"{file}: attribute {key} of /{path} is neither a number nor a fixed-length string"
+        )
     value = np.asarray(attributes[key])
     if kind == "S":
         value = np.char.decode(value, "utf-8")
@@ -225,7 +229,7 @@ class _Walk:
         self, group: h5py.Group, name: str, path: str, above: tuple[int, ...]
     ) -> Iterator[tuple[str, Stored]]:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise self._refused(path, "is a link to somewhere else")
+            raise self._refused(path, "is a soft or external link")
         if name in (".", ".."):
             raise self._refused(path, "has a name that is a path")
         child = group[name]
@@ -234,7 +238,7 @@ class _Walk:
         elif isinstance(child, h5py.Group):
             number = h5py.h5o.get_info(child.id).addr
             if number in above or len(above) >= DEPTH:
-                raise self._refused(path, "leads back to itself, or too deep")
+                raise self._refused(path, "contains itself, or is nested too deeply")
             for below in child:
                 yield from self._at(child, below, f"{path}/{below}", (*above, number))
         else:
@@ -246,9 +250,9 @@ class _Walk:
         told = dataset.id.get_create_plist()
         filters = [told.get_filter(i)[0] for i in range(told.get_nfilters())]
         if told.get_external_count() or told.get_layout() == h5py.h5d.VIRTUAL:
-            raise self._refused(path, "keeps its numbers in other files")
+            raise self._refused(path, "stores its numbers in other files")
         if any(code != h5py.h5z.FILTER_FLETCHER32 for code in filters):
-            raise self._refused(path, "is stored through a filter")
+            raise self._refused(path, "is stored with a filter")
         size = dataset.size * dataset.dtype.itemsize
         if size > self.size or size > dataset.id.get_storage_size():
             raise self._refused(path, f"claims {size} bytes that the file does not have")
@@ -262,7 +266,7 @@ class _Walk:
         dtype = attributes[DTYPE]
         fits = dataset.dtype.kind == "S" if dtype == TEXT else dataset.dtype == stored_dtype(dtype)
         if not fits:
-            raise self._refused(path, f"is not stored as {dtype} numbers are")
+            raise self._refused(path, f"is not stored in the type for {dtype}")
         return Stored(
             path,
             dataset.shape,
@@ -275,7 +279,7 @@ class _Walk:
         )
 
     def _refused(self, path: str, why: str) -> HetmpError:
-        return HetmpError(f"{self.file.filename}: /{path} {why}: this is no sound checkpoint")
+        return HetmpError(f"{self.file.filename}: /{path} {why}: this is not a sound checkpoint")
 
 
 def _first(error: BaseException) -> str:

@@ -84,8 +84,9 @@ def restore_settings(model: SlicedModel, optimizer: Optimizer, told: str) -> Non
     given = [[_name(names, p) for p in group["params"]] for group in optimizer.param_groups]
     if given != [group["params"] for group in saved["groups"]]:
         raise HetmpError(
-            f"the optimizer's groups hold {', '.join(str(len(g)) for g in given)} parameters, the "
-            f"checkpoint's {', '.join(str(len(g['params'])) for g in saved['groups'])}, or others: "
+            f"the optimizer's groups have {', '.join(str(len(g)) for g in given)} parameters, "
+            "those of the checkpoint "
+            f"{', '.join(str(len(g['params'])) for g in saved['groups'])}, or different ones: "
             "make the same groups in the same order"
         )
     for group, options in zip(optimizer.param_groups, saved["groups"], strict=True):
@@ -115,7 +116,7 @@ def state_targets(
         parameter = parameters.get(unescaped(name))
         if parameter is None:
             raise HetmpError(
-                f"the checkpoint has optimizer state for {unescaped(name)!r}, which is no "
+                f"the checkpoint has optimizer state for {unescaped(name)!r}, which is not a "
                 "parameter of this model"
             )
         yield unescaped(name), unescaped(key), parameter, stored
@@ -143,7 +144,7 @@ def _described(name: str, key: str, value: Any, parameter: Tensor) -> dict[str, 
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     raise HetmpError(
         f"the optimizer's {key!r} of {name} ({shape}) is neither a number nor of the parameter's "
-        "shape: hetmp cannot put it together from slices"
+        "shape: hetmp cannot assemble it from slices"
     )
 
 

@@ -54,7 +54,9 @@ def _config(training: Mapping[str, Any], file: Path) -> dict[str, Any]:
     except (TypeError, ValueError):
         config = None
     if not isinstance(config, dict):
-        raise HetmpError(f"{file}: /{TRAINING}/config is no JSON object: this is no sound file")
+        raise HetmpError(
+            f"{file}: /{TRAINING}/config is not a JSON object: this is not a sound file"
+        )
     return config
 
 
@@ -63,5 +65,5 @@ def _dtype(checkpoint: Seen, file: Path) -> str:
     dtypes = (stored.dtype for stored in under(checkpoint.stored, MODEL).values())
     found = next((dtype for dtype in dtypes if "float" in dtype), None)
     if found is None:
-        raise HetmpError(f"{file} holds no network: /{MODEL} has no parameter")
+        raise HetmpError(f"{file} contains no network: /{MODEL} has no parameter")
     return found

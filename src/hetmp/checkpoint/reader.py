@@ -129,7 +129,8 @@ def check_targets(checkpoint: Seen, targets: Sequence[Target]) -> None:
     missing = [target.path for target in targets if target.path not in checkpoint.stored]
     if missing:
         raise HetmpError(
-            f"the checkpoint has no {_some(missing)}: it is of another model, or of an older one"
+            f"the checkpoint has no {_some(missing)}: it was saved from another model, or from "
+            "an older version of it"
         )
     for target in targets:
         stored = checkpoint.stored[target.path]

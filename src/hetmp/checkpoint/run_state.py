@@ -172,7 +172,7 @@ class RunCheckpoints:
         """
         path = searched if given == "auto" else Path(given)
         if path is None:
-            raise AgreedError("resume auto looks in the run's folder: say which with out")
+            raise AgreedError("resume auto needs the run's folder: give it with out")
         file, damaged = newest_sound(self.group, path, named=given != "auto")
         if file is not None:
             position = self._taken_up(file)
@@ -190,15 +190,15 @@ class RunCheckpoints:
         def check(training: Mapping[str, Any]) -> None:
             if "schedule" not in training:
                 raise HetmpError(
-                    f"{file} is no checkpoint of a training run: it has nothing to go on with but "
-                    "the network"
+                    f"{file} is not a checkpoint of a training run: it holds only the network, "
+                    "and nothing to resume from"
                 )
             before = json.loads(training["config"])
             for name, value in self.config.items():
                 if name not in self.movable and before.get(name) != value:
                     raise HetmpError(
-                        f"{file} is of a run with {name} {before.get(name)}, this one has {value}: "
-                        "a resumed run goes on as it was; give the same, or start anew"
+                        f"{file} was saved by a run with {name} {before.get(name)}, but this run "
+                        f"has {value}: give the same value to resume, or start anew"
                     )
 
         told = restore(
@@ -233,8 +233,8 @@ class RunCheckpoints:
         wrong = not_finite(self.model)
         if wrong is not None:
             raise AgreedFailure(
-                f"after step {position.step} {wrong} is not finite, so that nothing is saved"
-                f"{self.last_good()}"
+                f"after step {position.step} {wrong} is not finite: nothing is "
+                f"saved{self.last_good()}"
             )
         training = {
             **position.values(),
@@ -261,7 +261,7 @@ class RunCheckpoints:
         """The newest checkpoint, as the end of a message on why the run ended."""
         if self._newest is None:
             return ""
-        return f"; the last good checkpoint is {self._newest}, from which --resume goes on"
+        return f"; the last good checkpoint is {self._newest}, which --resume can continue"
 
     def _gathered(self, training: Mapping[str, Any], *, whole: bool) -> Contents:
         """What a file of this run holds: it says what the run is. Collective.
@@ -290,4 +290,6 @@ class RunCheckpoints:
     def _failed(self, error: HetmpError) -> str:
         if self.keeping.stop:
             raise error
-        return f"no checkpoint: {error}\ntraining goes on, and the last checkpoint stays"
+        return (
+            f"no checkpoint was saved: {error}\ntraining continues, and the last checkpoint is kept"
+        )

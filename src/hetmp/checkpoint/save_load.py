@@ -192,7 +192,7 @@ def _optimizer_targets(
     """What takes the optimizer's state, by (parameter, key). Its options are set."""
     if SETTINGS not in training:
         raise HetmpError(
-            "the checkpoint has no optimizer's state: load without an optimizer, or save with one"
+            "the checkpoint has no optimizer state: load without an optimizer, or save with one"
         )
     found = {}
     below = under(checkpoint.stored, OPTIMIZER)
@@ -246,8 +246,8 @@ def _check_nothing_left(model: SlicedModel, checkpoint: Seen) -> None:
         for name in under(checkpoint.stored, folder):
             if name not in known:
                 raise HetmpError(
-                    f"the checkpoint has /{folder}/{name}, which the model does not: it is of "
-                    "another model"
+                    f"the checkpoint has /{folder}/{name}, which the model does not have: it was "
+                    "saved from another model"
                 )
 
 
@@ -313,7 +313,7 @@ def _meta(group: Group) -> dict[str, Any]:
 def _sliced(model: Any) -> SlicedModel:
     if not isinstance(model, SlicedModel):
         raise AgreedError(
-            f"give a model made by hetmp.slice_model, got {type(model).__name__}: "
-            "one process alone slices with weights [1]"
+            f"the model must be made by hetmp.slice_model, got {type(model).__name__}: in a "
+            "single process, slice it with weights [1]"
         )
     return model

@@ -40,7 +40,7 @@ def export_state(checkpoint: str | Path, target: str | Path) -> int:
                     known[stored.number] = from_stored(catalog.read(stored), stored.dtype)
                 state[unescaped(name)] = known[stored.number]
     if not state:
-        raise HetmpError(f"{checkpoint} holds no network")
+        raise HetmpError(f"{checkpoint} contains no network")
     try:
         with replacing(Path(target)) as beside:
             torch.save(state, beside)
@@ -86,7 +86,7 @@ def _loaded(source: Path) -> Any:
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise HetmpError(f"{source} is no file of torch.save: {line}") from None
+        raise HetmpError(f"{source} is not a file written by torch.save: {line}") from None
 
 
 def _state_dict(found: Any, source: Path) -> dict[str, Tensor]:
@@ -96,10 +96,11 @@ def _state_dict(found: Any, source: Path) -> dict[str, Tensor]:
                 found = found[name]
                 break
     if not isinstance(found, Mapping) or not found:
-        raise HetmpError(f"{source} holds no state_dict: save model.state_dict()")
+        raise HetmpError(f"{source} contains no state_dict: save model.state_dict()")
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise HetmpError(
-                f"{source} holds no state_dict: {name!r} is a {type(value).__name__}, not a tensor"
+                f"{source} contains no state_dict: {name!r} is a {type(value).__name__}, not a "
+                "tensor"
             )
     return dict(found)

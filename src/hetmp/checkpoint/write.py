@@ -209,8 +209,8 @@ def _check_room(path: Path, items: Sequence[Item]) -> None:
     free = told.f_bavail * told.f_frsize
     if free < wanted:
         raise FailedError(
-            f"it would take {wanted / 1e6:.0f} MB, and {path.parent} has {free / 1e6:.0f} MB free: "
-            "make room, or save elsewhere"
+            f"the checkpoint needs {wanted / 1e6:.0f} MB, and {path.parent} has {free / 1e6:.0f} "
+            "MB free: make room, or save elsewhere"
         )
 
 

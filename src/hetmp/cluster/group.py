@@ -175,7 +175,7 @@ class Group:
         library = mpi()
         if library.Query_thread() < library.THREAD_MULTIPLE:
             raise HetmpError(
-                "MPI was started for one thread at a time, and saving behind the training takes "
+                "MPI was started for one thread at a time, and saving behind the training needs "
                 "two: set mpi4py.rc.thread_level = 'multiple' before importing mpi4py.MPI"
             )
         if "behind" not in self.kept:

@@ -63,8 +63,8 @@ def check_slowdown(slowdown: Sequence[float], ranks: int | None = None) -> None:
     for rank, factor in enumerate(slowdown):
         if not (math.isfinite(factor) and factor >= 1):
             raise HetmpError(
-                f"slowdown {factor} of rank {rank}: it is 1 (as fast as the rank is) or more; "
-                "give one per rank, 1 or more each"
+                f"slowdown {factor} of rank {rank} is below 1 (full speed) or not finite: give "
+                "one per rank, 1 or more each"
             )
     if ranks is not None and len(slowdown) != ranks:
         raise HetmpError(f"{len(slowdown)} slowdowns for {ranks} ranks: give one per rank")

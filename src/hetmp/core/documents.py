@@ -31,7 +31,7 @@ def read(path: str | Path, what: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else f"it is no text ({error})"
+        why = error.strerror if isinstance(error, OSError) else f"it is not text ({error})"
         raise HetmpError(f"{what} {path} cannot be read: {why}{near_path(path)}") from error
 
 

@@ -58,8 +58,7 @@ def find_channels(
     """
     if not all(sides) or len(sides) < 2:
         raise HetmpError(
-            f"{where}: images have two sides or more, none of them 0, besides the axis that counts "
-            f"them; these are {sides}"
+            f"{where}: each image must have two or more sides, none of them 0; these have {sides}"
         )
     ways: dict[Channels, tuple[int, ...]] = {"first": sides, "last": (sides[-1], *sides[:-1])}
     ways["none"] = (1, *sides)
@@ -68,8 +67,8 @@ def find_channels(
             if shape == tuple(told):
                 return channels, shape
         raise HetmpError(
-            f"{where}: each image is {sides}, which is not the shape {tuple(told)} that was told, "
-            "with its channels first, last or left out"
+            f"{where}: each image is {sides}, which is not the given shape {tuple(told)} with "
+            "its channels first, last or left out"
         )
     if len(sides) == 2:
         return "none", ways["none"]
@@ -156,6 +155,6 @@ def _numbers(where: str, images: Array) -> Array:
         if wrong.any():
             raise HetmpError(
                 f"{where}: image {begin + int(np.argmax(wrong))} has a number that is not finite "
-                "in float32: mend or leave out such images"
+                "in float32: correct or leave out such images"
             )
     return numbers

@@ -41,8 +41,8 @@ class Augmentation:
         """
         if self.crop and dataset.train.label_shape:
             raise HetmpError(
-                f"{dataset.name} has a label for every pixel, and what crop pads has none: leave "
-                "--crop out"
+                f"{dataset.name} has a label for every pixel, and the pixels that crop adds have "
+                "none: leave out --crop"
             )
         if self.crop and len(dataset.input_shape) < 3:
             raise HetmpError(

@@ -99,8 +99,8 @@ class Options:
         """
         if self.data_path is None:
             raise HetmpError(
-                f"data set {name!r} is read from files of yours: say where they are with data_path "
-                "(--data-path); data/README.md says what to put there"
+                f"data set {name!r} is read from your own files: say where they are with "
+                "data_path (--data-path); data/README.md says what to put there"
             )
         if not os.path.exists(self.data_path):  # Path.exists raises where it may not look
             raise HetmpError(

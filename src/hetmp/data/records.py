@@ -125,7 +125,7 @@ def open_file(path: Path) -> BinaryIO:
     try:
         # A pipe would keep us waiting for someone to write to it.
         if not S_ISREG(path.stat().st_mode):
-            raise HetmpError(f"{path} is {'a folder' if path.is_dir() else 'no file'}, not a file")
+            raise HetmpError(f"{path} is {'a folder, not' if path.is_dir() else 'not'} a file")
         return path.open("rb")
     except OSError as error:
         raise unreadable(path, error) from error

@@ -35,8 +35,8 @@ def split_by_class(
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
         if count < 2:
             raise HetmpError(
-                f"{called(int(label))} is there once only: it takes two to have one for training "
-                "and one for testing; add one, or leave the class out"
+                f"{called(int(label))} occurs only once, but two are needed, one for training "
+                "and one for testing: add one, or leave out the class"
             )
         wanted = min(max(round(test_share * int(count)), 1), int(count) - 1)
         keys = words(seed, Purpose.SPLIT, int(label), int(count))

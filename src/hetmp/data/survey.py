@@ -71,11 +71,11 @@ def class_count(options: Options, labels: npt.NDArray[np.generic], where: str) -
     most = int(labels.max())
     if most >= MOST_CLASSES:
         raise HetmpError(
-            f"{where}: label {most} asks for {most + 1} classes: give each class a number, from 0 "
-            "up without gaps, or say with classes how many there are"
+            f"{where}: label {most} needs {most + 1} classes: number the classes from 0 up "
+            "without gaps, or set classes to their number"
         )
     if most < 1:
-        raise HetmpError(f"{where}: every label is 0, and it takes two classes to tell apart")
+        raise HetmpError(f"{where}: every label is 0: there must be at least two classes")
     return most + 1
 
 

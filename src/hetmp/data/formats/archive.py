@@ -40,14 +40,14 @@ def read_tar(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
             if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
                 raise unreadable(path, error) from error
             raise HetmpError(
-                f"{path} is no .tar or .tar.gz archive, or damaged ({error}): get it again"
+                f"{path} is not a .tar or .tar.gz archive, or is damaged ({error}): get it again"
             ) from error
     return found
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     if member.size > LARGEST:
-        raise HetmpError(f"{member.name} has {member.size} bytes, of {LARGEST} at most")
+        raise HetmpError(f"{member.name} has {member.size} bytes, more than the limit of {LARGEST}")
     stream = archive.extractfile(member)
     assert stream is not None  # a regular file has a content
     content = bytes(read_up_to(stream, member.size))

@@ -121,8 +121,8 @@ def read_records(
     count, rest = divmod(len(content), length)
     if rest:
         raise HetmpError(
-            f"{source.where} has {len(content)} bytes, which is no number of images of {length} "
-            "bytes: get it again, in the binary version"
+            f"{source.where} has {len(content)} bytes, which is not a whole number of images of "
+            f"{length} bytes: get it again, in the binary version"
         )
     records = np.frombuffer(content, np.uint8).reshape(count, length)
     columns = {name: records[:, column] for column, (name, _) in enumerate(labels)}
@@ -140,14 +140,16 @@ def read_batch(
     where, table = source.where, read_pickle(source.where, source.read())
     missing = [key for key in ("data", labels[-1][0]) if key not in table]
     if missing:
-        raise HetmpError(f"{where} has no {' and no '.join(missing)}: it is no file of this set")
+        raise HetmpError(
+            f"{where} has no {' and no '.join(missing)}: it is not a file of this data set"
+        )
     images = byte_array(f"data in {where}", table["data"])
     if images.ndim != 2 or images.shape[1] != PIXELS or not len(images):
         raise HetmpError(f"data in {where} has shape {images.shape}, not (images, {PIXELS})")
     found = {name: table[name] for name, _ in labels if name in table}
     for name, told in found.items():
         if not isinstance(told, list) or not all(type(label) is int for label in told):
-            raise HetmpError(f"{name} in {where} is no list of whole numbers: get it again")
+            raise HetmpError(f"{name} in {where} is not a list of whole numbers: get it again")
         if len(told) != len(images):
             raise HetmpError(
                 f"{where} has {len(images)} images with {len(told)} {name}: get it again"
@@ -184,6 +186,6 @@ def read_names(source: Source, key: str | None, count: int) -> list[str]:
             names = [n if isinstance(n, str) else n.decode("utf-8", "replace") for n in told]
     if len(names) != count:
         raise HetmpError(
-            f"{source.where} names {len(names)} classes, not {count}: get it again, or take it away"
+            f"{source.where} names {len(names)} classes, not {count}: get it again, or remove it"
         )
     return names

@@ -160,7 +160,7 @@ def _checked(path: Path, file: Any, key: str) -> Any:
 def _elsewhere(path: Path, key: str) -> HetmpError:
     return HetmpError(
         f"{path}: dataset {key!r} is a link to, or has its numbers in, another file: hetmp reads "
-        "the file that it is given and no other; copy the numbers into it (h5repack, h5copy)"
+        "no file but the given one; copy the numbers into it (h5repack, h5copy)"
     )
 
 

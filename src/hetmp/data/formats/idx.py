@@ -85,7 +85,7 @@ def _sides(path: Path, stream: Readable, axes: int) -> tuple[int, ...]:
         raise HetmpError(f"{path} is compressed by gzip: add .gz to its name, or unpack it")
     if len(head) >= 4 and (head[0], head[1]) != (0, 0):
         raise HetmpError(
-            f"{path} is no IDX file: it begins with the bytes {head[:4].hex(' ')}, not with "
+            f"{path} is not an IDX file: it begins with the bytes {head[:4].hex(' ')}, not with "
             f"00 00 08 {axes:02x}"
         )
     if len(head) >= 4 and head[2] != UBYTE:
@@ -95,12 +95,12 @@ def _sides(path: Path, stream: Readable, axes: int) -> tuple[int, ...]:
     if len(head) >= 4 and head[3] != axes:
         raise HetmpError(
             f"{path} has {head[3]} axes, not {axes}: labels have 1, images 3 (number, height, "
-            "width); see that the files have not changed places"
+            "width); check that the files are not interchanged"
         )
     if len(head) < header_bytes(axes):
         raise HetmpError(
-            f"{path} ends after {len(head)} bytes, within its head of {header_bytes(axes)}: get it "
-            "again"
+            f"{path} ends after {len(head)} bytes, within its header of {header_bytes(axes)}: "
+            "get it again"
         )
     sides = tuple(int(side) for side in np.frombuffer(head, ">u4", axes, offset=4))
     if 0 in sides:
@@ -112,6 +112,6 @@ def _check_length(path: Path, sides: tuple[int, ...], found: int) -> None:
     if found != prod(sides):
         follow = "more" if found > prod(sides) else f"only {found}"
         raise HetmpError(
-            f"{path} is damaged: its head tells of {'×'.join(map(str, sides))} = {prod(sides)} "
+            f"{path} is damaged: its header promises {'×'.join(map(str, sides))} = {prod(sides)} "
             f"bytes, and {follow} follow: get it again"
         )

@@ -54,7 +54,7 @@ class NpzFile:
                         "array with one type and one shape"
                     )
                 if dtype.kind not in "biufc":
-                    raise HetmpError(f"{where} is no array of numbers, but of {dtype}")
+                    raise HetmpError(f"{where} is not an array of numbers, but of {dtype}")
                 if min(shape, default=0) < 0:
                     raise ValueError(f"shape {shape}")
                 size = prod(shape) * dtype.itemsize
@@ -88,7 +88,7 @@ def open_npz(path: Path) -> Generator[NpzFile, None, None]:
             raise unreadable(path, error) from error
         except Exception as error:  # as above
             raise HetmpError(
-                f"{path} is no .npz archive, or damaged ({error}): write it with numpy.savez"
+                f"{path} is not a .npz archive, or is damaged ({error}): write it with numpy.savez"
             ) from error
         with archive:
             yield NpzFile(path, archive)

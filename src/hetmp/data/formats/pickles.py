@@ -84,7 +84,9 @@ def read_pickle(where: str, content: bytes) -> dict[str, Any]:
     except HetmpError:
         raise
     except Exception as error:  # damage makes the reader raise nearly anything
-        raise HetmpError(f"{where} is no pickle, or damaged ({error}): get it again") from error
+        raise HetmpError(
+            f"{where} is not a pickle, or is damaged ({error}): get it again"
+        ) from error
     if not isinstance(table, dict):
         raise HetmpError(f"{where} holds a {type(table).__name__}, not a table: get the right file")
     return {_text(key): value for key, value in table.items()}
@@ -102,7 +104,7 @@ def byte_array(where: str, value: Any) -> npt.NDArray[np.uint8]:
         sides = tuple(int(side) for side in shape)
         assert isinstance(raw, bytes | list)
     except Exception as error:  # anything can stand where the array should
-        raise HetmpError(f"{where} is no array, but a {type(value).__name__}") from error
+        raise HetmpError(f"{where} is not an array, but a {type(value).__name__}") from error
     if kind.lstrip("|") != "u1" or isinstance(raw, list):
         raise HetmpError(f"{where} has numbers of type {kind}, not bytes (u1): get the right file")
     if min(sides, default=0) < 0 or prod(sides) != len(raw):

@@ -45,7 +45,7 @@ def list_pictures(folder: Path) -> list[Path]:
     for entry in entries(folder):
         if Path(entry.name).suffix.lower() in SUFFIXES:
             if not entry.is_file():
-                what = "a folder" if entry.is_dir() else "no file, or a link to nowhere"
+                what = "a folder" if entry.is_dir() else "neither a file nor a link to one"
                 raise HetmpError(
                     f"{entry.path} is named like an image but is {what}: rename or remove it"
                 )
@@ -143,8 +143,7 @@ def _opened(path: Path) -> "Image.Image":
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":
             raise HetmpError(
-                f"{path} is animated or has pages, {frames} in all: save the one that is meant as "
-                "an image by itself"
+                f"{path} has {frames} frames or pages: save the one you want as an image of its own"
             )
         if image.mode not in _CHANNELS:
             raise HetmpError(
@@ -166,11 +165,13 @@ def _in_words(path: Path, error: Exception) -> HetmpError:
         return error
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return HetmpError(
-            f"{path} says that it has more than {MAX_PIXELS:,} pixels ({error}): too many to read; "
+            f"{path} claims to have more than {MAX_PIXELS:,} pixels ({error}): too many to read; "
             "is it damaged? Else make it smaller"
         )
     if isinstance(error, UnidentifiedImageError):
-        what = "is empty" if path.stat().st_size == 0 else f"is no image of {', '.join(FORMATS)}"
+        what = (
+            "is empty" if path.stat().st_size == 0 else f"is not an image of {', '.join(FORMATS)}"
+        )
         return HetmpError(f"{path} {what}: is it damaged? Copy it anew, or remove it")
     if isinstance(error, OSError) and error.errno is not None:
         return HetmpError(f"{path} cannot be opened: {error.strerror}")

@@ -93,13 +93,15 @@ def read_truth(truth: Variable) -> npt.NDArray[np.int64]:
         if not whole.all():
             row, column = np.argwhere(~whole)[0]
             raise HetmpError(
-                f"{truth}: {found[row, column]} in row {row}, column {column} is no class: "
+                f"{truth}: {found[row, column]} in row {row}, column {column} is not a class: "
                 "labels are whole numbers, 0 for none"
             )
     if found.dtype.kind == "b":
         found = found.astype(np.uint8)
     if found.max(initial=0) > found.size:
-        raise HetmpError(f"{truth}: label {found.max()} with {found.size} pixels: is it the truth?")
+        raise HetmpError(
+            f"{truth}: label {found.max()} with {found.size} pixels: is this the ground truth?"
+        )
     return checked_labels(str(truth), found.astype(np.int64))
 
 
@@ -116,8 +118,8 @@ def read_standardised(image: Variable) -> npt.NDArray[np.float32]:
     if not finite.all():
         row, column, band = np.argwhere(~finite)[0]
         raise HetmpError(
-            f"{image}: {cube[row, column, band]} in row {row}, column {column}, band {band} is no "
-            "finite number in float32: mend it, or leave the band out"
+            f"{image}: {cube[row, column, band]} in row {row}, column {column}, band {band} is "
+            "not a finite number in float32: correct it, or leave out the band"
         )
     for band in range(cube.shape[2]):
         values = cube[:, :, band].astype(np.float64)

@@ -33,7 +33,7 @@ def find_parts(root: Path, told: Path | None) -> tuple[Path, Path, Path, Path | 
     if told is not None:
         if not Path(told).is_dir():
             raise HetmpError(
-                f"test_path {told} is no folder{near_path(told)}: give the folder of the test "
+                f"test_path {told} is not a folder{near_path(told)}: give the folder of the test "
                 "part's classes"
             )
         return root, train if nested else root, Path(told), Path(told)
@@ -43,9 +43,9 @@ def find_parts(root: Path, told: Path | None) -> tuple[Path, Path, Path, Path | 
         if (root / name).is_dir():
             return root, train, root, root / name
     raise HetmpError(
-        f"{root} has a folder train but none called {', '.join(TEST_FOLDERS)}: add the test part, "
-        "say where it is with test_path (--test-path), or give the folder train itself as "
-        "data_path to have a share of it for testing"
+        f"{root} has a folder train but none called {', '.join(TEST_FOLDERS)}: add the test "
+        "part, say where it is with test_path (--test-path), or give the folder train itself as "
+        "data_path to set aside a share of it for testing"
     )
 
 
@@ -141,8 +141,8 @@ def survey(options: Options) -> Found:
     names, files, labels = list_classes(train_root, train_base)
     if len(names) < 2:
         raise HetmpError(
-            f"{train_root} has one folder with images, {names[0]}: there is one for each class, "
-            "and it takes two classes to tell apart; data/README.md shows where folders go"
+            f"{train_root} has only one folder with images, {names[0]}: give at least two, one "
+            "for each class; data/README.md shows where folders go"
         )
     found: Found = {"names": names}
     if test_root is None:
@@ -207,9 +207,9 @@ def _common_shape(found: Found) -> tuple[int, int, int]:
             first = first or (path, shape)
             if shape != first[1]:
                 raise HetmpError(
-                    f"{path} is {_in_words(shape)}, but {first[0]} is {_in_words(first[1])}: say "
-                    "what all images are to be made with shape (--shape 3,64,64: channels, height, "
-                    "width)"
+                    f"{path} is {_in_words(shape)}, but {first[0]} is {_in_words(first[1])}: set "
+                    "shape, which all images are then converted to (--shape 3,64,64: channels, "
+                    "height, width)"
                 )
     assert first is not None  # every class has an image
     return first[1]

@@ -45,8 +45,8 @@ class Slices(Part):
             if not whole.all():
                 raise HetmpError(
                     f"{self._file.path}: image {rows[np.argmin(whole)]} of dataset "
-                    f"{self._images_key!r} has a value that is no finite number in float32: mend "
-                    "it, or leave the image out"
+                    f"{self._images_key!r} has a value that is not a finite number in float32: "
+                    "correct it, or leave out the image"
                 )
         return images, self._per_pixel(rows) if self.label_shape else self._labels[chosen]
 
@@ -95,7 +95,7 @@ def survey(options: Options) -> Found:
             if of_test[what] != found[what]:
                 raise HetmpError(
                     f"{test.path}: {what} of the test images is {of_test[what]}, that of the "
-                    f"training images {found[what]}: both parts are of one kind"
+                    f"training images {found[what]}: both parts must be alike"
                 )
         found |= _labels(options, test, found | {"count": of_test["count"]}, "test")
         found["split_name"] = "hdf5-given"
@@ -178,8 +178,8 @@ def _labels(options: Options, file: H5File, found: Found, part: str) -> Found:
         raw = file.rows(key, rows).reshape(-1)
         if options.classes is None and int(raw.max()) > max(count, 1000):
             raise HetmpError(
-                f"{where} has label {raw.max()} with {count} images: labels count the classes from "
-                "0 on; number them so, or say how many there are with classes (--classes)"
+                f"{where} has label {raw.max()} with {count} images: labels count the classes "
+                "from 0 on; number them so, or set classes (--classes)"
             )
         labels = checked_labels(where, raw, options.classes)
     return {f"{part}_rows": rows, f"{part}_labels": labels, "per_pixel": per_pixel}
@@ -201,8 +201,8 @@ def _split(options: Options, found: Found) -> Found:
 def _classes(options: Options, path: Path, found: Found) -> int:
     if options.classes is None and found["per_pixel"]:
         raise HetmpError(
-            f"{path} has a label for every pixel: say how many classes there are with classes "
-            "(--classes), because to find out, all of them would have to be read"
+            f"{path} has a label for every pixel: set classes (--classes) to their number, "
+            "because counting them would mean reading all labels"
         )
     classes = class_count(options, found["train_labels"], str(path))
     if not found["per_pixel"]:

@@ -87,7 +87,7 @@ def survey(options: Options) -> Found:
     told = None if options.classes is None else whole_number("classes", options.classes, 2)
     labels = checked_labels(f"{truth}, less 1", classes[classes > 0] - 1, told)
     if told is None and int(labels.max()) < 1:
-        raise HetmpError(f"{truth}: every label is 1, and it takes two classes to tell apart")
+        raise HetmpError(f"{truth}: every label is 1: there must be at least two classes")
     train, test, share, seed = drawn(
         options, labels, lambda label: f"a pixel of class {label + 1} of {truth}", TEST_SHARE
     )

@@ -92,9 +92,9 @@ def _keys(options: Options, file: NpzFile, usual: tuple[Keys, ...]) -> Keys:
             return keys
     known = ", ".join(images for images, _ in usual)
     raise HetmpError(
-        f"{file.path} has no images by the name of {known}: it has "
-        f"{', '.join(sorted(file.keys)) or 'no arrays'}; say with images_key and labels_key "
-        "(--images-key, --labels-key) which they are"
+        f"{file.path} has no array of images named {known}: it has "
+        f"{', '.join(sorted(file.keys)) or 'no arrays'}; name the arrays with images_key and "
+        "labels_key (--images-key, --labels-key)"
     )
 
 

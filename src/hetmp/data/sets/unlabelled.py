@@ -39,13 +39,14 @@ def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = No
         ):
             raise HetmpError(
                 f"the network was trained on images of shape {shape} and dtype {about['dtype']}, "
-                "which no picture becomes: give images of that kind with --data and --data-path"
+                "which picture files cannot provide: give images of that kind with --data and "
+                "--data-path"
             )
         if path.is_file():
             return {"folder": str(path.parent), "names": [path.name]}
         names = [file.name for file in list_pictures(path)]
         if not names:
-            raise HetmpError(f"{path} has no picture in it")
+            raise HetmpError(f"{path} contains no picture")
         return {"folder": str(path), "names": names}
 
     found = read_once(group, survey)
