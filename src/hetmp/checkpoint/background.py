@@ -1,4 +1,4 @@
-"""Saves now, or behind the training: a copy is written by a thread while the next steps run."""
+"""Saves at once, or in the background: a thread writes a copy while the next steps run."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from hetmp.cluster import Group
 
 
 class Saver:
-    """Writes checkpoints of a group, one at a time.
+    """Writer of a group's checkpoints, one at a time.
 
     Args:
         group: of the model.
@@ -50,7 +50,7 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until what is being written is there. Collective.
+        """Wait until the checkpoint being written is complete. Collective.
 
         Raises:
             HetmpError: on every rank, if it could not be written.

@@ -24,7 +24,7 @@ _UNITS: dict[str, tuple[Unit, float]] = {
 
 @dataclass(frozen=True)
 class Cadence:
-    """Every *number* of *unit*.
+    """An interval: every *number* of *unit*.
 
     >>> Cadence.parse("10min")
     Cadence(number=600.0, unit='seconds')
@@ -35,7 +35,7 @@ class Cadence:
 
     @classmethod
     def parse(cls, text: str) -> "Cadence":
-        """``500`` or ``500steps``, ``2epochs``, ``90s``, ``10min``, ``1h``.
+        """Parse ``500`` or ``500steps``, ``2epochs``, ``90s``, ``10min``, ``1h``.
 
         Raises:
             HetmpError: another text, or 0.
@@ -58,14 +58,14 @@ class Cadence:
 
 @dataclass
 class Timer:
-    """Says when a cadence is due. The same on every rank."""
+    """Decides when a cadence is due. The same on every rank."""
 
     cadence: Cadence
     group: Group
     _last: float = field(default_factory=time.monotonic)
 
     def due(self, step: int, epochs: int, *, epoch_ended: bool) -> bool:
-        """Whether to save after *step* steps and *epochs* whole epochs. Collective for seconds."""
+        """Return whether to save after *step* steps and *epochs* epochs. Collective for seconds."""
         number, unit = self.cadence.number, self.cadence.unit
         if unit == "steps":
             return step % int(number) == 0

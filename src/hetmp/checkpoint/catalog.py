@@ -1,4 +1,4 @@
-"""Opens a checkpoint and says what is in it, trusting nothing: no torch, no MPI.
+"""Opens a checkpoint and lists its contents, trusting nothing: no torch, no MPI.
 
 A file may be torn, damaged, or made to do harm. Only hard links are followed, only plain numbers
 and fixed-length strings are read, and nothing is read that is larger than the file.
@@ -76,7 +76,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Catalog:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
         file: open for reading.
@@ -89,11 +89,11 @@ class Catalog:
     stored: dict[str, Stored]
 
     def under(self, group: str) -> dict[str, Stored]:
-        """The datasets of a group, by the rest of their path."""
+        """Return the datasets of a group, by the rest of their path."""
         return under(self.stored, group)
 
     def read(self, stored: Stored) -> npt.NDArray[np.generic]:
-        """A whole dataset."""
+        """Read a whole dataset."""
         with damage(self.file.filename, stored.path):
             dataset = self.file[stored.path]
             found: npt.NDArray[np.generic] = np.empty(dataset.shape, dtype=dataset.dtype)
@@ -102,7 +102,7 @@ class Catalog:
             return found
 
     def block(self, stored: Stored, first: int, last: int) -> npt.NDArray[np.generic]:
-        """Rows *first* to *last* of a dataset."""
+        """Read rows *first* to *last* of a dataset."""
         with damage(self.file.filename, stored.path):
             found: npt.NDArray[np.generic] = self.file[stored.path][first:last]
             return found
@@ -123,7 +123,7 @@ class Catalog:
             )
 
     def _leaves(self, stored: Stored) -> list[bytes]:
-        """The digests of a dataset's chunks, as they lie on the disk: no filter is undone."""
+        """Return the digests of a dataset's chunks as they are stored: no filter is undone."""
         shape = stored.shape
         found: list[bytes] = []
         with damage(self.file.filename, stored.path):
@@ -138,14 +138,14 @@ class Catalog:
 
 
 def under(stored: Mapping[str, Stored], group: str) -> dict[str, Stored]:
-    """The datasets of a group, by the rest of their path."""
+    """Return the datasets of a group, by the rest of their path."""
     above = f"{group}/"
     return {path[len(above) :]: one for path, one in stored.items() if path.startswith(above)}
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Catalog]:
-    """A checkpoint, its structure checked, its numbers not yet.
+    """Open a checkpoint and check its structure; its numbers are not checked yet.
 
     Raises:
         HetmpError: no file, not a checkpoint, of a later version, torn or damaged.
@@ -167,7 +167,7 @@ def opened(path: Path) -> Iterator[Catalog]:
 
 @contextmanager
 def damage(file: str, path: str, what: str = "") -> Iterator[None]:
-    """What HDF5 raises for a damaged file, in words."""
+    """Turn the errors that HDF5 raises for a damaged file into a `HetmpError`."""
     try:
         yield
     except HetmpError:
@@ -200,7 +200,7 @@ def _meta(file: h5py.File) -> dict[str, Any]:
 
 
 def _attribute(attributes: Any, key: str, file: str, path: str) -> Any:
-    """An attribute as Python's numbers and strings; nothing else is read."""
+    """Return an attribute as Python's numbers and strings; nothing else is read."""
     told = attributes.get_id(key)
     kind = told.dtype.kind
     if kind not in "iufbS" or told.get_storage_size() > ATTRIBUTE_BYTES:
@@ -283,6 +283,6 @@ class _Walk:
 
 
 def _first(error: BaseException) -> str:
-    """What an error says, in a line."""
+    """Return the first line of an error's message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].strip("'\"")

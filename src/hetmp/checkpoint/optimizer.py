@@ -1,4 +1,4 @@
-"""An optimizer's state as datasets beside the parameters that it belongs to."""
+"""An optimizer's state as datasets, by the parameter that it belongs to."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ Optimizer = torch.optim.Optimizer
 
 
 def optimizer_items(model: SlicedModel, optimizer: Optimizer) -> Iterator[Item]:
-    """``/optimizer/<parameter>/<state>`` for all that the optimizer remembers. Collective.
+    """Yield ``/optimizer/<parameter>/<state>`` for all state of the optimizer. Collective.
 
     What has the parameter's shape is cut as the parameter is; numbers are kept as such.
 
@@ -49,7 +49,7 @@ def optimizer_items(model: SlicedModel, optimizer: Optimizer) -> Iterator[Item]:
 
 
 def settings(model: SlicedModel, optimizer: Optimizer) -> str:
-    """The optimizer's class and the options of its groups, as JSON.
+    """Return the optimizer's class and the options of its groups, as JSON.
 
     Raises:
         HetmpError: an option that JSON has no form for.
@@ -102,7 +102,7 @@ def restore_settings(model: SlicedModel, optimizer: Optimizer, told: str) -> Non
 def state_targets(
     model: SlicedModel, below: Mapping[str, Stored]
 ) -> Iterator[tuple[str, str, Tensor, Stored]]:
-    """(parameter, key, parameter's tensor, dataset) of what ``/optimizer`` holds.
+    """Yield (parameter, key, parameter's tensor, dataset) for each dataset of ``/optimizer``.
 
     Args:
         below: the datasets there, by path below ``/optimizer``.
@@ -131,7 +131,7 @@ def _states(
 
 
 def _described(name: str, key: str, value: Any, parameter: Tensor) -> dict[str, Any]:
-    """What all ranks must know of a state: its dtype, and its value if it is a number."""
+    """Describe a state to the other ranks: its dtype, and its value if it is a number."""
     if isinstance(value, bool | int | float):
         kind = {bool: "bool", int: "int64", float: "float64"}[type(value)]
         return {"dtype": kind, "value": value}
@@ -149,7 +149,7 @@ def _described(name: str, key: str, value: Any, parameter: Tensor) -> dict[str, 
 
 
 def _union(group: Group, own: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What any rank knows of each state, rank 0 first. Collective."""
+    """Merge the descriptions of all ranks' states, rank 0 first. Collective."""
     found: dict[str, dict[str, Any]] = {}
     for text in group.gather_texts(json.dumps(own)):
         for name, keys in json.loads(text).items():

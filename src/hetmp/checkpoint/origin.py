@@ -1,4 +1,4 @@
-"""What a checkpoint says of the run that it is of."""
+"""The run that a checkpoint comes from."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from hetmp.core.errors import HetmpError
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a checkpoint comes from, as far as it says.
+    """The run that a checkpoint comes from, as far as the file says.
 
     Attributes:
         config: the run's settings; empty where the file has none.
@@ -31,7 +31,7 @@ class Origin:
 
 
 def read_origin(group: Group, file: Path) -> Origin:
-    """The origin of a checkpoint, on every rank; digests are not looked at. Collective.
+    """Read a checkpoint's origin on every rank; digests are not compared. Collective.
 
     Raises:
         HetmpError: on every rank: a file that is no checkpoint, or one without a network.
@@ -61,7 +61,7 @@ def _config(training: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 
 def _dtype(checkpoint: Seen, file: Path) -> str:
-    """That of the first parameter of real numbers: a network computes in one."""
+    """Return the dtype of the first floating parameter: a network computes in one."""
     dtypes = (stored.dtype for stored in under(checkpoint.stored, MODEL).values())
     found = next((dtype for dtype in dtypes if "float" in dtype), None)
     if found is None:

@@ -1,4 +1,4 @@
-"""Read tensors of a checkpoint into slices, whatever the ranks that wrote it."""
+"""Read tensors of a checkpoint into slices, for any number of ranks that wrote it."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -82,7 +82,7 @@ def verify(group: Group, path: Path) -> None:
 
 
 def _share(checkpoint: Seen, number: int) -> list[Stored]:
-    """The datasets that the reader of a *number* looks at: about as many bytes as any other."""
+    """Return the datasets that reader *number* verifies: about as many bytes as any other."""
     once = {one.number: one for one in checkpoint.stored.values()}
     loads = [0] * len(checkpoint.readers)
     own = []
@@ -95,7 +95,7 @@ def _share(checkpoint: Seen, number: int) -> list[Stored]:
 
 
 def _stored(told: dict[str, Any]) -> Stored:
-    """A dataset as JSON tells it: with lists where there were tuples."""
+    """Rebuild a dataset's entry from JSON, which has lists where there were tuples."""
     owners = tuple(tuple(run) for run in told["owners"])
     return Stored(**{**told, "sizes": tuple(told["sizes"]), "owners": owners})
 
@@ -105,7 +105,7 @@ Array = npt.NDArray[np.generic]
 
 @dataclass(frozen=True)
 class Target:
-    """A tensor that takes its numbers from a dataset.
+    """A tensor to be filled from a dataset.
 
     Attributes:
         path: of the dataset.
@@ -160,7 +160,7 @@ def read_into(group: Group, checkpoint: Seen, target: Target) -> None:
 
 
 def read_whole(group: Group, checkpoint: Seen, stored: Stored) -> Array:
-    """A dataset on every rank; rank 0 reads it. Collective."""
+    """Read a dataset on rank 0 and return it on every rank. Collective."""
     found: Array = np.empty(0)
     with group.together():
         if group.is_root and checkpoint.catalog is not None:
@@ -174,7 +174,7 @@ def read_whole(group: Group, checkpoint: Seen, stored: Stored) -> Array:
 
 
 def read_values(group: Group, checkpoint: Seen, within: str) -> dict[str, Any]:
-    """The numbers, strings and arrays under a group, as nested dicts. Collective."""
+    """Return the numbers, strings and arrays of a group as nested dicts. Collective."""
     return nested(
         {
             path: as_value(read_whole(group, checkpoint, one), one.dtype)

@@ -1,4 +1,4 @@
-"""What a training run keeps of itself, and how it goes on from there."""
+"""What a training run saves about itself, and how it resumes."""
 
 import json
 import math
@@ -47,7 +47,7 @@ class Position:
     )
 
     def took(self, record: Mapping[str, float], per_epoch: int) -> None:
-        """A step was taken, of *per_epoch* in an epoch."""
+        """Record a step, of *per_epoch* in an epoch."""
         for name in STEPS:
             self.steps[name].append(record[name])
         self.step += 1
@@ -56,12 +56,12 @@ class Position:
         )
 
     def evaluated(self, record: Mapping[str, float]) -> None:
-        """The test set was gone through."""
+        """Record an evaluation of the test set."""
         for name in EVALUATIONS:
             self.evaluations[name].append(record[name])
 
     def last(self, name: str) -> float:
-        """The last step's figure; NaN before the first."""
+        """Return the last step's figure; NaN before the first."""
         return self.steps[name][-1] if self.steps[name] else math.nan
 
     @property
@@ -71,7 +71,7 @@ class Position:
         return told[-1] if told else math.nan
 
     def values(self) -> dict[str, Any]:
-        """As a checkpoint holds it, under ``/training``."""
+        """Return the position as a checkpoint stores it, under ``/training``."""
         return {
             "step": self.step,
             "epoch": self.epoch,
@@ -82,7 +82,7 @@ class Position:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Position":
-        """The inverse of ``values``."""
+        """Rebuild the position from its ``values``."""
         return cls(
             values["step"],
             values["epoch"],
@@ -93,7 +93,7 @@ class Position:
 
 
 class Advancing(Protocol):
-    """What a run's steps need to go on, besides the model.
+    """The state that a run's steps need to continue, besides the model.
 
     Attributes:
         optimizer: of the model's parameters.
@@ -102,15 +102,15 @@ class Advancing(Protocol):
     optimizer: torch.optim.Optimizer
 
     def averaged(self) -> Mapping[str, Tensor]:
-        """The moving averages of parameters, by name, whose values may be set."""
+        """Return the moving averages of parameters, by name; their values may be set."""
         ...
 
     def state(self) -> str:
-        """All else, as JSON."""
+        """Return all other state, as JSON."""
         ...
 
     def resume(self, told: str) -> None:
-        """Go on from what ``state`` said."""
+        """Restore what ``state`` returned."""
         ...
 
 
@@ -132,7 +132,7 @@ class Keeping:
 
 
 class RunCheckpoints:
-    """Saves a run, and takes one up again.
+    """Saves a run, and resumes one.
 
     Args:
         config: of the run, as plain values; what must be the same when it is resumed, but for
@@ -161,7 +161,7 @@ class RunCheckpoints:
     # --- taking up
 
     def resume(self, given: str, searched: Path | None) -> tuple[Position, str]:
-        """Where the run goes on, and a line that says from what. Collective.
+        """Restore a run; return its position and a line that says from what. Collective.
 
         Args:
             given: ``auto`` (the newest sound checkpoint, or the start) or a file or folder.
@@ -215,14 +215,14 @@ class RunCheckpoints:
     # --- saving
 
     def passed(self, position: Position, *, epoch_ended: bool = False) -> str:
-        """Save if it is time to; see ``save``. Collective."""
+        """Save if the cadence is due; see ``save``. Collective."""
         due = self._timer is not None and self._timer.due(
             position.step, position.epoch, epoch_ended=epoch_ended
         )
         return self.save(position) if due else ""
 
     def save(self, position: Position) -> str:
-        """Save the run where it is; what there is to say, mostly nothing. Collective.
+        """Save the run as it is; return a message to print, usually empty. Collective.
 
         Raises:
             HetmpError: on every rank, if it cannot be saved and a run is to stop for that.
@@ -250,7 +250,7 @@ class RunCheckpoints:
         return ""
 
     def save_network(self, path: Path, step: int) -> None:
-        """Write the network alone, and what it is of, after *step* steps. Collective.
+        """Write the network and the run's settings alone, after *step* steps. Collective.
 
         Raises:
             HetmpError: on every rank, if it cannot be written; what was at *path* stays.
@@ -258,13 +258,13 @@ class RunCheckpoints:
         write(self.group, path, self._gathered({"step": step}, whole=False))
 
     def last_good(self) -> str:
-        """The newest checkpoint, as the end of a message on why the run ended."""
+        """Name the newest checkpoint, as the end of a message on why the run ended."""
         if self._newest is None:
             return ""
         return f"; the last good checkpoint is {self._newest}, which --resume can continue"
 
     def _gathered(self, training: Mapping[str, Any], *, whole: bool) -> Contents:
-        """What a file of this run holds: it says what the run is. Collective.
+        """Gather the contents of a file of this run, its settings included. Collective.
 
         Args:
             whole: with what it takes to go on, not the network alone.
@@ -280,7 +280,7 @@ class RunCheckpoints:
         )
 
     def finish(self) -> str:
-        """Wait for what is being written; see ``save``. Collective."""
+        """Wait for the checkpoint being written; see ``save``. Collective."""
         try:
             self._saver.wait()
         except HetmpError as error:

@@ -80,14 +80,14 @@ def save(
 def load(
     path: str | Path, model: SlicedModel, optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, Any]:
-    """Load what ``save`` wrote, on these or other ranks, cut in this or another way. Collective.
+    """Load what ``save`` wrote, on any number of ranks, cut in any way. Collective.
 
     All numbers that are used are compared with their digests before anything is changed.
 
     Args:
         path: of the file; rank 0 must see it, the others help reading where they can.
         optimizer: takes its state and options from the file, and torch's generator on the CPU
-            goes on as it was on rank 0; so training goes on as if nothing had happened.
+            is set as it was on rank 0, so that training continues as without a break.
 
     Returns:
         What was given as *extra*; a list of numbers comes back as an array.
@@ -110,7 +110,7 @@ def gather(
     about: Mapping[str, Any] | None = None,
     averages: Mapping[str, Tensor] | None = None,
 ) -> Contents:
-    """What a checkpoint of a model holds. Collective.
+    """Gather the contents of a model's checkpoint. Collective.
 
     Args:
         training: goes to ``/training``.
@@ -152,12 +152,12 @@ def restore(
     verified: bool = False,
     check: Callable[[Mapping[str, Any]], None] = lambda training: None,
 ) -> dict[str, dict[str, Any]]:
-    """Load a model and an optimizer; ``extra`` and ``training`` as dicts. Collective.
+    """Load a model and an optimizer; return ``extra`` and ``training`` as dicts. Collective.
 
     Args:
         averages: by parameter's name, take what ``/average`` holds.
         verified: whether the numbers were compared with their digests just now.
-        check: is given ``training`` before anything is changed, and may refuse it.
+        check: called with ``training`` before anything is changed; may raise a `HetmpError`.
 
     Raises:
         HetmpError: see ``load``.
@@ -189,7 +189,7 @@ def restore(
 def _optimizer_targets(
     model: SlicedModel, checkpoint: Seen, optimizer: torch.optim.Optimizer, training: dict[str, Any]
 ) -> dict[tuple[str, str], Target]:
-    """What takes the optimizer's state, by (parameter, key). Its options are set."""
+    """Restore the optimizer's options; return targets for its state, by (parameter, key)."""
     if SETTINGS not in training:
         raise HetmpError(
             "the checkpoint has no optimizer state: load without an optimizer, or save with one"
@@ -212,7 +212,7 @@ def _optimizer_targets(
 def _adopt(
     model: SlicedModel, optimizer: torch.optim.Optimizer, state: dict[tuple[str, str], Target]
 ) -> None:
-    """Make what was read the optimizer's state."""
+    """Make the tensors that were read the optimizer's state."""
     optimizer.state.clear()
     parameters = dict(model.named_parameters())
     on_device = {
@@ -240,7 +240,7 @@ def _targets(model: SlicedModel, checkpoint: Seen) -> Iterator[Target]:
 
 
 def _check_nothing_left(model: SlicedModel, checkpoint: Seen) -> None:
-    """Refuse a checkpoint of a larger model, of which this one would be a part."""
+    """Refuse a checkpoint of a larger model that contains this one."""
     known = {escaped(entry.name) for entry in model.hetmp.table.values() if entry.persistent}
     for folder in (MODEL, BUFFERS):
         for name in under(checkpoint.stored, folder):
@@ -284,7 +284,7 @@ def _folder(parameter: bool) -> str:
 
 
 def about_this_process() -> dict[str, Any]:
-    """The attributes of ``/meta`` that one process alone can tell."""
+    """Return the attributes of ``/meta`` that one process alone can tell."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -299,7 +299,7 @@ def about_this_process() -> dict[str, Any]:
 
 
 def _meta(group: Group) -> dict[str, Any]:
-    """Who wrote the file, where and when; the same on every rank. Collective."""
+    """Return who wrote the file, where and when; the same on every rank. Collective."""
     hosts = group.gather_texts(platform.node())
     told: dict[str, Any] = json.loads(group.broadcast_text(json.dumps(about_this_process())))
     return {

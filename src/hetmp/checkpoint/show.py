@@ -1,4 +1,4 @@
-"""A checkpoint as a person reads it in a terminal: no torch, no MPI."""
+"""Checkpoints displayed in a terminal: no torch, no MPI."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ SHORT = 60
 
 
 def overview(catalog: Catalog, *, everything: bool = False) -> RenderableType:
-    """What a checkpoint holds.
+    """Render the contents of a checkpoint.
 
     Args:
         everything: show the optimizer's state tensor by tensor, too.
@@ -48,7 +48,7 @@ def overview(catalog: Catalog, *, everything: bool = False) -> RenderableType:
 
 
 def one_tensor(catalog: Catalog, stored: Stored) -> RenderableType:
-    """Statistics and a histogram of a dataset."""
+    """Render statistics and a histogram of a dataset."""
     told = figures(catalog, stored)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     rows: list[tuple[str, str]] = [
@@ -81,7 +81,7 @@ def one_tensor(catalog: Catalog, stored: Stored) -> RenderableType:
 
 
 def differences(found: list[Difference]) -> RenderableType:
-    """What two checkpoints differ in, the largest difference first."""
+    """Render how two checkpoints differ, the largest difference first."""
     changed = sorted(
         (one for one in found if one.why or one.relative > 0),
         key=lambda one: (-one.relative, one.path),
@@ -102,7 +102,7 @@ def differences(found: list[Difference]) -> RenderableType:
 
 
 def as_json(catalog: Catalog) -> str:
-    """All that an overview tells, for programs."""
+    """Return the contents of an overview as JSON, for programs."""
     told: dict[str, Any] = {"file": catalog.file.filename, "meta": catalog.meta, "datasets": {}}
     for path, stored in catalog.stored.items():
         entry: dict[str, Any] = {
@@ -151,7 +151,7 @@ def _tensors(catalog: Catalog, group: str, below: dict[str, Stored]) -> Table:
 
 
 def _states(catalog: Catalog, below: dict[str, Stored]) -> Table:
-    """The optimizer's state, by kind."""
+    """Render the optimizer's state, by kind."""
     table = _table(f"/{OPTIMIZER}", ("state", "tensors", "dtype", "size", "norm"))
     kinds: dict[str, list[Stored]] = {}
     for path, stored in below.items():
@@ -195,7 +195,7 @@ def _table(title: str, headings: tuple[str, ...]) -> Table:
 
 
 def _picture(stored: Stored) -> Text:
-    """A bar as long as the axis; each rank's part is its digit (then a to z), in its color."""
+    """Draw the axis as a bar; each rank's part is its digit (then a to z), in its color."""
     text = Text()
     if stored.axis is None:
         return Text("all, on every rank", style="dim") if stored.sizes else text

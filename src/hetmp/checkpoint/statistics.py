@@ -15,7 +15,7 @@ BINS = 20
 
 @dataclass(frozen=True)
 class Figures:
-    """What a tensor's numbers are like; those that are not finite count only as such.
+    """Statistics of a tensor's numbers; those that are not finite are only counted.
 
     Attributes:
         numbers: how many there are.
@@ -37,7 +37,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two checkpoints' datasets of one name are apart.
+    """The difference between two checkpoints' datasets of one name.
 
     Attributes:
         path: of the dataset.
@@ -53,7 +53,7 @@ class Difference:
 
 
 def values(catalog: Catalog, stored: Stored) -> Iterator[npt.NDArray[np.float64]]:
-    """The numbers of a dataset as float64, some at a time; of complex ones the absolute value."""
+    """Yield a dataset's numbers as float64, block by block; absolute values of complex ones."""
     if stored.dtype == TEXT:
         return
     shape = stored.shape
@@ -65,7 +65,7 @@ def values(catalog: Catalog, stored: Stored) -> Iterator[npt.NDArray[np.float64]
 
 
 def figures(catalog: Catalog, stored: Stored) -> Figures:
-    """Figures of a dataset of numbers."""
+    """Compute the statistics of a dataset of numbers."""
     count = broken = zeros = 0
     least, most, total, squares = np.inf, -np.inf, 0.0, 0.0
     for block in values(catalog, stored):
@@ -93,7 +93,7 @@ def figures(catalog: Catalog, stored: Stored) -> Figures:
 def histogram(
     catalog: Catalog, stored: Stored, told: Figures
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """(how many numbers, *BINS* of them; the edges between the bins)."""
+    """Return (*BINS* counts; the edges between the bins)."""
     least, most = (told.least, told.most) if told.numbers > told.not_finite else (0.0, 1.0)
     edges = np.linspace(least, most if most > least else least + 1, BINS + 1)
     counts = np.zeros(BINS, dtype=np.int64)
@@ -103,7 +103,7 @@ def histogram(
 
 
 def difference(one: Catalog, other: Catalog, path: str) -> Difference:
-    """How far a dataset of *path* is from the other file's."""
+    """Measure how far a dataset of *path* is from the other file's."""
     mine, theirs = one.stored.get(path), other.stored.get(path)
     if mine is None or theirs is None:
         missing = one if mine is None else other

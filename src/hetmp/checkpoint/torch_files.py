@@ -25,7 +25,7 @@ RUNNING = "running_mean", "running_var", "num_batches_tracked"
 
 
 def export_state(checkpoint: str | Path, target: str | Path) -> int:
-    """Write ``/model`` and ``/buffers`` as a state_dict; how many tensors there are.
+    """Write ``/model`` and ``/buffers`` as a state_dict; return the number of tensors.
 
     Raises:
         HetmpError: a checkpoint that is damaged, or a target that cannot be written.
@@ -50,7 +50,7 @@ def export_state(checkpoint: str | Path, target: str | Path) -> int:
 
 
 def import_state(source: str | Path, checkpoint: str | Path) -> int:
-    """Make a checkpoint from a state_dict; how many tensors there are.
+    """Make a checkpoint from a state_dict; return the number of tensors.
 
     Raises:
         HetmpError: a source that is missing, no state_dict, or holds more than plain values.

@@ -1,4 +1,4 @@
-"""Writes a checkpoint so that whatever happens a complete one is there.
+"""Writes a checkpoint so that a complete one exists at every moment.
 
 Beside the final name; then everything is read again and compared; then flushed to the disk; then
 renamed; then the folder is flushed.
@@ -39,7 +39,7 @@ END = 28
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint will hold.
+    """The contents of a checkpoint to be written.
 
     Attributes:
         items: the datasets.
@@ -52,7 +52,7 @@ class Contents:
     meta: Mapping[str, Any]
 
     def copied(self) -> "Contents":
-        """The same in memory of its own: what is trained on meanwhile does not change it."""
+        """Return a copy in memory of its own, which the training does not change."""
         return Contents([item.copied() for item in self.items], self.links, self.meta)
 
 
@@ -104,7 +104,7 @@ def write_alone(path: Path, contents: Contents) -> None:
 
 
 def _put_in_place(beside: Path, path: Path) -> None:
-    """Give a complete file its name, for good."""
+    """Rename a complete file and flush it and its folder to the disk."""
     _flush_to_disk(beside)
     beside.replace(path)
     _flush_to_disk(path.parent)
@@ -129,7 +129,7 @@ class _Careful:
         self._error: Exception | None = None
 
     def call(self, action: Callable[..., None], *args: Any) -> None:
-        """Do something that may fail."""
+        """Call *action*, which may fail."""
         if self._collective:
             with self._group.together():
                 action(*args)
@@ -140,7 +140,7 @@ class _Careful:
                 self._error = error
 
     def agree(self) -> None:
-        """Whether all went well. Collective."""
+        """Raise on every rank if any call failed. Collective."""
         with self._group.together():
             if self._error is not None:
                 raise self._error
@@ -160,7 +160,7 @@ def _fill(group: Group, writer: Writer, contents: Contents) -> None:
 
 
 def _write_item(group: Group, writer: Writer, careful: _Careful, item: Item) -> list[bytes]:
-    """Write an item's numbers; the digests of its chunks, on every rank that says them."""
+    """Write an item's numbers; return its chunks' digests on the ranks that need them."""
     shape = item.shape
     if not shape.chunks:
         careful.call(writer.write, item, None, item.local if group.is_root else None)
@@ -182,7 +182,7 @@ def _write_item(group: Group, writer: Writer, careful: _Careful, item: Item) -> 
 
 
 def _everyones(group: Group, writer: Writer, own: list[bytes]) -> list[bytes]:
-    """The digests of all ranks' runs, in their order; *own* are this rank's. Collective.
+    """Return the digests of all ranks' runs in order; *own* are this rank's. Collective.
 
     Where one rank alone writes, the others need not know.
     """
@@ -193,7 +193,7 @@ def _everyones(group: Group, writer: Writer, own: list[bytes]) -> list[bytes]:
 
 
 def _size(items: Sequence[Item]) -> int:
-    """At least the bytes that a file of *items* takes."""
+    """Return an upper bound for the bytes that a file of *items* takes."""
     size = SPARE
     for item in items:
         chunks = -(-item.sizes[0] // item.shape.rows) if item.shape.chunks else 1
@@ -228,7 +228,7 @@ def _reserve(path: Path, items: Sequence[Item]) -> None:
 
 
 def _trim(path: Path) -> None:
-    """Give back what was reserved and is not needed: the file's head says where it ends."""
+    """Cut off the reserved room that was not needed: the file's head says where it ends."""
     with path.open("r+b") as file:
         head = file.read(END + 8)
         file.truncate(int.from_bytes(head[END : END + 8], "little"))
@@ -236,7 +236,7 @@ def _trim(path: Path) -> None:
 
 @contextlib.contextmanager
 def _worded(path: Path) -> Iterator[None]:
-    """Errors of HDF5 and of the system in words."""
+    """Name the file in errors of writing."""
     try:
         yield
     except HetmpError as error:

@@ -9,18 +9,18 @@ import numpy as np
 from hetmp.cluster.group import Group
 
 ROUNDS = 50
-"""Messages there and back with each rank: the quickest one tells best."""
+"""Round trips with each rank; the quickest one is used."""
 
 
 class ClockOffset(NamedTuple):
-    """What this rank's clock shows more than rank 0's, in seconds, and how far that may be off."""
+    """Seconds by which this rank's clock is ahead of rank 0's, and a bound on the error."""
 
     seconds: float
     error: float
 
 
 def clock_offset(group: Group, clock: Callable[[], float] = time.perf_counter) -> ClockOffset:
-    """This rank's clock against rank 0's. Collective over *group*.
+    """Measure this rank's clock against rank 0's. Collective over *group*.
 
     Rank 0 asks every other rank for its time. The answer was given between question and answer,
     so half of the quickest round trip bounds the error (Cristian, 1989: Probabilistic clock

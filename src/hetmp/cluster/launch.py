@@ -1,4 +1,4 @@
-"""What the launcher says of this process, before MPI starts and beside what MPI says."""
+"""What the launcher's environment says about this process, and whether MPI agrees."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from hetmp.core.errors import HetmpError
 
 
 def launched() -> tuple[int, int] | None:
-    """(rank, size) as the launcher's environment tells it, without MPI; None if not launched."""
+    """Return (rank, size) from the launcher's environment, without MPI; None if not launched."""
     for rank_name, size_name in (
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI's mpirun
         ("PMI_RANK", "PMI_SIZE"),  # MPICH's mpirun, srun --mpi=pmi2
@@ -24,7 +24,7 @@ def launched() -> tuple[int, int] | None:
 
 
 def speaks_first() -> bool:
-    """Whether this process is the one of many that speaks of what all of them see.
+    """Return whether this process prints the messages that every rank would print.
 
     The launcher knows before MPI starts, and where MPI fell apart into lonely worlds.
     """

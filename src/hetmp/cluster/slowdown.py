@@ -1,4 +1,4 @@
-"""Making a rank slower on purpose: a test aid for clusters of unequal devices on one machine.
+"""Slows a rank down on purpose: a test aid for unequal devices on one machine.
 
 A rank slowed by 3 sleeps two seconds for every second that it computed. It does so where it is
 about to meet other ranks, so the others see a rank that is three times as slow; time in exchanges
@@ -17,10 +17,10 @@ ASKING_SECONDS = 0.05
 
 
 class Slowdown:
-    """How much slower than it is a rank behaves.
+    """How many times slower a rank behaves than it is.
 
     Attributes:
-        enough: asked at every exchange, and while it sleeps; it sleeps no more where that is true.
+        enough: called at every exchange, and during sleep; the rank stops sleeping once it is true.
     """
 
     def __init__(self, factor: float = 1.0) -> None:
@@ -38,7 +38,7 @@ class Slowdown:
         self._mark = time.thread_time()
 
     def worked(self) -> None:
-        """An exchange begins: sleep for what was computed since the last one."""
+        """Sleep for the work done since the last exchange; called when an exchange begins."""
         awake = self.enough is not None and self.enough()
         if self.factor > 1:
             computed = time.thread_time() - self._mark
@@ -49,7 +49,7 @@ class Slowdown:
             self._mark = time.thread_time()
 
     def resume(self) -> None:
-        """An exchange ended: its own time does not count."""
+        """Restart the measurement after an exchange, whose own time does not count."""
         if self.factor > 1:
             self._mark = time.thread_time()
 

@@ -1,4 +1,4 @@
-"""Images and labels that come as arrays: checked, and brought into the order that hetmp uses."""
+"""Checks images and labels that come as arrays, and brings them into hetmp's order of axes."""
 
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from hetmp.core.errors import HetmpError
 def checked_labels(
     where: str, labels: npt.NDArray[Any], classes: int | None = None
 ) -> npt.NDArray[np.int64]:
-    """*labels* as int64, each 0 or more and, with *classes*, below it.
+    """Return *labels* as int64, each 0 or more and, with *classes*, below it.
 
     Args:
         where: what they are the labels of, for the message.
@@ -46,7 +46,7 @@ USUAL = (1, 3, 4)
 def find_channels(
     where: str, sides: tuple[int, ...], told: tuple[int, ...] | None
 ) -> tuple[Channels, tuple[int, ...]]:
-    """(where its channels are, its shape with the channels first) of one image.
+    """Return (where the channels are, the shape with the channels first) of one image.
 
     Args:
         where: what the images are called, for the message.
@@ -77,7 +77,7 @@ def find_channels(
 
 
 def channels_first(images: npt.NDArray[np.generic], channels: Channels) -> npt.NDArray[np.generic]:
-    """*images* (n, ...) as (n, c, *spatial)."""
+    """Return *images* (n, ...) as (n, c, *spatial)."""
     if channels == "none":
         return images[:, None]
     return np.moveaxis(images, -1, 1) if channels == "last" else images
@@ -90,7 +90,7 @@ Array = npt.NDArray[np.generic]
 
 
 def ordered_images(where: str, images: Array, shape: tuple[int, ...] | None = None) -> Array:
-    """*images* as (n, c, *spatial), uint8 or float32, contiguous.
+    """Return *images* as (n, c, *spatial), uint8 or float32, contiguous.
 
     With *shape*, (c, *spatial), it decides which axis is the channels; where both ends would do,
     they come first. Else images of three axes have one channel. Of four axes the last is the
@@ -111,7 +111,7 @@ def ordered_images(where: str, images: Array, shape: tuple[int, ...] | None = No
 
 
 def ordered_labels(where: str, labels: Array, images: Array) -> Array:
-    """*labels* as (n,), or (n, *spatial) with one per pixel, for *images* (n, c, *spatial).
+    """Return *labels* as (n,), or (n, *spatial) per pixel, for *images* (n, c, *spatial).
 
     Raises:
         HetmpError: another shape; labels as rows of 0 and 1.

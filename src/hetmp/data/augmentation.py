@@ -16,7 +16,7 @@ _T = TypeVar("_T", bound=np.generic)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a training image.
+    """Random changes of a training image.
 
     What does happen depends on the seed, the epoch and the image's number only: it is the same
     for any number of ranks, whichever of them reads the image.
@@ -34,7 +34,7 @@ class Augmentation:
         return self.flip or self.crop > 0
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse what makes no sense for the images of *dataset*.
+        """Refuse options that make no sense for the images of *dataset*.
 
         Raises:
             HetmpError: naming the option.
@@ -51,7 +51,7 @@ class Augmentation:
             )
 
     def draws(self, seed: int, epoch: int, count: int) -> npt.NDArray[np.uint64]:
-        """The random words of an epoch, one for each of *count* images."""
+        """Return the random words of an epoch, one for each of *count* images."""
         return words(seed, Purpose.AUGMENTATION, epoch, count)
 
     def apply(
@@ -61,7 +61,7 @@ class Augmentation:
         chosen: Indices,
         draws: npt.NDArray[np.uint64],
     ) -> tuple[Array, npt.NDArray[np.int64]]:
-        """Images (k, c, *spatial) and labels, changed; those given are left as they are."""
+        """Return changed images (k, c, *spatial) and labels; the arguments stay as they are."""
         drawn = draws[chosen]
         if self.crop:
             images = self._cropped(images, drawn)

@@ -1,4 +1,4 @@
-"""What a data set is: images and labels that can be read, and how they are made ready."""
+"""Data sets: images and labels that can be read, and the figures that normalise them."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class Part(ABC):
-    """The training or the test part of a data set: images that are read when they are needed.
+    """The training or the test part of a data set, whose images are read when needed.
 
     Attributes:
         shape: of an image: channels, then the spatial sides.
@@ -30,11 +30,11 @@ class Part(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
 
     @abstractmethod
     def read(self, chosen: Indices) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
-        """Images (k, *shape) of ``dtype`` and labels (k, *label_shape), in the order *chosen*.
+        """Return images (k, *shape) and labels (k, *label_shape), in the order *chosen*.
 
         Called by several threads at a time. Not collective.
 
@@ -43,7 +43,7 @@ class Part(ABC):
         """
 
     def titles(self, chosen: Indices) -> list[str]:
-        """What a person knows the images by: their numbers, if there is nothing better."""
+        """Return what people know the images by: their numbers, if there is nothing better."""
         return [str(index) for index in chosen]
 
 
@@ -113,7 +113,7 @@ class Dataset:
     """What the classes are called, in order; empty where nobody says."""
 
     def about(self) -> dict[str, object]:
-        """What a trained network must know of its images, as plain values."""
+        """Return what a trained network must know about its images, as plain values."""
         return {
             "shape": list(self.input_shape),
             "label_shape": list(self.train.label_shape),

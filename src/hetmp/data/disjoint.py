@@ -1,4 +1,4 @@
-"""Training and test pixels of one scene that are so far apart that their patches share none."""
+"""Training and test pixels of one scene, so far apart that their patches do not overlap."""
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ def split_apart(
     test_share: float,
     seed: int,
 ) -> tuple[Indices, Indices]:
-    """(training, test): indices into *pixels*, ascending; every class is in both.
+    """Return (training, test): indices into *pixels*, ascending; every class is in both.
 
     The scene is divided into squares of twice the patch's side. Squares are drawn for training
     until they hold enough of each class, the rarest first, and one with each class is left. All
@@ -66,7 +66,7 @@ def _drawn(
     test_share: float,
     stream: tuple[int, int],
 ) -> npt.NDArray[np.bool_]:
-    """Which pixels lie in the squares that are drawn for training."""
+    """Draw squares for training; return which pixels lie in them."""
     side = 2 * patch
     across = sides[1] // side + 2  # squares in a row, with those that the grid's offset adds
     down = sides[0] // side + 2
@@ -96,7 +96,7 @@ def _drawn(
 def _near(
     centres: npt.NDArray[np.int64], sides: tuple[int, int], distance: int
 ) -> npt.NDArray[np.bool_]:
-    """(h, w): whether one of *centres* is at most so many rows and so many columns away."""
+    """Return (h, w): whether a centre is at most *distance* rows and columns away."""
     near = np.zeros(sides, dtype=bool)
     near[tuple(centres.T)] = True
     for axis, side in enumerate(sides):

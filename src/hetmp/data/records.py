@@ -1,4 +1,4 @@
-"""Images that are records of one length in files, read one by one where they lie."""
+"""Images stored as records of one length in files, read one by one."""
 
 import os
 import weakref
@@ -96,7 +96,7 @@ class Records(Part):
         return pixels.reshape(-1, *self.shape), labels
 
     def _pixels(self, number: int, file: RecordFile, within: int) -> npt.NDArray[np.uint8]:
-        """Those of record *within* of a file; the offset is given, so threads do not meet."""
+        """Read the pixels of record *within* of a file; thread-safe, as the offset is given."""
         wanted = file.length - file.skip
         try:
             offset = file.start + within * file.length + file.skip
@@ -112,12 +112,12 @@ class Records(Part):
 
 
 def unreadable(path: str | Path, error: OSError) -> HetmpError:
-    """The error for a file that the system does not let us read."""
+    """Return the error for a file that cannot be read."""
     return HetmpError(f"{path} cannot be read: {error.strerror or error}{near_path(path)}")
 
 
 def open_file(path: Path) -> BinaryIO:
-    """The file, opened to be read.
+    """Open the file for reading.
 
     Raises:
         HetmpError: there is none, it is a folder or the like, or we may not read it.
@@ -132,7 +132,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_file(path: Path) -> bytes:
-    """All bytes of the file.
+    """Return all bytes of the file.
 
     Raises:
         HetmpError: as `open_file`; the file is empty.
@@ -148,7 +148,7 @@ def read_file(path: Path) -> bytes:
 
 
 def read_up_to(stream: Readable, size: int) -> bytearray:
-    """The next *size* bytes, or all there are if those are fewer.
+    """Return the next *size* bytes, or fewer where the stream ends.
 
     Memory is taken for what is there, not for the *size* that a damaged header asks for.
     """

@@ -35,14 +35,14 @@ class Loader(Protocol):
     OPTIONS: tuple[str, ...]
 
     def survey(self, options: Options) -> Found:
-        """What one rank finds out and all must know, as arrays: the files are checked here.
+        """Check the files and return what all ranks must know, as arrays. Not collective.
 
         Called on rank 0 alone; what cannot be read in parts is read here, once.
         """
         ...
 
     def assemble(self, options: Options, found: Found) -> Dataset:
-        """The data set, on every rank alike. Opens files, but reads no images."""
+        """Return the data set, on every rank alike. Opens files, but reads no images."""
         ...
 
 
@@ -55,18 +55,18 @@ def _loaders() -> dict[str, Loader]:
 
 
 def names() -> list[str]:
-    """The data sets, in alphabetical order."""
+    """Return the data sets' names, in alphabetical order."""
     return sorted(_loaders())
 
 
 def options_of(name: str | None) -> tuple[str, ...]:
-    """The settings that apply to data set *name*; none to one that there is not."""
+    """Return the settings that apply to data set *name*; none if it is unknown."""
     found = _loaders().get(name or "")
     return found.OPTIONS if found is not None else ()
 
 
 def load(name: str, group: Group | None = None, **settings: Any) -> Dataset:
-    """The data set *name*, the same on every rank and every machine.
+    """Load the data set *name*, the same on every rank and every machine.
 
     Collective where a *group* is given: rank 0 checks the files and reads once for all what
     cannot be read in parts. Without one, this process does it all.
@@ -87,7 +87,7 @@ def load(name: str, group: Group | None = None, **settings: Any) -> Dataset:
 
 
 def _told(name: str, settings: Mapping[str, Any]) -> tuple[Loader, Options]:
-    """The loader of data set *name* and what it is told, checked."""
+    """Return the loader of data set *name* and its options, checked."""
     loaders = _loaders()
     if name not in loaders:
         raise unknown_name("data set", name, names())

@@ -18,7 +18,7 @@ TEST_SHARE = 0.2
 def split_by_class(
     labels: npt.NDArray[np.int64], test_share: float, seed: int, called: Callable[[int], str]
 ) -> tuple[Indices, Indices]:
-    """(training, test): indices into *labels*, ascending; every class is in both.
+    """Return (training, test): indices into *labels*, ascending; every class is in both.
 
     Of each class the same share is for testing, to the nearest image. Which ones depends on
     *seed*, the class and its number of images only: the same on any machine, with any numpy.
@@ -63,7 +63,7 @@ def drawn(
     called: Callable[[int], str],
     usual: float = TEST_SHARE,
 ) -> tuple[Indices, Indices, float, int]:
-    """(training, test, share, seed): a part of each class for testing, by ``split_by_class``.
+    """Return (training, test, share, seed): a share of each class for testing.
 
     Args:
         labels: (n,), 0 or more.
@@ -82,7 +82,7 @@ def drawn(
 def divided(
     options: Options, name: str, labels: npt.NDArray[np.int64] | None, count: int
 ) -> tuple[Indices, Indices, Found]:
-    """(training, test, how it was done): of each class, or of all where pixels have the classes.
+    """Return (training, test, how it was done): of each class, or of all if pixels have them.
 
     Args:
         name: of the data set.

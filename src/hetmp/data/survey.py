@@ -1,4 +1,4 @@
-"""What rank 0 finds of a data set, and every rank gets: files, labels, mean and deviation."""
+"""Metadata of a data set, read on rank 0 and broadcast: files, labels, mean and deviation."""
 
 import json
 import math
@@ -25,7 +25,7 @@ MAX_BYTES = 2**30
 
 
 def read_once(group: Group | None, read: Callable[[], Found]) -> Found:
-    """What *read* finds on rank 0, on every rank. Collective; without a *group*, just here.
+    """Call *read* on rank 0 and return its result on every rank. Collective with a *group*.
 
     Raises:
         HetmpError: on every rank, what *read* raised.
@@ -57,7 +57,7 @@ MOST_CLASSES = 2**16
 
 
 def class_count(options: Options, labels: npt.NDArray[np.generic], where: str) -> int:
-    """How many classes there are: as many as told, else as the training *labels* ask for.
+    """Return the number of classes: that of the options, else as the training *labels* need.
 
     Args:
         labels: of any type of whole numbers.
@@ -80,7 +80,7 @@ def class_count(options: Options, labels: npt.NDArray[np.generic], where: str) -
 
 
 def with_moments(options: Options, found: Found) -> Found:
-    """*found*, with the mean and deviation that its images are normalised with.
+    """Add the mean and deviation that normalise the images to *found*.
 
     They are found here, on rank 0, so that the others need not read images for them.
 
@@ -92,7 +92,7 @@ def with_moments(options: Options, found: Found) -> Found:
 
 
 def assembled(name: str, found: Found) -> Dataset:
-    """The data set that `with_moments` told of, on any rank.
+    """Return the data set that `with_moments` describes, on any rank.
 
     Raises:
         HetmpError: a file that rank 0 has read cannot be opened here.
@@ -127,7 +127,7 @@ _BLOCK = 500
 
 
 def moments(images: npt.NDArray[np.generic]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, deviation) of each channel of *images* (n, c, *spatial), uint8 or float32.
+    """Return (mean, deviation) of each channel of *images* (n, c, *spatial), uint8 or float32.
 
     Of uint8 the sums are exact, so that unlike machines get the same bits. A channel that is
     the same everywhere has deviation 1: there is nothing to divide by.
@@ -151,7 +151,7 @@ def moments(images: npt.NDArray[np.generic]) -> tuple[tuple[float, ...], tuple[f
 
 
 def sample(count: int) -> Indices:
-    """Which of *count* training images are looked at: all, or ``SAMPLE`` spread at random."""
+    """Return the training images to look at, of *count*: all, or ``SAMPLE`` spread at random."""
     if count <= SAMPLE:
         return np.arange(count)
     keys = words(0, Purpose.SPLIT, 2**32 + count, count)
@@ -159,7 +159,7 @@ def sample(count: int) -> Indices:
 
 
 def told_or_measured(options: Options, train: Part) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, deviation) as *options* say, else of (a sample of) the training images.
+    """Return (mean, deviation) of *options*, else of (a sample of) the training images.
 
     Raises:
         HetmpError: told for another number of channels.

@@ -81,6 +81,6 @@ def _import(name: str, module_name: str) -> ModuleType:
 
 
 def _places(missing: str, here: str) -> list[str]:
-    """Where a module stands that *missing* was meant to be: in its package, or *here*."""
+    """List the places where the missing module was looked for: in its package, or *here*."""
     package = sys.modules.get(missing.rpartition(".")[0])
     return list(getattr(package, "__path__", [here]))

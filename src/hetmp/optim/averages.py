@@ -41,7 +41,7 @@ class Averages:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the parameters into the average; call it after each step of the optimizer.
+        """Update the average with the parameters; call it after each step of the optimizer.
 
         Raises:
             HetmpError: within ``in_place``.
@@ -57,7 +57,7 @@ class Averages:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model with the averaged parameters, to evaluate or to save it.
+        """Put the averaged parameters into the model within the block, to evaluate or save it.
 
         They are exchanged with the parameters, and back at the end, also after an exception.
 

@@ -63,7 +63,7 @@ class GradScaler(torch.amp.GradScaler):
         found_inf: Tensor,
         allow_fp16: bool,
     ) -> dict[torch.device, Tensor]:
-        """Unscale this rank's gradients; whether any rank's had overflowed. Collective.
+        """Unscale this rank's gradients; return whether any rank's had overflowed. Collective.
 
         This is where torch looks for overflow, both before a step and for the optimizers that
         unscale for themselves (``fused=True``).

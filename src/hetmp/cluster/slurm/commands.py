@@ -13,12 +13,12 @@ NOBODY = ("configuration source", "Unable to contact", "fetch config")
 
 
 def available() -> bool:
-    """Whether Slurm's commands are on this machine."""
+    """Return whether Slurm's commands are on this machine."""
     return shutil.which("srun") is not None
 
 
 def called(*command: str) -> str:
-    """What a command of Slurm's prints.
+    """Run a Slurm command and return what it prints.
 
     Raises:
         HetmpError: it is not there, takes too long, or fails: with its own words.

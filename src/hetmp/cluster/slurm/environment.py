@@ -1,4 +1,4 @@
-"""The job that this process is part of, from the variables that Slurm sets (srun(1))."""
+"""This process's Slurm job, from the variables that Slurm sets (srun(1))."""
 
 import os
 import platform
@@ -9,12 +9,12 @@ from hetmp.core.errors import HetmpError
 
 
 def inside_job() -> bool:
-    """Whether this process belongs to a Slurm job."""
+    """Return whether this process belongs to a Slurm job."""
     return "SLURM_JOB_ID" in os.environ
 
 
 def component_tasks() -> tuple[int, ...]:
-    """How many tasks each component of a heterogeneous job has; empty for any other job."""
+    """Return the number of tasks of each component of a heterogeneous job; () for other jobs."""
     told = [
         os.environ.get(f"SLURM_NTASKS_HET_GROUP_{number}", "")
         for number in range(_number("SLURM_HET_SIZE") or 0)
@@ -23,14 +23,14 @@ def component_tasks() -> tuple[int, ...]:
 
 
 def gpus_per_task() -> int | None:
-    """How many GPUs this task was promised; None if that was not said by task."""
+    """Return how many GPUs this task was promised; None if that was not set per task."""
     component = _component()
     group = "" if component is None else f"_HET_GROUP_{component}"
     return _number(f"SLURM_GPUS_PER_TASK{group}")
 
 
 def _component() -> int | None:
-    """Which component of a heterogeneous job this task is in; None in any other job."""
+    """Return this task's component of a heterogeneous job; None in any other job."""
     rank, below = _number("SLURM_PROCID"), 0
     for component, tasks in enumerate(component_tasks()):
         below += tasks
@@ -40,12 +40,12 @@ def _component() -> int | None:
 
 
 def cpus_per_task() -> int | None:
-    """How many cores each task was promised; None if that was not said by task."""
+    """Return how many cores each task was promised; None if that was not set per task."""
     return _number("SLURM_CPUS_PER_TASK")
 
 
 def node_kind() -> str:
-    """The kind of node that this process is on, fit for a file's name.
+    """Return the kind of this process's node, fit for a file's name.
 
     ``HETMP_NODE_KIND`` if it is set; else the node's features in Slurm, or else the job's
     partition; outside Slurm the host's name.
@@ -60,7 +60,7 @@ def node_kind() -> str:
 
 
 def safe_name(text: str) -> str:
-    """*text* with what has a meaning in file names or shells replaced.
+    """Replace what has a meaning in file names or shells in *text*.
 
     >>> safe_name("gpu,a100")
     'gpu-a100'

@@ -1,4 +1,4 @@
-"""What ``srun --mpi=`` must be given for an MPI library to find its other ranks."""
+"""The value of ``srun --mpi=`` with which an MPI library finds its other ranks."""
 
 import re
 
@@ -19,7 +19,7 @@ which its name does not tell; a site that did so sets the type in jobs/env.sh.
 
 
 def offered_mpi_types() -> tuple[str, ...]:
-    """What this site's ``srun --mpi=list`` names, versions of a plugin included.
+    """List the types that this site's ``srun --mpi=list`` names, plugin versions included.
 
     Raises:
         HetmpError: there is no srun, or it fails.
@@ -35,7 +35,7 @@ def offered_mpi_types() -> tuple[str, ...]:
 
 
 def fitting(vendor: str, offered: tuple[str, ...]) -> str:
-    """The type among those *offered* that a vendor's MPI library starts with.
+    """Return the type among those *offered* that a vendor's MPI library starts with.
 
     Raises:
         HetmpError: none does.
@@ -54,7 +54,7 @@ def fitting(vendor: str, offered: tuple[str, ...]) -> str:
 
 
 def chosen_mpi_type(vendor: str) -> str:
-    """What to give to this site's ``srun --mpi=`` for a vendor's MPI library.
+    """Return the value of this site's ``srun --mpi=`` for a vendor's MPI library.
 
     Raises:
         HetmpError: there is no srun, or nothing that it offers will do.

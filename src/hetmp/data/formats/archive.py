@@ -14,7 +14,7 @@ LARGEST = 2**30
 
 
 def read_tar(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
-    """The *wanted* files that are in the archive, by their names without the folders.
+    """Return the contents of the *wanted* files in the archive, by name without folders.
 
     Everything is read to the end, so that a compressed archive's checksum is compared.
 

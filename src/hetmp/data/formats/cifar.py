@@ -1,4 +1,4 @@
-"""The files of CIFAR-10 and CIFAR-100: where they are, and what is in them."""
+"""The files of CIFAR-10 and CIFAR-100: their places and their contents."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Labels = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class CifarFormat:
-    """How one version of a set is laid out in files."""
+    """The files of one version of a set."""
 
     folder: str
     """What the folder is called that the archive unpacks to."""
@@ -53,7 +53,7 @@ class Source:
     unpacked: bytes = b""
 
     def read(self) -> bytes:
-        """Its content, which is not empty.
+        """Return the content, which is not empty.
 
         Raises:
             HetmpError: it cannot be read, or is empty.
@@ -68,7 +68,7 @@ class Source:
 def locate(
     name: str, path: Path, layouts: tuple[CifarFormat, ...]
 ) -> tuple[CifarFormat, dict[str, Source]]:
-    """The first of the *layouts* of data set *name* that *path* has, and its files by name.
+    """Find the first of the *layouts* of data set *name* in *path*, and its files by name.
 
     Args:
         path: the folder of the files, one that it is in, or an archive of it.
@@ -93,7 +93,7 @@ def locate(
 def _versions(
     path: Path, layouts: tuple[CifarFormat, ...]
 ) -> list[tuple[CifarFormat, Path, dict[str, Source]]]:
-    """For each version, and each place where it may be, those of its files that are there."""
+    """List, for each version and possible place, those of its files that exist."""
     if not isdir(path):
         content = read_tar(path, {file for layout in layouts for file in layout.files})
         inside = {file: Source(f"{file} in {path}", None, content[file]) for file in content}
@@ -112,7 +112,7 @@ def _versions(
 def read_records(
     source: Source, labels: Labels
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Labels (n,) of a file of the binary version, and records (n, labels + PIXELS) of bytes.
+    """Return labels (n,) and records (n, labels + PIXELS) of bytes of a binary file.
 
     Raises:
         HetmpError: its length is no number of records, or a label is out of range.
@@ -132,7 +132,7 @@ def read_records(
 def read_batch(
     source: Source, labels: Labels
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Labels (n,) and images (n, *SHAPE) of a file of the Python version.
+    """Return labels (n,) and images (n, *SHAPE) of a file of the Python version.
 
     Raises:
         HetmpError: it is damaged, would run code, or holds something else.
@@ -161,7 +161,7 @@ def read_batch(
 def _checked(
     where: str, columns: Mapping[str, npt.NDArray[np.generic]], labels: Labels
 ) -> npt.NDArray[np.int64]:
-    """The labels that are learnt; the others too are checked, for they tell of damage."""
+    """Return the labels to learn; the others are checked too, as they reveal damage."""
     limits = dict(labels)
     checked = [
         checked_labels(f"{name} in {where}", column, limits[name])
@@ -171,7 +171,7 @@ def _checked(
 
 
 def read_names(source: Source, key: str | None, count: int) -> list[str]:
-    """What the *count* classes are called: the words of a text, or item *key* of a pickle.
+    """Return the names of the *count* classes: a text's words, or item *key* of a pickle.
 
     Raises:
         HetmpError: it is damaged, or names another number of classes.

@@ -35,14 +35,14 @@ class H5File:
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
-        """The h5py file, for one thread at a time."""
+        """Yield the h5py file, to one thread at a time."""
         with self._lock:
             if self._file is None:
                 self._file = _opened(self.path)
             yield self._file
 
     def __contains__(self, key: str) -> bool:
-        """Whether there is something of this name, whatever it is."""
+        """Return whether anything has this name."""
         with self._open() as file:
             try:
                 return key in file
@@ -50,7 +50,7 @@ class H5File:
                 return False
 
     def describe(self, key: str) -> tuple[tuple[int, ...], np.dtype]:
-        """(shape, type) of dataset *key*.
+        """Return (shape, dtype) of dataset *key*.
 
         Raises:
             HetmpError: the file cannot be opened; it has no such dataset, or not its numbers.
@@ -60,7 +60,7 @@ class H5File:
             return tuple(dataset.shape), dataset.dtype
 
     def rows(self, key: str, chosen: Indices) -> npt.NDArray[np.generic]:
-        """Those rows of dataset *key*, (k, ...), in the order *chosen*; any may be repeated.
+        """Return rows of dataset *key*, (k, ...), in the order *chosen*; any may be repeated.
 
         Raises:
             HetmpError: the file is damaged there.
@@ -123,7 +123,7 @@ def _opened(path: Path) -> Any:
 
 
 def _checked(path: Path, file: Any, key: str) -> Any:
-    """Dataset *key* of an open file: an array of numbers that lies in this file."""
+    """Return dataset *key* of an open file: an array of numbers stored in this file."""
     import h5py
 
     found: Any = None
@@ -165,7 +165,7 @@ def _elsewhere(path: Path, key: str) -> HetmpError:
 
 
 def _datasets(file: Any, key: str) -> list[str]:
-    """The names of all datasets, or of those most like *key* where there are many."""
+    """List the names of all datasets, or those most like *key* where there are many."""
     import h5py
 
     names: list[str] = []

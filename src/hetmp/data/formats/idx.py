@@ -25,17 +25,17 @@ _GZIP = b"\x1f\x8b"
 
 
 def is_zipped(path: Path) -> bool:
-    """Whether the file is compressed, by its name: it cannot be read in parts."""
+    """Return whether the file is compressed, by its name: it cannot be read in parts."""
     return path.suffix == ".gz"
 
 
 def header_bytes(axes: int) -> int:
-    """Where the numbers begin in a file of so many *axes*."""
+    """Return where the numbers begin in a file of so many *axes*."""
     return 4 + 4 * axes
 
 
 def read_idx(path: Path, axes: int) -> npt.NDArray[np.uint8]:
-    """All numbers of a file, plain or compressed, (n, ...) with so many *axes*.
+    """Read all numbers of a file, plain or compressed, (n, ...) with so many *axes*.
 
     Raises:
         HetmpError: it is damaged, empty, or another kind of file.
@@ -49,7 +49,7 @@ def read_idx(path: Path, axes: int) -> npt.NDArray[np.uint8]:
 
 
 def idx_sides(path: Path, axes: int) -> tuple[int, ...]:
-    """The sides (n, ...) that a plain file tells, and has the bytes for. Reads its head alone.
+    """Return the sides (n, ...) of a plain file, whose length is checked. Reads its header alone.
 
     Raises:
         HetmpError: as `read_idx`.
@@ -62,7 +62,7 @@ def idx_sides(path: Path, axes: int) -> tuple[int, ...]:
 
 @contextmanager
 def _reading(path: Path) -> Generator[Readable, None, None]:
-    """The file's bytes, unpacked; what gzip and the system object to, in words."""
+    """Yield the file's bytes, unpacked; errors of gzip and the system become `HetmpError`."""
     try:
         with open_file(path) as file:
             if is_zipped(path):

@@ -1,4 +1,4 @@
-"""NumPy's .npz archives, read without pickles and without trusting what they say of their size.
+"""NumPy's .npz archives, read without pickles and without trusting the sizes they claim.
 
 As ``numpy.load(path, allow_pickle=False)``, but memory is taken for the bytes that a member has,
 not for those that its header asks for.
@@ -31,7 +31,7 @@ class NpzFile:
         """The arrays' names, and those of the members that hold them."""
 
     def read(self, key: str) -> npt.NDArray[np.generic]:
-        """The array *key*, one that can be written to.
+        """Read the array *key* into writable memory.
 
         Raises:
             HetmpError: there is none, it holds objects, or it is damaged.
@@ -76,7 +76,7 @@ class NpzFile:
 
 @contextmanager
 def open_npz(path: Path) -> Generator[NpzFile, None, None]:
-    """The archive, opened.
+    """Open the archive.
 
     Raises:
         HetmpError: there is none, it is damaged, or it is another kind of file.

@@ -1,4 +1,4 @@
-"""Pickles of plain values and NumPy arrays, read without running anything that they name.
+"""Pickles of plain values and NumPy arrays, read without running anything they name.
 
 A pickle is a program: Python's own reader calls whatever it names. Here every name becomes a
 `Fragment`, which keeps what it would have been called with and does nothing; and names other than
@@ -65,7 +65,7 @@ class _Reader(pickle.Unpickler):
 
 
 def read_pickle(where: str, content: bytes) -> dict[str, Any]:
-    """The table that a pickle holds: plain values and, unread yet, arrays for `byte_array`.
+    """Return a pickle's table: plain values and, unread yet, arrays for `byte_array`.
 
     Args:
         where: what the content is of, for the message.
@@ -93,7 +93,7 @@ def read_pickle(where: str, content: bytes) -> dict[str, Any]:
 
 
 def byte_array(where: str, value: Any) -> npt.NDArray[np.uint8]:
-    """The array of unsigned bytes that a `Fragment` stands for.
+    """Return the array of unsigned bytes that a `Fragment` stands for.
 
     Raises:
         HetmpError: it is no array, has another type, or its bytes do not fill its shape.

@@ -1,4 +1,4 @@
-"""Images in files of their own, as people have them: PNG, JPEG and the like."""
+"""Image files: PNG, JPEG and the like."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ _ORIENTATION = 0x0112  # the number of this EXIF entry; from 5 on, the image lie
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The images in *folder*, in the order of their names; subfolders are not looked into.
+    """List the images in *folder*, in the order of their names; subfolders are not looked into.
 
     Hidden files and those whose suffix is none of ``SUFFIXES`` are passed over.
 
@@ -54,7 +54,7 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in *folder* and not hidden, in the order of the names.
+    """List the entries of *folder* that are not hidden, in the order of the names.
 
     Raises:
         HetmpError: it is missing, no folder, or may not be listed.
@@ -70,7 +70,7 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def header(path: Path) -> tuple[int, int, int]:
-    """(channels, height, width) of an image as it is meant to be seen, without its pixels.
+    """Return an image's (channels, height, width) when upright, without decoding its pixels.
 
     1 channel for grey and 3 for all colours; opacity is not counted.
 
@@ -89,7 +89,7 @@ def header(path: Path) -> tuple[int, int, int]:
 
 
 def decode(path: Path, shape: tuple[int, ...] | None = None) -> npt.NDArray[np.uint8]:
-    """The image as uint8 (c, height, width), turned as its EXIF orientation says.
+    """Decode an image as uint8 (c, height, width), turned as its EXIF orientation says.
 
     Args:
         path: of the file, of one of ``FORMATS``.
@@ -131,7 +131,7 @@ def decode(path: Path, shape: tuple[int, ...] | None = None) -> npt.NDArray[np.u
 
 
 def _opened(path: Path) -> "Image.Image":
-    """The image, of which only the header is read yet."""
+    """Open an image, of which only the header is read yet."""
     from PIL import Image
 
     image = Image.open(path, formats=FORMATS)

@@ -16,7 +16,7 @@ from hetmp.data.formats.pictures import entries
 def find_scene(
     path: Path, images_key: str | None, labels_key: str | None
 ) -> tuple[Variable, Variable]:
-    """The scene, (h, w, bands), and its ground truth, (h, w), of which nothing is read yet.
+    """Find the scene, (h, w, bands), and its ground truth, (h, w); neither is read yet.
 
     Args:
         path: the folder of their files, or the scene's file; the ground truth may lie beside it.
@@ -82,7 +82,7 @@ def _image(path: Path, listed: list[Variable], key: str | None) -> Variable:
 
 
 def read_truth(truth: Variable) -> npt.NDArray[np.int64]:
-    """The labels (h, w), 0 for none; MATLAB often stores whole numbers as doubles.
+    """Read the labels (h, w), 0 for none; MATLAB often stores whole numbers as doubles.
 
     Raises:
         HetmpError: damaged; a label that is no whole number, below 0 or beyond reason.
@@ -106,7 +106,7 @@ def read_truth(truth: Variable) -> npt.NDArray[np.int64]:
 
 
 def read_standardised(image: Variable) -> npt.NDArray[np.float32]:
-    """The scene (h, w, bands), each band with mean 0 and deviation 1 over all its pixels.
+    """Read the scene (h, w, bands) as float32, each band with mean 0 and deviation 1.
 
     Raises:
         HetmpError: damaged; a value that is not finite: where.

@@ -39,7 +39,7 @@ class Cifar:
     """In the order in which they are looked for."""
 
     def survey(self, options: Options) -> Found:
-        """The files, checked: lengths, shapes and every label.
+        """Read and check the files: lengths, shapes and every label.
 
         Raises:
             HetmpError: a file is missing or damaged, or is none of this set.
@@ -63,11 +63,11 @@ class Cifar:
         return with_moments(options, found)
 
     def assemble(self, options: Options, found: Found) -> Dataset:
-        """The images (n, 3, 32, 32) as bytes, red, green and blue."""
+        """Return the data set: images (n, 3, 32, 32) as bytes, red, green and blue."""
         return assembled(self.NAME, found)
 
     def _read(self, layout: CifarFormat, source: Source) -> Found:
-        """Labels of a file, and its images or, where they can be read later, where they are."""
+        """Return labels of a file, and its images or, if they can be read later, their place."""
         if not layout.binary:
             labels, images = read_batch(source, self.labels)
             return {"labels": labels, "images": images}

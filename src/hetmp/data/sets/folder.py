@@ -20,7 +20,7 @@ TEST_FOLDERS = ("test", "val", "valid")
 
 
 def find_parts(root: Path, told: Path | None) -> tuple[Path, Path, Path, Path | None]:
-    """(base, classes' folder) of the training part, then of the test part; None: no test part.
+    """Return (base, classes' folder) of the training and the test part; None: no test part.
 
     Files are known to people by their paths within the bases.
 
@@ -56,7 +56,7 @@ def _folders(root: Path) -> list[str]:
 def list_classes(
     root: Path, base: Path, known: list[str] | None = None
 ) -> tuple[list[str], list[str], npt.NDArray[np.int64]]:
-    """Classes, files (their paths within *base*) and labels (n,) of the folders in *root*.
+    """Return classes, files (paths within *base*) and labels (n,) of the folders in *root*.
 
     Args:
         known: the classes; else the folders are, in the order of their names.
@@ -128,12 +128,12 @@ class Pictures(Part):
         return images, self._labels[chosen]
 
     def titles(self, chosen: Indices) -> list[str]:
-        """The files' paths within the folder of the data."""
+        """Return the files' paths within the folder of the data."""
         return [self._files[index] for index in chosen]
 
 
 def survey(options: Options) -> Found:
-    """Which files there are, their classes and parts, the shape, and what to normalise with."""
+    """Find the files, their classes and parts, the shape, and the figures to normalise with."""
     root = options.path(NAME)
     if not root.is_dir():
         raise HetmpError(f"data_path {root} is a file: give the folder of the folders of images")
@@ -161,7 +161,7 @@ def survey(options: Options) -> Found:
 
 
 def assemble(options: Options, found: Found) -> Dataset:
-    """The two parts, none of whose files is opened."""
+    """Return the data set without opening any file."""
     return Dataset(
         name=NAME,
         train=_pictures(found, "train"),
@@ -198,7 +198,7 @@ def _told_shape(options: Options) -> tuple[int, ...] | None:
 
 
 def _common_shape(found: Found) -> tuple[int, int, int]:
-    """The shape of all images, by their headers."""
+    """Return the shape of all images, by their headers."""
     first: tuple[Path, tuple[int, int, int]] | None = None
     for part in ("train", "test"):
         for file in found[f"{part}_files"]:

@@ -17,7 +17,7 @@ from hetmp.data.survey import Found, class_count, told_or_measured
 
 
 class Slices(Part):
-    """Rows of a dataset of images: read as they are needed, and the others not."""
+    """Rows of a dataset of images, read as they are needed."""
 
     def __init__(
         self, file: H5File, found: dict[str, Any], part: str, label_shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class Slices(Part):
         return images, self._per_pixel(rows) if self.label_shape else self._labels[chosen]
 
     def titles(self, chosen: Indices) -> list[str]:
-        """The images' numbers within the dataset."""
+        """Return the images' numbers within the dataset."""
         return [str(row) for row in self._rows[chosen]]
 
     def _per_pixel(self, rows: Indices) -> npt.NDArray[np.int64]:
@@ -78,7 +78,7 @@ OPTIONS = (
 
 
 def survey(options: Options) -> Found:
-    """Where images and labels are, their parts, and the labels if there is one per image."""
+    """Find images and labels and their parts; read the labels if there is one per image."""
     path = options.path(NAME)
     train, test = H5File(path), None if options.test_path is None else H5File(options.test_path)
     keys = [options.images_key or "images", options.labels_key or "labels"]
@@ -108,7 +108,7 @@ def survey(options: Options) -> Found:
 
 
 def assemble(options: Options, found: Found) -> Dataset:
-    """The two parts, whose files are opened when they are first read."""
+    """Return the data set, whose files are opened when they are first read."""
     train = H5File(options.path(NAME))
     test = train if options.test_path is None else H5File(Path(options.test_path))
     for file, size in zip((train, test), found["sizes"], strict=True):
@@ -136,7 +136,7 @@ def _slices(file: H5File, found: Found, part: str) -> Slices:
 
 
 def _images(options: Options, file: H5File, key: str) -> Found:
-    """How many images there are, of which shape and type."""
+    """Return the number of images, their shape and their type."""
     (*counts,), dtype = file.describe(key)
     where = f"{file.path}: dataset {key!r}"
     if not (dtype == np.uint8 or dtype.kind == "f"):
@@ -157,7 +157,7 @@ def _images(options: Options, file: H5File, key: str) -> Found:
 
 
 def _labels(options: Options, file: H5File, found: Found, part: str) -> Found:
-    """Rows and labels of a part: all of them if there is one per image, else none yet."""
+    """Return rows and labels of a part: all of them if there is one per image, else none yet."""
     images_key, key = found[f"{part}_keys"]
     shape, dtype = file.describe(key)
     where, count = f"{file.path}: dataset {key!r}", found["count"]
@@ -186,7 +186,7 @@ def _labels(options: Options, file: H5File, found: Found, part: str) -> Found:
 
 
 def _split(options: Options, found: Found) -> Found:
-    """A share of the images for testing: of each class, or of all if pixels have the classes."""
+    """Set aside a share of the images for testing: of each class, or of all if pixels have them."""
     labels = found["train_labels"]
     kinds = None if found["per_pixel"] else labels
     train, test, how = divided(options, NAME, kinds, found["count"])

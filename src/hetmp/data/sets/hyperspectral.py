@@ -65,12 +65,12 @@ class ScenePatches(Part):
         return patches, self._labels[chosen]
 
     def titles(self, chosen: Indices) -> list[str]:
-        """Where the pixels are, counted from 0 at the top left."""
+        """Return where the pixels are, counted from 0 at the top left."""
         return [f"row {row}, column {column}" for row, column in self._pixels[chosen]]
 
 
 def survey(options: Options) -> Found:
-    """The scene, standardised and with its borders mirrored, and the pixels of both parts."""
+    """Read the scene, standardised and with mirrored borders, and find the pixels of both parts."""
     image, truth = find_scene(options.path(NAME), options.images_key, options.labels_key)
     height, width, _ = image.shape
     patch = whole_number("patch", PATCH if options.patch is None else options.patch, 1)
@@ -111,7 +111,7 @@ def survey(options: Options) -> Found:
 
 
 def assemble(options: Options, found: Found) -> Dataset:
-    """Both parts, which share the scene.
+    """Return the data set, whose two parts share the scene.
 
     It is normalised already: each band by its own mean and deviation, of all pixels of the
     scene, which belong to neither part. So ``mean`` is 0 and ``std`` is 1.

@@ -27,7 +27,7 @@ STEMS = {"train": "train", "test": "t10k"}
 
 
 def survey(options: Options) -> Found:
-    """The four files, checked: every head, length and label.
+    """Read and check the four files: every header, length and label.
 
     Raises:
         HetmpError: a file is missing or damaged, or two do not belong together.
@@ -65,7 +65,7 @@ def survey(options: Options) -> Found:
 
 
 def assemble(options: Options, found: Found) -> Dataset:
-    """The images (n, 1, height, width) as bytes, 0 (paper) to 255 (ink) in MNIST.
+    """Return the data set: images (n, 1, height, width) as bytes, 0 (paper) to 255 (ink) in MNIST.
 
     The classes are as many as told, or as the training labels ask for.
     """
@@ -73,7 +73,7 @@ def assemble(options: Options, found: Found) -> Dataset:
 
 
 def _images(path: Path) -> tuple[tuple[int, ...], Found]:
-    """Sides (n, height, width) of a file's images; and the images, or where to read them."""
+    """Return sides (n, height, width) of a file's images; and the images, or their place."""
     if is_zipped(path):
         pixels = read_idx(path, 3)
         return pixels.shape, {"images": pixels[:, np.newaxis]}
@@ -84,7 +84,7 @@ def _images(path: Path) -> tuple[tuple[int, ...], Found]:
 
 
 def _names(stem: str, axes: int) -> list[str]:
-    """What a file may be called, the preferred name first."""
+    """Return the possible names of a file, the preferred one first."""
     plain = [f"{stem}-idx{axes}-ubyte", f"{stem}.idx{axes}-ubyte"]
     return plain + [f"{name}.gz" for name in plain]
 

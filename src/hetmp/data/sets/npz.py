@@ -44,7 +44,7 @@ Pair = tuple[Array, npt.NDArray[np.int64]]
 
 
 def survey(options: Options) -> Found:
-    """All images and labels, checked, in the two parts.
+    """Read and check all images and labels, in the two parts.
 
     With ``test_path`` the archives are the parts. Else the archive has both, by the names of its
     arrays; or we divide it by class, or by image where each pixel has a label.
@@ -79,12 +79,12 @@ def survey(options: Options) -> Found:
 
 
 def assemble(options: Options, found: Found) -> Dataset:
-    """The images (n, c, *spatial), as bytes or float32, with a label for each or for its pixels."""
+    """Return the data set: images (n, c, *spatial), bytes or float32, and their labels."""
     return assembled(NAME, found)
 
 
 def _keys(options: Options, file: NpzFile, usual: tuple[Keys, ...]) -> Keys:
-    """What a part is called in *file*: as told, else the first of the *usual* that is there."""
+    """Return a part's names in *file*: those of the options, else the first *usual* that exist."""
     if options.images_key is not None or options.labels_key is not None:
         return options.images_key or WHOLE_KEYS[0], options.labels_key or WHOLE_KEYS[1]
     for keys in usual:
@@ -108,7 +108,7 @@ def _read(options: Options, file: NpzFile, keys: Keys) -> Pair:
 def _test(
     options: Options, file: NpzFile, usual: tuple[Keys, ...], train: Pair, classes: int
 ) -> Pair:
-    """The test part, which must be of one kind with *train*."""
+    """Read the test part, which must be like *train*."""
     keys = _keys(options, file, usual)
     images, labels = _read(options, file, keys)
     checked_labels(f"{keys[1]} in {file.path}", labels, classes)
@@ -126,7 +126,7 @@ def _test(
 
 
 def _divided(options: Options, whole: Pair) -> tuple[dict[str, Pair], Found]:
-    """Both parts: of each class the same share is for testing, or of all if pixels have them."""
+    """Divide into both parts: a share of each class is for testing, or of all if per pixel."""
     images, labels = whole
     kinds = labels if labels.ndim == 1 else None
     train, test, how = divided(options, NAME, kinds, len(labels))

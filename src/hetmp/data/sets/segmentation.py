@@ -20,12 +20,12 @@ PAPER = 10
 
 
 def survey(options: Options) -> Found:
-    """Nothing: every rank has the digits."""
+    """Return nothing: every rank has the digits."""
     return {}
 
 
 def assemble(options: Options, found: Found) -> Dataset:
-    """The images of ``digits``, in the same two parts, with labels (n, 8, 8) of 11 classes."""
+    """Return the images of ``digits``, in the same parts, with labels (n, 8, 8) of 11 classes."""
     whole = digits.assemble(options, found)
 
     def split(part: Part) -> Split:

@@ -1,4 +1,4 @@
-"""Pictures without classes, for a trained network to say which they have."""
+"""Pictures without classes, for a trained network to classify."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ NAME = "pictures"
 
 
 def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = None) -> Dataset:
-    """The pictures in a folder, or one of them, as the images of a trained network. Collective.
+    """Load the pictures of a folder, or one picture, for a trained network. Collective.
 
     Each has label 0, or each pixel of it.
 
