@@ -40,17 +40,17 @@ class Cadence:
         Raises:
             HetmpError: another text, or 0.
         """
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)s?\s*", text.lower())
-        unit = None if found is None else found[2]
-        if found is not None and unit == "" and text.lower().rstrip().endswith("s"):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)s?\s*", text.lower())
+        unit = None if match is None else match[2]
+        if match is not None and unit == "" and text.lower().rstrip().endswith("s"):
             unit = "s"
-        if found is None or unit not in _UNITS or float(found[1]) <= 0:
+        if match is None or unit not in _UNITS or float(match[1]) <= 0:
             raise HetmpError(
                 f"checkpoint_every: {text!r} is not an interval: give steps (500), epochs "
                 "(2epochs) or time (90s, 10min, 1h)"
             )
         kind, scale = _UNITS[unit]
-        number = float(found[1]) * scale
+        number = float(match[1]) * scale
         if kind != "seconds" and number != int(number):
             raise HetmpError(f"checkpoint_every: {text!r} is not a whole number of {kind}")
         return cls(number, kind)

@@ -96,16 +96,16 @@ class Catalog:
         """Read a whole dataset."""
         with damage(self.file.filename, stored.path):
             dataset = self.file[stored.path]
-            found: npt.NDArray[np.generic] = np.empty(dataset.shape, dtype=dataset.dtype)
-            if found.size:
-                dataset.read_direct(found)  # keeps the zeros behind a string
-            return found
+            numbers: npt.NDArray[np.generic] = np.empty(dataset.shape, dtype=dataset.dtype)
+            if numbers.size:
+                dataset.read_direct(numbers)  # keeps the zeros behind a string
+            return numbers
 
     def block(self, stored: Stored, first: int, last: int) -> npt.NDArray[np.generic]:
         """Read rows *first* to *last* of a dataset."""
         with damage(self.file.filename, stored.path):
-            found: npt.NDArray[np.generic] = self.file[stored.path][first:last]
-            return found
+            numbers: npt.NDArray[np.generic] = self.file[stored.path][first:last]
+            return numbers
 
     def verify(self, stored: Stored) -> None:
         """Compare a dataset's numbers with its digest.
@@ -115,8 +115,8 @@ class Catalog:
         """
         shape = stored.shape
         whole = [] if shape.chunks else leaves(shape, self.read(stored))
-        found = whole or self._leaves(stored)
-        if root_digest(stored.sizes, stored.dtype, found) != stored.digest:
+        digests = whole or self._leaves(stored)
+        if root_digest(stored.sizes, stored.dtype, digests) != stored.digest:
             raise HetmpError(
                 f"{self.file.filename}: /{stored.path} is damaged: its numbers do not match the "
                 "digest that was written with them"
@@ -125,7 +125,7 @@ class Catalog:
     def _leaves(self, stored: Stored) -> list[bytes]:
         """Return the digests of a dataset's chunks as they are stored: no filter is undone."""
         shape = stored.shape
-        found: list[bytes] = []
+        digests: list[bytes] = []
         with damage(self.file.filename, stored.path):
             dataset = self.file[stored.path].id
             beyond = [0] * (len(stored.sizes) - 1)
@@ -133,14 +133,16 @@ class Catalog:
                 rows = min(shape.rows, stored.sizes[0] - first)
                 _, chunk = dataset.read_direct_chunk((first, *beyond))
                 size = rows * shape.row * stored.itemsize
-                found += leaves(shape, np.frombuffer(chunk, np.uint8)[:size])
-        return found
+                digests += leaves(shape, np.frombuffer(chunk, np.uint8)[:size])
+        return digests
 
 
 def under(stored: Mapping[str, Stored], group: str) -> dict[str, Stored]:
     """Return the datasets of a group, by the rest of their path."""
     above = f"{group}/"
-    return {path[len(above) :]: one for path, one in stored.items() if path.startswith(above)}
+    return {
+        path[len(above) :]: dataset for path, dataset in stored.items() if path.startswith(above)
+    }
 
 
 @contextmanager
@@ -201,9 +203,9 @@ def _meta(file: h5py.File) -> dict[str, Any]:
 
 def _attribute(attributes: Any, key: str, file: str, path: str) -> Any:
     """Return an attribute as Python's numbers and strings; nothing else is read."""
-    told = attributes.get_id(key)
-    kind = told.dtype.kind
-    if kind not in "iufbS" or told.get_storage_size() > ATTRIBUTE_BYTES:
+    attribute = attributes.get_id(key)
+    kind = attribute.dtype.kind
+    if kind not in "iufbS" or attribute.get_storage_size() > ATTRIBUTE_BYTES:
         raise HetmpError(
             f"{file}: attribute {key} of /{path} is neither a number nor a fixed-length string"
         )
@@ -247,9 +249,9 @@ class _Walk:
     def _stored(self, dataset: h5py.Dataset, path: str) -> Stored:
         if dataset.shape is None:
             raise self._refused(path, "has no shape")
-        told = dataset.id.get_create_plist()
-        filters = [told.get_filter(i)[0] for i in range(told.get_nfilters())]
-        if told.get_external_count() or told.get_layout() == h5py.h5d.VIRTUAL:
+        creation = dataset.id.get_create_plist()
+        filters = [creation.get_filter(i)[0] for i in range(creation.get_nfilters())]
+        if creation.get_external_count() or creation.get_layout() == h5py.h5d.VIRTUAL:
             raise self._refused(path, "stores its numbers in other files")
         if any(code != h5py.h5z.FILTER_FLETCHER32 for code in filters):
             raise self._refused(path, "is stored with a filter")

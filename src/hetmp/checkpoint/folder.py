@@ -97,13 +97,13 @@ def newest_sound(group: Group, path: Path, *, named: bool) -> tuple[Path | None,
 
 def _candidates(group: Group, path: Path, *, named: bool) -> list[Path]:
     """List the files to try, the best first; as rank 0 sees them. Collective."""
-    found: list[Path] = []
+    files: list[Path] = []
     with group.together():
         if group.is_root:
             inside = path / "checkpoints"
             folder = Folder(inside if inside.is_dir() else path)
-            found = [file for _, file in folder.found()]
+            files = [file for _, file in folder.found()]
             if named and not path.is_dir():
-                found = [path]
-    told = group.broadcast_text(json.dumps([str(file) for file in found]))
-    return [Path(name) for name in json.loads(told)]
+                files = [path]
+    names = group.broadcast_text(json.dumps([str(file) for file in files]))
+    return [Path(name) for name in json.loads(names)]

@@ -67,8 +67,8 @@ def escaped(name: str) -> str:
     >>> escaped("layer/0.weight"), escaped("features.conv1.weight")
     ('layer%2F0.weight', 'features.conv1.weight')
     """
-    found = quote(name, safe="!\"#$&'()*+,-.:;<=>?@[\\]^_`{|}~ ")
-    return found.replace(".", "%2E") if set(found) <= {"."} else found
+    link = quote(name, safe="!\"#$&'()*+,-.:;<=>?@[\\]^_`{|}~ ")
+    return link.replace(".", "%2E") if set(link) <= {"."} else link
 
 
 def unescaped(link: str) -> str:
@@ -134,10 +134,10 @@ def leaves(shape: StoredShape, numbers: npt.NDArray[np.generic]) -> list[bytes]:
     ]
 
 
-def root_digest(sizes: Sequence[int], dtype: str, found: Iterable[bytes]) -> str:
+def root_digest(sizes: Sequence[int], dtype: str, digests: Iterable[bytes]) -> str:
     """Return a dataset's digest: of its dtype, its shape and its chunks' digests."""
     heading = f"{dtype} {','.join(map(str, sizes))}\n".encode()
-    return hashlib.sha256(heading + b"".join(found)).hexdigest()
+    return hashlib.sha256(heading + b"".join(digests)).hexdigest()
 
 
 def digest_of(array: npt.NDArray[np.generic], dtype: str) -> str:

@@ -36,15 +36,15 @@ def optimizer_items(model: SlicedModel, optimizer: Optimizer) -> Iterator[Item]:
     held = {name: state for name, _, state in _states(model, optimizer)}
     parameters = dict(model.named_parameters())
     for name, keys in known.items():
-        for key, told in keys.items():
+        for key, entry in keys.items():
             path = f"{OPTIMIZER}/{escaped(name)}/{escaped(key)}"
-            if "value" in told:
-                number = np.asarray(told["value"]).astype(stored_dtype(told["dtype"]))
-                yield Item(path, (), told["dtype"], None, number)
+            if "value" in entry:
+                number = np.asarray(entry["value"]).astype(stored_dtype(entry["dtype"]))
+                yield Item(path, (), entry["dtype"], None, number)
                 continue
             value = held.get(name, {}).get(key)
             if value is None:  # nothing of the parameter is here, so no step was made
-                value = torch.zeros_like(parameters[name], dtype=getattr(torch, told["dtype"]))
+                value = torch.zeros_like(parameters[name], dtype=getattr(torch, entry["dtype"]))
             yield tensor_item(path, table[name].shape, table[name].state, value)
 
 
@@ -68,23 +68,23 @@ def settings(model: SlicedModel, optimizer: Optimizer) -> str:
         raise HetmpError(f"an option of the optimizer cannot be saved: {error}") from None
 
 
-def restore_settings(model: SlicedModel, optimizer: Optimizer, told: str) -> None:
+def restore_settings(model: SlicedModel, optimizer: Optimizer, text: str) -> None:
     """Set the options of the groups as they were saved.
 
     Raises:
         HetmpError: an optimizer of another class, or with other groups.
     """
-    saved = json.loads(told)
+    saved = json.loads(text)
     if saved["class"] != type(optimizer).__name__:
         raise HetmpError(
             f"the checkpoint has the state of {saved['class']}, the optimizer is "
             f"{type(optimizer).__name__}: give one of the same class, or load without an optimizer"
         )
     names = _names(model)
-    given = [[_name(names, p) for p in group["params"]] for group in optimizer.param_groups]
-    if given != [group["params"] for group in saved["groups"]]:
+    groups = [[_name(names, p) for p in group["params"]] for group in optimizer.param_groups]
+    if groups != [group["params"] for group in saved["groups"]]:
         raise HetmpError(
-            f"the optimizer's groups have {', '.join(str(len(g)) for g in given)} parameters, "
+            f"the optimizer's groups have {', '.join(str(len(g)) for g in groups)} parameters, "
             "those of the checkpoint "
             f"{', '.join(str(len(g['params'])) for g in saved['groups'])}, or different ones: "
             "make the same groups in the same order"
@@ -150,14 +150,14 @@ def _described(name: str, key: str, value: Any, parameter: Tensor) -> dict[str, 
 
 def _union(group: Group, own: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Merge the descriptions of all ranks' states, rank 0 first. Collective."""
-    found: dict[str, dict[str, Any]] = {}
+    merged: dict[str, dict[str, Any]] = {}
     for text in group.gather_texts(json.dumps(own)):
         for name, keys in json.loads(text).items():
-            for key, told in keys.items():
-                before = found.setdefault(name, {}).setdefault(key, told)
-                if before["dtype"] != told["dtype"] or ("value" in before) != ("value" in told):
+            for key, entry in keys.items():
+                before = merged.setdefault(name, {}).setdefault(key, entry)
+                if before["dtype"] != entry["dtype"] or ("value" in before) != ("value" in entry):
                     raise AgreedError(f"the optimizer's {key!r} of {name} differs between ranks")
-    return found
+    return merged
 
 
 def _names(model: SlicedModel) -> dict[int, str]:

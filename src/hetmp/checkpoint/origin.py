@@ -63,7 +63,7 @@ def _config(training: Mapping[str, Any], file: Path) -> dict[str, Any]:
 def _dtype(checkpoint: Seen, file: Path) -> str:
     """Return the dtype of the first floating parameter: a network computes in one."""
     dtypes = (stored.dtype for stored in under(checkpoint.stored, MODEL).values())
-    found = next((dtype for dtype in dtypes if "float" in dtype), None)
-    if found is None:
+    first = next((dtype for dtype in dtypes if "float" in dtype), None)
+    if first is None:
         raise HetmpError(f"{file} contains no network: /{MODEL} has no parameter")
-    return found
+    return first

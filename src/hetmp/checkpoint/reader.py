@@ -48,13 +48,13 @@ def seen(group: Group, path: Path) -> Iterator[Seen]:
     """
     with ExitStack() as stack:
         catalog: Catalog | None = None
-        told = ""
+        text = ""
         with group.together():
             if group.is_root:
                 catalog = stack.enter_context(opened(path))
-                stored = [asdict(one) for one in catalog.stored.values()]
-                told = json.dumps([catalog.meta, stored])
-        meta, listed = json.loads(group.broadcast_text(told))
+                stored = [asdict(entry) for entry in catalog.stored.values()]
+                text = json.dumps([catalog.meta, stored])
+        meta, listed = json.loads(group.broadcast_text(text))
         if not group.is_root:
             try:
                 catalog = stack.enter_context(opened(path))
@@ -63,8 +63,8 @@ def seen(group: Group, path: Path) -> Iterator[Seen]:
             if catalog is not None and catalog.meta.get("id") != meta.get("id"):
                 catalog = None  # another file of the same name, on another host
         sees = group.allgather(np.array([catalog is not None])).ravel()
-        found = {one["path"]: _stored(one) for one in listed}
-        yield Seen(found, meta, catalog, [int(rank) for rank in np.flatnonzero(sees)])
+        datasets = {entry["path"]: _stored(entry) for entry in listed}
+        yield Seen(datasets, meta, catalog, [int(rank) for rank in np.flatnonzero(sees)])
 
 
 def verify(group: Group, path: Path) -> None:
@@ -77,27 +77,27 @@ def verify(group: Group, path: Path) -> None:
         if checkpoint.catalog is None:
             return
         number = list(checkpoint.readers).index(group.rank)
-        for one in _share(checkpoint, number):
-            checkpoint.catalog.verify(one)
+        for stored in _share(checkpoint, number):
+            checkpoint.catalog.verify(stored)
 
 
 def _share(checkpoint: Seen, number: int) -> list[Stored]:
     """Return the datasets that reader *number* verifies: about as many bytes as any other."""
-    once = {one.number: one for one in checkpoint.stored.values()}
+    once = {stored.number: stored for stored in checkpoint.stored.values()}
     loads = [0] * len(checkpoint.readers)
     own = []
-    for one in sorted(once.values(), key=lambda one: (-one.shape.bytes, one.path)):
+    for stored in sorted(once.values(), key=lambda stored: (-stored.shape.bytes, stored.path)):
         least = loads.index(min(loads))
-        loads[least] += one.shape.bytes
+        loads[least] += stored.shape.bytes
         if least == number:
-            own.append(one)
+            own.append(stored)
     return own
 
 
-def _stored(told: dict[str, Any]) -> Stored:
+def _stored(entry: dict[str, Any]) -> Stored:
     """Rebuild a dataset's entry from JSON, which has lists where there were tuples."""
-    owners = tuple(tuple(run) for run in told["owners"])
-    return Stored(**{**told, "sizes": tuple(told["sizes"]), "owners": owners})
+    owners = tuple(tuple(run) for run in entry["owners"])
+    return Stored(**{**entry, "sizes": tuple(entry["sizes"]), "owners": owners})
 
 
 Array = npt.NDArray[np.generic]
@@ -161,24 +161,24 @@ def read_into(group: Group, checkpoint: Seen, target: Target) -> None:
 
 def read_whole(group: Group, checkpoint: Seen, stored: Stored) -> Array:
     """Read a dataset on rank 0 and return it on every rank. Collective."""
-    found: Array = np.empty(0)
+    numbers: Array = np.empty(0)
     with group.together():
         if group.is_root and checkpoint.catalog is not None:
-            found = checkpoint.catalog.read(stored)
-    kind = group.broadcast_text(found.dtype.str)
+            numbers = checkpoint.catalog.read(stored)
+    kind = group.broadcast_text(numbers.dtype.str)
     if not group.is_root:
-        found = np.empty(stored.sizes, dtype=np.dtype(kind))
-    if found.size:
-        group.broadcast(found.reshape(-1).view(np.uint8))
-    return found
+        numbers = np.empty(stored.sizes, dtype=np.dtype(kind))
+    if numbers.size:
+        group.broadcast(numbers.reshape(-1).view(np.uint8))
+    return numbers
 
 
 def read_values(group: Group, checkpoint: Seen, within: str) -> dict[str, Any]:
     """Return the numbers, strings and arrays of a group as nested dicts. Collective."""
     return nested(
         {
-            path: as_value(read_whole(group, checkpoint, one), one.dtype)
-            for path, one in under(checkpoint.stored, within).items()
+            path: as_value(read_whole(group, checkpoint, stored), stored.dtype)
+            for path, stored in under(checkpoint.stored, within).items()
         }
     )
 

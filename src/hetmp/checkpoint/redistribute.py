@@ -58,18 +58,18 @@ def gather_rows(
         regions = {r: cut.regions(r, own.first * row, own.last * row) for r in range(group.size)}
     arrived = _exchange(
         group,
-        {owner: pack(matrix, found) for owner, found in mine.items() if owner != me},
-        {r: sum(x.numbers for x in found) for r, found in regions.items() if r != me},
+        {owner: pack(matrix, parts) for owner, parts in mine.items() if owner != me},
+        {r: sum(x.numbers for x in parts) for r, parts in regions.items() if r != me},
         local.dtype,
     )
     if own is None:
         return None
-    found = np.empty((own.last - own.first) * row, dtype=local.dtype)
+    gathered = np.empty((own.last - own.first) * row, dtype=local.dtype)
     for region in regions[me]:  # what is here already does not travel
-        region.of_run(found)[...] = matrix[region.rows, region.columns]
+        region.of_run(gathered)[...] = matrix[region.rows, region.columns]
     for rank, part in arrived.items():
-        place(found, regions[rank], part)
-    return found
+        place(gathered, regions[rank], part)
+    return gathered
 
 
 def scatter_rows(
@@ -86,7 +86,7 @@ def scatter_rows(
     arrived = _exchange(
         group,
         sent,
-        {owner: sum(region.numbers for region in found) for owner, found in wanted.items()},
+        {owner: sum(region.numbers for region in parts) for owner, parts in wanted.items()},
         local.dtype,
     )
     for owner, part in arrived.items():

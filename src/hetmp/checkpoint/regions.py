@@ -67,7 +67,7 @@ class Cut:
     def regions(self, rank: int, first: int, last: int) -> list[Region]:
         """Return the regions of *rank* within the numbers from *first* up to *last*, in order."""
         width = self.sizes[self.axis] * self.inner
-        found, begin = [], 0
+        regions, begin = [], 0
         for rows, low, high in _rectangles(first, last, width):
             held = 0
             for piece in self.layout.slices(rank):
@@ -75,10 +75,10 @@ class Cut:
                 left, right = max(low, start), min(high, stop)
                 if left < right:
                     columns = slice(held + left - start, held + right - start)
-                    found.append(Region(rows, columns, begin, high - low, left - low))
+                    regions.append(Region(rows, columns, begin, high - low, left - low))
                 held += stop - start
             begin += (rows.stop - rows.start) * (high - low)
-        return found
+        return regions
 
 
 def pack(matrix: Array, regions: Sequence[Region]) -> Array:

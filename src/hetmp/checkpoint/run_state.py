@@ -67,8 +67,8 @@ class Position:
     @property
     def accuracy(self) -> float:
         """Of the last evaluation; NaN before the first."""
-        told = self.evaluations["accuracy"]
-        return told[-1] if told else math.nan
+        accuracies = self.evaluations["accuracy"]
+        return accuracies[-1] if accuracies else math.nan
 
     def values(self) -> dict[str, Any]:
         """Return the position as a checkpoint stores it, under ``/training``."""
@@ -76,8 +76,8 @@ class Position:
             "step": self.step,
             "epoch": self.epoch,
             "batch": self.batch,
-            "steps": {name: np.array(told) for name, told in self.steps.items()},
-            "evaluations": {name: np.array(told) for name, told in self.evaluations.items()},
+            "steps": {name: np.array(figures) for name, figures in self.steps.items()},
+            "evaluations": {name: np.array(figures) for name, figures in self.evaluations.items()},
         }
 
     @classmethod
@@ -160,29 +160,29 @@ class RunCheckpoints:
 
     # --- taking up
 
-    def resume(self, given: str, searched: Path | None) -> tuple[Position, str]:
+    def resume(self, source: str, searched: Path | None) -> tuple[Position, str]:
         """Restore a run; return its position and a line that says from what. Collective.
 
         Args:
-            given: ``auto`` (the newest sound checkpoint, or the start) or a file or folder.
+            source: ``auto`` (the newest sound checkpoint, or the start) or a file or folder.
             searched: the folder where ``auto`` looks.
 
         Raises:
             HetmpError: on every rank: nothing sound there, or a checkpoint of another run.
         """
-        path = searched if given == "auto" else Path(given)
+        path = searched if source == "auto" else Path(source)
         if path is None:
             raise AgreedError("resume auto needs the run's folder: give it with out")
-        file, damaged = newest_sound(self.group, path, named=given != "auto")
+        file, damaged = newest_sound(self.group, path, named=source != "auto")
         if file is not None:
             position = self._taken_up(file)
             self._newest = file
-            told = f"resumed from {file}: {position.step} steps, {position.epoch} whole epochs"
-            return position, "\n".join([*(f"passed over: {why}" for why in damaged), told])
-        if given != "auto" or damaged:
+            line = f"resumed from {file}: {position.step} steps, {position.epoch} whole epochs"
+            return position, "\n".join([*(f"passed over: {why}" for why in damaged), line])
+        if source != "auto" or damaged:
             raise AgreedError(
                 "\n".join([f"there is no sound checkpoint in {path}", *damaged])
-                + ("\nstart anew without --resume" if given == "auto" else "")
+                + ("\nstart anew without --resume" if source == "auto" else "")
             )
         return Position(), f"nothing to resume in {path}: starting anew"
 
@@ -201,7 +201,7 @@ class RunCheckpoints:
                         f"has {value}: give the same value to resume, or start anew"
                     )
 
-        told = restore(
+        stored = restore(
             self.model,
             file,
             self.steps.optimizer,
@@ -209,8 +209,8 @@ class RunCheckpoints:
             verified=True,
             check=check,
         )[TRAINING]
-        self.steps.resume(told["schedule"])
-        return Position.of(told)
+        self.steps.resume(stored["schedule"])
+        return Position.of(stored)
 
     # --- saving
 
@@ -269,13 +269,13 @@ class RunCheckpoints:
         Args:
             whole: with what it takes to go on, not the network alone.
         """
-        told = {**training, "config": json.dumps(self.config)}
+        stored = {**training, "config": json.dumps(self.config)}
         return gather(
             self.model,
             self.steps.optimizer if whole else None,
-            told,
+            stored,
             plan=self.plan,
-            about={"model": str(self.config.get("model", ""))},
+            attributes={"model": str(self.config.get("model", ""))},
             averages=self.steps.averaged() if whole else None,
         )
 

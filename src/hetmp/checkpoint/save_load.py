@@ -107,7 +107,7 @@ def gather(
     extra: Mapping[str, Any] | None = None,
     *,
     plan: Plan | None = None,
-    about: Mapping[str, Any] | None = None,
+    attributes: Mapping[str, Any] | None = None,
     averages: Mapping[str, Tensor] | None = None,
 ) -> Contents:
     """Gather the contents of a model's checkpoint. Collective.
@@ -117,22 +117,22 @@ def gather(
         averages: goes to ``/average``: by parameter's name, of which it is a moving average, cut
             as the parameter is.
         plan: of all ranks of the job, if it is not the model's.
-        about: more attributes of ``/meta``.
+        attributes: more attributes of ``/meta``.
     """
     runtime = _sliced(model).hetmp
     group = runtime.group
-    told = dict(training)
+    entries = dict(training)
     with group.together():
         items = [*_tensors(model), *_averages(model, averages or {})]
         if optimizer is not None:
-            told[SETTINGS] = settings(model, optimizer)
-            told[RNG] = torch.get_rng_state().numpy()
+            entries[SETTINGS] = settings(model, optimizer)
+            entries[RNG] = torch.get_rng_state().numpy()
     if optimizer is not None:
         items += optimizer_items(model, optimizer)
     with group.together():
         chosen = plan or runtime.plan
         items += _values({PLAN: chosen.model_dump_json(indent=1)})
-        items += _values({TRAINING: told, EXTRA: dict(extra or {})})
+        items += _values({TRAINING: entries, EXTRA: dict(extra or {})})
     links = {
         f"{_folder(entry.parameter)}/{escaped(entry.name)}": (
             f"{_folder(entry.parameter)}/{escaped(entry.alias_of)}"
@@ -140,7 +140,7 @@ def gather(
         for entry in runtime.table.values()
         if entry.persistent and entry.alias_of is not None
     }
-    return Contents(items, links, {**_meta(group), **(about or {})})
+    return Contents(items, links, {**_meta(group), **(attributes or {})})
 
 
 def restore(
@@ -194,19 +194,19 @@ def _optimizer_targets(
         raise HetmpError(
             "the checkpoint has no optimizer state: load without an optimizer, or save with one"
         )
-    found = {}
+    targets = {}
     below = under(checkpoint.stored, OPTIMIZER)
     for name, key, parameter, stored in state_targets(model, below):
         dtype = getattr(torch, stored.dtype)
         entry = model.hetmp.table[name]
         if stored.sizes == tuple(entry.shape) and stored.sizes:
             tensor = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-            found[name, key] = Target(stored.path, stored.sizes, entry.state, tensor)
+            targets[name, key] = Target(stored.path, stored.sizes, entry.state, tensor)
         else:
-            found[name, key] = Target(stored.path, (), FULL, torch.empty((), dtype=dtype))
-    check_targets(checkpoint, list(found.values()))
+            targets[name, key] = Target(stored.path, (), FULL, torch.empty((), dtype=dtype))
+    check_targets(checkpoint, list(targets.values()))
     restore_settings(model, optimizer, training[SETTINGS])
-    return found
+    return targets
 
 
 def _adopt(
@@ -301,9 +301,9 @@ def about_this_process() -> dict[str, Any]:
 def _meta(group: Group) -> dict[str, Any]:
     """Return who wrote the file, where and when; the same on every rank. Collective."""
     hosts = group.gather_texts(platform.node())
-    told: dict[str, Any] = json.loads(group.broadcast_text(json.dumps(about_this_process())))
+    attributes: dict[str, Any] = json.loads(group.broadcast_text(json.dumps(about_this_process())))
     return {
-        **told,
+        **attributes,
         "ranks": group.size,
         "hosts": ",".join(dict.fromkeys(hosts)),
         "mpi": mpi_library(),

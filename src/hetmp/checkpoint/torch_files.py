@@ -89,18 +89,18 @@ def _loaded(source: Path) -> Any:
         raise HetmpError(f"{source} is not a file written by torch.save: {line}") from None
 
 
-def _state_dict(found: Any, source: Path) -> dict[str, Tensor]:
-    if isinstance(found, Mapping):
+def _state_dict(loaded: Any, source: Path) -> dict[str, Tensor]:
+    if isinstance(loaded, Mapping):
         for name in NESTED:
-            if isinstance(found.get(name), Mapping):
-                found = found[name]
+            if isinstance(loaded.get(name), Mapping):
+                loaded = loaded[name]
                 break
-    if not isinstance(found, Mapping) or not found:
+    if not isinstance(loaded, Mapping) or not loaded:
         raise HetmpError(f"{source} contains no state_dict: save model.state_dict()")
-    for name, value in found.items():
+    for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise HetmpError(
                 f"{source} contains no state_dict: {name!r} is a {type(value).__name__}, not a "
                 "tensor"
             )
-    return dict(found)
+    return dict(loaded)

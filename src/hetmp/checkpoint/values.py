@@ -68,11 +68,11 @@ def as_value(array: Array, dtype: str) -> Any:
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Rebuild nested dicts from values by path: undoes ``flattened``."""
-    found: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for path, value in values.items():
         *above, last = path.split("/")
-        place = found
+        place = tree
         for part in above:
             place = place.setdefault(unescaped(part), {})
         place[unescaped(last)] = value
-    return found
+    return tree

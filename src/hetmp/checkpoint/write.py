@@ -151,8 +151,8 @@ def _fill(group: Group, writer: Writer, contents: Contents) -> None:
     careful.call(writer.describe, {**contents.meta, "writer": writer.name})
     for item in contents.items:
         careful.call(writer.create, item)
-        found = _write_item(group, writer, careful, item)
-        careful.call(writer.finish, item, root_digest(item.sizes, item.dtype, found))
+        digests = _write_item(group, writer, careful, item)
+        careful.call(writer.finish, item, root_digest(item.sizes, item.dtype, digests))
     for name, target in contents.links.items():
         careful.call(writer.link, name, target)
     careful.call(writer.close)
@@ -167,7 +167,7 @@ def _write_item(group: Group, writer: Writer, careful: _Careful, item: Item) -> 
         return _everyones(group, writer, leaves(shape, item.local) if group.is_root else [])
     blocks = list(shape.blocks(RUN_BYTES))
     owners = writer.owners if item.cut is not None else (0,)
-    found: list[bytes] = []
+    digests: list[bytes] = []
     for runs in rounds(blocks, owners):
         own = own_run(group, runs)
         numbers: npt.NDArray[np.generic] | None = None
@@ -177,8 +177,8 @@ def _write_item(group: Group, writer: Writer, careful: _Careful, item: Item) -> 
             numbers = item.local[own.first : own.last]
         rows = (own.first, own.last) if own is not None else (0, 0)
         careful.call(writer.write, item, rows, numbers)
-        found += _everyones(group, writer, [] if numbers is None else leaves(shape, numbers))
-    return found
+        digests += _everyones(group, writer, [] if numbers is None else leaves(shape, numbers))
+    return digests
 
 
 def _everyones(group: Group, writer: Writer, own: list[bytes]) -> list[bytes]:
@@ -205,8 +205,8 @@ def _size(items: Sequence[Item]) -> int:
 def _check_room(path: Path, items: Sequence[Item]) -> None:
     """Refuse a disk without room before anything is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    told, wanted = os.statvfs(path.parent), _size(items)
-    free = told.f_bavail * told.f_frsize
+    disk, wanted = os.statvfs(path.parent), _size(items)
+    free = disk.f_bavail * disk.f_frsize
     if free < wanted:
         raise FailedError(
             f"the checkpoint needs {wanted / 1e6:.0f} MB, and {path.parent} has {free / 1e6:.0f} "

@@ -28,7 +28,7 @@ def clock_offset(group: Group, clock: Callable[[], float] = time.perf_counter) -
     """
     comm = group.control
     own, asked = np.zeros(1), np.zeros(1)
-    found = np.zeros((group.size, 2))
+    offsets = np.zeros((group.size, 2))
     for other in range(1, group.size):
         if group.is_root:
             trips = []
@@ -39,10 +39,10 @@ def clock_offset(group: Group, clock: Callable[[], float] = time.perf_counter) -
                 ended = clock()
                 trips.append((ended - began, own[0] - (began + ended) / 2))
             trip, offset = min(trips)
-            found[other] = offset, trip / 2
+            offsets[other] = offset, trip / 2
         elif group.rank == other:
             for _ in range(ROUNDS):
                 comm.Recv(asked, source=0)
                 own[0] = clock()
                 comm.Send(own, dest=0)
-    return ClockOffset(*map(float, group.broadcast(found)[group.rank]))
+    return ClockOffset(*map(float, group.broadcast(offsets)[group.rank]))

@@ -44,8 +44,8 @@ def gpu_identity(number: int) -> str:
 
     Its number does not: where Slurm shows each task one GPU, all of them call it 0.
     """
-    found = getattr(torch.cuda.get_device_properties(number), "uuid", None)
-    return str(found or f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}:{number}")
+    uuid = getattr(torch.cuda.get_device_properties(number), "uuid", None)
+    return str(uuid or f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}:{number}")
 
 
 def shown_gpus() -> int | None:

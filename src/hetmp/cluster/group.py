@@ -185,9 +185,9 @@ class Group:
             )
         if "behind" not in self.kept:
             self.kept["behind"] = Group(self.control.Dup())
-        found: Group = self.kept["behind"]
-        found.patient = True
-        return found
+        group: Group = self.kept["behind"]
+        group.patient = True
+        return group
 
     def _wait(self, request: "MPI.Request") -> None:
         """Wait for a request, testing it now and then."""
@@ -262,26 +262,26 @@ def _kept(comm: "MPI.Intracomm") -> dict[str, Any]:
         )
     if _cache_key is None:
         _cache_key = library.Comm.Create_keyval()
-    kept: Any = comm.Get_attr(_cache_key)
-    if kept is None:
-        kept = {}
-        comm.Set_attr(_cache_key, kept)
-    found: dict[str, Any] = kept
-    return found
+    stored: Any = comm.Get_attr(_cache_key)
+    if stored is None:
+        stored = {}
+        comm.Set_attr(_cache_key, stored)
+    cache: dict[str, Any] = stored
+    return cache
 
 
-def _duplicate(comm: "MPI.Intracomm", kept: dict[str, Any], purpose: str) -> "MPI.Intracomm":
-    if purpose not in kept:
-        kept[purpose] = comm.Dup()
-    duplicate: MPI.Intracomm = kept[purpose]
+def _duplicate(comm: "MPI.Intracomm", cache: dict[str, Any], purpose: str) -> "MPI.Intracomm":
+    if purpose not in cache:
+        cache[purpose] = comm.Dup()
+    duplicate: MPI.Intracomm = cache[purpose]
     return duplicate
 
 
-def _on_one_host(comm: "MPI.Intracomm", kept: dict[str, Any]) -> bool:
-    if "on one host" not in kept:
+def _on_one_host(comm: "MPI.Intracomm", cache: dict[str, Any]) -> bool:
+    if "on one host" not in cache:
         local = comm.Split_type(mpi().COMM_TYPE_SHARED)
         alone = np.array([local.Get_size() < comm.Get_size()], dtype=np.int8)
         comm.Allreduce(mpi().IN_PLACE, alone, op=mpi().MAX)
-        kept["on one host"] = not alone[0]
+        cache["on one host"] = not alone[0]
         local.Free()
-    return bool(kept["on one host"])
+    return bool(cache["on one host"])

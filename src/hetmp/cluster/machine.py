@@ -27,17 +27,17 @@ def free_memory(device: torch.device) -> int:
     """Return the free bytes on the device; 0 where they are unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    found = []
+    limits = []
     try:
         lines = MEMORY_INFO.read_text().splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     except (OSError, ValueError, IndexError):
         pass
     for folder in _own_folders():
         limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
         if limit is not None and used is not None:
-            found.append(max(0, limit - used))
-    return min(found, default=0)
+            limits.append(max(0, limit - used))
+    return min(limits, default=0)
 
 
 def quota_period() -> float:

@@ -48,11 +48,11 @@ def validated(kind: type[Document], source: str | dict[str, Any], what: str) -> 
     except ValidationError as error:
         wrong = error.errors()
         # What is misspelt is missing, too.
-        misspelt = (one for one in wrong if one["type"] == "extra_forbidden")
+        misspelt = (entry for entry in wrong if entry["type"] == "extra_forbidden")
         first = next(misspelt, wrong[0])
         place = ".".join(str(part) for part in first["loc"])
-        said = f"{place}: " if place else ""
-        raise HetmpError(f"{what}: {said}{_in_words(kind, first)}") from error
+        prefix = f"{place}: " if place else ""
+        raise HetmpError(f"{what}: {prefix}{_in_words(kind, first)}") from error
 
 
 def _in_words(kind: type[BaseModel], wrong: Mapping[str, Any]) -> str:

@@ -23,11 +23,11 @@ def hold_warnings(rank: int) -> None:
     def show(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
     ) -> None:
-        told = f"rank {rank}: {warnings.formatwarning(message, category, filename, lineno)}"
+        text = f"rank {rank}: {warnings.formatwarning(message, category, filename, lineno)}"
         if sys.warnoptions:
-            sys.stderr.write(told)
+            sys.stderr.write(text)
         else:
-            _held.append(told)
+            _held.append(text)
 
     warnings.showwarning = show  # type: ignore[assignment]
 

@@ -38,8 +38,8 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     plain = name.strip().lower()
     if MEANT.get(plain) in known:
         return MEANT[plain]
-    found = difflib.get_close_matches(plain, known, n=1, cutoff=cutoff)
-    return next(iter(found or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
+    matches = difflib.get_close_matches(plain, known, n=1, cutoff=cutoff)
+    return next(iter(matches or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> HetmpError:
@@ -61,12 +61,12 @@ def near_path(path: str | Path) -> str:
     while not os.path.isdir(missing.parent):  # Path.is_dir raises where it may not look
         missing = missing.parent
     try:
-        names = [one.name for one in itertools.islice(os.scandir(missing.parent), _MOST_FILES)]
+        names = [entry.name for entry in itertools.islice(os.scandir(missing.parent), _MOST_FILES)]
     except OSError:
         return ""
     near = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.7)
     if not near or missing.name in names:
         return ""
-    found = missing.with_name(near[0])
-    whole = found / path.relative_to(missing)
-    return f" (did you mean {whole if os.path.exists(whole) else found}?)"
+    sibling = missing.with_name(near[0])
+    whole = sibling / path.relative_to(missing)
+    return f" (did you mean {whole if os.path.exists(whole) else sibling}?)"

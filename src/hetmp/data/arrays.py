@@ -44,17 +44,17 @@ USUAL = (1, 3, 4)
 
 
 def find_channels(
-    where: str, sides: tuple[int, ...], told: tuple[int, ...] | None
+    where: str, sides: tuple[int, ...], wanted: tuple[int, ...] | None
 ) -> tuple[Channels, tuple[int, ...]]:
     """Return (where the channels are, the shape with the channels first) of one image.
 
     Args:
         where: what the images are called, for the message.
         sides: of one image as it is stored.
-        told: the shape that it is to have, if that is said.
+        wanted: the shape that it is to have, if that is said.
 
     Raises:
-        HetmpError: *told* is another shape; not enough axes for an image; a side of 0.
+        HetmpError: *wanted* is another shape; not enough axes for an image; a side of 0.
     """
     if not all(sides) or len(sides) < 2:
         raise HetmpError(
@@ -62,12 +62,12 @@ def find_channels(
         )
     ways: dict[Channels, tuple[int, ...]] = {"first": sides, "last": (sides[-1], *sides[:-1])}
     ways["none"] = (1, *sides)
-    if told is not None:
+    if wanted is not None:
         for channels, shape in ways.items():
-            if shape == tuple(told):
+            if shape == tuple(wanted):
                 return channels, shape
         raise HetmpError(
-            f"{where}: each image is {sides}, which is not the given shape {tuple(told)} with "
+            f"{where}: each image is {sides}, which is not the given shape {tuple(wanted)} with "
             "its channels first, last or left out"
         )
     if len(sides) == 2:

@@ -77,19 +77,19 @@ def _drawn(
     square = row * across + column
     rank = np.argsort(np.argsort(drawn[2:], kind="stable"), kind="stable")
     chosen = np.zeros(len(pixels), dtype=bool)
-    kept = np.zeros(len(rank), dtype=bool)  # squares that are for testing for good
+    reserved = np.zeros(len(rank), dtype=bool)  # squares that are for testing for good
     kinds, counts = np.unique(labels, return_counts=True)
     for kind in kinds[np.argsort(counts, kind="stable")]:
         of_kind = labels == kind
         wanted = (1 - test_share) * of_kind.sum()
         squares = np.unique(square[of_kind & ~chosen])
         squares = squares[np.argsort(rank[squares])]
-        if len(squares) and not kept[squares].any():
-            kept[squares[-1]] = True
-        for one in squares[~kept[squares]]:
+        if len(squares) and not reserved[squares].any():
+            reserved[squares[-1]] = True
+        for number in squares[~reserved[squares]]:
             if (of_kind & chosen).sum() >= wanted:
                 break
-            chosen |= square == one
+            chosen |= square == number
     return chosen
 
 

@@ -71,8 +71,8 @@ class Feed:
         if not dataset.normalised:
             ones = (1,) * (len(dataset.input_shape) - 1)
             mean, std = (
-                torch.tensor(told, dtype=torch.float64).to(reading.dtype).view(1, -1, *ones)
-                for told in (dataset.mean, dataset.std)
+                torch.tensor(figures, dtype=torch.float64).to(reading.dtype).view(1, -1, *ones)
+                for figures in (dataset.mean, dataset.std)
             )
             self._normal = mean.to(reading.device), std.to(reading.device)
         self.waited = 0.0

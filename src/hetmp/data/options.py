@@ -68,8 +68,8 @@ class Options:
 
     def told(self) -> dict[str, Any]:
         """Return the settings that are set, except the run's seed, which every run has."""
-        given = {name: getattr(self, name) for name in self.names() if name != "seed"}
-        return {name: value for name, value in given.items() if value is not None}
+        values = {name: getattr(self, name) for name in self.names() if name != "seed"}
+        return {name: value for name, value in values.items() if value is not None}
 
     def refuse_others(
         self, name: str, applying: Sequence[str], takers: Mapping[str, Sequence[str]]
@@ -85,9 +85,9 @@ class Options:
         """
         for option, value in self.told().items():
             if option not in applying and not (option == "split_seed" and value == 0):
-                told = str(value) if isinstance(value, Path) else repr(value)
+                text = str(value) if isinstance(value, Path) else repr(value)
                 raise HetmpError(
-                    f"{option}={told} does not apply to data set {name!r}: "
+                    f"{option}={text} does not apply to data set {name!r}: "
                     f"leave it out, or choose {' or '.join(map(repr, takers[option]))}"
                 )
 

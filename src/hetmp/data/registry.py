@@ -41,7 +41,7 @@ class Loader(Protocol):
         """
         ...
 
-    def assemble(self, options: Options, found: Found) -> Dataset:
+    def assemble(self, options: Options, metadata: Found) -> Dataset:
         """Return the data set, on every rank alike. Opens files, but reads no images."""
         ...
 
@@ -61,8 +61,8 @@ def names() -> list[str]:
 
 def options_of(name: str | None) -> tuple[str, ...]:
     """Return the settings that apply to data set *name*; none if it is unknown."""
-    found = _loaders().get(name or "")
-    return found.OPTIONS if found is not None else ()
+    loader = _loaders().get(name or "")
+    return loader.OPTIONS if loader is not None else ()
 
 
 def load(name: str, group: Group | None = None, **settings: Any) -> Dataset:
@@ -81,9 +81,9 @@ def load(name: str, group: Group | None = None, **settings: Any) -> Dataset:
     """
     with group.together() if group is not None else nullcontext():
         loader, options = _told(name, settings)
-    found = read_once(group, partial(loader.survey, options))
+    metadata = read_once(group, partial(loader.survey, options))
     with group.together() if group is not None else nullcontext():
-        return loader.assemble(options, found)
+        return loader.assemble(options, metadata)
 
 
 def _told(name: str, settings: Mapping[str, Any]) -> tuple[Loader, Options]:

@@ -50,10 +50,10 @@ def refuse_split(options: Options, where: object) -> None:
     Raises:
         HetmpError: ``test_share`` or ``split_seed`` is told.
     """
-    for name, told in (("test_share", options.test_share), ("split_seed", options.split_seed)):
-        if told:
+    for name, value in (("test_share", options.test_share), ("split_seed", options.split_seed)):
+        if value:
             raise HetmpError(
-                f"{name}={told} does not apply: {where} has a test part of its own; leave it out"
+                f"{name}={value} does not apply: {where} has a test part of its own; leave it out"
             )
 
 
@@ -93,8 +93,8 @@ def divided(
         HetmpError: as ``drawn``.
     """
     if labels is None:
-        way, told = "random", drawn(options, np.zeros(count, np.int64), lambda _: "an image")
+        way, division = "random", drawn(options, np.zeros(count, np.int64), lambda _: "an image")
     else:
-        way, told = "by-class", drawn(options, labels, lambda kind: f"an image of class {kind}")
-    train, test, share, seed = told
+        way, division = "by-class", drawn(options, labels, lambda kind: f"an image of class {kind}")
+    train, test, share, seed = division
     return train, test, {"split_name": f"{name}-{way}-{share!r}", "split_seed": seed}

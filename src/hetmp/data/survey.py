@@ -32,18 +32,18 @@ def read_once(group: Group | None, read: Callable[[], Found]) -> Found:
     """
     if group is None:
         return read()
-    found: Found = {}
+    metadata: Found = {}
     with group.together():
         if group.is_root:
-            found = read()
-    arrays = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
-    told = {
-        "values": {name: value for name, value in found.items() if name not in arrays},
+            metadata = read()
+    arrays = {name: value for name, value in metadata.items() if isinstance(value, np.ndarray)}
+    header = {
+        "values": {name: value for name, value in metadata.items() if name not in arrays},
         "arrays": {name: [a.dtype.str, list(a.shape)] for name, a in arrays.items()},
     }
-    told = json.loads(group.broadcast_text(json.dumps(told)))
-    shared: Found = dict(told["values"])
-    for name, (dtype, shape) in told["arrays"].items():
+    header = json.loads(group.broadcast_text(json.dumps(header)))
+    shared: Found = dict(header["values"])
+    for name, (dtype, shape) in header["arrays"].items():
         array = np.ascontiguousarray(arrays[name]) if group.is_root else np.empty(shape, dtype)
         flat = array.reshape(-1).view(np.uint8)
         for begin in range(0, flat.size, MAX_BYTES):
@@ -79,19 +79,19 @@ def class_count(options: Options, labels: npt.NDArray[np.generic], where: str) -
     return most + 1
 
 
-def with_moments(options: Options, found: Found) -> Found:
-    """Add the mean and deviation that normalise the images to *found*.
+def with_moments(options: Options, metadata: Found) -> Found:
+    """Add the mean and deviation that normalise the images to *metadata*.
 
     They are found here, on rank 0, so that the others need not read images for them.
 
     Raises:
         HetmpError: the options give another number of channels; an image cannot be read.
     """
-    mean, std = told_or_measured(options, _part(found, "train"))
-    return {**found, "mean": list(mean), "std": list(std)}
+    mean, std = told_or_measured(options, _part(metadata, "train"))
+    return {**metadata, "mean": list(mean), "std": list(std)}
 
 
-def assembled(name: str, found: Found) -> Dataset:
+def assembled(name: str, metadata: Found) -> Dataset:
     """Return the data set that `with_moments` describes, on any rank.
 
     Raises:
@@ -99,24 +99,24 @@ def assembled(name: str, found: Found) -> Dataset:
     """
     return Dataset(
         name=name,
-        train=_part(found, "train"),
-        test=_part(found, "test"),
-        classes=found["classes"],
-        input_shape=tuple(found["shape"]),
-        split_name=found["split_name"],
-        split_seed=found.get("split_seed", 0),
-        mean=tuple(found["mean"]),
-        std=tuple(found["std"]),
-        class_names=tuple(found.get("class_names", ())),
+        train=_part(metadata, "train"),
+        test=_part(metadata, "test"),
+        classes=metadata["classes"],
+        input_shape=tuple(metadata["shape"]),
+        split_name=metadata["split_name"],
+        split_seed=metadata.get("split_seed", 0),
+        mean=tuple(metadata["mean"]),
+        std=tuple(metadata["std"]),
+        class_names=tuple(metadata.get("class_names", ())),
     )
 
 
-def _part(found: Found, part: str) -> Part:
-    labels = found[f"{part}_labels"].astype(np.int64)
-    if f"{part}_files" in found:
-        files = [RecordFile(*file) for file in found[f"{part}_files"]]
-        return Records(files, tuple(found["shape"]), labels)
-    return Split(torch.from_numpy(found[f"{part}_images"]), torch.from_numpy(labels))
+def _part(metadata: Found, part: str) -> Part:
+    labels = metadata[f"{part}_labels"].astype(np.int64)
+    if f"{part}_files" in metadata:
+        files = [RecordFile(*file) for file in metadata[f"{part}_files"]]
+        return Records(files, tuple(metadata["shape"]), labels)
+    return Split(torch.from_numpy(metadata[f"{part}_images"]), torch.from_numpy(labels))
 
 
 SAMPLE = 2000
@@ -166,10 +166,10 @@ def told_or_measured(options: Options, train: Part) -> tuple[tuple[float, ...], 
     """
     if options.mean is None or options.std is None:
         return moments(train.read(sample(len(train)))[0])
-    for name, told in (("mean", options.mean), ("std", options.std)):
-        if len(told) != train.shape[0]:
+    for name, figures in (("mean", options.mean), ("std", options.std)):
+        if len(figures) != train.shape[0]:
             raise HetmpError(
-                f"{name} has {len(told)} numbers, the images have {train.shape[0]} channels: give "
-                "one for each"
+                f"{name} has {len(figures)} numbers, the images have {train.shape[0]} channels: "
+                "give one for each"
             )
     return options.mean, options.std

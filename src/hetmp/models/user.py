@@ -68,7 +68,7 @@ def _import(name: str, module_name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if missing == module_name or module_name.startswith(f"{missing}."):
-            siblings = [one.name for one in pkgutil.iter_modules(_places(missing, here))]
+            siblings = [module.name for module in pkgutil.iter_modules(_places(missing, here))]
             meant = nearest(missing.rpartition(".")[2], siblings, cutoff=0.6)
             hint = f": did you mean {meant!r}?" if meant else ";"
             raise HetmpError(

@@ -75,9 +75,9 @@ class Averages:
     def _swap(self) -> None:
         # By value: the optimizer, and others, hold on to the parameters' memory.
         for name, parameter in self.model.named_parameters():
-            kept = parameter.detach().clone()
+            saved = parameter.detach().clone()
             parameter.copy_(self.tensors[name])
-            self.tensors[name].copy_(kept)
+            self.tensors[name].copy_(saved)
         self._swapped = not self._swapped
 
     def _refuse_swapped(self, what: str) -> None:

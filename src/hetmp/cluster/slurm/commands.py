@@ -35,12 +35,12 @@ def called(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise HetmpError(f"{command[0]} gave no answer within {SECONDS} s: try again") from None
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        if any(words in line for words in NOBODY for line in said):
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        if any(words in line for words in NOBODY for line in lines):
             raise HetmpError(
-                f"Slurm is installed, but no cluster answers here ({said[-1].strip()}): submit "
+                f"Slurm is installed, but no cluster answers here ({lines[-1].strip()}): submit "
                 "from a login node; without one, jobs/mpirun.sh starts the same runs"
             )
-        raise HetmpError(f"{command[0]} failed: {'; '.join(said[-2:])}")
+        raise HetmpError(f"{command[0]} failed: {'; '.join(lines[-2:])}")
     # `srun --mpi=list` answers on stderr.
     return done.stdout or done.stderr

@@ -15,11 +15,11 @@ def inside_job() -> bool:
 
 def component_tasks() -> tuple[int, ...]:
     """Return the number of tasks of each component of a heterogeneous job; () for other jobs."""
-    told = [
+    counts = [
         os.environ.get(f"SLURM_NTASKS_HET_GROUP_{number}", "")
         for number in range(_number("SLURM_HET_SIZE") or 0)
     ]
-    return tuple(int(tasks) for tasks in told) if all(map(str.isdigit, told)) else ()
+    return tuple(int(tasks) for tasks in counts) if all(map(str.isdigit, counts)) else ()
 
 
 def gpus_per_task() -> int | None:
@@ -50,13 +50,13 @@ def node_kind() -> str:
     ``HETMP_NODE_KIND`` if it is set; else the node's features in Slurm, or else the job's
     partition; outside Slurm the host's name.
     """
-    told = os.environ.get("HETMP_NODE_KIND", "")
-    if not told and "SLURMD_NODENAME" in os.environ:
-        told = _features(os.environ["SLURMD_NODENAME"])
+    kind = os.environ.get("HETMP_NODE_KIND", "")
+    if not kind and "SLURMD_NODENAME" in os.environ:
+        kind = _features(os.environ["SLURMD_NODENAME"])
         # A heterogeneous job's tasks are all told the last component's partition: no kind.
-        if not told and not component_tasks():
-            told = os.environ.get("SLURM_JOB_PARTITION", "")
-    return safe_name(told or platform.node()) or "node"
+        if not kind and not component_tasks():
+            kind = os.environ.get("SLURM_JOB_PARTITION", "")
+    return safe_name(kind or platform.node()) or "node"
 
 
 def safe_name(text: str) -> str:
@@ -73,10 +73,10 @@ def _features(node: str) -> str:
         shown = called("scontrol", "show", "node", "--oneliner", node)
     except HetmpError:  # no client commands on this site's compute nodes
         return ""
-    found = re.search(r"\bActiveFeatures=(\S+)", shown)
-    return "" if found is None or found[1] == "(null)" else found[1]
+    match = re.search(r"\bActiveFeatures=(\S+)", shown)
+    return "" if match is None or match[1] == "(null)" else match[1]
 
 
 def _number(name: str) -> int | None:
-    told = os.environ.get(name, "")
-    return int(told) if told.isdigit() else None
+    text = os.environ.get(name, "")
+    return int(text) if text.isdigit() else None

@@ -24,14 +24,14 @@ def offered_mpi_types() -> tuple[str, ...]:
     Raises:
         HetmpError: there is no srun, or it fails.
     """
-    found: list[str] = []
+    types: list[str] = []
     for line in called("srun", "--mpi=list").splitlines():
         # Old ones begin every line with `srun:`, new ones end with a line for the versions of a
         # plugin.
-        told = line.rpartition(":")[2].strip()
-        if re.fullmatch(r"[a-z]\w*(, *[a-z]\w*)*", told):
-            found += re.split(", *", told)
-    return tuple(dict.fromkeys(found))
+        names = line.rpartition(":")[2].strip()
+        if re.fullmatch(r"[a-z]\w*(, *[a-z]\w*)*", names):
+            types += re.split(", *", names)
+    return tuple(dict.fromkeys(types))
 
 
 def fitting(vendor: str, offered: tuple[str, ...]) -> str:
@@ -43,9 +43,9 @@ def fitting(vendor: str, offered: tuple[str, ...]) -> str:
     wanted = FITTING.get(vendor, ("pmix", "pmi2"))
     for kind in wanted:
         # The plain name comes before those of its versions, as pmix_v5.
-        found = sorted(name for name in offered if re.fullmatch(rf"{kind}(_v\d+)?", name))
-        if found:
-            return found[0]
+        matches = sorted(name for name in offered if re.fullmatch(rf"{kind}(_v\d+)?", name))
+        if matches:
+            return matches[0]
     raise HetmpError(
         f"{vendor} starts with srun --mpi={' or '.join(wanted)}, and this Slurm offers "
         f"{', '.join(offered) or 'nothing'}: use the site's own MPI (make setup MPI=system), or "

@@ -21,7 +21,7 @@ def read_tar(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
     Raises:
         HetmpError: it is damaged, is no such archive, or a wanted file is absurdly large.
     """
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     with open_file(path) as file:
         try:
             packed = file.read(2) == b"\x1f\x8b"
@@ -31,7 +31,7 @@ def read_tar(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
                 for member in archive:
                     name = PurePosixPath(member.name).name
                     if member.isreg() and name in wanted:
-                        found[name] = _content(archive, member)
+                        contents[name] = _content(archive, member)
             while stream.read(PIECE):
                 pass
         except HetmpError as error:
@@ -42,7 +42,7 @@ def read_tar(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
             raise HetmpError(
                 f"{path} is not a .tar or .tar.gz archive, or is damaged ({error}): get it again"
             ) from error
-    return found
+    return contents
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -146,15 +146,15 @@ def read_batch(
     images = byte_array(f"data in {where}", table["data"])
     if images.ndim != 2 or images.shape[1] != PIXELS or not len(images):
         raise HetmpError(f"data in {where} has shape {images.shape}, not (images, {PIXELS})")
-    found = {name: table[name] for name, _ in labels if name in table}
-    for name, told in found.items():
-        if not isinstance(told, list) or not all(type(label) is int for label in told):
+    listed = {name: table[name] for name, _ in labels if name in table}
+    for name, values in listed.items():
+        if not isinstance(values, list) or not all(type(label) is int for label in values):
             raise HetmpError(f"{name} in {where} is not a list of whole numbers: get it again")
-        if len(told) != len(images):
+        if len(values) != len(images):
             raise HetmpError(
-                f"{where} has {len(images)} images with {len(told)} {name}: get it again"
+                f"{where} has {len(images)} images with {len(values)} {name}: get it again"
             )
-    columns = {name: np.asarray(told) for name, told in found.items()}
+    columns = {name: np.asarray(values) for name, values in listed.items()}
     return _checked(where, columns, labels), images.reshape(-1, *SHAPE)
 
 
@@ -181,9 +181,9 @@ def read_names(source: Source, key: str | None, count: int) -> list[str]:
     if key is None:
         names = content.decode("utf-8", "replace").split()
     else:
-        told = read_pickle(source.where, content).get(key)
-        if isinstance(told, list) and all(isinstance(name, bytes | str) for name in told):
-            names = [n if isinstance(n, str) else n.decode("utf-8", "replace") for n in told]
+        listed = read_pickle(source.where, content).get(key)
+        if isinstance(listed, list) and all(isinstance(name, bytes | str) for name in listed):
+            names = [n if isinstance(n, str) else n.decode("utf-8", "replace") for n in listed]
     if len(names) != count:
         raise HetmpError(
             f"{source.where} names {len(names)} classes, not {count}: get it again, or remove it"

@@ -126,34 +126,34 @@ def _checked(path: Path, file: Any, key: str) -> Any:
     """Return dataset *key* of an open file: an array of numbers stored in this file."""
     import h5py
 
-    found: Any = None
+    item: Any = None
     try:
         if isinstance(file.get(key, getlink=True), h5py.ExternalLink):
             raise _elsewhere(path, key)
-        found = file[key]
-        if isinstance(found, h5py.Dataset):
+        item = file[key]
+        if isinstance(item, h5py.Dataset):
             # A link on the way to it may lead elsewhere, too.
-            sources = found.virtual_sources() if found.is_virtual else []
+            sources = item.virtual_sources() if item.is_virtual else []
             if (
-                found.file.filename != file.filename
-                or found.external
+                item.file.filename != file.filename
+                or item.external
                 or any(source.file_name != "." for source in sources)
             ):
                 raise _elsewhere(path, key)
-            if found.shape is not None and found.dtype.kind in "biufc":
-                return found
+            if item.shape is not None and item.dtype.kind in "biufc":
+                return item
     except HetmpError:
         raise
     except KeyError as error:
         raise unknown_name(f"dataset of {path},", key, _datasets(file, key)) from error
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise HetmpError(f"{path}: dataset {key!r} cannot be read: {error}") from error
-    if isinstance(found, h5py.Group):
-        within = ", ".join(list(found)[:_NAMES]) or "nothing"
+    if isinstance(item, h5py.Group):
+        within = ", ".join(list(item)[:_NAMES]) or "nothing"
         raise HetmpError(
             f"{path}: {key!r} is a group, not a dataset; in it: {within}. Name one of its datasets"
         )
-    kind = f"holds {found.dtype}" if isinstance(found, h5py.Dataset) else "is a type"
+    kind = f"holds {item.dtype}" if isinstance(item, h5py.Dataset) else "is a type"
     raise HetmpError(f"{path}: {key!r} is not a dataset of numbers: it {kind}")
 
 

@@ -108,9 +108,9 @@ def _sides(path: Path, stream: Readable, axes: int) -> tuple[int, ...]:
     return sides
 
 
-def _check_length(path: Path, sides: tuple[int, ...], found: int) -> None:
-    if found != prod(sides):
-        follow = "more" if found > prod(sides) else f"only {found}"
+def _check_length(path: Path, sides: tuple[int, ...], length: int) -> None:
+    if length != prod(sides):
+        follow = "more" if length > prod(sides) else f"only {length}"
         raise HetmpError(
             f"{path} is damaged: its header promises {'×'.join(map(str, sides))} = {prod(sides)} "
             f"bytes, and {follow} follow: get it again"

@@ -41,7 +41,7 @@ def list_pictures(folder: Path) -> list[Path]:
     Raises:
         HetmpError: *folder* cannot be listed; something is named like an image and is no file.
     """
-    found = []
+    pictures = []
     for entry in entries(folder):
         if Path(entry.name).suffix.lower() in SUFFIXES:
             if not entry.is_file():
@@ -49,8 +49,8 @@ def list_pictures(folder: Path) -> list[Path]:
                 raise HetmpError(
                     f"{entry.path} is named like an image but is {what}: rename or remove it"
                 )
-            found.append(Path(entry.path))
-    return found
+            pictures.append(Path(entry.path))
+    return pictures
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -60,8 +60,8 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         HetmpError: it is missing, no folder, or may not be listed.
     """
     try:
-        with os.scandir(folder) as found:
-            visible = [entry for entry in found if not entry.name.startswith(".")]
+        with os.scandir(folder) as listing:
+            visible = [entry for entry in listing if not entry.name.startswith(".")]
     except OSError as error:
         raise HetmpError(
             f"{folder} cannot be listed as a folder: {error.strerror}{near_path(folder)}"

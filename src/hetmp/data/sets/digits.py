@@ -19,7 +19,7 @@ def survey(options: Options) -> Found:
     return {}
 
 
-def assemble(options: Options, found: Found) -> Dataset:
+def assemble(options: Options, metadata: Found) -> Dataset:
     """Return the digits, standardised with the mean and deviation of the training part.
 
     Images are (n, 1, 8, 8); the source's pixels are whole numbers, 0 (paper) to 16 (ink).

@@ -84,9 +84,9 @@ def survey(options: Options) -> Found:
     pixels = np.argwhere(classes > 0)
     if not len(pixels):
         raise HetmpError(f"{truth}: no pixel has a label above 0, so there is nothing to learn")
-    told = None if options.classes is None else whole_number("classes", options.classes, 2)
-    labels = checked_labels(f"{truth}, less 1", classes[classes > 0] - 1, told)
-    if told is None and int(labels.max()) < 1:
+    count = None if options.classes is None else whole_number("classes", options.classes, 2)
+    labels = checked_labels(f"{truth}, less 1", classes[classes > 0] - 1, count)
+    if count is None and int(labels.max()) < 1:
         raise HetmpError(f"{truth}: every label is 1: there must be at least two classes")
     train, test, share, seed = drawn(
         options, labels, lambda label: f"a pixel of class {label + 1} of {truth}", TEST_SHARE
@@ -100,7 +100,7 @@ def survey(options: Options) -> Found:
     return {
         "cube": np.pad(cube, ((0, 0), (margin, margin), (margin, margin)), mode="reflect"),
         "patch": patch,
-        "classes": told or int(labels.max()) + 1,
+        "classes": count or int(labels.max()) + 1,
         "train_pixels": pixels[train],
         "test_pixels": pixels[test],
         "train_labels": labels[train],
@@ -110,21 +110,21 @@ def survey(options: Options) -> Found:
     }
 
 
-def assemble(options: Options, found: Found) -> Dataset:
+def assemble(options: Options, metadata: Found) -> Dataset:
     """Return the data set, whose two parts share the scene.
 
     It is normalised already: each band by its own mean and deviation, of all pixels of the
     scene, which belong to neither part. So ``mean`` is 0 and ``std`` is 1.
     """
-    cube, patch = found["cube"], found["patch"]
+    cube, patch = metadata["cube"], metadata["patch"]
     return Dataset(
         name=NAME,
-        train=ScenePatches(cube, found["train_pixels"], found["train_labels"], patch),
-        test=ScenePatches(cube, found["test_pixels"], found["test_labels"], patch),
-        classes=found["classes"],
+        train=ScenePatches(cube, metadata["train_pixels"], metadata["train_labels"], patch),
+        test=ScenePatches(cube, metadata["test_pixels"], metadata["test_labels"], patch),
+        classes=metadata["classes"],
         input_shape=(1, len(cube), patch, patch),
-        split_name=found["split_name"],
-        split_seed=found["split_seed"],
+        split_name=metadata["split_name"],
+        split_seed=metadata["split_seed"],
         mean=(0.0,),
         std=(1.0,),
         normalised=True,

@@ -42,34 +42,34 @@ def survey(options: Options) -> Found:
         part: (_find(folder, f"{stem}-images", 3), _find(folder, f"{stem}-labels", 1))
         for part, stem in STEMS.items()
     }
-    sides, found = {}, Found()
+    sides, metadata = {}, Found()
     for part, (images, labels) in files.items():
         sides[part], pixels = _images(images)
-        found |= {f"{part}_{how}": value for how, value in pixels.items()}
-        found[f"{part}_labels"] = read_idx(labels, 1)
-        if len(found[f"{part}_labels"]) != sides[part][0]:
+        metadata |= {f"{part}_{how}": value for how, value in pixels.items()}
+        metadata[f"{part}_labels"] = read_idx(labels, 1)
+        if len(metadata[f"{part}_labels"]) != sides[part][0]:
             raise HetmpError(
                 f"{images} has {sides[part][0]} images, {labels} has "
-                f"{len(found[f'{part}_labels'])} labels: get the two that belong together"
+                f"{len(metadata[f'{part}_labels'])} labels: get the two that belong together"
             )
     if sides["test"][1:] != sides["train"][1:]:
         raise HetmpError(
             f"{files['test'][0]} has images of {_text(sides['test'])}, those for training are of "
             f"{_text(sides['train'])}: get the files that belong together"
         )
-    classes = class_count(options, found["train_labels"], str(files["train"][1]))
+    classes = class_count(options, metadata["train_labels"], str(files["train"][1]))
     for part, (_, labels) in files.items():
-        checked_labels(str(labels), found[f"{part}_labels"], classes)
-    found |= {"classes": classes, "shape": [1, *sides["train"][1:]], "split_name": SPLIT_NAME}
-    return with_moments(options, found)
+        checked_labels(str(labels), metadata[f"{part}_labels"], classes)
+    metadata |= {"classes": classes, "shape": [1, *sides["train"][1:]], "split_name": SPLIT_NAME}
+    return with_moments(options, metadata)
 
 
-def assemble(options: Options, found: Found) -> Dataset:
+def assemble(options: Options, metadata: Found) -> Dataset:
     """Return the data set: images (n, 1, height, width) as bytes, 0 (paper) to 255 (ink) in MNIST.
 
     The classes are as many as told, or as the training labels ask for.
     """
-    return assembled(NAME, found)
+    return assembled(NAME, metadata)
 
 
 def _images(path: Path) -> tuple[tuple[int, ...], Found]:

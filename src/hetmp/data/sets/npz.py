@@ -59,28 +59,28 @@ def survey(options: Options) -> Found:
         train = _read(options, file, keys)
         classes = class_count(options, train[1], f"{keys[1]} in {path}")
         checked_labels(f"{keys[1]} in {path}", train[1], classes)
-        told = options.images_key is not None or options.labels_key is not None
-        if test_path is None and keys in TRAIN_KEYS and not told:
+        named = options.images_key is not None or options.labels_key is not None
+        if test_path is None and keys in TRAIN_KEYS and not named:
             parts = {"train": train, "test": _test(options, file, TEST_KEYS, train, classes)}
-            found: Found = {"split_name": f"{NAME}-parts"}
+            metadata: Found = {"split_name": f"{NAME}-parts"}
             refuse_split(options, path)
         elif test_path is None:
-            parts, found = _divided(options, train)
+            parts, metadata = _divided(options, train)
     if test_path is not None:
         refuse_split(options, test_path)
         with open_npz(Path(test_path)) as file:
             test = _test(options, file, (*TEST_KEYS, WHOLE_KEYS), train, classes)
         parts = {"train": train, "test": test}
-        found = {"split_name": f"{NAME}-files"}
+        metadata = {"split_name": f"{NAME}-files"}
     for part, (images, labels) in parts.items():
-        found |= {f"{part}_images": images, f"{part}_labels": labels}
-    found |= {"classes": classes, "shape": list(train[0].shape[1:])}
-    return with_moments(options, found)
+        metadata |= {f"{part}_images": images, f"{part}_labels": labels}
+    metadata |= {"classes": classes, "shape": list(train[0].shape[1:])}
+    return with_moments(options, metadata)
 
 
-def assemble(options: Options, found: Found) -> Dataset:
+def assemble(options: Options, metadata: Found) -> Dataset:
     """Return the data set: images (n, c, *spatial), bytes or float32, and their labels."""
-    return assembled(NAME, found)
+    return assembled(NAME, metadata)
 
 
 def _keys(options: Options, file: NpzFile, usual: tuple[Keys, ...]) -> Keys:

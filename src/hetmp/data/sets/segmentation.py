@@ -24,9 +24,9 @@ def survey(options: Options) -> Found:
     return {}
 
 
-def assemble(options: Options, found: Found) -> Dataset:
+def assemble(options: Options, metadata: Found) -> Dataset:
     """Return the images of ``digits``, in the same parts, with labels (n, 8, 8) of 11 classes."""
-    whole = digits.assemble(options, found)
+    whole = digits.assemble(options, metadata)
 
     def split(part: Part) -> Split:
         assert isinstance(part, Split)

@@ -29,7 +29,7 @@ def survey(options: Options) -> Found:
     return {}
 
 
-def assemble(options: Options, found: Found) -> Dataset:
+def assemble(options: Options, metadata: Found) -> Dataset:
     """Make ``samples`` training images (1000) and a fifth as many test images (at least one).
 
     Image i has label ``i % classes`` (10 classes if not told), so the classes are even; its

@@ -49,9 +49,9 @@ def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = No
             raise HetmpError(f"{path} contains no picture")
         return {"folder": str(path), "names": names}
 
-    found = read_once(group, survey)
-    names, nobody_knows = found["names"], (len(found["names"]), *about["label_shape"])
-    part = Pictures(Path(found["folder"]), names, np.zeros(nobody_knows, np.int64), shape)
+    listing = read_once(group, survey)
+    names, nobody_knows = listing["names"], (len(listing["names"]), *about["label_shape"])
+    part = Pictures(Path(listing["folder"]), names, np.zeros(nobody_knows, np.int64), shape)
     return Dataset(
         name=NAME,
         train=part,
