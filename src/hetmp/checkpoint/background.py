@@ -13,8 +13,8 @@ class Saver:
 
     Args:
         group: of the model.
-        behind: return once the contents are copied, and write them meanwhile. It takes the memory
-            of the copy: parameters, buffers and the optimizer's state of this rank.
+        behind: return once the contents are copied, and write them in a thread. The copy takes
+            the memory of this rank's parameters, buffers and optimizer state.
         writer: see ``write``.
 
     Raises:
@@ -43,7 +43,7 @@ class Saver:
         def run() -> None:
             try:
                 _write(group, path, copy, self._writer, written)
-            except Exception as error:  # told when the training next asks
+            except Exception as error:  # raised by the next wait()
                 self._error = error
 
         self._thread = threading.Thread(target=run, name="hetmp checkpoint", daemon=True)

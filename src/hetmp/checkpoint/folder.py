@@ -54,7 +54,7 @@ class Folder:
             beside.unlink()
         beside.symlink_to(self.at(step).name)
         beside.replace(self.path / LATEST)
-        # Later ones than this are of a life that was abandoned: the run was resumed before them.
+        # Later ones belong to an abandoned continuation: the run was resumed before them.
         lived = [(number, file) for number, file in self.found() if number <= step]
         for number, file in self.found():
             for_good = self.keep_every is not None and number % self.keep_every == 0
@@ -74,10 +74,10 @@ def newest_sound(group: Group, path: Path, *, named: bool) -> tuple[Path | None,
 
     Args:
         path: a run's folder or one of checkpoints, as rank 0 sees it.
-        named: whether *path* may also be a file, which then is the one that is looked at.
+        named: whether *path* may also be a file, which then is the only candidate.
 
     Returns:
-        The file, None where there is none; and what is wrong with those that are newer.
+        The file, None without a sound one; and what is wrong with each newer one.
 
     Raises:
         HetmpError: on every rank: *path* is a file, or nothing, and cannot be used.

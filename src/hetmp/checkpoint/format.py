@@ -20,7 +20,7 @@ VERSION = 1
 MODEL, BUFFERS, AVERAGE, OPTIMIZER = "model", "buffers", "average", "optimizer"
 TRAINING, PLAN, META, EXTRA = "training", "plan", "meta", "extra"
 GROUPS = (MODEL, BUFFERS, AVERAGE, OPTIMIZER, TRAINING, PLAN, META, EXTRA)
-"""What the root holds; a reader ignores other names."""
+"""Groups of the root; a reader ignores other names."""
 
 DIGEST, DTYPE, AXIS, OWNERS = "digest", "dtype", "axis", "owners"
 """Attributes of a dataset."""
@@ -45,7 +45,7 @@ STORED = {
     "complex128": "<c16",
     "bfloat16": "<u2",  # its 16 bits as an unsigned integer
 }
-"""How a tensor's dtype is stored."""
+"""The stored type of each of torch's dtypes."""
 
 
 def stored_dtype(name: str) -> np.dtype:

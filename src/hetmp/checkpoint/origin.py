@@ -21,7 +21,7 @@ class Origin:
         config: the run's settings; empty where the file has none.
         step: steps taken; None where the file does not say.
         dtype: of the network's parameters, by torch's name.
-        averaged: the parameters of which it has a moving average, too.
+        averaged: the parameters that also have a moving average in the file.
     """
 
     config: Mapping[str, Any]
@@ -34,7 +34,7 @@ def read_origin(group: Group, file: Path) -> Origin:
     """Read a checkpoint's origin on every rank; digests are not compared. Collective.
 
     Raises:
-        HetmpError: on every rank: a file that is no checkpoint, or one without a network.
+        HetmpError: on every rank: a file that is not a checkpoint, or has no network.
     """
     with seen(group, file) as checkpoint:
         training = read_values(group, checkpoint, TRAINING)

@@ -66,7 +66,7 @@ class Position:
 
     @property
     def accuracy(self) -> float:
-        """Of the last evaluation; NaN before the first."""
+        """Accuracy of the last evaluation; NaN before the first."""
         accuracies = self.evaluations["accuracy"]
         return accuracies[-1] if accuracies else math.nan
 
@@ -121,7 +121,7 @@ class Keeping:
     Attributes:
         folder: for the checkpoints; none are written if None.
         cadence: how often; never if None.
-        behind: whether to write while the training goes on.
+        behind: whether to write while the training continues.
         stop: whether a checkpoint that cannot be written ends the run.
     """
 

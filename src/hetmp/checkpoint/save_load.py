@@ -114,9 +114,9 @@ def gather(
 
     Args:
         training: goes to ``/training``.
-        averages: goes to ``/average``: by parameter's name, of which it is a moving average, cut
-            as the parameter is.
-        plan: of all ranks of the job, if it is not the model's.
+        averages: goes to ``/average``: moving averages by parameter's name, cut as the
+            parameter is.
+        plan: of all ranks of the job; None: the model's.
         attributes: more attributes of ``/meta``.
     """
     runtime = _sliced(model).hetmp

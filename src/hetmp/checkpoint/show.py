@@ -19,7 +19,7 @@ BAR = 24
 
 COLORS = "cyan", "magenta", "yellow", "green", "blue", "red"
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-"""Of the ranks, in turn."""
+"""Colors and digits of the ranks, in turn."""
 
 SHORT = 60
 """Texts are shown up to so many characters."""

@@ -10,7 +10,7 @@ from hetmp.checkpoint.catalog import BLOCK_BYTES, Catalog, Stored
 from hetmp.checkpoint.values import TEXT
 
 BINS = 20
-"""Of a histogram."""
+"""Bins of a histogram."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How the ranks' clocks differ, measured by messages."""
+"""The offsets between the ranks' clocks, measured by messages."""
 
 import time
 from collections.abc import Callable

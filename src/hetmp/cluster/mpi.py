@@ -57,7 +57,7 @@ def mpi_vendor() -> str:
     """Return the MPI library's vendor, such as ``MPICH`` or ``Open MPI``. Does not start it.
 
     Raises:
-        HetmpError: there is none that can be loaded.
+        HetmpError: no MPI library can be loaded.
     """
     try:
         return str(_loaded().get_vendor()[0])

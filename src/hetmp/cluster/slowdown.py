@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from hetmp.core.errors import HetmpError
 
 ASKING_SECONDS = 0.05
-"""How often a rank that sleeps asks whether that is enough."""
+"""Seconds between a sleeping rank's calls of ``enough``."""
 
 
 class Slowdown:
@@ -29,7 +29,7 @@ class Slowdown:
 
     @property
     def factor(self) -> float:
-        """How many times slower; what was computed before it is set is not stretched."""
+        """How many times slower; work done before it is set is not stretched."""
         return self._factor
 
     @factor.setter

@@ -32,6 +32,6 @@ def replacing(path: Path, *, contended: bool = False) -> Iterator[Path]:
         yield beside
         beside.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):  # where the folder is none, neither is this
+        with contextlib.suppress(OSError):  # if the folder does not exist, neither does the file
             beside.unlink(missing_ok=True)
         raise

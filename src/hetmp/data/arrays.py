@@ -14,10 +14,10 @@ def checked_labels(
     """Return *labels* as int64, each 0 or more and, with *classes*, below it.
 
     Args:
-        where: what they are the labels of, for the message.
+        where: the source of the labels, for the message.
 
     Raises:
-        HetmpError: no integers, none at all, or one out of range: which and where.
+        HetmpError: not integers, none at all, or one out of range; names it and its place.
     """
     if not np.issubdtype(labels.dtype, np.integer):
         raise HetmpError(f"{where}: labels are whole numbers, these are {labels.dtype}")
@@ -40,7 +40,7 @@ Channels = Literal["none", "first", "last"]
 """Images without an axis for them (grey), with theirs as the first, or as the last."""
 
 USUAL = (1, 3, 4)
-"""As many channels as pictures have: grey, colours, colours and opacity."""
+"""Usual numbers of channels: grey, colours, colours and opacity."""
 
 
 def find_channels(
@@ -49,9 +49,9 @@ def find_channels(
     """Return (where the channels are, the shape with the channels first) of one image.
 
     Args:
-        where: what the images are called, for the message.
+        where: name of the images, for the message.
         sides: of one image as it is stored.
-        wanted: the shape that it is to have, if that is said.
+        wanted: the shape that it shall have; None: derive it.
 
     Raises:
         HetmpError: *wanted* is another shape; not enough axes for an image; a side of 0.
@@ -84,7 +84,7 @@ def channels_first(images: npt.NDArray[np.generic], channels: Channels) -> npt.N
 
 
 _BLOCK = 500
-"""How many images are looked at at a time."""
+"""Images checked at a time."""
 
 Array = npt.NDArray[np.generic]
 

@@ -19,8 +19,8 @@ class Part(ABC):
         shape: of an image: channels, then the spatial sides.
         dtype: of the images as they are read: uint8 or float32.
         label_shape: of a label: () for a class per image, the spatial sides for one per pixel.
-        everywhere: whether every rank has the images at hand, so that each reads all that it
-            needs; else each image is read on one rank, and shared.
+        everywhere: whether every rank holds the images, so that each reads all it needs; else
+            each image is read on one rank, and shared.
     """
 
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Part(ABC):
         Called by several threads at a time. Not collective.
 
         Raises:
-            HetmpError: an image cannot be read, or is not what it should be: which, and why.
+            HetmpError: an image cannot be read or is invalid; names the image and the reason.
         """
 
     def titles(self, chosen: Indices) -> list[str]:
@@ -90,27 +90,27 @@ class Dataset:
     """A data set, ready to train on."""
 
     name: str
-    """What `load` takes."""
+    """The name that `load` takes."""
     train: Part
-    """What the network learns from."""
+    """The training part."""
     test: Part
-    """What it is judged by. None of its images is in the training part."""
+    """The test part. It shares no image with the training part."""
     classes: int
-    """How many classes the labels tell apart."""
+    """Number of classes."""
     input_shape: tuple[int, ...]
     """Channels, then the spatial sides of one image in pixels."""
     split_name: str
-    """How the two parts were made; never reused for another way."""
+    """Name of the way in which the parts were made; never reused for another way."""
     split_seed: int
     """Which image is in which part, given `split_name`."""
     mean: tuple[float, ...]
-    """Per channel, in units of the source: what is subtracted from both parts."""
+    """Per channel, in units of the source: subtracted from both parts."""
     std: tuple[float, ...]
-    """Per channel, in units of the source: what both parts are then divided by."""
+    """Per channel, in units of the source: both parts are then divided by it."""
     normalised: bool = False
     """Whether the parts give images that are normalised already, by `mean` and `std`."""
     class_names: tuple[str, ...] = ()
-    """What the classes are called, in order; empty where nobody says."""
+    """Names of the classes, in order; empty where they are unknown."""
 
     def about(self) -> dict[str, object]:
         """Return what a trained network must know about its images, as plain values."""

@@ -8,7 +8,7 @@ from hetmp.data.dataset import Indices
 from hetmp.data.random_words import Purpose, words
 
 ATTEMPTS = 100
-"""How many divisions of a scene are tried until every class is in both parts."""
+"""Divisions of a scene to try until every class is in both parts."""
 
 _STREAM = 2**33  # of the generator: beyond those of the classes and of the samples
 
@@ -33,12 +33,11 @@ def split_apart(
         pixels: (n, 2), row and column.
         labels: (n,), 0 or more.
         sides: height and width of the scene.
-        patch: side of a patch; it is mirrored at the borders, so it only has pixels that would
-            lie in it without.
+        patch: side of a patch; at the borders it is mirrored, which adds no further pixels.
         test_share: about how large a share is not for training.
 
     Raises:
-        HetmpError: no division found that has every class in both parts: which is missing.
+        HetmpError: no division has every class in both parts; names a missing one.
     """
     kinds = np.unique(labels)
     missing = 0
@@ -77,7 +76,7 @@ def _drawn(
     square = row * across + column
     rank = np.argsort(np.argsort(drawn[2:], kind="stable"), kind="stable")
     chosen = np.zeros(len(pixels), dtype=bool)
-    reserved = np.zeros(len(rank), dtype=bool)  # squares that are for testing for good
+    reserved = np.zeros(len(rank), dtype=bool)  # squares reserved for testing
     kinds, counts = np.unique(labels, return_counts=True)
     for kind in kinds[np.argsort(counts, kind="stable")]:
         of_kind = labels == kind

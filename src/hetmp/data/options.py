@@ -95,7 +95,7 @@ class Options:
         """Return ``data_path``, which data set *name* requires.
 
         Raises:
-            HetmpError: it is not told, or there is nothing.
+            HetmpError: it is not set, or does not exist.
         """
         if self.data_path is None:
             raise HetmpError(

@@ -16,7 +16,7 @@ from hetmp.core.suggestions import near_path
 from hetmp.data.dataset import Indices, Part
 
 PIECE = 2**20
-"""Bytes read at a time where a file's own word for its length is not to be relied on."""
+"""Bytes read at a time where the length that a file claims cannot be trusted."""
 
 
 class Readable(Protocol):
@@ -30,7 +30,7 @@ class RecordFile(NamedTuple):
 
     path: str
     size: int
-    """Of the whole file in bytes, as rank 0 found it."""
+    """Size of the whole file in bytes, on rank 0."""
     start: int
     length: int
     skip: int
@@ -120,7 +120,7 @@ def open_file(path: Path) -> BinaryIO:
     """Open the file for reading.
 
     Raises:
-        HetmpError: there is none, it is a folder or the like, or we may not read it.
+        HetmpError: it does not exist, is not a regular file, or may not be read.
     """
     try:
         # A pipe would keep us waiting for someone to write to it.

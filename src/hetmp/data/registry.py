@@ -27,7 +27,7 @@ class Loader(Protocol):
     """A module that loads a data set, in two steps.
 
     Attributes:
-        NAME: what `load` takes.
+        NAME: the name that `load` takes.
         OPTIONS: the settings that apply to it.
     """
 
@@ -73,7 +73,7 @@ def load(name: str, group: Group | None = None, **settings: Any) -> Dataset:
 
     Args:
         name: one of `names`.
-        settings: fields of `Options`; which apply to a data set is told in data/README.md.
+        settings: fields of `Options`; data/README.md lists those of each data set.
 
     Raises:
         HetmpError: on every rank: an unknown name, a value out of range, an option of another

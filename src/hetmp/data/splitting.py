@@ -12,7 +12,7 @@ from hetmp.data.random_words import Purpose, words
 from hetmp.data.survey import Found
 
 TEST_SHARE = 0.2
-"""Of the images of every class, if not told otherwise."""
+"""Default share of every class for testing."""
 
 
 def split_by_class(
@@ -26,7 +26,7 @@ def split_by_class(
     Args:
         labels: (n,), 0 or more.
         test_share: above 0 and below 1.
-        called: what a person knows a class by.
+        called: names an image of a class, for the message.
 
     Raises:
         HetmpError: a class has one image, which cannot be in both parts.
@@ -48,7 +48,7 @@ def refuse_split(options: Options, where: object) -> None:
     """Refuse settings of a split where the data has parts of its own.
 
     Raises:
-        HetmpError: ``test_share`` or ``split_seed`` is told.
+        HetmpError: ``test_share`` or ``split_seed`` is set.
     """
     for name, value in (("test_share", options.test_share), ("split_seed", options.split_seed)):
         if value:
@@ -67,8 +67,8 @@ def drawn(
 
     Args:
         labels: (n,), 0 or more.
-        called: what a person knows a class by.
-        usual: the share for testing, where none is told.
+        called: names an image of a class, for the message.
+        usual: the share for testing, where none is set.
 
     Raises:
         HetmpError: a class has one image, which cannot be in both parts.

@@ -53,7 +53,7 @@ def read_once(group: Group | None, read: Callable[[], Found]) -> Found:
 
 
 MOST_CLASSES = 2**16
-"""As many as labels may ask for by themselves; more are a mistake, unless told."""
+"""The most classes that labels may imply; for more, ``classes`` must be set."""
 
 
 def class_count(options: Options, labels: npt.NDArray[np.generic], where: str) -> int:
@@ -61,10 +61,10 @@ def class_count(options: Options, labels: npt.NDArray[np.generic], where: str) -
 
     Args:
         labels: of any type of whole numbers.
-        where: what they are the labels of, for the message.
+        where: the source of the labels, for the message.
 
     Raises:
-        HetmpError: they are fewer than 2, or not told and more than ``MOST_CLASSES``.
+        HetmpError: they are fewer than 2, or not set and more than ``MOST_CLASSES``.
     """
     if options.classes is not None:
         return whole_number("classes", options.classes, 2)
@@ -82,7 +82,7 @@ def class_count(options: Options, labels: npt.NDArray[np.generic], where: str) -
 def with_moments(options: Options, metadata: Found) -> Found:
     """Add the mean and deviation that normalise the images to *metadata*.
 
-    They are found here, on rank 0, so that the others need not read images for them.
+    Called on rank 0, so that the other ranks need not read images for them.
 
     Raises:
         HetmpError: the options give another number of channels; an image cannot be read.
@@ -120,10 +120,10 @@ def _part(metadata: Found, part: str) -> Part:
 
 
 SAMPLE = 2000
-"""How many training images the figures are taken from, where all would take long to read."""
+"""The most training images that mean and deviation are computed from."""
 
 _BLOCK = 500
-"""How many images are looked at at a time."""
+"""Images summed at a time."""
 
 
 def moments(images: npt.NDArray[np.generic]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -162,7 +162,7 @@ def told_or_measured(options: Options, train: Part) -> tuple[tuple[float, ...], 
     """Return (mean, deviation) of *options*, else of (a sample of) the training images.
 
     Raises:
-        HetmpError: told for another number of channels.
+        HetmpError: they are set for another number of channels.
     """
     if options.mean is None or options.std is None:
         return moments(train.read(sample(len(train)))[0])

@@ -17,13 +17,13 @@ class Network:
     """A network that `build` knows by name."""
 
     name: str
-    """What the user types."""
+    """The name that `build` takes."""
     description: str
     """One line for a list of networks."""
     input_shape: tuple[int, ...]
     """Channels and spatial sides of the images it was published for; it takes as many sides."""
     classes: int
-    """How many classes it was published for."""
+    """Number of classes that it was published for."""
     # Any: each function says how many sides it takes, and `registry.build` has counted them.
     build: Callable[[Any, int, float], nn.Module]
     """From (c, *sides) of one image, classes and width to the module."""

@@ -38,15 +38,15 @@ class CatalogRow:
     """One line of the list of networks."""
 
     name: str
-    """What `build` takes."""
+    """The name that `build` takes."""
     description: str
-    """What it is, in a few words."""
+    """A description in a few words."""
     input_shape: tuple[int, ...]
     """Channels and spatial sides of the images it was published for."""
     classes: int
-    """How many classes it was published for."""
+    """Number of classes that it was published for."""
     parameters: int
-    """How many trainable numbers it has at that shape and number of classes."""
+    """Trainable numbers at that shape and number of classes."""
 
 
 def names() -> list[str]:

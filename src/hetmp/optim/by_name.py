@@ -68,7 +68,7 @@ def make_optimizer(
 
 
 _MISTAKES = (ValueError, TypeError, IndexError, RuntimeError, AssertionError)
-"""What torch's optimizers raise for values that they do not take."""
+"""Errors of torch's optimizers for values that they refuse."""
 
 
 def _checked(name: str, key: str, value: Any, known: Mapping[str, Any]) -> Any:

@@ -6,10 +6,10 @@ import subprocess
 from hetmp.core.errors import HetmpError
 
 SECONDS = 60
-"""How long a command may take: a busy controller answers late."""
+"""Time limit of a command: a busy controller answers late."""
 
 NOBODY = ("configuration source", "Unable to contact", "fetch config")
-"""What the commands say where no controller answers."""
+"""Parts of the commands' messages where no controller answers."""
 
 
 def available() -> bool:
@@ -21,7 +21,7 @@ def called(*command: str) -> str:
     """Run a Slurm command and return what it prints.
 
     Raises:
-        HetmpError: it is not there, takes too long, or fails: with its own words.
+        HetmpError: it does not exist, takes too long, or fails; quotes its message.
     """
     try:
         done = subprocess.run(

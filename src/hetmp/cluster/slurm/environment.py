@@ -53,7 +53,7 @@ def node_kind() -> str:
     kind = os.environ.get("HETMP_NODE_KIND", "")
     if not kind and "SLURMD_NODENAME" in os.environ:
         kind = _features(os.environ["SLURMD_NODENAME"])
-        # A heterogeneous job's tasks are all told the last component's partition: no kind.
+        # In a heterogeneous job all tasks see the last component's partition: it is not a kind.
         if not kind and not component_tasks():
             kind = os.environ.get("SLURM_JOB_PARTITION", "")
     return safe_name(kind or platform.node()) or "node"

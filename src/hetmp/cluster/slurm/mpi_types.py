@@ -38,7 +38,7 @@ def fitting(vendor: str, offered: tuple[str, ...]) -> str:
     """Return the type among those *offered* that a vendor's MPI library starts with.
 
     Raises:
-        HetmpError: none does.
+        HetmpError: none of them does.
     """
     wanted = FITTING.get(vendor, ("pmix", "pmi2"))
     for kind in wanted:
@@ -57,6 +57,6 @@ def chosen_mpi_type(vendor: str) -> str:
     """Return the value of this site's ``srun --mpi=`` for a vendor's MPI library.
 
     Raises:
-        HetmpError: there is no srun, or nothing that it offers will do.
+        HetmpError: there is no srun, or it offers no fitting type.
     """
     return fitting(vendor, offered_mpi_types())

@@ -19,7 +19,7 @@ def read_tar(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
     Everything is read to the end, so that a compressed archive's checksum is compared.
 
     Raises:
-        HetmpError: it is damaged, is no such archive, or a wanted file is absurdly large.
+        HetmpError: it is damaged, not such an archive, or a wanted file is over ``LARGEST``.
     """
     contents: dict[str, bytes] = {}
     with open_file(path) as file:

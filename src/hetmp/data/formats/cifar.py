@@ -26,7 +26,7 @@ class CifarFormat:
     """The files of one version of a set."""
 
     folder: str
-    """What the folder is called that the archive unpacks to."""
+    """Name of the folder that the archive unpacks to."""
     train: tuple[str, ...]
     test: str
     names: str
@@ -74,7 +74,7 @@ def locate(
         path: the folder of the files, one that it is in, or an archive of it.
 
     Raises:
-        HetmpError: there is none, a file of images is missing, or the archive is damaged.
+        HetmpError: none exists, a file of images is missing, or the archive is damaged.
     """
     for layout, where, files in _versions(path, layouts):
         if any(image in files for image in layout.images):
@@ -115,7 +115,7 @@ def read_records(
     """Return labels (n,) and records (n, labels + PIXELS) of bytes of a binary file.
 
     Raises:
-        HetmpError: its length is no number of records, or a label is out of range.
+        HetmpError: its length is not a whole number of records, or a label is out of range.
     """
     content, length = source.read(), len(labels) + PIXELS
     count, rest = divmod(len(content), length)

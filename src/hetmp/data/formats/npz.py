@@ -34,7 +34,7 @@ class NpzFile:
         """Read the array *key* into writable memory.
 
         Raises:
-            HetmpError: there is none, it holds objects, or it is damaged.
+            HetmpError: it is missing, holds objects, or is damaged.
         """
         where = f"{key} in {self.path}"
         if key not in self.keys:
@@ -79,7 +79,7 @@ def open_npz(path: Path) -> Generator[NpzFile, None, None]:
     """Open the archive.
 
     Raises:
-        HetmpError: there is none, it is damaged, or it is another kind of file.
+        HetmpError: it is missing, damaged, or another kind of file.
     """
     with open_file(path) as file:
         try:

@@ -23,7 +23,7 @@ NAMES = {
     ("numpy.core.multiarray", "_reconstruct"): "reconstruct",
     ("numpy._core.multiarray", "_reconstruct"): "reconstruct",
 }
-"""What an array in a pickle is made of, by module and name; the modules of NumPy 1 and of 2."""
+"""The callables of which an array is pickled, by module and name, for NumPy 1 and 2."""
 
 NEWEST = 4
 """The newest protocol that is read. The files of CIFAR have 2; 5 has buffers of its own."""
@@ -68,10 +68,10 @@ def read_pickle(where: str, content: bytes) -> dict[str, Any]:
     """Return a pickle's table: plain values and, unread yet, arrays for `byte_array`.
 
     Args:
-        where: what the content is of, for the message.
+        where: the source of the content, for the message.
 
     Raises:
-        HetmpError: it is damaged, names anything else, or holds no table.
+        HetmpError: it is damaged, names other callables, or holds no table.
     """
     try:
         # Unread: numbers so large that the reader itself would take all memory.
@@ -96,7 +96,7 @@ def byte_array(where: str, value: Any) -> npt.NDArray[np.uint8]:
     """Return the array of unsigned bytes that a `Fragment` stands for.
 
     Raises:
-        HetmpError: it is no array, has another type, or its bytes do not fill its shape.
+        HetmpError: it is not an array, has another type, or its bytes do not fill its shape.
     """
     try:
         _, shape, dtype, by_column, raw = value.state

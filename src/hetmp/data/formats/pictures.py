@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-"""Of files that are taken for images, in small letters."""
+"""Suffixes of image files, in lower case."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-"""What the decoder calls these formats. A file may have another's suffix: many do."""
+"""The decoder's names of these formats. A file may have another format's suffix."""
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """The decoder's name for so many channels of uint8: grey; colours; colours and opacity."""
@@ -36,10 +36,10 @@ _ORIENTATION = 0x0112  # the number of this EXIF entry; from 5 on, the image lie
 def list_pictures(folder: Path) -> list[Path]:
     """List the images in *folder*, in the order of their names; subfolders are not looked into.
 
-    Hidden files and those whose suffix is none of ``SUFFIXES`` are passed over.
+    Hidden files and those with other suffixes than ``SUFFIXES`` are skipped.
 
     Raises:
-        HetmpError: *folder* cannot be listed; something is named like an image and is no file.
+        HetmpError: *folder* cannot be listed; something named like an image is not a file.
     """
     pictures = []
     for entry in entries(folder):
@@ -57,7 +57,7 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
     """List the entries of *folder* that are not hidden, in the order of the names.
 
     Raises:
-        HetmpError: it is missing, no folder, or may not be listed.
+        HetmpError: it is missing, not a folder, or may not be listed.
     """
     try:
         with os.scandir(folder) as listing:
@@ -99,7 +99,7 @@ def decode(path: Path, shape: tuple[int, ...] | None = None) -> npt.NDArray[np.u
 
     Raises:
         HetmpError: no such file; not an image; damaged; animated; of more than 8
-            bits; of more than `MAX_PIXELS`; a *shape* that is none of these.
+            bits; of more than `MAX_PIXELS`; a *shape* other than these.
     """
     from PIL import Image, ImageOps
 
@@ -139,7 +139,7 @@ def _opened(path: Path) -> "Image.Image":
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} times {image.height} pixels")
         # Many cameras' JPEG files (MPO) carry a preview as a second image. All others that have
-        # several are films or books of pages, and which one has the label nobody says.
+        # several are films or books of pages, and it is unknown which one has the label.
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":
             raise HetmpError(

@@ -20,7 +20,7 @@ def find_scene(
 
     Args:
         path: the folder of their files, or the scene's file; the ground truth may lie beside it.
-        images_key, labels_key: what they are called, where that is not plain.
+        images_key, labels_key: their names, where several arrays would do.
 
     Raises:
         HetmpError: neither or several would do; the sides differ; a damaged file.
@@ -43,7 +43,7 @@ def find_scene(
         ]
 
     if not truths() and not path.is_dir():
-        # The scene's file alone was told; its ground truth lies beside it.
+        # Only the scene's file was given; its ground truth lies beside it.
         listed += _arrays([file for file in files if not file.samefile(path)])
     matches = truths()
     if len(matches) > 1:
@@ -91,7 +91,8 @@ def read_truth(truth: Variable) -> npt.NDArray[np.int64]:
     """Read the labels (h, w), 0 for none; MATLAB often stores whole numbers as doubles.
 
     Raises:
-        HetmpError: damaged; a label that is no whole number, below 0 or beyond reason.
+        HetmpError: damaged; a label that is not a whole number, below 0, or above the number
+            of pixels.
     """
     labels: npt.NDArray[Any] = read(truth)
     if labels.dtype.kind == "f":
@@ -118,7 +119,7 @@ def read_standardised(image: Variable) -> npt.NDArray[np.float32]:
         HetmpError: damaged; a value that is not finite: where.
     """
     cube: npt.NDArray[Any] = read(image)
-    with np.errstate(over="ignore"):  # beyond float32 becomes infinite: told below
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite: refused below
         result = cube.astype(np.float32)
     finite = np.isfinite(result)
     if not finite.all():

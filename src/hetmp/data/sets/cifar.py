@@ -34,7 +34,7 @@ class Cifar:
     NAME: str
     labels: Labels
     names: str
-    """Of the classes' names, in the file of the Python version."""
+    """Key of the classes' names in the file of the Python version."""
     layouts: tuple[CifarFormat, ...]
     """In the order in which they are looked for."""
 
@@ -42,7 +42,7 @@ class Cifar:
         """Read and check the files: lengths, shapes and every label.
 
         Raises:
-            HetmpError: a file is missing or damaged, or is none of this set.
+            HetmpError: a file is missing or damaged, or not of this set.
         """
         layout, files = locate(self.NAME, options.path(self.NAME), self.layouts)
         classes = self.labels[-1][1]

@@ -25,7 +25,7 @@ def find_parts(root: Path, test_path: Path | None) -> tuple[Path, Path, Path, Pa
     Files are known to people by their paths within the bases.
 
     Raises:
-        HetmpError: there should be a test part, and is none.
+        HetmpError: the test part is missing.
     """
     train = root / "train"
     # Without folders in it, "train" is a class: pictures of railways.
@@ -62,7 +62,7 @@ def list_classes(
         known: the classes; else the folders are, in the order of their names.
 
     Raises:
-        HetmpError: no folders; one without images, or one that is none of the *known* classes.
+        HetmpError: no folders; a folder without images or that is not a *known* class.
     """
     folders = _folders(root)
     if not folders:

@@ -22,7 +22,7 @@ class Slices(Part):
     def __init__(
         self, file: H5File, metadata: dict[str, Any], part: str, label_shape: tuple[int, ...]
     ) -> None:
-        """*metadata*: what the survey says of *part*."""
+        """*metadata*: the result of ``survey``; *part*: train or test."""
         self.shape = tuple(metadata["shape"])
         self.dtype = np.dtype(metadata["dtype"])
         self.label_shape = label_shape
@@ -38,7 +38,7 @@ class Slices(Part):
     def read(self, chosen: Indices) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
         rows = self._rows[chosen]
         images = channels_first(self._file.rows(self._images_key, rows), self._channels)
-        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite: told below
+        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite: refused below
             images = np.ascontiguousarray(images, dtype=self.dtype)
         if self.dtype != np.uint8:
             whole = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))

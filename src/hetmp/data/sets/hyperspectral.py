@@ -26,10 +26,10 @@ OPTIONS = (
 )
 
 PATCH = 9
-"""Pixels along the side of a patch, if not told otherwise."""
+"""Default side of a patch in pixels."""
 
 TEST_SHARE = 0.85
-"""Of the labelled pixels, if not told otherwise: in this field few are trained on."""
+"""Default share of the labelled pixels for testing: in this field few are trained on."""
 
 
 class ScenePatches(Part):

@@ -23,7 +23,7 @@ SPLIT_NAME = "mnist-files"
 """The files beginning with ``train`` and with ``t10k``. Another way gets another name."""
 
 STEMS = {"train": "train", "test": "t10k"}
-"""How the names of a part's files begin."""
+"""Prefixes of the names of a part's files."""
 
 
 def survey(options: Options) -> Found:
@@ -67,7 +67,7 @@ def survey(options: Options) -> Found:
 def assemble(options: Options, metadata: Found) -> Dataset:
     """Return the data set: images (n, 1, height, width) as bytes, 0 (paper) to 255 (ink) in MNIST.
 
-    The classes are as many as told, or as the training labels ask for.
+    The number of classes is ``classes``, or as the training labels need.
     """
     return assembled(NAME, metadata)
 

@@ -1,6 +1,6 @@
 """Images and labels of your own, as arrays in a NumPy .npz archive or in two of them.
 
-Which axis of the images is the channels is told in `hetmp.data.arrays.ordered_images`.
+`hetmp.data.arrays.ordered_images` says which axis of the images is the channels.
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ Keys = tuple[str, str]
 TRAIN_KEYS: tuple[Keys, ...] = (("x_train", "y_train"), ("train_images", "train_labels"))
 TEST_KEYS: tuple[Keys, ...] = (("x_test", "y_test"), ("test_images", "test_labels"))
 WHOLE_KEYS: Keys = ("images", "labels")
-"""Of an archive that is not in two parts, or holds one of them alone."""
+"""The names in an archive that is not in two parts, or holds one of them alone."""
 
 Pair = tuple[Array, npt.NDArray[np.int64]]
 """Images (n, c, *spatial) with labels (n,) or (n, *spatial)."""

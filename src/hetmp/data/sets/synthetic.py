@@ -32,8 +32,8 @@ def survey(options: Options) -> Found:
 def assemble(options: Options, metadata: Found) -> Dataset:
     """Make ``samples`` training images (1000) and a fifth as many test images (at least one).
 
-    Image i has label ``i % classes`` (10 classes if not told), so the classes are even; its
-    pixels are in [-2, 2) and depend on the seed, the shape (3, 32, 32 if not told), its label and
+    Image i has label ``i % classes`` (10 classes by default), so the classes are even; its
+    pixels are in [-2, 2) and depend on the seed, the shape (default (3, 32, 32)), its label and
     i only, so a larger set begins with a smaller one.
 
     Raises:

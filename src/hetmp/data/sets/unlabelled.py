@@ -23,10 +23,11 @@ def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = No
 
     Args:
         path: the folder, whose subfolders are not looked into, or one file.
-        about: `Dataset.about` of what the network was trained on.
+        about: `Dataset.about` of the data set that the network was trained on.
+        group: the ranks that load them; None: this process alone.
 
     Raises:
-        HetmpError: on every rank: no picture there, or a network that is not for pictures.
+        HetmpError: on every rank: no picture exists, or the network does not take pictures.
     """
     shape = tuple(about["shape"])
 
@@ -50,8 +51,8 @@ def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = No
         return {"folder": str(path), "names": names}
 
     listing = read_once(group, survey)
-    names, nobody_knows = listing["names"], (len(listing["names"]), *about["label_shape"])
-    part = Pictures(Path(listing["folder"]), names, np.zeros(nobody_knows, np.int64), shape)
+    names, sizes = listing["names"], (len(listing["names"]), *about["label_shape"])
+    part = Pictures(Path(listing["folder"]), names, np.zeros(sizes, np.int64), shape)
     return Dataset(
         name=NAME,
         train=part,
