@@ -65,7 +65,13 @@ class Timer:
     _last: float = field(default_factory=time.monotonic)
 
     def due(self, step: int, epochs: int, *, epoch_ended: bool) -> bool:
-        """Return whether to save after *step* steps and *epochs* epochs. Collective for seconds."""
+        """Return whether to save after *step* steps and *epochs* epochs. Collective for seconds.
+
+        Args:
+            step: steps taken in the run.
+            epochs: whole epochs done.
+            epoch_ended: whether this step ended an epoch.
+        """
         number, unit = self.cadence.number, self.cadence.unit
         if unit == "steps":
             return step % int(number) == 0

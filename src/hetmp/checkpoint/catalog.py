@@ -169,7 +169,13 @@ def opened(path: Path) -> Iterator[Catalog]:
 
 @contextmanager
 def damage(file: str, path: str, what: str = "") -> Iterator[None]:
-    """Turn the errors that HDF5 raises for a damaged file into a `HetmpError`."""
+    """Turn the errors that HDF5 raises for a damaged file into a `HetmpError`.
+
+    Args:
+        file: its name, for the message.
+        path: of the dataset in it.
+        what: names the damaged part instead of *path*.
+    """
     try:
         yield
     except HetmpError:

@@ -49,7 +49,13 @@ class Item:
 
 
 def tensor_item(path: str, sizes: Sequence[int], state: State, local: Tensor) -> Item:
-    """Return the item of a tensor whose share on this rank is *local*.
+    """Return the item of a tensor whose share on this rank is *local*. Not collective.
+
+    Args:
+        path: in the file, without the first slash.
+        sizes: of the whole tensor.
+        state: how the tensor lies over the ranks.
+        local: of any dtype in ``format.STORED``.
 
     Raises:
         HetmpError: a dtype that the format has no rule for.

@@ -69,7 +69,10 @@ def settings(model: SlicedModel, optimizer: Optimizer) -> str:
 
 
 def restore_settings(model: SlicedModel, optimizer: Optimizer, text: str) -> None:
-    """Set the options of the groups as they were saved.
+    """Set the options of the groups as they were saved. Not collective.
+
+    Args:
+        text: the JSON of ``settings``.
 
     Raises:
         HetmpError: an optimizer of another class, or with other groups.

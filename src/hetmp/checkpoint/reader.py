@@ -148,7 +148,10 @@ def check_targets(checkpoint: Seen, targets: Sequence[Target]) -> None:
 
 
 def read_into(group: Group, checkpoint: Seen, target: Target) -> None:
-    """Fill a target's tensor. Collective."""
+    """Fill a target's tensor. Collective.
+
+    The dataset's numbers must have been verified, and the target checked by ``check_targets``.
+    """
     stored = checkpoint.stored[target.path]
     if isinstance(target.state, Sliced):
         local = as_stored(target.tensor).copy()
@@ -160,7 +163,14 @@ def read_into(group: Group, checkpoint: Seen, target: Target) -> None:
 
 
 def read_whole(group: Group, checkpoint: Seen, stored: Stored) -> Array:
-    """Read a dataset on rank 0 and return it on every rank. Collective."""
+    """Read a dataset on rank 0 and return it on every rank. Collective.
+
+    Returns:
+        An array of the dataset's sizes, in its stored dtype.
+
+    Raises:
+        HetmpError: on every rank, if rank 0 cannot read it.
+    """
     numbers: Array = np.empty(0)
     with group.together():
         if group.is_root and checkpoint.catalog is not None:

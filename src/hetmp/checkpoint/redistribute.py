@@ -75,7 +75,14 @@ def gather_rows(
 def scatter_rows(
     group: Group, cut: Cut, local: Array, runs: Sequence[RowRange], row: int, run: Array | None
 ) -> None:
-    """Hand *run* out to all slices *local*, in place: undoes ``gather_rows``. Collective."""
+    """Hand *run* out to all slices *local*, in place: undoes ``gather_rows``. Collective.
+
+    Args:
+        local: this rank's slice, in C order; written in place.
+        runs: at most one of each owner, the same on every rank.
+        row: numbers in a row of the whole tensor.
+        run: (rows of the run * row,), in the dtype of *local*; None without a run.
+    """
     matrix = cut.matrix(local, group.rank)
     own = own_run(group, runs)
     sent: dict[int, Array] = {}

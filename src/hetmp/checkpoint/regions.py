@@ -88,13 +88,23 @@ def pack(matrix: Array, regions: Sequence[Region]) -> Array:
 
 
 def unpack(matrix: Array, regions: Sequence[Region], packed: Array) -> None:
-    """Write packed numbers into a rank's matrix: undoes ``pack``."""
+    """Write packed numbers into a rank's matrix: undoes ``pack``.
+
+    Args:
+        matrix: the rank's share, see ``Cut.matrix``; written in place.
+        packed: (numbers of all regions,), in order.
+    """
     for region, part in _parts(regions, packed):
         matrix[region.rows, region.columns] = part
 
 
 def place(run: Array, regions: Sequence[Region], packed: Array) -> None:
-    """Write a rank's packed numbers where they lie in the run."""
+    """Write a rank's packed numbers where they lie in the run.
+
+    Args:
+        run: (numbers of the run,); written in place.
+        packed: (numbers of all regions,), in order.
+    """
     for region, part in _parts(regions, packed):
         region.of_run(run)[...] = part
 

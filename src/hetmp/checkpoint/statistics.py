@@ -103,7 +103,12 @@ def histogram(
 
 
 def difference(first: Catalog, second: Catalog, path: str) -> Difference:
-    """Measure how far a dataset of *path* is from the other file's."""
+    """Measure how far a dataset of *path* is from the other file's.
+
+    Args:
+        first, second: the files; differences are relative to the second's numbers.
+        path: of the dataset in both.
+    """
     mine, theirs = first.stored.get(path), second.stored.get(path)
     if mine is None or theirs is None:
         missing = first if mine is None else second

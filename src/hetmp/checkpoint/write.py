@@ -59,6 +59,11 @@ class Contents:
 def write(group: Group, path: Path, contents: Contents, writer: WriterName = "auto") -> None:
     """Write a checkpoint to *path*. Collective.
 
+    Args:
+        path: of the file, in a folder that rank 0 sees; the folder is made.
+        contents: of the same datasets on every rank.
+        writer: ``streamed``, ``parallel`` or ``auto``, see ``save``.
+
     Raises:
         HetmpError: on every rank, if it cannot be written; what was at *path* stays.
     """

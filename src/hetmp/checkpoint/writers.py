@@ -36,7 +36,12 @@ class Writer(Protocol):
         """Create an item's dataset."""
 
     def write(self, item: Item, rows: tuple[int, int] | None, run: Array | None) -> None:
-        """Write rows of a dataset, those that this rank owns; all of it where *rows* is None."""
+        """Write rows of a dataset, those that this rank owns; all of it where *rows* is None.
+
+        Args:
+            rows: this rank's first row, and the row behind its last; None: all, from rank 0.
+            run: the numbers of these rows in C order; None on a rank that writes nothing.
+        """
 
     def finish(self, item: Item, digest: str) -> None:
         """Store a dataset's digest."""

@@ -8,7 +8,12 @@ from hetmp.core.errors import HetmpError
 
 
 def whole_number(what: str, value: Any, least: int, most: int | None = None) -> int:
-    """Return *value* as an int from *least* to *most*; raise a `HetmpError` otherwise."""
+    """Return *value* as an int from *least* to *most*; raise a `HetmpError` otherwise.
+
+    Args:
+        what: names the value in the message.
+        most: no upper limit if None.
+    """
     try:
         number = None if isinstance(value, bool) else index(value)
     except TypeError:

@@ -16,6 +16,9 @@ Document = TypeVar("Document", bound=BaseModel)
 def load(kind: type[Document], path: str | Path, what: str) -> Document:
     """Read a document from a JSON file.
 
+    Args:
+        what: names the kind of file in the message.
+
     Raises:
         HetmpError: the file cannot be read, or an entry is wrong; names its place and the reason.
     """
@@ -37,6 +40,9 @@ def read(path: str | Path, what: str) -> str:
 
 def validated(kind: type[Document], source: str | dict[str, Any], what: str) -> Document:
     """Return a document from its JSON or its fields.
+
+    Args:
+        what: names the source in the message.
 
     Raises:
         HetmpError: an entry is wrong; names *what* it is in, its place and the reason.

@@ -29,6 +29,9 @@ _MOST_FILES = 10_000
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     """Return the *known* name most like *name*; None if none is similar.
 
+    Args:
+        cutoff: the least similarity, from 0 to 1 (as ``difflib.get_close_matches``).
+
     >>> nearest("gpu", ["auto", "cpu", "cuda"])
     'cuda'
     >>> nearest("AdamW ", ["adam", "adamw"])
@@ -44,6 +47,9 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> HetmpError:
     """Return the error for a *name* that is not *known*; it suggests the nearest one.
+
+    Args:
+        kind: names the kind of thing in the message.
 
     >>> str(unknown_name("model", "vgg12", ["vgg11", "digits"]))
     "unknown model 'vgg12': did you mean 'vgg11'? (known: digits, vgg11)"

@@ -113,6 +113,10 @@ def ordered_images(where: str, images: Array, shape: tuple[int, ...] | None = No
 def ordered_labels(where: str, labels: Array, images: Array) -> Array:
     """Return *labels* as (n,), or (n, *spatial) per pixel, for *images* (n, c, *spatial).
 
+    Args:
+        where: names the labels in the message.
+        labels: (n,), (n, 1) or (n, *spatial), of any dtype.
+
     Raises:
         HetmpError: another shape; labels as rows of 0 and 1.
     """

@@ -61,7 +61,13 @@ class Augmentation:
         chosen: Indices,
         draws: npt.NDArray[np.uint64],
     ) -> tuple[Array, npt.NDArray[np.int64]]:
-        """Return changed images (k, c, *spatial) and labels; the arguments stay as they are."""
+        """Return changed images (k, c, *spatial) and labels; the arguments stay as they are.
+
+        Args:
+            labels: (k,), or (k, *spatial) with one per pixel.
+            chosen: (k,), the images' numbers in the data set.
+            draws: the words of `draws` for the whole epoch.
+        """
         drawn = draws[chosen]
         if self.crop:
             images = self._cropped(images, drawn)

@@ -36,7 +36,7 @@ class Part(ABC):
     def read(self, chosen: Indices) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
         """Return images (k, *shape) and labels (k, *label_shape), in the order *chosen*.
 
-        Called by several threads at a time. Not collective.
+        Images have ``dtype``. Called by several threads at a time. Not collective.
 
         Raises:
             HetmpError: an image cannot be read or is invalid; names the image and the reason.

@@ -20,8 +20,8 @@ class Purpose(IntEnum):
 def words(seed: int, purpose: Purpose, number: int, count: int) -> npt.NDArray[np.uint64]:
     """Return the first *count* words, uint64, of stream *number* of a *purpose*.
 
-    Raw words, because numpy promises that those never change; it does not promise so of what
-    its ``Generator`` makes of them, and ranks or a resumed run may have another numpy.
+    Raw words, because numpy promises that they never change. It does not promise that of the
+    numbers of its ``Generator``, and ranks or a resumed run may have another numpy.
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(purpose, number))
     return np.random.Philox(sequence).random_raw(count)

@@ -64,7 +64,12 @@ def he_start(convolution: _Convolution) -> _Convolution:
 
 
 def padded_convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution, padded so that only *stride* changes the map. A norm has the bias."""
+    """Return a convolution, padded so that only *stride* changes the map. A norm has the bias.
+
+    Args:
+        before, after: channels of the input and the output.
+        kernel: side of the square window, odd.
+    """
     return he_start(nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False))
 
 
