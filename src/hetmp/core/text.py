@@ -1,8 +1,8 @@
-"""Figures as a person reads them."""
+"""Figures formatted for people."""
 
 
 def bytes_text(size: float) -> str:
-    """``500 bytes``, ``86 MiB``, ``7.3 GiB``."""
+    """Format a number of bytes: ``500 bytes``, ``86 MiB``, ``7.3 GiB``."""
     for unit in ("bytes", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}"
@@ -11,5 +11,5 @@ def bytes_text(size: float) -> str:
 
 
 def count_ranks(count: int) -> str:
-    """``1 rank``, ``3 ranks``."""
+    """Format a number of ranks: ``1 rank``, ``3 ranks``."""
     return f"{count} rank" + ("s" if count != 1 else "")
