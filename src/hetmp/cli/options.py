@@ -122,11 +122,11 @@ class Weights(Numbers):
         try:
             return tuple(map(float, value.split(",")))
         except ValueError:
-            either = f" and neither {' nor '.join(self.words)}" if self.words else ""
+            either = "".join(f" nor {word}" for word in self.words)
             word = nearest(value, self.words)
             hint = f" (did you mean {word}?)" if word else near_path(value)
             self.fail(
-                f"{value!r} is no list of numbers such as 70,25,5, no file{either}{hint}",
+                f"{value!r} is neither a list of numbers such as 70,25,5 nor a file{either}{hint}",
                 param,
                 ctx,
             )
@@ -163,7 +163,7 @@ class WordOrPath(_Kind):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         near = nearest(value, self.words, cutoff=0.7)
         if near not in (None, value) and not Path(value).exists():
-            self.fail(f"{value!r} is not there: did you mean {near!r}?", param, ctx)
+            self.fail(f"{value!r} does not exist: did you mean {near!r}?", param, ctx)
         return value
 
 
@@ -176,7 +176,7 @@ def check_folder(path: str) -> None:
     folder = Path(path).parent
     if not folder.is_dir():
         raise HetmpError(
-            f"{folder} is no folder{near_path(folder)}: make it, or choose another --out"
+            f"{folder} is not a folder{near_path(folder)}: make it, or choose another --out"
         )
 
 

@@ -53,12 +53,12 @@ COMMANDS = {
 ENDS = """\b
 Exit codes:
   0    done
-  1    it failed on the way: a full disk, a loss that is no number
+  1    failed on the way: a full disk, a loss that is not a number
   2    bad input: the message names the value, the limit and the remedy
-  75   a run was asked to end, and goes on with --resume auto
+  75   the run was asked to end; continue it with --resume auto
   130  stopped by Ctrl-C
 
-docs/commands.md has all of them, and the environment variables.
+docs/commands.md lists all of them, and the environment variables.
 """
 
 
@@ -127,14 +127,14 @@ def _version(name: str) -> str:
     is_eager=True,
     expose_value=False,
     callback=_show_version,
-    help="Show the versions of hetmp and of what it stands on.",
+    help="Show the versions of hetmp and its main dependencies.",
 )
 @click.pass_context
 def commands(ctx: click.Context) -> None:
     """Train convolutional networks across devices of unequal speed.
 
-    Start training with MPI, one process per device. 'hetmp COMMAND --help' says what a command
-    takes.
+    Start training with MPI, one process per device. 'hetmp COMMAND --help' lists the options of
+    a command.
 
     \b
     Examples:

@@ -18,15 +18,15 @@ from hetmp.core.files import replacing
 @command()
 @click.argument("checkpoint", type=PATH)
 @option("--json", "as_json", is_flag=True, help="Print JSON.")
-@option("--out", type=FILE, metavar="FILE", help="File to write: what --json prints.")
+@option("--out", type=FILE, metavar="FILE", help="File to write: the output of --json.")
 @used_options
 def evaluate(checkpoint: str, as_json: bool, out: str | None, **given: Any) -> None:
-    """Loss and accuracy of a checkpoint on the test set.
+    """Compute loss and accuracy of a checkpoint on the test set.
 
-    CHECKPOINT is a file, or a run's folder: its model.h5 is taken, else its newest sound
-    checkpoint. Start it with any ranks: the figures are the same. What 'hetmp train' writes says
-    its network and data; for other files, say --model and --data. A network of your own always
-    takes --model, so that no file chooses which code is run.
+    CHECKPOINT is a file, or a run's folder: then its model.h5, else its newest sound checkpoint.
+    The figures are the same on any number of ranks. Files of 'hetmp train' name their network and
+    data; for other files, give --model and --data. A network of your own always needs --model, so
+    that no file chooses which code is run.
 
     \b
     Examples:

@@ -47,7 +47,7 @@ def told_config(values: Mapping[str, Any], **job: Any) -> "tuple[TrainConfig, st
     for name, field in TrainConfig.model_fields.items():
         if field.is_required() and name not in told:
             raise HetmpError(
-                f"{name}: give --{name} NAME, or a --config file that says it"
+                f"{name}: give --{name} NAME, or a --config file that sets it"
                 + (f" ({path} does not)" if path else "")
             )
     return train_config(**told), differing_versions(path, file.versions)
@@ -78,8 +78,8 @@ def _train_as_told(config: "TrainConfig", group: Group) -> None:
         result = train(config)
     if result.stopped:
         group.say(
-            f"stopped after step {result.steps}, as asked by a signal; the run goes on from "
-            f"{config.out} with --resume auto"
+            f"stopped after step {result.steps} by a signal; continue the run in {config.out} "
+            "with --resume auto"
         )
         raise SystemExit(EXIT_CODE)
     group.say(
@@ -113,14 +113,14 @@ def train_command() -> click.Command:
             ["--print-config", PRINT_CONFIG],
             is_flag=True,
             heading=IN_A_FILE,
-            help="Print such a file of this run, complete and with comments, and train nothing.",
+            help="Print such a file for this run, complete and with comments, and do not train.",
         ),
         *(field_option(name) for name in TrainConfig.model_fields),
     ]
     text = """Train a network, every rank with a slice of each layer's filters.
 
-    --model and --data must be told, here or in a file. Every other setting has a default. Signals
-    that end a run so that it can go on later: see --stop-signal.
+    --model and --data are required, here or in a file. Every other setting has a default. For
+    signals that end a run so that it can be continued later, see --stop-signal.
 
     \b
     Examples:
