@@ -54,7 +54,7 @@ def test_weights_auto_and_a_profile_belong_together():
     assert train_config(**DIGITS, weights="auto").weights == "auto"
     with pytest.raises(HetmpError, match="give both, or neither"):
         train_config(**DIGITS, profile="p.json")
-    with pytest.raises(HetmpError, match="both say how to cut"):
+    with pytest.raises(HetmpError, match="both set how layers are cut"):
         train_config(**DIGITS, weights="auto", plan="p.json")
     with pytest.raises(HetmpError, match="profile_seconds"):
         train_config(**DIGITS, weights="auto", profile_seconds=0)
@@ -77,7 +77,7 @@ def test_measured_and_planned_it_is_the_same_training(tmp_path, capsys):
         assert plan.devices == (device_title(CPU),) * world().size
         assert plan.predicted_seconds > 0
         said = capsys.readouterr().out
-        assert (world().rank == 0) == ("measuring the ranks for about 0.3 s" in said)
+        assert (world().rank == 0) == ("measuring the ranks, about 0.3 s" in said)
 
 
 @pytest.mark.mpi(min_size=2)
@@ -114,7 +114,7 @@ def test_a_profile_is_used_again_and_only_for_its_own_work(tmp_path):
     refused_everywhere("dtype float32, this is dtype float64", **mine, batch_size=16)
     wanted = {**mine, "batch_size": 16, "dtype": "float32"}
     slowed = [1.0] * (group.size - 1) + [4.0]
-    last = f"rank {group.size - 1} is {device_title(CPU, 4.0)}, the profile is of"
+    last = f"rank {group.size - 1} is {device_title(CPU, 4.0)}, the profile has"
     refused_everywhere(last, **wanted, slowdown=slowed)
     refused_everywhere("it is of another model", **wanted, model="own_network:build")
     refused_everywhere("nowhere.json cannot be read", **(wanted | {"profile": "nowhere.json"}))

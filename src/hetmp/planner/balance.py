@@ -29,7 +29,7 @@ def balanced(times: Array, caps: Sequence[int] | None = None) -> tuple[int, ...]
     ranks, units = times.shape[0], times.shape[1] - 1
     most = np.full(ranks, units) if caps is None else np.minimum(caps, units)
     if most.sum() < units:
-        raise HetmpError(f"the ranks may take {most.sum()} of {units} channels")
+        raise HetmpError(f"the ranks' caps allow {most.sum()} of {units} channels: raise them")
     # The least time of this count or any larger one: it never falls, so it can be searched.
     reach = times.copy()
     reach[np.arange(units + 1)[None, :] > most[:, None]] = np.inf

@@ -81,8 +81,8 @@ def cluster_profile(path: str | Path) -> Profile:
         source = Profile.load(path.parent / ranks.profile)
         if ranks.rank >= len(source.devices):
             raise HetmpError(
-                f"cluster {path}: {ranks.profile} has {len(source.devices)} ranks, no rank "
-                f"{ranks.rank}"
+                f"cluster {path}: {ranks.profile} has {len(source.devices)} ranks: there is no "
+                f"rank {ranks.rank}"
             )
         devices += [source.devices[ranks.rank]] * ranks.count
         sources.append(source)
@@ -150,7 +150,7 @@ def _like(profiles: Sequence[Profile]) -> Profile:
             a, b = getattr(first, what), getattr(other, what)
             if a != b:
                 name = what.replace("_", " ")
-                raise HetmpError(f"the profiles are of unlike work: {name} {a} and {b}")
+                raise HetmpError(f"the profiles differ in {name}: {a} and {b}")
     return first
 
 
@@ -174,8 +174,8 @@ def read_weights(path: str | Path) -> tuple[float, ...]:
         except (ValueError, IndexError):
             raise HetmpError(
                 f"weights {path}, line {number}: {line.strip()!r} is neither a number nor host, "
-                "device and parts"
+                "device and number of parts"
             ) from None
     if not weights:
-        raise HetmpError(f"weights {path}: no line has a number")
+        raise HetmpError(f"weights {path}: there is no number in any line")
     return tuple(weights)

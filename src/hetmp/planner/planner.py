@@ -199,9 +199,9 @@ class _Planner:
             (prediction.memory[i] - self.limits[rank], rank) for i, rank in enumerate(members)
         )
         raise HetmpError(
-            f"the model does not fit: rank {rank} may use {bytes_text(self.limits[rank])} and "
-            f"would need {bytes_text(self.limits[rank] + need)}. Give it more ranks or memory, "
-            "or a smaller batch"
+            f"the model does not fit: rank {rank} may use {bytes_text(self.limits[rank])} but "
+            f"needs {bytes_text(self.limits[rank] + need)}. Use more ranks or memory, or a "
+            "smaller batch"
         )
 
     def _planned(
@@ -316,7 +316,7 @@ class _Planner:
         for rank in order:
             if rank not in best.members:
                 reasons[rank] = (
-                    f"a step with it is not predicted to be faster; alone it would take "
+                    f"no faster step is predicted with it; alone it would take "
                     f"{_seconds(self.alone[rank])}, the fastest rank {_seconds(self.alone.min())}"
                 )
         return reasons

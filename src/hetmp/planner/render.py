@@ -121,8 +121,8 @@ def _summary(planned: Planned) -> list[Text]:
     if data_parallel is not None and data_parallel < seconds:
         lines.append(
             Text(
-                "  where a whole copy of the model fits on every rank, data parallelism with "
-                "batches by speed would be faster",
+                "  data parallelism with batches by speed would be faster, if every rank can hold "
+                "a copy of the model",
                 style="yellow",
             )
         )

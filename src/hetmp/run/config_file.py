@@ -56,11 +56,11 @@ def read_config(path: str | Path) -> ConfigFile:
     try:
         fields = tomllib.loads(read(path, "config").removeprefix("\ufeff"))
     except tomllib.TOMLDecodeError as error:
-        twice = ": this is said twice" if "overwrite" in str(error) else ""
+        twice = ": this is set twice" if "overwrite" in str(error) else ""
         raise HetmpError(f"{what} cannot be read: {error}{twice}") from error
     versions = fields.pop(VERSIONS, {})
     if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
-        raise HetmpError(f"{what}: {VERSIONS}: names and versions as text, got {versions!r}")
+        raise HetmpError(f"{what}: {VERSIONS} must be names and versions as text, got {versions!r}")
     for name, value in fields.items():
         if name not in TrainConfig.model_fields:
             raise HetmpError(f"{what}: {_unknown(name, value)}")
@@ -68,8 +68,8 @@ def read_config(path: str | Path) -> ConfigFile:
     if isinstance(weights, str) and weights not in ("auto", "equal"):
         if not (folder / weights).is_file():
             raise HetmpError(
-                f"{what}: weights: {weights!r} is no list such as [70, 25, 5], no file, and "
-                "neither 'equal' nor 'auto'"
+                f"{what}: weights: {weights!r} is neither a list such as [70, 25, 5] nor a file "
+                "nor 'equal' nor 'auto'"
             )
         from hetmp.planner.cluster_file import read_weights
 
@@ -102,7 +102,7 @@ def _unknown(name: str, value: Any) -> str:
     near = nearest(name.replace("-", "_"), TrainConfig.model_fields, cutoff=0.6)
     hint = f": did you mean {near!r}?" if near else ""
     if isinstance(value, dict) and value.keys() & TrainConfig.model_fields.keys():
-        hint = ": settings stand above all [tables]."
+        hint = ": put settings above all [tables]"
     return f"unknown setting {name!r}{hint} (hetmp train --help lists all)"
 
 
@@ -131,15 +131,15 @@ def is_path(name: str, value: Any) -> bool:
     return value is not None and Path in (annotation, *get_args(annotation))
 
 
-_READ_AS = """Flags win over what stands here. Lists are written as [70, 25, 5], and a path that is
-not absolute starts in this file's folder."""
+_READ_AS = """Flags win over this file. Lists are written as [70, 25, 5], and relative paths start
+in this file's folder."""
 
-HEADER = f"A run of `hetmp train`, whole: `hetmp train --config FILE` starts it. {_READ_AS}"
+HEADER = f"A complete run of `hetmp train`: `hetmp train --config FILE` starts it. {_READ_AS}"
 
 _NOT_REPEATED = {
-    "out": "Not repeated, so that the first run's files stay: give --out anew.",
-    "metrics": "Not repeated: it needs --out, and is given with it.",
-    "checkpoint_every": "Not repeated: it needs --out, and is given with it.",
+    "out": "Not repeated, so that the first run's files stay: give --out again.",
+    "metrics": "Not repeated: it needs --out; give it with --out.",
+    "checkpoint_every": "Not repeated: it needs --out; give it with --out.",
     "resume": "Not repeated: a repetition starts at the beginning.",
 }
 """What a run's file leaves out, and why."""
@@ -165,12 +165,12 @@ def write_run_config(
     """
     left_out = _NOT_REPEATED | dict.fromkeys(_OF_PLANNING, "Not repeated: nothing was planned.")
     if plan_used:
-        why = "Not repeated: the plan beside this file is what came of it."
+        why = "Not repeated: the plan beside this file is its result."
         left_out |= dict.fromkeys(("weights", *_OF_PLANNING), why)
         config = config.model_copy(update={"plan": folder / "plan.json"})
     count = f"{ranks} rank" + ("s" if ranks != 1 else "")
-    header = f"""What a run on {count} was told. It is repeated by `hetmp train --config` with this
-file, on as many ranks; --out FOLDER keeps what comes of it. {_READ_AS}"""
+    header = f"""The settings of a run on {count}. `hetmp train --config` with this file repeats
+it, on as many ranks; --out FOLDER keeps the results. {_READ_AS}"""
     text = _text(config, header, folder, left_out, versions)
     with replacing(folder / "config.toml") as beside:
         # A path may have bytes that are no text: rather a file that is refused than a failed run.
@@ -203,7 +203,7 @@ def _text(
         heading = ["", f"# ---- {HEADINGS[name]} ----"] if name in HEADINGS else []
         lines += [*heading, "", *about, said]
     if versions:
-        tables += ["", *_comment("What the run was computed with."), f"[{VERSIONS}]"]
+        tables += ["", *_comment("The versions that the run was computed with."), f"[{VERSIONS}]"]
         tables += [
             f"{name} = {tomlkit.item(number).as_string()}" for name, number in versions.items()
         ]

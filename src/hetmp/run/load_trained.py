@@ -142,12 +142,13 @@ def _config(origin: Origin, file: Path, given: Mapping[str, Any]) -> TrainConfig
     told |= _normalisation(origin, chosen.get("data", told.get("data")))
     if "model" not in chosen and ":" in str(told.get("model", "")):
         raise HetmpError(
-            f"{file} is of {told['model']}, and no file chooses which code is run: give --model"
+            f"{file} holds a network of your own code, {told['model']}, and a file must not choose "
+            "which code is run: give --model"
         )
     missing = [name for name in ("model", "data") if name not in chosen and name not in told]
     if missing:
         raise HetmpError(
-            f"{file} does not say its {' and '.join(missing)}: give "
+            f"{file} does not name its {' and '.join(missing)}: give "
             + " and ".join(f"--{name}" for name in missing)
         )
     return train_config(**{"batch_size": EVALUATION_BATCH, **told, "dtype": origin.dtype, **chosen})
@@ -203,15 +204,15 @@ def check_output(trace: Trace, dataset: Dataset, name: str) -> None:
     value = trace.values.get(getattr(trace.result, "name", ""), None)
     if value is None or not value.is_tensor:
         raise AgreedError(
-            f"{name} does not return one tensor: hetmp train and hetmp evaluate want class scores; "
+            f"{name} does not return one tensor: hetmp train and hetmp evaluate need class scores; "
             "use it in a loop of your own with hetmp.slice_model"
         )
     wanted = (dataset.classes, *dataset.test.label_shape)
     given = value.shape[1:]
     if len(given) != len(wanted) or given[1:] != wanted[1:] or (given[0] or 0) < wanted[0]:
         raise AgreedError(
-            f"{name} gives {_sizes(given)} scores per image, the labels of {dataset.name} "
-            f"want {_sizes(wanted)}: choose a network and data for the same task"
+            f"{name} returns {_sizes(given)} scores per image, but the labels of {dataset.name} "
+            f"need {_sizes(wanted)}: choose a network and data for the same task"
         )
 
 

@@ -29,8 +29,8 @@ def autocast_of(told: Sequence[str] | None, group: Group) -> torch.dtype | None:
             raise AgreedError(str(unknown_name("autocast", name, AUTOCASTS)))
     if len(told) not in (1, group.size):
         raise AgreedError(
-            f"autocast has {len(told)} entries for {count_ranks(group.size)}: give one for "
-            "each, or one"
+            f"autocast has {len(told)} entries for {count_ranks(group.size)}: give one for all, "
+            "or one for each"
         )
     own = told[group.rank if len(told) > 1 else 0]
     return None if own == "none" else getattr(torch, own)

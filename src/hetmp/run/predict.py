@@ -79,7 +79,9 @@ def predict(
         if part not in PARTS:
             raise unknown_name("part", part, PARTS)
         if out.suffix.lower() not in SUFFIXES:
-            raise HetmpError(f"{out} is to be written as what? Choose one of {', '.join(SUFFIXES)}")
+            raise HetmpError(
+                f"cannot tell the format of {out} from its suffix: use {', '.join(SUFFIXES)}"
+            )
         if group.is_root:
             _make_room(out)
 
@@ -87,8 +89,7 @@ def predict(
         dataset = _images(images, config, origin, group)
         if dataset.test.label_shape and out.suffix.lower() == ".csv":
             raise AgreedError(
-                "the network gives every pixel a class, which no table holds: write HDF5 "
-                "(--out predictions.h5)"
+                "a class per pixel does not fit in a table: write HDF5 (--out predictions.h5)"
             )
         return dataset
 
@@ -118,7 +119,7 @@ def _images(pictures: Path | None, config: TrainConfig, origin: Origin, group: G
         return load_dataset(config, group)
     about = origin.config.get("images")
     if not isinstance(about, dict):
-        raise AgreedError("the checkpoint does not say what images it is for: give --data")
+        raise AgreedError("the checkpoint does not describe its images: give --data")
     return load_pictures(pictures, about, group)
 
 
@@ -127,7 +128,7 @@ def _make_room(out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(out.parent, os.W_OK):
-            raise PermissionError(f"{out.parent} may not be written to")
+            raise PermissionError(f"no permission to write to {out.parent}")
     except OSError as error:
         raise HetmpError(f"{out} cannot be written: {error}") from error
 

@@ -110,14 +110,14 @@ class TrainStep:
         if not self._skips:
             raise AgreedFailure(
                 f"the loss is {loss} at step {self.schedule.last_epoch + 1} of {self._steps}: the "
-                f"first number that is not finite is in {self._culprit(images)}; lower --lr, use "
+                f"first value that is not finite is in {self._culprit(images)}; lower --lr, use "
                 "--clip, or give --on-nan skip"
             )
         self._skipped += 1
         if self._skipped == MOST_SKIPPED:
             raise AgreedFailure(
-                f"{MOST_SKIPPED} steps in a row were skipped because loss or gradients were not "
-                f"finite, the last time in {self._culprit(images)}"
+                f"{MOST_SKIPPED} steps in a row were skipped because the loss or gradients were "
+                f"not finite, the last time in {self._culprit(images)}: lower --lr, or use --clip"
             )
         for buffer, kept in zip(self._model.buffers(), before, strict=True):
             buffer.copy_(kept)

@@ -29,6 +29,4 @@ def differing_versions(path: str | Path | None, written: Mapping[str, str]) -> s
     ]
     if not unlike:
         return ""
-    return (
-        f"{path} was written with {', '.join(unlike)}: the loss curve may differ in its last digits"
-    )
+    return f"{path} was written with {', '.join(unlike)}: the loss may differ in its last digits"

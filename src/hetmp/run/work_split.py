@@ -109,7 +109,7 @@ def _profile(
         if config.profiles is not None:
             measure = partial(profile_by_kind, folder=config.profiles, kind=node_kind())
         else:
-            group.say(f"measuring the ranks for about {config.profile_seconds:g} s")
+            group.say(f"measuring the ranks, about {config.profile_seconds:g} s")
         return measure(
             module,
             example,
@@ -132,14 +132,14 @@ def _check_plan(plan: Plan, titles: list[str], graph: Callable[[], ModelGraph]) 
     plan.check_ranks(len(titles))
     if plan.fingerprint and plan.fingerprint != fingerprint(graph()):
         raise HetmpError(
-            "the plan was made for another model, or for images of another size: make a plan for "
-            "this one"
+            "the plan was made for another model, or for images of another size: make one for "
+            "this model"
         )
     for rank, (title, planned) in enumerate(zip(titles, plan.devices or titles, strict=True)):
         if title != planned:
             raise HetmpError(
-                f"the plan was made for {planned} as rank {rank}, which is {title}: make a plan "
-                "for these ranks, or remove 'devices' from the file to use it as it is"
+                f"rank {rank} is {title}, but the plan was made for {planned}: make a plan for "
+                "these ranks, or remove 'devices' from the file to use it as it is"
             )
 
 

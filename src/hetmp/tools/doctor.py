@@ -68,7 +68,7 @@ def _looked(what: str, look: Callable[[], Check]) -> Check:
     try:
         return look()
     except HetmpError as error:
-        return Check(what, "not as it should be", str(error))
+        return Check(what, "not usable", str(error))
 
 
 def _library() -> Check:
@@ -114,7 +114,7 @@ def _devices(group: Group | None) -> list[Check]:
     try:
         threads, device = share_cores(group), choose_device(group, "auto")
     except HetmpError as error:
-        return [Check("devices", "not as they should be", str(error))]
+        return [Check("devices", "not usable", str(error))]
     own = device_name(device)
     if device.type == "cpu":
         own += f", {threads} thread{'s' * (threads != 1)}"

@@ -258,8 +258,8 @@ def _group_table(explanation: Explanation) -> RenderableType:
     shared = [group for group in explanation.groups.groups if len(group.layers) > 1]
     alone = len(explanation.groups.groups) - len(shared)
     if not shared:
-        return Text("\nChannel groups: no layer's channels must be cut like another's")
-    table = _table("\nChannel groups: channels of several layers that are cut alike")
+        return Text("\nChannel groups: every layer's channels can be cut independently")
+    table = _table("\nChannel groups: layers whose channels must be cut in the same way")
     table.add_column("group", justify="right")
     table.add_column("channels", justify="right")
     table.add_column("layers", overflow="fold")
@@ -284,14 +284,14 @@ def _totals(explanation: Explanation) -> Text:
         f"{_bytes(received[rank])} per image"
         for rank in ranks
     ]
-    lines.append("exchange: in front of the layer; per image: bytes that all ranks receive for it,")
+    lines.append("exchange: before the layer; per image: bytes that all ranks receive for it,")
     lines.append("forward and backward, in the model's precision")
     if {row.scheme for row in explanation.rows if row.mixes} == {"filters"}:
         lines.append("scheme: filters everywhere (every rank owns its output channels' filters)")
     if any(_exchange_text(row) == "as above" for row in explanation.rows):
         lines.append("as above: the value was gathered for an earlier layer and is used again")
     if explanation.modes:
-        lines.append("training and evaluation run other operations: shown is training")
+        lines.append("training and evaluation run different operations: this shows training")
     return Text("\n".join(lines))
 
 

@@ -57,10 +57,10 @@ class ProfileConfig:
         """
         if self.kind is not None and self.profiles is None:
             raise HetmpError(
-                "--kind names nodes in the folder of --profiles: give both, or neither"
+                "--kind names a kind of node in the folder --profiles: give both, or neither"
             )
         if self.batch_size < 1:
-            raise HetmpError(f"a batch has 1 image or more, got {self.batch_size}")
+            raise HetmpError(f"batch_size must be 1 or more, got {self.batch_size}")
 
 
 def profile_network(

@@ -87,13 +87,13 @@ def profile_by_kind(
         by_key = dict(zip(known, profile.devices, strict=True))
     if kept and not missing:
         kinds = _some(sorted({kind for kind, _ in keys}))
-        group.say(f"nodes of kind {kinds} as kept in {folder}: measuring the links alone")
+        group.say(f"nodes of kind {kinds}: times read from {folder}, measuring only the links")
         links = profile_links(graph, example, group, device=device, tuning=tuning)
         devices = tuple(by_key[key] for key in keys)
         return profile.model_copy(update={"devices": devices, "links": links})
     lacks = _some([_lacking(library, key) for key in missing])
     group.say(
-        f"measuring the ranks for about {budget.seconds:g} s: {folder} has nothing yet of nodes of "
+        f"measuring the ranks, about {budget.seconds:g} s: {folder} has no times yet of nodes of "
         f"kind {lacks}"
     )
     profile = profile_model(
@@ -170,7 +170,7 @@ def _joined(task: Task, found: Mapping[Key, DeviceProfile], free: Mapping[Key, i
 
 def _lacking(library: Library, key: Key) -> str:
     kind, title = key
-    return f"{kind} ({title}{'; of another device only' if library.has_others(kind) else ''})"
+    return f"{kind} ({title}{'; only of another device' if library.has_others(kind) else ''})"
 
 
 def _some(names: Sequence[str]) -> str:

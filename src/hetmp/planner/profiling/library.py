@@ -80,7 +80,7 @@ class Library:
         name = safe_name(kind)
         if not name:
             raise HetmpError(
-                f"{kind!r} is no name for a kind of node: use letters and digits, as in gpu-a100"
+                f"{kind!r} cannot name a kind of node: use letters and digits, as in gpu-a100"
             )
         return self.folder / self.task.name / name
 
@@ -97,7 +97,7 @@ class Library:
             kept = Profile.load(path)
             kept.check_batch(self.task.batch_size, self.task.dtype)
         except HetmpError as error:
-            raise HetmpError(f"{error}. Remove {path}, and the device is measured again") from error
+            raise HetmpError(f"{error}. Remove {path} to measure the device again") from error
         # A name that was made safe may be another device's, too.
         return next((device for device in kept.devices if device.title == title), None)
 
@@ -145,8 +145,8 @@ class Library:
 
     def _unwritable(self, path: Path, error: OSError) -> HetmpError:
         return HetmpError(
-            f"{path} cannot be written, so no profile can be kept: {error.strerror}. Choose a "
-            f"folder that can be written instead of {self.folder}"
+            f"{path} cannot be written, so the profile cannot be stored: {error.strerror}. Choose "
+            f"a writable folder instead of {self.folder}"
         )
 
 

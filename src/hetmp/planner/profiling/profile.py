@@ -47,12 +47,14 @@ class WorkTimes(BaseModel):
     @model_validator(mode="after")
     def _columns_are_alike(self) -> "WorkTimes":
         if list(self.counts) != sorted(set(self.counts)):
-            raise ValueError(f"the counts of {self.work!r} do not ascend: {self.counts}")
+            raise ValueError(f"the counts of {self.work!r} must ascend: {self.counts}")
         if self.counts[0] < 0 or self.counts[-1] > self.total:
-            raise ValueError(f"the counts of {self.work!r} leave 0 to {self.total}: {self.counts}")
+            raise ValueError(
+                f"the counts of {self.work!r} must be within 0 to {self.total}: {self.counts}"
+            )
         for name in ("forward", "backward", "parameters", "saved"):
             if len(getattr(self, name)) != len(self.counts):
-                raise ValueError(f"{name} of {self.work!r} has not one figure for every count")
+                raise ValueError(f"{name} of {self.work!r} needs one figure for every count")
         return self
 
 
@@ -109,7 +111,7 @@ class LinkTimes(BaseModel):
     def _columns_are_alike(self) -> "LinkTimes":
         if not len(self.bytes) == len(self.largest) == len(self.seconds):
             raise ValueError(
-                f"bytes, largest and seconds of {self.collective} are of unequal length"
+                f"bytes, largest and seconds of {self.collective} must have the same length"
             )
         return self
 
@@ -160,8 +162,8 @@ class Profile(BaseModel):
         ):
             if measured != wanted:
                 raise HetmpError(
-                    f"the profile was measured with {what} {measured}, this is {what} {wanted}: "
-                    f"run hetmp profile again with {wanted}"
+                    f"the profile was measured with {what} {measured}, this run has {what} "
+                    f"{wanted}: run hetmp profile again with {wanted}"
                 )
 
     def check_devices(self, titles: Sequence[str]) -> None:
@@ -172,12 +174,12 @@ class Profile(BaseModel):
         """
         if len(titles) != len(self.devices):
             raise HetmpError(
-                f"the profile is of {len(self.devices)} ranks, this job has {len(titles)}: run "
+                f"the profile has {len(self.devices)} ranks, this job has {len(titles)}: run "
                 "hetmp profile on them, or plan with --ranks-from"
             )
         for rank, (title, measured) in enumerate(zip(titles, self.devices, strict=True)):
             if title != measured.title:
                 raise HetmpError(
-                    f"rank {rank} is {title}, the profile is of {measured.title}: run hetmp "
+                    f"rank {rank} is {title}, the profile has {measured.title} there: run hetmp "
                     "profile on these ranks"
                 )

@@ -155,4 +155,6 @@ def _batch(example: Any) -> tuple[int, torch.dtype]:
     for item in [example] if isinstance(example, Tensor) else items:
         if isinstance(item, Tensor) and item.is_floating_point() and item.dim():
             return int(item.shape[0]), item.dtype
-    raise HetmpError("the example has no floating-point tensor whose first axis is the batch")
+    raise HetmpError(
+        "the example input needs a floating-point tensor whose first axis is the batch"
+    )

@@ -113,6 +113,6 @@ class Metrics:
                 work(writer)
         except OSError as error:
             self.error = self.error or (
-                f"the metrics in {self._folder} cannot be written: {error.strerror or error}: make "
-                "room there, or give another --out"
+                f"the metrics in {self._folder} cannot be written: {error.strerror or error}: free "
+                "space there, or give another --out"
             )

@@ -164,7 +164,7 @@ class TerminalConsole(Console):
 
     @size.setter
     def size(self, size: tuple[int, int]) -> None:
-        raise AttributeError("a terminal's size is the terminal's")
+        raise AttributeError("the size of a terminal cannot be set")
 
     def show_cursor(self, show: bool = True) -> bool:
         """Do nothing; whether that is what was asked for."""

@@ -57,7 +57,7 @@ class BenchConfig:
         """
         for name in ("batch_size", "repeats"):
             if getattr(self, name) < 1:
-                raise HetmpError(f"{name} is 1 or more, got {getattr(self, name)}")
+                raise HetmpError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.slowdown is not None:
             check_slowdown(self.slowdown, ranks)
         for name in self.only or ():
@@ -65,7 +65,7 @@ class BenchConfig:
                 raise unknown_name("variant", name, VARIANTS)
             if self.slowdown is not None and name in ONE_PROCESS:
                 raise HetmpError(
-                    f"{name!r} is not measured among slowed ranks: it would run at full speed. "
+                    f"{name!r} cannot be measured among slowed ranks: it would run at full speed. "
                     "Choose other variants, or no slowdown"
                 )
 

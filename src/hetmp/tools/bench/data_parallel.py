@@ -32,11 +32,11 @@ def process_group(group: Group) -> Iterator[None]:
     _, here = local_sharing(group, "this host")
     with group.together():
         if not (dist.is_available() and dist.is_gloo_available()):
-            raise HetmpError("this PyTorch has no gloo: bench without data parallel")
+            raise HetmpError("this PyTorch has no gloo: run the bench without data parallel")
         if dist.is_initialized():
             raise HetmpError(
-                "torch.distributed has a process group already: destroy it before the bench, or "
-                "bench without data parallel"
+                "torch.distributed already has a process group: destroy it before the bench, or "
+                "run the bench without data parallel"
             )
         tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
         host, port = "127.0.0.1" if here == group.size else socket.gethostname(), 0

@@ -21,7 +21,7 @@ def check_appendable(path: Path) -> None:
         HetmpError: naming the file and the reason.
     """
     if not path.parent.is_dir():
-        raise HetmpError(f"no folder {path.parent} for {path.name}: make it first")
+        raise HetmpError(f"{path.parent} is not a folder: make it before writing {path.name}")
     try:
         path.open("a").close()
     except OSError as error:

@@ -25,7 +25,7 @@ def left_out(config: BenchConfig, ranks: int) -> dict[str, str]:
     for name in DATA_PARALLEL:
         counts = batches(name, config, ranks)
         if 0 in counts:
-            reasons[name] = f"rank {counts.index(0)} has none of {config.batch_size} images"
+            reasons[name] = f"rank {counts.index(0)} gets none of the {config.batch_size} images"
     return {name: why for name, why in reasons.items() if name in config.variants()}
 
 

@@ -108,14 +108,14 @@ def metrics_file(path: Path) -> Path:
     """
     if not path.exists():
         raise HetmpError(
-            f"there is no {path}{near_path(path)}: give the folder that a run was told with --out, "
-            f"or its {NAME}"
+            f"{path} does not exist{near_path(path)}: give the folder of a run (its --out), or its "
+            f"{NAME}"
         )
     if not path.is_dir():
         return path
     if not (path / NAME).is_file():
         raise HetmpError(
-            f"{path} has no {NAME}: it is no run's folder, or its run has not begun; "
+            f"{path} has no {NAME}: it is not the folder of a run, or the run has not begun; "
             "'hetmp train --out FOLDER' writes one"
         )
     return path / NAME
@@ -141,7 +141,7 @@ def read_run(path: Path, label: str = "") -> Run:
             unreadable.append(number)
     if len(unreadable) == sum(1 for line in lines if line.strip()):
         what = "torn in its first line" if len(lines) == 1 and lines[0].startswith('{"kind"') else (
-            "no metrics file of hetmp"
+            "not a metrics file of hetmp"
         )  # fmt: skip
         raise HetmpError(
             f"{path} is {what}: a report needs the {NAME} that 'hetmp train --out FOLDER' writes"

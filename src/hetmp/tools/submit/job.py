@@ -25,8 +25,8 @@ Whole = Annotated[int, Field(ge=1)]
 def _is_a_word(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._%+\[\]=,:@&|*()/-]+", value):
         raise ValueError(
-            f"{value!r} cannot stand in a line of a script: letters, digits and ._%+[]=,:@&|*()/- "
-            "can, spaces and quotes cannot"
+            f"{value!r} cannot be put into a script: use letters, digits and ._%+[]=,:@&|*()/-, "
+            "no spaces or quotes"
         )
     return value
 
@@ -41,34 +41,36 @@ class Component(BaseModel):
     model_config = _CONFIG
 
     partition: Word | None = None
-    """The partition that they are in."""
+    """Partition of the nodes."""
     constraint: Word | None = None
-    """Features that they must have."""
+    """Features that the nodes must have."""
     nodes: str = "1"
-    """How many nodes: 2, or 1-4 for as many of them as can be had."""
+    """Number of nodes: 2, or 1-4 for as many of them as are free."""
     tasks_per_node: Whole = 1
     """Ranks on each node: one per GPU, or one in all."""
     cpus_per_task: Whole = 2
     """Cores for each rank."""
     gpus_per_task: Annotated[int, Field(ge=0)] = 0
-    """GPUs for each rank, which uses one."""
+    """GPUs for each rank; it uses one."""
     mem: Word | None = None
-    """Memory of each node, as 16G; the site's default if not given."""
+    """Memory of each node, such as 16G; the site's default if not given."""
 
     @field_validator("nodes", mode="before")
     @classmethod
     def _nodes_are_a_range(cls, value: Any) -> str:
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
         if found is None or int(found[1]) < 1 or int(found[2] or found[1]) < int(found[1]):
-            raise ValueError(f"{value!r} is no number of nodes such as 2, and no range such as 1-4")
+            raise ValueError(
+                f"{value!r} is neither a number of nodes such as 2 nor a range such as 1-4"
+            )
         return str(value)
 
     @model_validator(mode="after")
     def _range_has_one_task_each(self) -> "Component":
         if "-" in self.nodes and self.tasks_per_node > 1:
             raise ValueError(
-                f"of nodes {self.nodes} with {self.tasks_per_node} tasks on each, Slurm would give "
-                "the fewest: say one number of nodes, or 1 task per node"
+                f"for nodes {self.nodes} with {self.tasks_per_node} tasks each, Slurm would give "
+                "the fewest: give one number of nodes, or 1 task per node"
             )
         return self
 
@@ -117,11 +119,11 @@ class Job(BaseModel):
     model_config = _CONFIG
 
     name: Word = "hetmp"
-    """What the queue calls it."""
+    """Name of the job in the queue."""
     time: Word = "01:00:00"
-    """Time limit, as sbatch takes it; a run is queued again as often as max_restarts allows."""
+    """Time limit, as sbatch takes it; a run is requeued up to max_restarts times."""
     account: Word | None = None
-    """Whom the site charges."""
+    """Account to charge."""
     qos: Word | None = None
     """Quality of service."""
     output: Word = "%x-%j.out"
@@ -131,22 +133,22 @@ class Job(BaseModel):
     options: tuple[str, ...] = ()
     """More options of sbatch, each as --name=value."""
     arguments: tuple[str, ...] = ()
-    """What follows `hetmp train` (or profile, evaluate) in the job."""
+    """Arguments of `hetmp train` (or profile, evaluate) in the job."""
     run: str | None = None
-    """Folder of the run, to go on with an older one; runs/NAME-NUMBER if not given."""
+    """Folder of the run, an older one to continue it; runs/NAME-NUMBER if not given."""
     profiles: str = "runs/profiles"
-    """Folder of what was measured of each kind of node."""
+    """Folder of measured times by kind of node."""
     checkpoint_every: Word = "10min"
-    """How often a checkpoint is saved: 500 (steps), 2epochs, 90s, 10min, 1h."""
+    """How often to save a checkpoint: 500 (steps), 2epochs, 90s, 10min, 1h."""
     signal: str = "USR2"
-    """Which signal says that the time is nearly up."""
+    """Signal to send before the time limit."""
     notice: Annotated[int, Field(ge=1, le=65535)] = 120
-    """How many seconds before the limit it says so: enough for a step, an evaluation and a
-    checkpoint. Slurm may be up to 60 s early."""
+    """Seconds before the limit to send it: enough for a step, an evaluation and a checkpoint.
+    Slurm may be up to 60 s early."""
     max_restarts: Annotated[int, Field(ge=0)] = 10
-    """How often a run that was not done in time is queued again."""
+    """How often to requeue a run that has not ended in time."""
     mpi: Word = "auto"
-    """What srun --mpi= is given; auto: what fits the MPI library and the site."""
+    """Value for srun --mpi=; auto: the one that fits the MPI library and the site."""
 
     def same_flags(self) -> list[str]:
         """Flags of `hetmp submit` for a job like this one on other nodes."""
@@ -171,7 +173,9 @@ class Job(BaseModel):
     def _are_options(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         for value in values:
             if not re.fullmatch(r"--?[A-Za-z][^\n]*", value):
-                raise ValueError(f"{value!r} is no option of sbatch such as --reservation=night")
+                raise ValueError(
+                    f"{value!r} is not an option of sbatch such as --reservation=night"
+                )
         return values
 
 
@@ -239,12 +243,12 @@ def make_job(
         components = validated(Job, fields, source).components
         if len(components) > 1:
             raise HetmpError(
-                f"--{next(iter(nodes)).replace('_', '-')} does not say which of the "
-                f"{len(components)} components it is for: put it into --component"
+                f"--{next(iter(nodes)).replace('_', '-')} is ambiguous for a job of "
+                f"{len(components)} components: put it into --component"
             )
         fields["components"] = ({**components[0].model_dump(exclude_unset=True), **nodes},)
     job = validated(Job, fields, source)
     outs = [told for told in job.arguments if told == "--out" or told.startswith("--out=")]
     if outs and template.startswith("train"):
-        raise HetmpError("the run's folder is --run of hetmp submit, not --out in the job")
+        raise HetmpError("give the run's folder by --run of hetmp submit, not by --out in the job")
     return job

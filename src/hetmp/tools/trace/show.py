@@ -20,8 +20,8 @@ def render_trace(traced: Traced, path: Path, steps: int) -> RenderableType:
         _layers(traced),
         Text(),
         Text(
-            f"wrote {path}: {steps} step{'s' * (steps != 1)} on {count_ranks(traced.ranks)}, whose "
-            f"clocks are told to {1e6 * traced.clock_error:.0f} µs; open it at ui.perfetto.dev"
+            f"wrote {path}: {steps} step{'s' * (steps != 1)} on {count_ranks(traced.ranks)}, "
+            f"clocks compared to {1e6 * traced.clock_error:.0f} µs; open it at ui.perfetto.dev"
         ),
     )
 
