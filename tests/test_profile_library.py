@@ -309,7 +309,7 @@ def test_a_kind_that_has_another_device_now_is_measured_anew(tmp_path, counted, 
         assert len(counted) == 2  # the second time both devices are known
     assert len(list(kept.rglob("*.json"))) == 2
     said = capsys.readouterr().out
-    told = f"kind new ({device_title(CPU, 2.0)}; of another device only)\n"
+    told = f"kind new ({device_title(CPU, 2.0)}; only of another device)\n"
     assert said.count(told) == (world().rank == 0)
 
 

@@ -110,8 +110,8 @@ def test_a_profile_is_used_again_and_only_for_its_own_work(tmp_path):
     result = train(train_config(**(DIGITS | mine | {"batch_size": 16, "dtype": "float32"})))
     same_everywhere(result)
     assert math.isfinite(result.loss) and result.steps == STEPS
-    refused_everywhere("batch size 16, this is batch size 64", **mine, batch_size=64)
-    refused_everywhere("dtype float32, this is dtype float64", **mine, batch_size=16)
+    refused_everywhere("batch size 16, this run has batch size 64", **mine, batch_size=64)
+    refused_everywhere("dtype float32, this run has dtype float64", **mine, batch_size=16)
     wanted = {**mine, "batch_size": 16, "dtype": "float32"}
     slowed = [1.0] * (group.size - 1) + [4.0]
     last = f"rank {group.size - 1} is {device_title(CPU, 4.0)}, the profile has"

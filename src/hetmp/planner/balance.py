@@ -1,4 +1,4 @@
-"""How many channels of a group each rank gets, from measured times.
+"""Divide the channels of a group over the ranks by measured times.
 
 The threshold search: the smallest time T for which the ranks' largest counts that take at most T
 add up to the group. Exact for tables that never fall (Lastovetsky and Reddy, 2007, for
@@ -17,7 +17,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def balanced(times: Array, caps: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Counts for every rank that take the least time of the slowest.
+    """Return the count of every rank for which the slowest rank takes the least time.
 
     Args:
         times: (ranks, units + 1) seconds of each rank for every count from 0 to all.
@@ -47,9 +47,9 @@ def balanced(times: Array, caps: Sequence[int] | None = None) -> tuple[int, ...]
 
 
 def counts_on_grid(counts: Sequence[int], grid: int) -> tuple[int, ...]:
-    """The counts nearby that are multiples of *grid*; the rank with the most takes what is left.
+    """Round counts to multiples of *grid*; the rank with the most gets the remainder.
 
-    Counts below half of *grid* stay, and all of them where they would not add up.
+    Counts below half of *grid* stay; all counts stay if the rounded ones would not add up.
 
     >>> on_grid((211, 45), 16), on_grid((44, 13, 3), 16), on_grid((9, 8), 16)
     ((208, 48), (41, 16, 3), (9, 8))
@@ -61,12 +61,12 @@ def counts_on_grid(counts: Sequence[int], grid: int) -> tuple[int, ...]:
 
 
 def _largest(reach: Array, seconds: float) -> Counts:
-    """The largest count of each rank that takes at most *seconds*; 0 where none does."""
+    """Return the largest count of each rank that takes at most *seconds*; 0 if none does."""
     return np.maximum((reach <= seconds).sum(axis=1) - 1, 0)
 
 
 def _without_excess(counts: Counts, times: Array, seconds: float, units: int) -> Counts:
-    """Counts that add up to *units*, taken from the rank that it saves the most time.
+    """Reduce *counts* to the sum *units*, at the ranks where it saves the most time.
 
     A smaller count may take longer than *seconds* where a table falls: the least of those, then.
     """

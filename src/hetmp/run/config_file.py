@@ -22,35 +22,35 @@ else:
     import tomli as tomllib
 
 VERSIONS = "versions"
-"""The table that says what wrote a file."""
+"""The table with the versions that wrote a file."""
 
 OPPOSITES = (("weights", "plan"), ("epochs", "steps"), ("profile", "profiles"))
-"""Fields of which a run has one: a flag takes the place of the file's other one."""
+"""Pairs of exclusive fields: a flag for one replaces the file's other."""
 
 _WORDS = {
     "a valid tuple": "a list",
     "a valid dictionary": "a table",
     " for <class 'pathlib.Path'>": "",
 }
-"""What TOML calls things, by what pydantic calls them."""
+"""TOML's names for types, by pydantic's."""
 
 
 class ConfigFile(NamedTuple):
-    """What a file says: fields of ``TrainConfig`` as plain values, and what wrote it."""
+    """The content of a file: fields of ``TrainConfig`` as plain values, and its versions."""
 
     fields: dict[str, Any]
     versions: dict[str, str]
 
 
 def read_config(path: str | Path) -> ConfigFile:
-    """The fields that a TOML file says; its relative paths start in its own folder.
+    """Read the fields in a TOML file; its relative paths start in its own folder.
 
-    Each is checked on its own. What they come to together is checked where they become a
-    ``TrainConfig``, since flags may say the rest.
+    Each field is checked alone. Combinations are checked when a ``TrainConfig`` is made, since
+    flags may add the rest.
 
     Raises:
-        HetmpError: it cannot be read, a name is unknown, or a value is wrong: its place, the
-            reason and the value.
+        HetmpError: the file cannot be read, a name is unknown, or a value is wrong: its place,
+            the reason and the value.
     """
     what = f"config {path}"
     try:
@@ -85,7 +85,7 @@ def read_config(path: str | Path) -> ConfigFile:
 
 
 def flags_over(fields: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """A file's *fields* with *flags* in their place, and in the place of their opposites."""
+    """Merge *flags* into a file's *fields*; a flag also replaces the field it excludes."""
     kept = dict(fields)
     for pair in OPPOSITES:
         for flag, other in (pair, pair[::-1]):
@@ -124,7 +124,7 @@ def _check_each(error: ValidationError, what: str) -> None:
 
 
 def is_path(name: str, value: Any) -> bool:
-    """Whether the value of a field is a file or folder."""
+    """Return whether the value of a field is a file or folder."""
     if name == "resume":
         return value is not None and value != "auto"
     annotation = TrainConfig.model_fields[name].annotation
@@ -142,13 +142,13 @@ _NOT_REPEATED = {
     "checkpoint_every": "Not repeated: it needs --out; give it with --out.",
     "resume": "Not repeated: a repetition starts at the beginning.",
 }
-"""What a run's file leaves out, and why."""
+"""Fields that a run's file leaves out, with the reason."""
 
 _OF_PLANNING = ("profile", "profiles", "profile_seconds")
 
 
 def config_text(config: TrainConfig, header: str = HEADER) -> str:
-    """A file that says all of *config*, every field with its description; paths are absolute."""
+    """Return *config* as the text of a file, each field with its description, absolute paths."""
     return _text(config, header, None, {}, {})
 
 
@@ -158,10 +158,10 @@ def write_run_config(
     """Write ``config.toml``, which repeats a run, into the run's *folder*.
 
     Args:
-        config: as the user told it: what names every rank is in the ranks' own order.
-        plan_used: whether the work was shared by a plan, which is then read from ``plan.json``.
+        config: as the user gave it: lists per rank are in the job's own order.
+        plan_used: whether a plan shared the work; the file then refers to ``plan.json``.
         versions: see `present_versions`.
-        ranks: of the job, idle ones included.
+        ranks: number of ranks of the job, idle ones included.
     """
     left_out = _NOT_REPEATED | dict.fromkeys(_OF_PLANNING, "Not repeated: nothing was planned.")
     if plan_used:
@@ -173,7 +173,7 @@ def write_run_config(
 it, on as many ranks; --out FOLDER keeps the results. {_READ_AS}"""
     text = _text(config, header, folder, left_out, versions)
     with replacing(folder / "config.toml") as beside:
-        # A path may have bytes that are no text: rather a file that is refused than a failed run.
+        # A path may have bytes that are not text: an unusable file is better than a failed run.
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -184,7 +184,7 @@ def _text(
     left_out: Mapping[str, str],
     versions: Mapping[str, str],
 ) -> str:
-    """The file's text. Paths below *folder* are relative to it, others absolute."""
+    """Return the file's text. Paths below *folder* are relative to it, others absolute."""
     lines, tables = _comment(header), []
     for name, told in config.model_dump().items():
         value = _in_toml(told)
@@ -223,7 +223,7 @@ def _written_path(path: str, folder: Path | None) -> str:
 
 
 def _in_toml(value: Any) -> Any:
-    """*value* in what TOML has words for, which are none for None: such entries are left out."""
+    """Convert *value* for TOML, which has no null: entries that are None are left out."""
     if isinstance(value, dict):
         told = {key: _in_toml(entry) for key, entry in value.items()}
         return {key: entry for key, entry in told.items() if entry is not None}

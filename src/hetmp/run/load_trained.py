@@ -1,4 +1,4 @@
-"""A trained network taken up from a checkpoint, on any ranks, to be used."""
+"""Load a trained network from a checkpoint, on any ranks, and use it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,16 +34,16 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Trained:
-    """Where a network comes from, and what it is used on.
+    """A checkpoint and the settings with which its network is used.
 
     Attributes:
         file: the checkpoint.
-        origin: what it says of itself.
-        config: how it is used.
-        dataset: what it is used on.
-        device: of this rank.
-        ranks: of the job.
-        passed_over: what is wrong with newer checkpoints of the folder.
+        origin: metadata of the checkpoint.
+        config: settings of this use.
+        dataset: the data set to use it on.
+        device: device of this rank.
+        ranks: number of ranks of the job.
+        passed_over: a reason for each newer checkpoint of the folder that cannot be used.
     """
 
     file: Path
@@ -56,12 +56,12 @@ class Trained:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's parameters."""
+        """Return the dtype of the network's parameters."""
         found: torch.dtype = getattr(torch, self.config.dtype)
         return found
 
     def feed(self, model: SlicedModel, part: Part) -> Feed:
-        """Batches of *part* for *model*."""
+        """Return a feed of the batches of *part* for *model*."""
         reading = Reading(model.hetmp.plan.held, self.config.readers, self.device, self.dtype)
         return Feed(self.dataset, part, model.hetmp.group, reading)
 
@@ -78,14 +78,16 @@ def run_on_trained(
     figures: int,
     load: Load = lambda config, origin, group: load_dataset(config, group),
 ) -> tuple[Trained, list[float]]:
-    """What *work* finds with a checkpoint's network, the same on every rank. Collective.
+    """Load a checkpoint's network and call *work* with it. Collective.
 
     Args:
         path: a checkpoint, or a run's folder: its ``model.h5``, else its newest sound checkpoint.
-        given: fields of ``TrainConfig``: how the work is shared, and what the file does not say
-            or what is to be another. Those that are None are not given.
-        work: is called on the ranks that take part, and gives so many *figures*.
-        load: the data set that is used. Collective.
+        given: fields of ``TrainConfig``; they win over the file's own. None counts as missing.
+        work: called on the ranks that take part; returns as many numbers as *figures* says.
+        load: loads the data set to use. Collective.
+
+    Returns:
+        The checkpoint with its settings, and the result of *work*, the same on every rank.
 
     Raises:
         HetmpError: on every rank at once: bad input, or a file that cannot be used.
@@ -115,9 +117,9 @@ def run_on_trained(
 
 
 def _pointed_at(group: Group, path: Path) -> Path:
-    """What to look at in place of a run's folder or of a link, as rank 0 sees it. Collective.
+    """Return the file that a run's folder or a link stands for, as rank 0 sees it. Collective.
 
-    A link is followed now, once for all ranks: a run that goes on moves ``latest.h5``.
+    A link is followed once for all ranks, since a run that is still going moves ``latest.h5``.
     """
     found = path
     with group.together():
@@ -130,7 +132,7 @@ def _pointed_at(group: Group, path: Path) -> Path:
 
 
 def _config(origin: Origin, file: Path, given: Mapping[str, Any]) -> TrainConfig:
-    """What is evaluated and how: as *given*, else as the file says."""
+    """Make the configuration of the use: as *given*, else as in the file."""
     chosen = {name: value for name, value in given.items() if value is not None}
     told = {
         name: origin.config[name]
@@ -155,7 +157,7 @@ def _config(origin: Origin, file: Path, given: Mapping[str, Any]) -> TrainConfig
 
 
 def _normalisation(origin: Origin, data: str | None) -> dict[str, Any]:
-    """Mean and deviation that the network was trained with, where data set *data* takes them."""
+    """Return mean and deviation of the training, if the data set *data* takes them."""
     images = origin.config.get("images")
     if not isinstance(images, dict) or images["normalised"] or "mean" not in options_of(data):
         return {}
@@ -168,7 +170,7 @@ def _loaded(
     tuning: Tuning,
     comm: "MPI.Intracomm | None",
 ) -> SlicedModel:
-    """The network with the numbers of a checkpoint, whose digests were compared. Collective."""
+    """Slice the network and fill it from a checkpoint with verified digests. Collective."""
     group, dataset, name = Group(comm), trained.dataset, trained.config.model
     # A network of the user's own may make tensors that no file has: it is built as it trains.
     shipped = name in models.names()
@@ -191,7 +193,7 @@ def _loaded(
 
 
 def _nothing(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """A parameter that is read from a file afterwards: it takes no memory."""
+    """Return a placeholder without memory for a parameter that is read from a file later."""
     return torch.zeros(()).expand(shape)
 
 
@@ -199,7 +201,7 @@ def check_output(trace: Trace, dataset: Dataset, name: str) -> None:
     """Refuse a network *name* whose output, in the mode of *trace*, does not fit the labels.
 
     Raises:
-        AgreedError: the output is the same on every rank.
+        AgreedError: the output is not one tensor, or has a shape that does not fit the labels.
     """
     value = trace.values.get(getattr(trace.result, "name", ""), None)
     if value is None or not value.is_tensor:

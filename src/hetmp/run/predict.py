@@ -1,4 +1,4 @@
-"""What a trained network says of images: the class and its probability, in a file."""
+"""Write the predictions of a trained network to a file: class and probability by image."""
 
 import csv
 import io
@@ -34,15 +34,15 @@ SUFFIXES = ".csv", ".h5", ".hdf5"
 
 @dataclass(frozen=True)
 class PredictionSummary:
-    """What was said, of how much.
+    """The result of a prediction.
 
     Attributes:
         file: the checkpoint.
-        out: where the predictions are.
-        images: how many there are.
-        accuracy: share of the labels that were met; None where the images have none.
-        ranks: of the job.
-        passed_over: what is wrong with newer checkpoints of the folder.
+        out: the file of the predictions.
+        images: number of images.
+        accuracy: share of the labels predicted, 0 to 1; None if the images have no labels.
+        ranks: number of ranks of the job.
+        passed_over: a reason for each newer checkpoint of the folder that cannot be used.
     """
 
     file: str
@@ -68,8 +68,8 @@ def predict(
         path: a checkpoint, or a run's folder, as for ``evaluate_checkpoint``.
         out: the file to write: ``.csv``, or ``.h5`` for HDF5.
         given: fields of ``TrainConfig``, as for ``evaluate_checkpoint``.
-        part: of the data set that the network was trained on, or of the given one.
-        images: a folder of pictures without classes, instead; or one picture.
+        part: ``test`` or ``train``: the part of the data set to use.
+        images: a folder of pictures without classes, or one picture, instead of a data set.
 
     Raises:
         HetmpError: on every rank at once: bad input, or a file that cannot be used or written.
@@ -114,7 +114,7 @@ def predict(
 
 
 def _images(pictures: Path | None, config: TrainConfig, origin: Origin, group: Group) -> Dataset:
-    """What the network is used on: pictures, or a data set. Collective."""
+    """Load the images to classify: pictures, or a data set. Collective."""
     if pictures is None:
         return load_dataset(config, group)
     about = origin.config.get("images")
@@ -124,7 +124,11 @@ def _images(pictures: Path | None, config: TrainConfig, origin: Origin, group: G
 
 
 def _make_room(out: Path) -> None:
-    """The folder of a file that will be written, before there is anything to lose."""
+    """Make the folder of an output file, before any work is done.
+
+    Raises:
+        HetmpError: it cannot be made or written to.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(out.parent, os.W_OK):
@@ -135,7 +139,7 @@ def _make_room(out: Path) -> None:
 
 @dataclass(frozen=True)
 class _Found:
-    """Of every image, or of every pixel of it: class, its probability, and label."""
+    """Class, its probability, and label of every image, or of every pixel: (n, *spatial)."""
 
     classes: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
@@ -143,7 +147,7 @@ class _Found:
 
 
 def _predictions(model: SlicedModel, trained: Trained, part: Part) -> _Found:
-    """What the network says of all images of *part*. Collective."""
+    """Classify all images of *part*. Collective."""
     model.eval()
     classes, probabilities, told = [], [], []
     with torch.no_grad():
@@ -168,7 +172,7 @@ def _write(out: Path, found: _Found, dataset: Dataset, part: Part, *, labelled: 
 
 
 def _csv(found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> str:
-    """A row per image: image, class, its name if it has one, probability, label if known."""
+    """Return a row per image: image, class, its name if it has one, probability, label if known."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     names = dict(enumerate(dataset.class_names))
@@ -187,7 +191,7 @@ def _csv(found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> str:
 
 
 def _hdf5(found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> bytes:
-    """Datasets ``image``, ``class``, ``probability`` and ``label``; ``names`` of the classes."""
+    """Return an HDF5 file with ``image``, ``class``, ``probability``, ``label`` and ``names``."""
     # In memory, then written in one go: HDF5 does not survive a full disk.
     with h5py.File("predictions", "w", driver="core", backing_store=False) as file:
         titles = part.titles(np.arange(len(part)))

@@ -1,4 +1,4 @@
-"""What a run says of itself: in a headline, in its metrics, and in files that repeat it."""
+"""Descriptions of a run: its headline, its ``run`` record, and the files that repeat it."""
 
 import platform
 import time
@@ -16,7 +16,7 @@ from hetmp.slicing.plan import Plan
 
 
 def headline(config: TrainConfig, model: SlicedModel, dataset: Dataset, steps: int) -> str:
-    """What is about to be trained, by whom, for a person."""
+    """Return the lines that announce a run to the user: network, data, ranks and shares."""
     runtime = model.hetmp
     counts = runtime.plan.held
     shares = ", ".join(f"{100 * count / max(1, sum(counts)):.0f} %" for count in counts)
@@ -34,10 +34,10 @@ def headline(config: TrainConfig, model: SlicedModel, dataset: Dataset, steps: i
 def run_record(
     config: TrainConfig, model: SlicedModel, plan: Plan, places: Sequence[RankPlace], threads: int
 ) -> dict[str, object]:
-    """The ``run`` record of the metrics: all that there is to know of how it was computed.
+    """Return the ``run`` record of the metrics: settings, ranks, devices, versions and plan.
 
     Args:
-        plan: of all ranks of the job, as *places* are.
+        plan: for all ranks of the job, as *places* are.
         threads: of this rank.
     """
     return {

@@ -1,4 +1,4 @@
-"""How a run's work is shared: weights, a plan file, or speeds, measured now or by earlier jobs."""
+"""Choose how a run's work is shared: by weights, a plan file, or measured speeds."""
 
 import contextlib
 import sys
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sharing:
-    """Who computes what.
+    """How the work is shared over the ranks.
 
     Attributes:
-        plan: of all ranks; None where ``weights`` say.
+        plan: for all ranks of the job; None if ``weights`` decide.
         weights: relative speeds, one per rank.
-        told: what was decided, in words; empty where the user decided.
+        told: the decision as text for the user; empty if the user decided.
     """
 
     plan: Plan | None
@@ -44,7 +44,7 @@ class Sharing:
 
     @property
     def first_member(self) -> int:
-        """The first rank that takes part."""
+        """Return the first rank that takes part."""
         return self.plan.members[0] if self.plan is not None else 0
 
 
@@ -52,8 +52,8 @@ def share_work(config: TrainConfig, dataset: Dataset, setup: RankSetup, tuning: 
     """Decide how *config* shares the work of its network over the ranks. Collective.
 
     Raises:
-        HetmpError: on every rank: a file that cannot be used, or one for other ranks, another
-            model or other work.
+        HetmpError: on every rank: a plan or profile that cannot be read, or is for other ranks,
+            another model or another batch.
     """
     group = setup.group
     equal = (1.0,) * group.size
@@ -90,7 +90,7 @@ def share_work(config: TrainConfig, dataset: Dataset, setup: RankSetup, tuning: 
 def _profile(
     config: TrainConfig, module: nn.Module, example: Tensor, setup: RankSetup, tuning: Tuning
 ) -> "Profile":
-    """Read the ranks' speeds from a file, or measure what earlier jobs have not kept. Collective.
+    """Read the ranks' speeds from a file, or measure those that are not stored. Collective.
 
     Args:
         module, example: the network and a batch, on the meta device.
@@ -156,12 +156,16 @@ def among_members(
     run: "Callable[[MPI.Intracomm | None, Plan | None], Any]",
     waiting: Any,
 ) -> Any:
-    """What *run* gives on the ranks that take part; the others wait and give *waiting*. Collective.
+    """Call *run* on the ranks that take part; the others wait. Collective.
 
     Args:
-        comm: of all ranks, whose *group* it is.
-        plan: of all ranks; None where all take part.
+        comm: communicator of all ranks, that of *group*.
+        plan: for all ranks; None if all take part.
         run: called with the members' communicator and the plan for them.
+        waiting: result on ranks that do not take part.
+
+    Returns:
+        The result of *run* on members, else *waiting*.
     """
     if plan is None or not plan.left_out:
         return run(comm, plan)
@@ -171,7 +175,7 @@ def among_members(
 def _among_some(
     group: Group, plan: Plan, run: "Callable[[MPI.Intracomm, Plan], Any]", waiting: Any
 ) -> Any:
-    """``among_members`` where some are left out."""
+    """Do the work of ``among_members`` if some ranks are left out."""
     comm = group.part(plan.members)
     with contextlib.ExitStack() as stack:
         if comm is not None and comm.rank == 0 and not group.is_root:

@@ -27,7 +27,7 @@ for launcher in mpirun mpiexec srun; do
 done
 unset launcher
 """
-"""The same behind what starts ranks, where nothing completes that yet."""
+"""Bash completion of hetmp after a launcher that has no completion of its own."""
 
 
 class _Bash(BashComplete):

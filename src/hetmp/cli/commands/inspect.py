@@ -77,7 +77,7 @@ def inspect(
 
 
 def _found(stored: "dict[str, Stored]", name: str) -> "Stored":
-    """The dataset of a name, with or without its group."""
+    """Return the dataset of a name, with or without its group."""
     for path in (name.lstrip("/"), f"model/{name}", f"buffers/{name}", f"optimizer/{name}"):
         if path in stored:
             return stored[path]

@@ -19,7 +19,7 @@ ENV_FILE = Path("jobs", "env.sh")
 
 
 def _command(template: str) -> click.Command:
-    """hetmp's command that a template's job runs, to look at its arguments before it waits."""
+    """Return the hetmp command that a template's job runs."""
     if template == "profile":
         from hetmp.cli.commands.profile import profile
 
@@ -34,7 +34,7 @@ def _command(template: str) -> click.Command:
 
 
 def _check_arguments(template: str, job: "Job") -> None:
-    """Refuse what the job's command would refuse: now, and not after hours in the queue."""
+    """Refuse arguments that the job's command would refuse, before the job waits in the queue."""
     command = _command(template)
     context = command.make_context(f"hetmp {command.name}", list(job.arguments))
     if command.name == "train":
@@ -49,7 +49,7 @@ def _check_arguments(template: str, job: "Job") -> None:
 
 
 class _Submit(Command):
-    """A command that knows whose a flag is that was given to it."""
+    """A command that recognizes flags that belong to the job's command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -67,21 +67,21 @@ class _Submit(Command):
 
 
 class _Template(Choice):
-    """The kind of job; with --config, the words behind the -- may stand in its place."""
+    """The job template; with --config it may be missing, with the job's arguments in its place."""
 
     def __init__(self) -> None:
         super().__init__("job template", JOBS, others=True)
 
 
 class _Arguments(click.ParamType):  # type: ignore[type-arg]
-    """What the job's command is given: completed as that command completes it."""
+    """An argument of the job's command, completed as that command completes it."""
 
     name = "argument"
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """As ``hetmp train`` (or profile, evaluate) itself."""
+        """Return the completions of ``hetmp train`` (or profile, evaluate)."""
         job = _command(ctx.params.get("template") or "train")
         given = [str(word) for word in ctx.params.get("arguments") or ()]
         return ShellComplete(job, {}, f"hetmp {job.name}", "").get_completions(given, incomplete)

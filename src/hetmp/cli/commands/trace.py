@@ -17,7 +17,7 @@ LEFT_OUT = (
     "epochs", "steps", "out", "metrics", "checkpoint_every", "keep", "keep_every", "save_behind",
     "on_save_error", "stop_signal", "resume", "watch", "view",
 )  # fmt: skip
-"""Settings of a run that a trace has no use for: it takes a few steps and keeps nothing of them."""
+"""Settings of a run that a trace ignores: it takes a few steps and saves nothing of the run."""
 
 
 def _trace(**values: Any) -> None:
@@ -44,7 +44,7 @@ def _trace(**values: Any) -> None:
 
 
 def trace_command() -> click.Command:
-    """``hetmp trace``, with the flags of a run's configuration that make sense here."""
+    """Make ``hetmp trace``, with the flags of a run's configuration that apply to it."""
     from hetmp.run.config import TrainConfig
 
     own = "The trace"

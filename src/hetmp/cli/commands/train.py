@@ -20,14 +20,14 @@ IN_A_FILE = "A run in a file"
 
 
 def told_config(values: Mapping[str, Any], **job: Any) -> "tuple[TrainConfig, str]":
-    """What the command's parameters come to, with the file that they name; flags win.
+    """Make the configuration from the command's parameters and their file; flags win.
 
     Args:
         values: the parameters by name, as click parsed them.
-        job: more flags, which a job gives; *values* win over them.
+        job: flags set by a job; *values* win over them.
 
     Returns:
-        The configuration, and what is to be known of the file in words.
+        The configuration, and a note on the file's versions, empty if they are the same.
 
     Raises:
         HetmpError: a file that cannot be read, a wrong value, or no model or data.
@@ -92,7 +92,7 @@ def _train_as_told(config: "TrainConfig", group: Group) -> None:
 
 
 def config_option() -> Option:
-    """The flag of a run in a file."""
+    """Return the flag ``--config``."""
     return Option(
         ["--config", CONFIG_FILE],
         type=FILE,
@@ -103,7 +103,7 @@ def config_option() -> Option:
 
 
 def train_command() -> click.Command:
-    """``hetmp train``, with a flag per field of the configuration."""
+    """Make ``hetmp train``, with a flag per field of the configuration."""
     from hetmp.cli.fields import field_option
     from hetmp.run.config import TrainConfig
 

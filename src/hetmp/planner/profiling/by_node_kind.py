@@ -1,4 +1,4 @@
-"""Profiles across jobs: devices by their kind of node from a library, the links from this job."""
+"""Profiles across jobs: devices from a library by kind of node, links measured in this job."""
 
 import json
 import time
@@ -25,7 +25,7 @@ Key = tuple[str, str]
 """(kind of node, device)."""
 
 SHOWN = 6
-"""How many of the kinds of nodes are named, at most."""
+"""Most kinds of nodes to name in a message."""
 
 
 def profile_by_kind(
@@ -41,21 +41,20 @@ def profile_by_kind(
     tuning: Tuning,
     slowdown: float,
 ) -> Profile:
-    """The ranks' profile, with the devices as *folder* has them, measured if it lacks one.
+    """Read the ranks' devices from *folder*, or measure them if one is missing. Collective.
 
-    Collective. If every rank's device is kept, only the links are measured. Else all devices are
-    measured, and those that were missing are kept; for the others the kept figures count. Says
-    which it is.
+    If every rank's device is stored, only the links are measured. Else all devices are measured
+    and the missing ones stored; stored ones keep their figures. Prints which case it is.
 
     Args:
-        folder: of kept profiles. Only rank 0 reads and writes there.
-        kind: of this rank's node.
+        folder: the library of profiles. Only rank 0 reads and writes there.
+        kind: kind of this rank's node.
 
-    And the others as in ``profile_model``.
+    The other arguments are those of ``profile_model``.
 
     Returns:
-        The same profile on every rank. Kept devices have the memory that is free now; ranks of
-        one kind and device share the least that any of them has.
+        The same profile on every rank. Stored devices get the memory that is free now: the least
+        of the ranks with that kind and device.
 
     Raises:
         HetmpError: on every rank: a file cannot be used, or none can be written.
@@ -121,13 +120,13 @@ def keep_kinds(
     profile: Profile,
     only: Sequence[Key] | None = None,
 ) -> list[Path]:
-    """Keep what was measured on these ranks: of those of one kind and device the slowest.
+    """Store the devices of a profile; of equal kind and title, the slowest. Collective.
 
-    Collective: rank 0 writes.
+    Rank 0 writes.
 
     Args:
-        kinds: of every rank's node.
-        only: what is kept of it, as rank 0 says; all if None.
+        kinds: the kind of every rank's node.
+        only: the keys to store, as on rank 0; all if None.
 
     Returns:
         The files, on rank 0.
@@ -148,7 +147,7 @@ def keep_kinds(
 
 
 def _least(known: Iterable[tuple[Key, int]]) -> dict[Key, int]:
-    """The least memory that any of one kind and device has free; 0 where nobody knows."""
+    """Return the least free memory by kind and device; 0 if unknown."""
     least: dict[Key, int] = {}
     for key, memory in known:
         least[key] = min(filter(None, (least.get(key, 0), memory)), default=0)
@@ -156,7 +155,7 @@ def _least(known: Iterable[tuple[Key, int]]) -> dict[Key, int]:
 
 
 def _joined(task: Task, found: Mapping[Key, DeviceProfile], free: Mapping[Key, int]) -> str:
-    """One profile of kept devices with the memory that is free now, as JSON."""
+    """Join stored devices into one profile with the memory that is free now, as JSON."""
     return Profile(
         created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         model=task.model,

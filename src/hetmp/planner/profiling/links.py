@@ -1,4 +1,4 @@
-"""How long exchanges take between these ranks, for a range of sizes and of unevenness."""
+"""Measure exchanges between the ranks, for several sizes and degrees of unevenness."""
 
 import statistics
 import time
@@ -17,17 +17,17 @@ from hetmp.slicing.schedule import ExchangeStep, Program
 
 REPEATS = 5
 CACHE = 1 << 24
-"""Numbers that are touched between exchanges, more than caches hold."""
+"""Numbers to touch between exchanges, more than caches hold."""
 
 SIZES = 5
-"""How many of a model's exchanges are measured, from the smallest to the largest."""
+"""Number of a model's exchanges to measure, from the smallest to the largest."""
 
 SKEWS = (0.0, 0.7)
 """How much more than its equal share one rank has: 0 nothing, 1 everything."""
 
 
 def exchanged_shapes(program: Program, batch_size: int) -> list[tuple[int, ...]]:
-    """The shapes that a program exchanges, *SIZES* of them over the range of sizes."""
+    """Choose up to *SIZES* shapes of a program's exchanges, over their range of sizes."""
     shapes = {
         (batch_size, *step.value.sizes[0][1:])
         for step in program.steps
@@ -45,10 +45,14 @@ def measure_links(
     device: torch.device,
     tuning: Tuning,
 ) -> tuple[LinkTimes, ...]:
-    """Seconds of every kind of exchange between the ranks of *group*. Collective.
+    """Measure every kind of exchange between the ranks of *group*. Collective.
 
-    Shapes whose axis 1 holds fewer channels than there are ranks are measured all the same: some
-    ranks then have none.
+    Args:
+        shapes: of the whole values, (n, c, *spatial). With fewer channels than ranks, some ranks
+            have none.
+
+    Returns:
+        The same on every rank; empty for one rank.
     """
     if group.size == 1:
         return ()
@@ -94,7 +98,7 @@ def _time(
     device: torch.device,
     tuning: Tuning,
 ) -> float:
-    """The median over repeats of the slowest rank's seconds."""
+    """Return the median over repeats of the slowest rank's seconds. Collective."""
     group = exchange.group
     x = torch.randn(_share(shape, exchange.source, group.rank), dtype=dtype, device=device)
     order = (0, 2, 3, 1) if tuning.channels_last and len(shape) == 4 and shape[2] > 4 else None

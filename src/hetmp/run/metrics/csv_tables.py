@@ -12,16 +12,16 @@ from hetmp.run.metrics.json_lines import read_records
 
 STEP = ("step", "epoch", "loss", "accuracy", "lr", "images", "time", "skipped")
 EVALUATION = ("step", "epoch", "loss", "accuracy", "time", "seconds")
-"""The columns, which are the fields of the records; steps also have one per kind and rank."""
+"""The columns: fields of the records; steps also have a column per kind and rank."""
 
 
 class CsvTables:
-    """Rank 0's ``steps.csv`` and ``evaluations.csv``, made anew from what ``metrics.jsonl`` has.
+    """Rank 0's ``steps.csv`` and ``evaluations.csv``, written again from ``metrics.jsonl``.
 
-    A cell is empty where a record does not say, or where a number is not finite.
+    A cell is empty if a record lacks the field, or its number is not finite.
 
     Args:
-        ranks: of the part of the run that begins; an older one may have had more.
+        ranks: number of ranks of this part of the run; an older part may have had more.
     """
 
     def __init__(self, folder: Path, ranks: int) -> None:
@@ -44,7 +44,7 @@ class CsvTables:
         self._writers = dict(zip(places, map(csv.writer, self._files), strict=True))
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add a row, if the record is of a step or an evaluation."""
+        """Add a row for a record of a step or an evaluation; ignore others."""
         if record["kind"] == "step":
             row = [record.get(name) for name in STEP]
             row[-1] = int(bool(row[-1]))
@@ -56,6 +56,6 @@ class CsvTables:
             self._writers["evaluations"].writerow([record.get(name) for name in EVALUATION])
 
     def close(self) -> None:
-        """No row comes any more."""
+        """Close the files."""
         for file in self._files:
             file.close()
