@@ -267,7 +267,7 @@ class TrainConfig(BaseModel):
 
     @property
     def plans(self) -> bool:
-        """Whether the run plans its layers when it starts."""
+        """Return whether the run plans its layers when it starts."""
         unsaid = self.weights is None and self.plan is None
         return self.weights == "auto" or (unsaid and self.profiles is not None)
 

@@ -147,7 +147,7 @@ class TrainStep:
         return float(loss.detach()), count_correct(output, labels)
 
     def _is_good(self, loss: float) -> bool:
-        """Whether all ranks can use the gradients. Collective."""
+        """Return whether all ranks can use the gradients. Collective."""
         good = math.isfinite(loss)
         if self._skips and self.scaler is None:
             gradients = (p.grad for p in self._model.parameters() if p.grad is not None)

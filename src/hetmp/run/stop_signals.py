@@ -36,7 +36,7 @@ class Interruption:
 
     @property
     def asked(self) -> bool:
-        """Whether one of the signals has arrived."""
+        """Return whether one of the signals has arrived."""
         return any(name in _received for name in self._names)
 
     def __enter__(self) -> "Interruption":

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sharing:
-    """How the work is shared over the ranks.
+    """The division of the work over the ranks.
 
     Attributes:
         plan: for all ranks of the job; None if ``weights`` decide.

@@ -1,4 +1,4 @@
-"""Is everything in place for ranks to work together? One line each, and a remedy where not."""
+"""Check that ranks can work together: one line per check, with a remedy if it fails."""
 
 import os
 import platform
@@ -13,20 +13,20 @@ from hetmp.core.suggestions import nearest
 from hetmp.core.version import __version__
 
 VARIABLES = ("HETMP_GRACE_SECONDS", "HETMP_NODE_KIND", "HETMP_RUN", "HETMP_SRUN_MPI")
-"""What hetmp and its jobs read of the environment, as docs/commands.md has it."""
+"""Environment variables that hetmp and its jobs read: see docs/commands.md."""
 
 OF_TESTS = ("HETMP_TEST_", "HETMP_CLUSTER_", "HETMP_PARALLEL_HDF5")
-"""How the names of those begin that tests read."""
+"""Prefixes of environment variables that tests read."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: its name.
-        found: how it is.
-        remedy: what to do about it; empty where nothing is off.
+        what: its subject.
+        found: its finding.
+        remedy: what to do if it failed; empty if it passed.
     """
 
     what: str
@@ -35,7 +35,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Everything that can be looked at from here. Collective over all ranks that were started."""
+    """Run all checks that are possible here. Collective over all ranks that were started."""
     findings = [Check("hetmp", f"{__version__}, Python {platform.python_version()}")]
     findings += _variables()
     findings.append(_looked("MPI", _library))
@@ -52,7 +52,7 @@ def examine() -> list[Check]:
 
 
 def _variables() -> list[Check]:
-    """What the environment tells hetmp, where it does."""
+    """Check the environment variables whose names begin with ``HETMP_``."""
     names = [name for name in os.environ if name.startswith("HETMP_")]
     told = sorted(name for name in names if not name.startswith(OF_TESTS))
     shown = ", ".join(f"{name}={os.environ[name]}" for name in told)
@@ -105,7 +105,7 @@ def _torch() -> Check:
 
 
 def _devices(group: Group | None) -> list[Check]:
-    """A line per rank, or one where they are alike. Collective."""
+    """Check the devices: a line per rank, or one for neighbours that are alike. Collective."""
     from hetmp.cluster.device import choose_device, share_cores, unseen_gpus
     from hetmp.cluster.machine import device_name
 

@@ -1,4 +1,4 @@
-"""What a report shows: its runs, what limits each, and its pictures, in order."""
+"""The content of a report: its runs, their diagnosis and pictures, in order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,14 +24,14 @@ class Section:
 
 @dataclass(frozen=True)
 class RunContent:
-    """What is shown of one run.
+    """The content of one run.
 
     Attributes:
-        title: what was run.
-        facts: a word, and lines that say what there is to say of it.
-        figures: the figures that say most, each with its name.
-        diagnosis: what limits it.
-        sections: pictures.
+        title: network, data and ranks.
+        facts: (label, lines) of the header table.
+        figures: (name, value) of the most important figures.
+        diagnosis: the causes that limit it.
+        sections: its pictures.
     """
 
     label: str
@@ -45,11 +45,11 @@ class RunContent:
 
 @dataclass(frozen=True)
 class Content:
-    """What a report shows.
+    """The content of a report.
 
     Attributes:
-        compared: of several runs, what is shown of all together.
-        table: of several runs, a row for each.
+        compared: pictures of several runs together; None for one run.
+        table: a row for each of several runs; None for one run.
     """
 
     title: str
@@ -59,14 +59,14 @@ class Content:
 
     @property
     def pictures(self) -> list[Picture]:
-        """All, in the order of the page."""
+        """Return all pictures, in the order of the page."""
         sections = [self.compared] if self.compared else []
         sections += [section for run in self.runs for section in run.sections]
         return [picture for section in sections for picture in section.pictures]
 
 
 def content(runs: Sequence[Run]) -> Content:
-    """What a report of *runs* shows."""
+    """Make the content of a report of *runs*."""
     if len(runs) == 1:
         shown = _run(runs[0], curves=True)
         return Content(shown.title, (shown,))
@@ -92,7 +92,7 @@ HEADINGS = (
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
-    """A row for each run."""
+    """Make a table with a row for each run."""
     return Table(HEADINGS, tuple(_row(run) for run in runs), words=2)
 
 
@@ -167,7 +167,7 @@ _NAMES = {
 
 
 def _with_what_lasts(told: Diagnosis, run: Run) -> Diagnosis:
-    """With a note on skipped steps, which no arithmetic on times shows."""
+    """Add a note on skipped steps, which the times do not show."""
     skipped = sum(step.skipped for step in run.steps)
     if not skipped:
         return told
@@ -184,7 +184,7 @@ def _section(name: str, told: Sequence[Picture | Missing]) -> Section:
 
 
 def _named_apart(run: RunContent, number: int) -> RunContent:
-    """With the run's number before the names of its pictures' files."""
+    """Put the run's number before the file names of its pictures."""
     before = f"run-{number + 1}-{_file_name(run.label)}-"
     sections = [
         replace(

@@ -1,7 +1,7 @@
-"""What limits a run, and what to try: arithmetic on its figures, and the sentences for them.
+"""Diagnose what limits a run, and advise what to try.
 
-Each cause that is past its limit is found with the share of a step that it takes; the two that take
-most are told. ``docs/report.md`` explains the limits.
+Each cause beyond its limit is found with its share of a step; the two largest are reported.
+``docs/report.md`` explains the limits.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from hetmp.tools.report.situation import Situation
 from hetmp.tools.report.text import listed, percent, ranges, seconds_text, size_text
 
 WAITING = 0.15
-"""Share of a step that ranks may wait for each other, in the mean, before it is a cause."""
+"""Mean share of a step that ranks may wait for each other before it is a cause."""
 
 UNEVEN = 1.25
-"""How many times the others' median a rank computes to be called slow, or they it to be spare."""
+"""Ratio to the others' median compute time from which a rank is slow, or spare if inverse."""
 
 EXCHANGE = 0.3
 """Share of a step that exchanges may take."""
@@ -25,25 +25,25 @@ READING = 0.1
 """Share of a step that reading images may take."""
 
 SHORT_STEP = 0.01
-"""Seconds; a shorter step is mostly what each operation and each exchange takes at least."""
+"""Seconds; a shorter step is mostly fixed costs of operations and exchanges."""
 
 COMPUTE = 0.75
-"""Share of a step from which a run is bound by computing, where nothing else is found."""
+"""Share of a step from which a run is bound by computing, if no other cause is found."""
 
 PREDICTED = 1.25
-"""How far the measured step may be from the predicted one, as a ratio, either way."""
+"""Largest ratio between the measured and the predicted step, either way."""
 
 SMALL_MESSAGE = 1 << 16
 """Bytes of an exchange, of all ranks; smaller ones take about as long as empty ones."""
 
 LITTLE = 0.06
-"""Share of the channels that is hardly worth a rank: so small a slice takes more than its part."""
+"""Share of the channels that hardly pays for a rank: so small a slice is inefficient."""
 
 FEW = 10
-"""Steps; medians over fewer are not worth much."""
+"""Steps below which medians are unreliable."""
 
 TOLD = 2
-"""Causes that are told, at most."""
+"""Most causes to report."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Finding:
 
     Attributes:
         cause: its short name.
-        share: of the step that it takes, 0 to 1.
-        figures: the sentence that says what was measured.
-        advice: the sentence that says what to try; names of flags stand in backticks.
+        share: its share of the step, 0 to 1.
+        figures: a sentence with the measured figures.
+        advice: a sentence on what to try, with flags in backticks.
     """
 
     cause: str
@@ -64,17 +64,17 @@ class Finding:
 
     @property
     def text(self) -> str:
-        """Both sentences."""
+        """Return both sentences."""
         return f"{self.figures} {self.advice}"
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What limits a run.
+    """The causes that limit a run.
 
     Attributes:
-        findings: the causes, that which takes most of a step first; one at least.
-        notes: what to keep in mind about the figures.
+        findings: the causes, the largest share of a step first; at least one.
+        notes: caveats about the figures.
     """
 
     findings: tuple[Finding, ...]
@@ -94,7 +94,7 @@ UNKNOWN = Diagnosis(
 
 
 def diagnose(about: Situation | None) -> Diagnosis:
-    """What limits a run, and what to try."""
+    """Find the causes that limit a run, with advice."""
     if about is None or not about.step > 0:
         return UNKNOWN
     found = [_reading(about), _exchange(about), _waiting(about), _short(about)]
@@ -166,7 +166,7 @@ def _waiting(about: Situation) -> Finding | None:
 
 
 def _slow(about: Situation, i: int, share: float) -> Finding:
-    """One rank computes longest."""
+    """Describe a rank that computes longest."""
     rank = about.ranks[i]
     others = [about.waiting[k] for k in range(len(about.ranks)) if k != i]
     who = f"rank {about.ranks[1 - i]}" if len(others) == 1 else "the other ranks"
@@ -197,7 +197,7 @@ def _slow(about: Situation, i: int, share: float) -> Finding:
 
 
 def _spare(about: Situation, i: int, share: float) -> Finding:
-    """One rank waits for the others."""
+    """Describe a rank that waits for the others."""
     figures = (
         f"Rank {about.ranks[i]} waits {percent(about.waiting[i] / about.step)} of the time: it "
         f"computes {_ms(about.compute[i])} of a step of {_ms(about.step)}, the others "
@@ -214,7 +214,7 @@ def _spare(about: Situation, i: int, share: float) -> Finding:
 
 
 def _out_of_step(about: Situation, share: float) -> Finding:
-    """All compute about equally long, and wait nevertheless."""
+    """Describe ranks that compute about equally long but wait nevertheless."""
     figures = (
         f"The ranks wait for each other {percent(share)} of the time, although they compute about "
         f"equally long ({_ms(min(about.compute))} to {_ms(max(about.compute))} of a step of "
@@ -288,7 +288,7 @@ def _nothing_wrong(about: Situation) -> Finding:
 
 
 def _left_out(about: Situation) -> str:
-    """What to try where the plan already does without some devices."""
+    """Advise on a plan that leaves out some ranks; empty if it leaves out none."""
     if not about.left_out:
         return ""
     many = len(about.left_out) > 1
@@ -327,7 +327,7 @@ def _notes(about: Situation) -> tuple[str, ...]:
 
 
 def _by_these_times(about: Situation) -> str:
-    """The weights that channels per second come to, where they can be told."""
+    """Suggest weights from channels per second; empty if they are not known."""
     if not about.shares or any(share <= 0 for share in about.shares) or len(about.ranks) > 8:
         return ""
     speeds = [
@@ -338,7 +338,7 @@ def _by_these_times(about: Situation) -> str:
 
 
 def _others(values: Sequence[float], i: int) -> float:
-    """The median of all values but the *i*-th."""
+    """Return the median of all values but the *i*-th."""
     return median([value for k, value in enumerate(values) if k != i])
 
 

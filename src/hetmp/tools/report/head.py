@@ -1,4 +1,4 @@
-"""What a run was, on what, and how it ended: pairs of a word and what there is to say of it."""
+"""The header table of a run, as (label, lines) pairs, and how the run ended."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from hetmp.tools.report.records import PlaceRecord, RunRecord
 from hetmp.tools.report.text import percent, ranges, seconds_text
 
 SHOWN_SHARES = 8
-"""Ranks whose shares are listed, at most."""
+"""Most ranks whose shares are listed."""
 
 _AIDS = "slowdown", "no_shared_memory", "rounded", "regather", "autocast", "accumulate", "layerwise"
-"""Settings that change times or memory, and are told where they are not as usual."""
+"""Settings that change times or memory, listed if they are not the default."""
 
 
 def title(run: Run) -> str:
-    """What was run: ``digits on digits, 3 ranks``."""
+    """Return the title of a run: ``digits on digits, 3 ranks``."""
     if run.about is None:
         return run.label
     told = run.about.config
@@ -28,7 +28,7 @@ def title(run: Run) -> str:
 
 
 def facts(run: Run) -> list[tuple[str, tuple[str, ...]]]:
-    """All there is to say, in order: a word, and lines."""
+    """Return the header table of a run: (label, lines) pairs, in order."""
     about = run.about
     told: list[tuple[str, tuple[str, ...]]] = [
         ("run", (str(run.path.parent if run.path.name == NAME else run.path),))
@@ -52,7 +52,7 @@ def facts(run: Run) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def ended(run: Run) -> str:
-    """How the run ended."""
+    """Return a sentence on how the run ended."""
     ending, last = run.ending, run.last
     planned = last.about.steps if last.about else 0
     of_steps = f" of {planned}" if planned else ""
@@ -74,7 +74,7 @@ def ended(run: Run) -> str:
 
 
 def _duration(run: Run) -> str:
-    """From the first step's end to the run's, where both are known and it ran in one go."""
+    """Return the time from the first step's end to the run's; empty if unknown or resumed."""
     first = next((step.time for step in run.steps if step.time is not None), None)
     last = run.ending.time if run.ending else None
     if first is None or last is None or len(run.parts) > 1:
@@ -83,7 +83,7 @@ def _duration(run: Run) -> str:
 
 
 def _moment(started: str) -> str:
-    """``2026-11-22T09:19:49+0000`` as ``2026-11-22 09:19:49 +0000``."""
+    """Format ``2026-11-22T09:19:49+0000`` as ``2026-11-22 09:19:49 +0000``."""
     day, _, clock = started.partition("T")
     return f"{day} {clock[:8]} {clock[8:]}".strip() or "not recorded"
 
@@ -126,7 +126,7 @@ def _ranks(part: RunPart, about: RunRecord) -> str:
 
 
 def _machines(places: Sequence[PlaceRecord]) -> tuple[str, ...]:
-    """A line for the ranks that run alike."""
+    """Return a line for each set of ranks with the same host, device, cores and threads."""
     alike: dict[tuple[str, str, int, int], list[int]] = {}
     for rank, place in enumerate(places):
         alike.setdefault((place.host, place.device, place.cores, place.threads), []).append(rank)
@@ -155,7 +155,7 @@ def _special(config: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A setting as its flag takes it: ``1,2.5``."""
+    """Format a setting as its flag takes it: ``1,2.5``."""
     if isinstance(value, list):
         return ",".join(map(_plain, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

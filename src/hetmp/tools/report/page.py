@@ -1,4 +1,4 @@
-"""The page: one HTML file with everything in it, from a template."""
+"""The page: one self-contained HTML file, from a template."""
 
 import re
 from collections.abc import Mapping
@@ -15,10 +15,11 @@ PICTURES = "hetmp-pictures"
 
 
 def page(told: Content, drawings: Mapping[str, str]) -> str:
-    """The text of the page.
+    """Return the HTML of the page.
 
     Args:
-        drawings: the pictures' SVG by their names.
+        told: the content of the report.
+        drawings: the SVG of each picture, by name.
     """
     environment = Environment(
         loader=PackageLoader("hetmp.tools.report"),
@@ -41,11 +42,11 @@ def page(told: Content, drawings: Mapping[str, str]) -> str:
 
 
 def pictures_beside(page: str) -> list[str]:
-    """The names of the pictures' files that a page's ``meta`` element lists."""
+    """Return the file names of pictures in a page's ``meta`` element."""
     found = re.search(rf'<meta name="{PICTURES}" content="([\w.,-]*)">', page)
     return found[1].split(",") if found and found[1] else []
 
 
 def marked(text: str) -> Markup:
-    """Text for the page; what stands in backticks is code."""
+    """Escape text for the page, with code elements for text in backticks."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

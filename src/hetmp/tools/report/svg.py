@@ -1,4 +1,4 @@
-"""A drawing of matplotlib's as a piece of a page: small, without ids that others have, inline."""
+"""Turn a drawing of matplotlib into an inline element of a page, small and with unique ids."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -11,12 +11,13 @@ _USED = re.compile(r"url\(#([^)]+)\)")
 
 
 def inline(drawing: str, name: str, label: str, description: str) -> str:
-    """The ``<svg>`` element of *drawing* for a page.
+    """Return the ``<svg>`` element of *drawing* for a page.
 
     Args:
-        name: before each of its ids; another for each picture of a page.
-        label: what it is called.
-        description: what it shows, in words.
+        drawing: the SVG document.
+        name: prefix of its ids, unique within the page.
+        label: its title.
+        description: its content in words.
     """
     # ElementTree reads no external entities, and the text is matplotlib's own.
     root = ElementTree.fromstring(drawing)
@@ -70,7 +71,7 @@ def _rewrite(element: ElementTree.Element, name: str, used: set[str]) -> None:
 
 
 def _text_style(style: str) -> str:
-    """The page's own font, and its colour where none is said."""
+    """Return a style with the page's own font, and its colour if the text has none."""
     size = re.search(r"([\d.]+)px", style)
     kept = [
         part.strip()

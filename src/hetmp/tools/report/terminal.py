@@ -20,11 +20,11 @@ COLUMNS = (
     "reading",
     "test accuracy",
 )
-"""Of the table of runs: those that fit in 80 columns."""
+"""Columns of the table of runs that fit in a terminal of 80 columns."""
 
 
 def gist(told: Content, runs: Sequence[Run]) -> RenderableType:
-    """A table of the runs, and what limits each."""
+    """Make a table of the runs, with the diagnosis of each."""
     parts: list[RenderableType] = [_table(runs)]
     for run in told.runs:
         parts.append(Text())
@@ -49,7 +49,7 @@ def _table(runs: Sequence[Run]) -> Table:
 
 
 def _marked(text: str, style: str = "") -> Text:
-    """Text whose backticks are bold instead."""
+    """Make text with bold parts for those in backticks."""
     told = Text(style=style)
     for number, part in enumerate(text.split("`")):
         told.append(part, style="bold" if number % 2 else "")

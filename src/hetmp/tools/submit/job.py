@@ -1,4 +1,4 @@
-"""What a job is told: checked when made, every field with its meaning."""
+"""The settings of a job: checked when made, every field with its meaning."""
 
 import re
 import sys
@@ -32,7 +32,7 @@ def _is_a_word(value: str) -> str:
 
 
 Word = Annotated[str, AfterValidator(_is_a_word)]
-"""Text that stands in a line of a script as it is."""
+"""Text that needs no quoting in a script."""
 
 
 class Component(BaseModel):
@@ -75,8 +75,8 @@ class Component(BaseModel):
         return self
 
     def options(self) -> list[str]:
-        """The options of sbatch that ask for it."""
-        # Told a number of tasks, Slurm gives the fewest nodes of a range that will do.
+        """Return the options of sbatch that request this component."""
+        # With a number of tasks, Slurm gives the fewest nodes of a range that suffice.
         fixed = "-" not in self.nodes
         told = {
             "partition": self.partition,
@@ -90,13 +90,13 @@ class Component(BaseModel):
         return [f"--{name}={value}" for name, value in told.items() if value is not None]
 
     def untold(self) -> str:
-        """What a running job is not told of its components, as ``parse`` takes it."""
+        """Return the settings that a running job cannot see, in the form of ``parse``."""
         told = {"constraint": self.constraint, "mem": self.mem}
         return "".join(f",{name}={value}" for name, value in told.items() if value is not None)
 
     @classmethod
     def parse(cls, text: str) -> "Component":
-        """``partition=fast,nodes=2,gpus_per_task=1``.
+        """Parse ``partition=fast,nodes=2,gpus_per_task=1``.
 
         Raises:
             HetmpError: an unknown name, or a wrong value.
@@ -114,7 +114,7 @@ class Component(BaseModel):
 
 
 class Job(BaseModel):
-    """One job."""
+    """The settings of one job."""
 
     model_config = _CONFIG
 
@@ -151,7 +151,7 @@ class Job(BaseModel):
     """Value for srun --mpi=; auto: the one that fits the MPI library and the site."""
 
     def same_flags(self) -> list[str]:
-        """Flags of `hetmp submit` for a job like this one on other nodes."""
+        """Return the flags of `hetmp submit` for a job like this one on other nodes."""
         told = self.model_dump(exclude_defaults=True, include=set(_FLAGS))
         flags = [
             word
@@ -183,7 +183,7 @@ _FLAGS = (
     "name", "time", "account", "qos", "profiles", "checkpoint_every", "signal", "notice",
     "max_restarts",
 )  # fmt: skip
-"""The fields of a job that are flags of `hetmp submit` whatever its nodes are."""
+"""The fields of a job that are flags of `hetmp submit` and do not concern its nodes."""
 
 _DIGITS = ("--model", "digits", "--data", "digits", "--epochs", "12")
 
@@ -201,11 +201,11 @@ TEMPLATES: dict[str, dict[str, Any]] = {
     "profile": {"name": "hetmp-profile", "time": "00:30:00", "arguments": ("digits",)},
     "evaluate": {"name": "hetmp-evaluate", "time": "00:30:00"},
 }
-"""By template: what a job is where nothing else is said."""
+"""The default settings of a job, by template."""
 
 
 def read_job(path: str | Path) -> dict[str, Any]:
-    """What a job file (TOML) says: the fields of a job, and ``template``.
+    """Read a job file (TOML): the fields of a job, and ``template``.
 
     Raises:
         HetmpError: it cannot be read.
@@ -222,16 +222,16 @@ def make_job(
     nodes: Mapping[str, Any] | None = None,
     source: str = "job",
 ) -> Job:
-    """A template's job with what was told in the place of its defaults.
+    """Make a job from a template's defaults and the given fields.
 
     Args:
         told: fields of the job.
-        nodes: fields of its one component.
-        source: who told, for messages.
+        nodes: fields of its only component.
+        source: origin of the fields, for messages.
 
     Raises:
-        HetmpError: no such template or field, or a wrong value: its place and the reason; the
-            folder of a training run among its arguments.
+        HetmpError: an unknown template or field; a wrong value, with its place and the reason;
+            or ``--out`` among the arguments of a training run.
     """
     if template not in TEMPLATES:
         raise unknown_name("job template", template, TEMPLATES)

@@ -1,8 +1,8 @@
 """A trace in Chrome's format, which Perfetto opens.
 
-The format: "Trace Event Format" of the Chromium project. A process per rank; its first track has
-what the rank does, slices within slices: step, phase, operation, exchange, waiting. Its second
-one has each exchange from its beginning to its end, also where the rank computes in between.
+The format: "Trace Event Format" of the Chromium project. Each rank is a process; its first track
+has the rank's work as nested slices: step, phase, operation, exchange, waiting. Its second track
+has each exchange from beginning to end, even if the rank computes in between.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,16 @@ WORK, EXCHANGES = 0, 1
 """The tracks of a rank."""
 
 LEAST_WAITING = 1e-6
-"""Seconds below which waiting is not shown: it is below what clocks are compared to."""
+"""Seconds below which waiting is not shown: less than the clocks' error."""
 
 
 GRAIN = 0.125
-"""Microseconds that times are rounded to: whole nanoseconds, and sums of them are exact, so that
-no slice ends after the one that it lies in."""
+"""Microseconds to round times to: whole nanoseconds whose sums are exact, so that no slice ends
+after the slice around it."""
 
 
 class Arrivals:
-    """When every rank came to every exchange of a step."""
+    """The times when the ranks arrived at the exchanges of a step."""
 
     def __init__(self, steps: Sequence[TracedStep]) -> None:
         self._at: dict[tuple[int, int], dict[int, float]] = {}
@@ -34,7 +34,7 @@ class Arrivals:
                 self._at.setdefault((one.place, one.turn), {})[rank] = one.arrived
 
     def last(self, exchange: Exchanged) -> tuple[int, float]:
-        """The rank that came last to an exchange, and when."""
+        """Return the rank that arrived last at an exchange, and its time in seconds."""
         at = self._at[exchange.place, exchange.turn]
         rank = max(at, key=lambda rank: at[rank])
         return rank, at[rank]
@@ -47,14 +47,14 @@ def chrome_trace(
     first: int,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """The document, as JSON takes it.
+    """Make the document of a trace, ready for JSON.
 
     Args:
-        parts: of every rank.
-        places: where the model exchanges.
-        names: of the ranks, for a reader.
-        first: the number of the first step.
-        about: what else is to be known, by name.
+        parts: the records of every rank.
+        places: the places where the model exchanges.
+        names: names of the ranks, for the reader.
+        first: number of the first step.
+        about: further information, by name.
     """
     zero = min(part.steps[0].reading for part in parts)
     events = [*_names(names)]
@@ -82,7 +82,7 @@ def _names(names: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 class _Writer:
-    """The events of one rank's step."""
+    """The writer of one rank's events."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class _Writer:
         self._partners = [other for other in range(ranks) if other != rank]
 
     def step(self, step: TracedStep, number: int) -> Iterator[dict[str, Any]]:
-        """Outer slices before the inner ones, as viewers want them."""
+        """Yield the events of a step, outer slices before inner ones, as viewers need them."""
         yield self._slice("reading", "reading", step.reading, step.began)
         yield self._slice(f"step {number}", "step", step.began, step.ended, step=number)
         for phase, within in groupby(step.slices, key=_phase):
@@ -157,7 +157,7 @@ class _Writer:
 
 
 def _phase(one: Any) -> str:
-    """The phase of the step that a slice belongs to."""
+    """Return the phase of the step that a slice belongs to."""
     if one.part == PHASE:
         return str(one.title)
     return "forward" if one.part == "forward" else "backward"

@@ -1,4 +1,4 @@
-"""What a trace says, in a terminal: the layers of a step, and where the trace is."""
+"""The gist of a trace for a terminal: the layers of a step, and the file."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from hetmp.core.text import count_ranks
 from hetmp.tools.trace.trace import Traced
 
 SHOWN = 12
-"""How many layers are shown: those that take longest."""
+"""Most layers to show: those that take longest."""
 
 
 def render_trace(traced: Traced, path: Path, steps: int) -> RenderableType:
-    """The layers that take longest, and what to do with the file."""
+    """Make a table of the layers that take longest, with a line on the file at *path*."""
     return Lines(
         _layers(traced),
         Text(),

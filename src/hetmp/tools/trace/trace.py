@@ -1,4 +1,4 @@
-"""``trace``: takes some steps, records them on every rank, and writes them as one document."""
+"""``trace``: take some steps, record them on every rank, and write one document."""
 
 import gzip
 import json
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Traced:
-    """What a trace came to, on the ranks that took part.
+    """The summary of a trace.
 
     Attributes:
-        ranks: how many took part.
-        clock_error: how far ranks' times may be off one another, in seconds.
-        times: what ``layer_times`` says of the steps; empty on a rank that is left out.
+        ranks: number of ranks that took part.
+        clock_error: largest error between the ranks' times, in seconds.
+        times: the steps' ``layer_times``; empty on a rank that is left out.
     """
 
     ranks: int
@@ -48,9 +48,9 @@ def trace(
     skip: int = 2,
     comm: "MPI.Intracomm | None" = None,
 ) -> Traced:
-    """Record *steps* steps of the run that *config* says, after *skip* others. Collective.
+    """Record *steps* steps of a run after *skip* others, and write them. Collective.
 
-    Nothing of the run is kept. The document goes to *path*, compressed where its name ends in
+    Nothing of the run is saved. The document goes to *path*, compressed if its name ends in
     ``.gz``.
 
     Returns:
@@ -106,7 +106,7 @@ def _trace(ready: Prepared, path: Path, steps: int, skip: int) -> Traced:
 
 
 def _batches(ready: Prepared) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-    """The training batches of one epoch after another. Collective."""
+    """Yield the training batches of one epoch after another. Collective."""
     config, epoch = ready.config, 0
     while True:
         yield from ready.feed.shuffled(
@@ -116,7 +116,7 @@ def _batches(ready: Prepared) -> Generator[tuple[torch.Tensor, torch.Tensor], No
 
 
 def _names(ready: Prepared) -> list[str]:
-    """What a reader knows the ranks by: host, device and share."""
+    """Return names of the ranks for the reader: host, device and share."""
     held = np.array(ready.model.hetmp.plan.held)
     shares = 100 * held / max(1, held.sum())
     places = [ready.places[rank] for rank in ready.plan.members]

@@ -1,4 +1,4 @@
-"""Loss, accuracy, learning rate and images per second over the steps: of one run, or of several."""
+"""Loss, accuracy, learning rate and images per second over the steps of one or several runs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOGARITHMIC = 20.0
-"""From this ratio of the largest to the smallest loss on, the axis is logarithmic."""
+"""Ratio of the largest to the smallest loss from which the axis is logarithmic."""
 
 TEST = Paint(ORANGE, "", (0, (5, 1.5)), "o")
 
 
 def loss(runs: Sequence[Run]) -> Picture | Missing:
-    """The training and the test loss; of one run the learning rate, too, where it changes."""
+    """Picture the training and test loss; for one run also the learning rate, if it changes."""
     curves = [_training(run, "loss") for run in runs]
     if not any(len(one.steps) for one in curves):
         return Missing("Loss", "No step with a finite loss was recorded.")
@@ -65,7 +65,7 @@ def loss(runs: Sequence[Run]) -> Picture | Missing:
 
 
 def accuracy(runs: Sequence[Run]) -> Picture | Missing:
-    """The share of the labels that were predicted, in training and test."""
+    """Picture the share of the labels predicted, in training and test."""
     curves = [_training(run, "accuracy") for run in runs]
     if not any(len(one.steps) for one in curves):
         return Missing("Accuracy", "No step's accuracy was recorded.")
@@ -86,7 +86,7 @@ def accuracy(runs: Sequence[Run]) -> Picture | Missing:
 
 
 def throughput(runs: Sequence[Run]) -> Picture | Missing:
-    """Images per second of the training steps themselves."""
+    """Picture the images per second of the training steps."""
     curves = [curve(*measures.throughput(run)) for run in runs]
     if not any(len(one.steps) for one in curves):
         return Missing(
@@ -122,7 +122,7 @@ def throughput(runs: Sequence[Run]) -> Picture | Missing:
 
 
 def runs_steps(run: Run) -> int:
-    """How many steps were taken when the last one was recorded."""
+    """Return the number of steps taken when the last one was recorded."""
     return max((step.step + 1 for step in run.steps), default=0)
 
 
@@ -216,14 +216,14 @@ def _how_read(curves: Sequence[WindowedCurve], runs: Sequence[Run], test: bool =
 
 
 def _told(runs: Sequence[Run], curves: Sequence[WindowedCurve]) -> list[tuple[Run, WindowedCurve]]:
-    """The runs that have a curve."""
+    """Return the runs that have a curve."""
     return [(run, one) for run, one in zip(runs, curves, strict=True) if len(one.steps)]
 
 
 def _words(
     runs: Sequence[Run], curves: Sequence[WindowedCurve], what: str, text: Callable[[float], str]
 ) -> str:
-    """How a run's curve goes, or which of several runs' end highest and lowest."""
+    """Describe a run's curve, or which of several runs' curves end highest and lowest."""
     told = _told(runs, curves)
     if len(told) > 1:
         tested = [_tested(run, what)[1] for run, _ in told]
@@ -275,7 +275,7 @@ def _table(
 def _merged(
     columns: Sequence[tuple[Array, Sequence[Array]]], text: Callable[[float], str]
 ) -> tuple[tuple[str, ...], ...]:
-    """Rows of all columns by their steps, a dash where a column has nothing at a step."""
+    """Merge columns into rows by step, with a dash if a column has no value at a step."""
     steps = sorted({float(step) for told, _ in columns for step in told})
     cells: list[dict[float, str]] = []
     for told, values in columns:

@@ -1,4 +1,4 @@
-"""How many bytes each exchange moves."""
+"""The bytes of each exchange."""
 
 from typing import TYPE_CHECKING
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 TITLE = "Bytes by exchange"
 
 DRAWN = 24
-"""Places whose exchanges are drawn: those with the most bytes."""
+"""Most places to draw: those with the most bytes."""
 
 DIRECTIONS = {"forward": Paint(BLUE), "backward": Paint(ORANGE, "////")}
 
 
 def exchanges(part: RunPart) -> Picture | Missing:
-    """Bytes that all ranks receive in a step, by the layer that the exchange is in front of."""
+    """Picture the bytes that all ranks receive in a step, by the layer after the exchange."""
     if part.layers is None:
         return Missing(TITLE, NOT_WATCHED)
     told = part.layers.exchanges

@@ -1,4 +1,4 @@
-"""What each rank holds in memory, beside its share of what one process would hold."""
+"""The memory of each rank, beside its share of the memory of one process."""
 
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ KINDS = (*HELD, "activations")
 
 
 def memory(part: RunPart) -> Picture | Missing:
-    """Parameters, gradients, optimizer state and activations of each rank."""
+    """Picture parameters, gradients, optimizer state and activations of each rank."""
     told = part.memory
     if told is None:
         return Missing(

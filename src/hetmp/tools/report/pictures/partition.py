@@ -1,4 +1,4 @@
-"""Which rank has which share of every layer."""
+"""Each rank's share of every layer."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 TITLE = "Partition"
 
 COUNTS = 6
-"""Ranks whose counts stand beside a layer's bar, at most."""
+"""Most ranks whose counts are written beside a layer's bar."""
 
 WHOLE = Paint(GREY, "////")
 
 
 def partition(part: RunPart) -> Picture | Missing:
-    """A stacked bar per layer, a colour and pattern per rank."""
+    """Picture the partition: a stacked bar per layer, a colour and pattern per rank."""
     plan = plan_of(part)
     layers = [one for one in plan.layers if len(one.counts) == plan.ranks] if plan else []
     if plan is None or not layers:
@@ -88,7 +88,7 @@ def _bars(axes: "Axes", layers: Sequence[PlannedLayer], members: Sequence[int]) 
 
 
 def _areas(axes: "Axes", layers: Sequence[PlannedLayer], members: Sequence[int]) -> None:
-    """Layers from left to right: there are too many for a bar each."""
+    """Draw layers from left to right as areas, if there are too many for a bar each."""
     shares = _shares(layers, members)
     whole = np.array([100.0 * (layer.scheme == "whole") for layer in layers])
     edges = np.arange(len(layers) + 1) + 0.5
@@ -109,7 +109,7 @@ def _areas(axes: "Axes", layers: Sequence[PlannedLayer], members: Sequence[int])
 
 
 def _shares(layers: Sequence[PlannedLayer], members: Sequence[int]) -> np.ndarray:
-    """(layers, members) in percent; nothing for a layer that every rank has whole."""
+    """Return (layers, members) shares in percent; 0 for a layer that every rank has whole."""
     counts = np.array([[layer.counts[rank] for rank in members] for layer in layers], float)
     counts[[layer.scheme == "whole" for layer in layers]] = 0
     sums = counts.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What the plan predicted of each layer, beside what was measured."""
+"""The predicted time of each layer, beside the measured one."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ TITLE = "Predicted and measured"
 
 
 def predicted(part: RunPart) -> Picture | Missing:
-    """Two marks per layer: what was predicted of it, and what it took."""
+    """Picture the predicted and the measured time of each layer."""
     plan, watched, times = plan_of(part), part.layers, step_times(part)
     if plan is None or plan.predicted_seconds is None:
         return Missing(

@@ -1,4 +1,4 @@
-"""Where a step's time goes in each of several runs."""
+"""The time of a step in each of several runs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ TITLE = "Time of a step, run by run"
 
 
 def runs(told: Sequence[Run]) -> Picture | Missing:
-    """Compute, exchange, waiting and reading of each run, in the mean over its ranks."""
+    """Picture compute, exchange, waiting and reading of each run, in the mean over its ranks."""
     found = [(run, times) for run in told if (times := step_times(run.last)) is not None]
     if not found:
         return Missing(TITLE, "No step was recorded with its times.")
