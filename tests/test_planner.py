@@ -452,7 +452,7 @@ def test_a_memory_limit_is_kept(paper):
     assert planned.prediction.memory.max() <= limit
     assert planned.prediction.seconds > free.prediction.seconds
     assert planned.limits == (limit,) * 3
-    with pytest.raises(HetmpError, match=r"does not fit: rank \d may use 1000 bytes and would ne"):
+    with pytest.raises(HetmpError, match=r"does not fit: rank \d may use 1000 bytes but needs"):
         make_plan(paper, profile, PlanOptions(memory_limit=1000))
 
 

@@ -18,8 +18,8 @@ OPTION_WIDTH = 26
 class Option(click.Option):
     """An option that knows its heading in the help text."""
 
-    def __init__(self, *args: Any, heading: str = "Options", **told: Any) -> None:
-        super().__init__(*args, **told)
+    def __init__(self, *args: Any, heading: str = "Options", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
         self.heading = heading
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
@@ -79,8 +79,8 @@ def in_words(error: click.UsageError, command: click.Command, path: str) -> str:
         near = nearest(error.option_name, [*flags, "--help"], cutoff=0.6)
         hint = f": did you mean {near}?" if near else ""
         return f"unknown option {error.option_name}{hint} ({path} --help lists all)"
-    said = error.format_message().rstrip(".")
-    return f"{said[:1].lower()}{said[1:]} ({path} --help says more)"
+    message = error.format_message().rstrip(".")
+    return f"{message[:1].lower()}{message[1:]} ({path} --help says more)"
 
 
 def spelt(option: click.Parameter) -> list[str]:
@@ -93,6 +93,6 @@ def command(name: str | None = None) -> Any:
     return click.command(name, cls=Command)
 
 
-def option(*names: str, **told: Any) -> Any:
+def option(*names: str, **attributes: Any) -> Any:
     """Return ``click.option`` for an `Option`."""
-    return click.option(*names, cls=Option, **told)
+    return click.option(*names, cls=Option, **attributes)

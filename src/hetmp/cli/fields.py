@@ -95,13 +95,13 @@ def field_option(
     return Option([flag], type=kind, metavar=metavar, default=default, help=text, heading=heading)
 
 
-def field_options(*names: str, **told: Any) -> Callable[[Any], Any]:
+def field_options(*names: str, **keywords: Any) -> Callable[[Any], Any]:
     """Return a decorator that adds the flags of fields to a command, see `field_option`."""
 
     def decorated(command: Any) -> Any:
         # As click.option keeps them: the last one first.
         options = vars(command).setdefault("__click_params__", [])
-        options += [field_option(name, **told) for name in reversed(names)]
+        options += [field_option(name, **keywords) for name in reversed(names)]
         return command
 
     return decorated
@@ -117,8 +117,8 @@ def image_options(command: Any) -> Any:
 
 def description_of(name: str) -> str:
     """Return a field's description on one line, for a help text."""
-    told = TrainConfig.model_fields[name].description or ""
-    return " ".join(told.replace("`", "'").split())
+    description = TrainConfig.model_fields[name].description or ""
+    return " ".join(description.replace("`", "'").split())
 
 
 def heading_of(name: str) -> str:

@@ -32,10 +32,10 @@ class _Kind(click.ParamType):  # type: ignore[type-arg]
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Return the words that begin with *incomplete*; if there is none, files."""
-        found = [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
-        if self.path is not None and not found:
+        matches = [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+        if self.path is not None and not matches:
             return [CompletionItem(incomplete, type=self.path)]
-        return found
+        return matches
 
 
 class Numbers(_Kind):
@@ -145,11 +145,11 @@ class KeyValue(_Kind):
         if not key or not equals:
             self.fail(f"{value!r} is not KEY=VALUE, such as nesterov=true", param, ctx)
         try:
-            told = tomllib.loads(f"it = {text}")
+            parsed = tomllib.loads(f"it = {text}")
         except tomllib.TOMLDecodeError:
             return key, text
-        plain = isinstance(told["it"], bool | int | float | str | list | dict)
-        return key, told["it"] if plain and len(told) == 1 else text
+        plain = isinstance(parsed["it"], bool | int | float | str | list | dict)
+        return key, parsed["it"] if plain and len(parsed) == 1 else text
 
 
 class WordOrPath(_Kind):

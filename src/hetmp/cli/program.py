@@ -65,8 +65,8 @@ docs/commands.md lists all of them, and the environment variables.
 class _Commands(click.Group):
     """Commands under headings, imported when needed; an unknown name suggests the nearest."""
 
-    def __init__(self, *args: Any, **told: Any) -> None:
-        super().__init__(*args, **told)
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
         self._places = {name: at for names in COMMANDS.values() for name, at in names.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -78,8 +78,8 @@ class _Commands(click.Group):
         if cmd_name not in self._places:
             return None
         module, _, name = self._places[cmd_name].partition(":")
-        found = getattr(import_module(module), name)
-        return found if isinstance(found, click.Command) else found()
+        loaded = getattr(import_module(module), name)
+        return loaded if isinstance(loaded, click.Command) else loaded()
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Return the command of a command line.
@@ -106,8 +106,8 @@ class _Commands(click.Group):
 
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
-        told = [f"{name} {_version(name)}" for name in ("torch", "mpi4py", "numpy", "h5py")]
-        click.echo(f"hetmp {__version__} ({', '.join(told)})")
+        versions = [f"{name} {_version(name)}" for name in ("torch", "mpi4py", "numpy", "h5py")]
+        click.echo(f"hetmp {__version__} ({', '.join(versions)})")
         ctx.exit()
 
 

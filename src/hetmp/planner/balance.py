@@ -55,9 +55,11 @@ def counts_on_grid(counts: Sequence[int], grid: int) -> tuple[int, ...]:
     ((208, 48), (41, 16, 3), (9, 8))
     """
     most = max(range(len(counts)), key=lambda rank: counts[rank])
-    found = [max(1, round(count / grid)) * grid if 2 * count >= grid else count for count in counts]
-    found[most] = sum(counts) - (sum(found) - found[most])
-    return tuple(found) if found[most] >= max(found) else tuple(counts)
+    rounded = [
+        max(1, round(count / grid)) * grid if 2 * count >= grid else count for count in counts
+    ]
+    rounded[most] = sum(counts) - (sum(rounded) - rounded[most])
+    return tuple(rounded) if rounded[most] >= max(rounded) else tuple(counts)
 
 
 def _largest(reach: Array, seconds: float) -> Counts:

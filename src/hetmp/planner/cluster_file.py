@@ -72,10 +72,10 @@ def cluster_profile(path: str | Path) -> Profile:
     """
     path = Path(path)
     try:
-        told = tomllib.loads(read(path, "cluster"))
+        fields = tomllib.loads(read(path, "cluster"))
     except tomllib.TOMLDecodeError as error:
         raise HetmpError(f"cluster {path} cannot be read: {error}") from error
-    cluster = validated(Cluster, told, f"cluster {path}")
+    cluster = validated(Cluster, fields, f"cluster {path}")
     devices, sources = [], []
     for ranks in cluster.ranks:
         source = Profile.load(path.parent / ranks.profile)

@@ -27,30 +27,30 @@ class GroupWork:
     part: float
 
 
-def group_works(found: ChannelGroups, schedule: Schedule) -> dict[int, dict[GroupWork, int]]:
+def group_works(groups: ChannelGroups, schedule: Schedule) -> dict[int, dict[GroupWork, int]]:
     """Count the work of each channel group, by the group's number.
 
     Args:
-        found: the channel groups of the model.
+        groups: the channel groups of the model.
         schedule: the schedule of any plan for the model.
 
     Returns:
         By group number: each piece of work, and how often a training step does it.
     """
-    works: dict[int, dict[GroupWork, int]] = {group.number: {} for group in found.groups}
-    units = {group.number: group.units for group in found.groups}
+    works: dict[int, dict[GroupWork, int]] = {group.number: {} for group in groups.groups}
+    units = {group.number: group.units for group in groups.groups}
     pieces_of: dict[str, tuple[tuple[int, int], ...]] = {}
     for step in schedule.training.steps:
         own: tuple[tuple[int, int], ...] = ()
         for source in step.sources:
             own = own or pieces_of.get(source, ())
         if isinstance(step, CallStep) and step.node.rule.mixes:
-            taken = own
-            own = tuple((p.group.number, p.block) for p in found.pieces[step.node.path])
+            inputs = own
+            own = tuple((p.group.number, p.block) for p in groups.pieces[step.node.path])
             if step.run.scheme == "whole":
                 own = ()
             work, kind, state = step_work(step)
-            _add(works, units, taken if kind == "inputs" else own, work, kind, state)
+            _add(works, units, inputs if kind == "inputs" else own, work, kind, state)
         elif isinstance(step, CallStep):
             work, kind, state = step_work(step)
             if isinstance(state, Sliced):

@@ -106,12 +106,12 @@ class _Planner:
         self.limits = tuple(
             device.memory if limit is None else limit for device in self.profile.devices
         )
-        one = schedule_model(self.graph, self._shared_by([1.0]))
-        table = make_table(self.graph, one)
+        schedule = schedule_model(self.graph, self._shared_by([1.0]))
+        table = make_table(self.graph, schedule)
         self.alone = np.array(
             [
                 predict(
-                    self.graph, one, table, self.tables.of([rank]), self._links(1),
+                    self.graph, schedule, table, self.tables.of([rank]), self._links(1),
                     self.profile.batch_size,
                 ).seconds
                 for rank in self._representatives()
@@ -155,8 +155,8 @@ class _Planner:
                     tried[count] = self._candidate(sorted(order[:count]))
                 except HetmpError as error:
                     tried[count] = error
-            found = tried[count]
-            return found.prediction.seconds if isinstance(found, _Candidate) else np.inf
+            candidate = tried[count]
+            return candidate.prediction.seconds if isinstance(candidate, _Candidate) else np.inf
 
         counts = list(range(1, ranks + 1)) if ranks <= EVERY else _bracket(seconds, ranks)
         for count in counts:
@@ -266,14 +266,14 @@ class _Planner:
         """
         works = group_works(self.found, schedule_model(self.graph, like))
         shares = {}
-        found: dict[tuple[object, ...], Partition] = {}
+        partitions: dict[tuple[object, ...], Partition] = {}
         for group in self.found.groups:
             key = (group.units, *sorted(works[group.number].items(), key=str))
-            if key not in found:
+            if key not in partitions:
                 times = group_times(tables, works[group.number], group.units)
                 most = [max(0, int(np.ceil(cap * group.units))) for cap in caps]
-                found[key] = Partition(counts_on_grid(balanced(times, most), grid))
-            shares[group.number] = found[key]
+                partitions[key] = Partition(counts_on_grid(balanced(times, most), grid))
+            shares[group.number] = partitions[key]
         speeds = [sum(share.counts[rank] for share in shares.values()) for rank in range(len(caps))]
         return plan_from_shares(self.graph, self.found, shares, speeds, schemes)
 
@@ -295,21 +295,21 @@ class _Planner:
 
     def _alternatives(self) -> dict[str, float]:
         """Predict the seconds of a step by other ways to use all the ranks."""
-        found = {"the fastest rank alone": float(self.alone.min())}
+        seconds = {"the fastest rank alone": float(self.alone.min())}
         ranks = self.tables.ranks
         if ranks == 1:
-            return found
+            return seconds
         links = self._links(ranks)
         for name, weights in (
             ("equal split", np.ones(ranks)),
             ("split in proportion to speed", self.alone.min() / self.alone),
         ):
             plan = self._shared_by(weights.tolist())
-            found[name] = self._predict(plan, self.tables, links).seconds
+            seconds[name] = self._predict(plan, self.tables, links).seconds
         # Each rank computes the whole network for its part of the batch; gradients are summed.
         shared = links.seconds("Allreduce", self.parameters, 0.0)
-        found["weighted data parallelism"] = float(1 / (1 / self.alone).sum()) + shared
-        return found
+        seconds["weighted data parallelism"] = float(1 / (1 / self.alone).sum()) + shared
+        return seconds
 
     def _reasons(self, best: _Candidate, order: Sequence[int]) -> dict[int, str]:
         reasons = {}
@@ -350,7 +350,7 @@ def _predicted(prediction: Prediction) -> tuple[PredictedLayer, ...]:
 def summary(planned: Planned) -> str:
     """Return the plan and its prediction as JSON."""
     plan, prediction = planned.plan, planned.prediction
-    told = {
+    fields = {
         "plan": plan.model_dump(mode="json"),
         "predicted_seconds": prediction.seconds,
         "alternatives": dict(planned.alternatives),
@@ -358,7 +358,7 @@ def summary(planned: Planned) -> str:
         "bytes_received": prediction.received,
         "memory": dict(zip(map(str, plan.members), prediction.memory.tolist(), strict=True)),
     }
-    return json.dumps(told, indent=1)
+    return json.dumps(fields, indent=1)
 
 
 def _bracket(seconds: Callable[[int], float], ranks: int) -> list[int]:

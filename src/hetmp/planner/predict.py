@@ -197,11 +197,11 @@ def _largest(state: State) -> float:
 def _needing_gradients(graph: ModelGraph, program: Program) -> set[str]:
     """Return the names of the steps that need a gradient in the backward pass."""
     parameters = dict(graph.skeleton.named_parameters())
-    found = {name for name, place in program.attributes.items() if place in parameters}
+    needing = {name for name, place in program.attributes.items() if place in parameters}
     for step in program.steps:
         learns = isinstance(step, CallStep) and step.run.layer is not None and any(
             parameter.requires_grad for parameter in step.run.layer.parameters()
         )  # fmt: skip
-        if learns or isinstance(step, BiasStep) or any(name in found for name in step.sources):
-            found.add(step.name)
-    return found
+        if learns or isinstance(step, BiasStep) or any(name in needing for name in step.sources):
+            needing.add(step.name)
+    return needing

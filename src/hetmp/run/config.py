@@ -274,9 +274,9 @@ class TrainConfig(BaseModel):
     def in_order(self, order: Sequence[int]) -> "TrainConfig":
         """Return the same run for reordered ranks: new rank *i* is the present ``order[i]``."""
         lists = {
-            name: tuple(told[rank] for rank in order)
+            name: tuple(values[rank] for rank in order)
             for name in ("weights", "slowdown", "autocast")
-            if isinstance(told := getattr(self, name), tuple) and len(told) == len(order)
+            if isinstance(values := getattr(self, name), tuple) and len(values) == len(order)
         }
         return self.model_copy(update=lists)
 
@@ -288,13 +288,15 @@ class TrainConfig(BaseModel):
             "label_smoothing", "accumulate", "average", "seed", "dtype", "drop_last", "flip",
             "crop", "data", *OF_DATA,
         )  # fmt: skip
-        told = self.model_dump(mode="json", include=set(names))
+        settings = self.model_dump(mode="json", include=set(names))
         # The learning rate follows the length of the run, unless it is constant.
         if self.schedule != "constant":
-            told["steps"] = steps
+            settings["steps"] = steps
         for name in MOVABLE:
-            told[name] = None if told[name] is None else str(Path(told[name]).absolute())
-        return told
+            settings[name] = (
+                None if settings[name] is None else str(Path(settings[name]).absolute())
+            )
+        return settings
 
     def data_settings(self) -> dict[str, Any]:
         """Return the settings of the data set: the fields of ``hetmp.data.Options``."""

@@ -86,16 +86,16 @@ def read_config(path: str | Path) -> ConfigFile:
 
 def flags_over(fields: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """Merge *flags* into a file's *fields*; a flag also replaces the field it excludes."""
-    kept = dict(fields)
+    rest = dict(fields)
     for pair in OPPOSITES:
         for flag, other in (pair, pair[::-1]):
             if flag in flags and other not in flags:
-                kept.pop(other, None)
-    tables = {name: {**kept.get(name, {}), **v} for name, v in flags.items() if isinstance(v, dict)}
-    told = {**kept, **flags, **tables}
-    if ("weights" in flags or "plan" in flags) and told.get("weights") != "auto":
-        told = {name: v for name, v in told.items() if name != "profile" or name in flags}
-    return told
+                rest.pop(other, None)
+    tables = {name: {**rest.get(name, {}), **v} for name, v in flags.items() if isinstance(v, dict)}
+    merged = {**rest, **flags, **tables}
+    if ("weights" in flags or "plan" in flags) and merged.get("weights") != "auto":
+        merged = {name: v for name, v in merged.items() if name != "profile" or name in flags}
+    return merged
 
 
 def _unknown(name: str, value: Any) -> str:
@@ -186,22 +186,22 @@ def _text(
 ) -> str:
     """Return the file's text. Paths below *folder* are relative to it, others absolute."""
     lines, tables = _comment(header), []
-    for name, told in config.model_dump().items():
-        value = _in_toml(told)
+    for name, setting in config.model_dump().items():
+        value = _in_toml(setting)
         if is_path(name, value):
             value = _written_path(value, folder)
-        about = _comment(TrainConfig.model_fields[name].description or "")
+        comment = _comment(TrainConfig.model_fields[name].description or "")
         if isinstance(value, dict):
-            about += [tomlkit.dumps({name: value}).strip()]
-            tables += ["", *about]
+            comment += [tomlkit.dumps({name: value}).strip()]
+            tables += ["", *comment]
             continue
-        said = f"{name} = " + ("..." if value is None else tomlkit.item(value).as_string())
+        entry = f"{name} = " + ("..." if value is None else tomlkit.item(value).as_string())
         if value is None:
-            said = f"# {said}"
+            entry = f"# {entry}"
         elif name in left_out:
-            about, said = [*about, *_comment(left_out[name])], f"# {said}"
+            comment, entry = [*comment, *_comment(left_out[name])], f"# {entry}"
         heading = ["", f"# ---- {HEADINGS[name]} ----"] if name in HEADINGS else []
-        lines += [*heading, "", *about, said]
+        lines += [*heading, "", *comment, entry]
     if versions:
         tables += ["", *_comment("The versions that the run was computed with."), f"[{VERSIONS}]"]
         tables += [
@@ -225,8 +225,8 @@ def _written_path(path: str, folder: Path | None) -> str:
 def _in_toml(value: Any) -> Any:
     """Convert *value* for TOML, which has no null: entries that are None are left out."""
     if isinstance(value, dict):
-        told = {key: _in_toml(entry) for key, entry in value.items()}
-        return {key: entry for key, entry in told.items() if entry is not None}
+        entries = {key: _in_toml(entry) for key, entry in value.items()}
+        return {key: entry for key, entry in entries.items() if entry is not None}
     if isinstance(value, list | tuple):
         return None if None in value else [_in_toml(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value

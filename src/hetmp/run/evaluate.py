@@ -69,13 +69,13 @@ class Evaluation:
 
 
 def evaluate_checkpoint(
-    path: Path, given: Mapping[str, Any], comm: "MPI.Intracomm | None" = None
+    path: Path, settings: Mapping[str, Any], comm: "MPI.Intracomm | None" = None
 ) -> Evaluation:
     """Compute loss and accuracy of a checkpoint, the same on any ranks. Collective.
 
     Args:
         path: a checkpoint, or a run's folder: its ``model.h5``, else its newest sound checkpoint.
-        given: fields of ``TrainConfig``; they win over the file's own. None counts as missing.
+        settings: fields of ``TrainConfig``; they win over the file's own. None counts as missing.
 
     Raises:
         HetmpError: on every rank at once: bad input, or a file that cannot be used.
@@ -85,7 +85,7 @@ def evaluate_checkpoint(
         feed = trained.feed(model, trained.dataset.test)
         return list(evaluate(model, feed, trained.config.batch_size))
 
-    trained, (loss, accuracy) = run_on_trained(path, given, comm, work, 2)
+    trained, (loss, accuracy) = run_on_trained(path, settings, comm, work, 2)
     return Evaluation(
         file=str(trained.file),
         model=trained.config.model,

@@ -57,8 +57,8 @@ class Trained:
     @property
     def dtype(self) -> torch.dtype:
         """Return the dtype of the network's parameters."""
-        found: torch.dtype = getattr(torch, self.config.dtype)
-        return found
+        dtype: torch.dtype = getattr(torch, self.config.dtype)
+        return dtype
 
     def feed(self, model: SlicedModel, part: Part) -> Feed:
         """Return a feed of the batches of *part* for *model*."""
@@ -72,7 +72,7 @@ Load = Callable[[TrainConfig, Origin, Group], Dataset]
 
 def run_on_trained(
     path: Path,
-    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
     comm: "MPI.Intracomm | None",
     work: Work,
     figures: int,
@@ -82,7 +82,7 @@ def run_on_trained(
 
     Args:
         path: a checkpoint, or a run's folder: its ``model.h5``, else its newest sound checkpoint.
-        given: fields of ``TrainConfig``; they win over the file's own. None counts as missing.
+        settings: fields of ``TrainConfig``; they win over the file's own. None counts as missing.
         work: called on the ranks that take part; returns as many numbers as *figures* says.
         load: loads the data set to use. Collective.
 
@@ -99,7 +99,7 @@ def run_on_trained(
         raise AgreedError("\n".join([f"there is no sound checkpoint in {path}", *damaged]))
     origin = read_origin(group, file)
     with group.together():
-        config = _config(origin, file, given).in_order(ranks.order)
+        config = _config(origin, file, settings).in_order(ranks.order)
     dataset = load(config, origin, group)
     setup = set_up_rank(ranks, config.device, autocast=config.autocast, seed=config.seed)
     trained = Trained(file, origin, config, dataset, setup.device, group.size, tuple(damaged))
@@ -111,9 +111,9 @@ def run_on_trained(
         with setup.casting():
             return work(model, trained)
 
-    found = among_members(ranks.comm, group, sharing.plan, run, (0.0,) * figures)
-    told = group.broadcast(np.array(found, dtype=np.float64), sharing.first_member)
-    return trained, told.tolist()
+    result = among_members(ranks.comm, group, sharing.plan, run, (0.0,) * figures)
+    shared = group.broadcast(np.array(result, dtype=np.float64), sharing.first_member)
+    return trained, shared.tolist()
 
 
 def _pointed_at(group: Group, path: Path) -> Path:
@@ -121,39 +121,41 @@ def _pointed_at(group: Group, path: Path) -> Path:
 
     A link is followed once for all ranks, since a run that is still going moves ``latest.h5``.
     """
-    found = path
+    target = path
     with group.together():
         if group.is_root:
             if (path / "model.h5").is_file():
-                found = path / "model.h5"
+                target = path / "model.h5"
             elif path.is_symlink() and path.is_file():
-                found = path.parent / path.readlink()
-    return Path(group.broadcast_text(str(found)))
+                target = path.parent / path.readlink()
+    return Path(group.broadcast_text(str(target)))
 
 
-def _config(origin: Origin, file: Path, given: Mapping[str, Any]) -> TrainConfig:
-    """Make the configuration of the use: as *given*, else as in the file."""
-    chosen = {name: value for name, value in given.items() if value is not None}
-    told = {
+def _config(origin: Origin, file: Path, settings: Mapping[str, Any]) -> TrainConfig:
+    """Make the configuration of the use: as *settings*, else as in the file."""
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    stored = {
         name: origin.config[name]
         for name in ("model", "data", "seed", *OF_DATA)
         if name in origin.config
     }
-    if "data" in chosen and chosen["data"] != told.get("data"):
-        told = {name: value for name, value in told.items() if name not in OF_DATA}
-    told |= _normalisation(origin, chosen.get("data", told.get("data")))
-    if "model" not in chosen and ":" in str(told.get("model", "")):
+    if "data" in chosen and chosen["data"] != stored.get("data"):
+        stored = {name: value for name, value in stored.items() if name not in OF_DATA}
+    stored |= _normalisation(origin, chosen.get("data", stored.get("data")))
+    if "model" not in chosen and ":" in str(stored.get("model", "")):
         raise HetmpError(
-            f"{file} holds a network of your own code, {told['model']}, and a file must not choose "
-            "which code is run: give --model"
+            f"{file} holds a network of your own code, {stored['model']}, and a file must not "
+            "choose which code is run: give --model"
         )
-    missing = [name for name in ("model", "data") if name not in chosen and name not in told]
+    missing = [name for name in ("model", "data") if name not in chosen and name not in stored]
     if missing:
         raise HetmpError(
             f"{file} does not name its {' and '.join(missing)}: give "
             + " and ".join(f"--{name}" for name in missing)
         )
-    return train_config(**{"batch_size": EVALUATION_BATCH, **told, "dtype": origin.dtype, **chosen})
+    return train_config(
+        **{"batch_size": EVALUATION_BATCH, **stored, "dtype": origin.dtype, **chosen}
+    )
 
 
 def _normalisation(origin: Origin, data: str | None) -> dict[str, Any]:
@@ -210,10 +212,10 @@ def check_output(trace: Trace, dataset: Dataset, name: str) -> None:
             "use it in a loop of your own with hetmp.slice_model"
         )
     wanted = (dataset.classes, *dataset.test.label_shape)
-    given = value.shape[1:]
-    if len(given) != len(wanted) or given[1:] != wanted[1:] or (given[0] or 0) < wanted[0]:
+    scores = value.shape[1:]
+    if len(scores) != len(wanted) or scores[1:] != wanted[1:] or (scores[0] or 0) < wanted[0]:
         raise AgreedError(
-            f"{name} returns {_sizes(given)} scores per image, but the labels of {dataset.name} "
+            f"{name} returns {_sizes(scores)} scores per image, but the labels of {dataset.name} "
             f"need {_sizes(wanted)}: choose a network and data for the same task"
         )
 

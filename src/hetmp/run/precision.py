@@ -13,26 +13,26 @@ from hetmp.core.text import count_ranks
 from hetmp.run.config import AUTOCASTS, TrainConfig
 
 
-def autocast_of(told: Sequence[str] | None, group: Group) -> torch.dtype | None:
+def autocast_of(names: Sequence[str] | None, group: Group) -> torch.dtype | None:
     """Return the dtype of this rank's convolutions; None for that of the weights.
 
     Args:
-        told: one of ``AUTOCASTS``, or one for each rank; None for none.
+        names: one of ``AUTOCASTS``, or one for each rank; None for none.
 
     Raises:
         AgreedError: an unknown name, or a list for another number of ranks.
     """
-    if told is None:
+    if names is None:
         return None
-    for name in told:
+    for name in names:
         if name not in AUTOCASTS:
             raise AgreedError(str(unknown_name("autocast", name, AUTOCASTS)))
-    if len(told) not in (1, group.size):
+    if len(names) not in (1, group.size):
         raise AgreedError(
-            f"autocast has {len(told)} entries for {count_ranks(group.size)}: give one for all, "
+            f"autocast has {len(names)} entries for {count_ranks(group.size)}: give one for all, "
             "or one for each"
         )
-    own = told[group.rank if len(told) > 1 else 0]
+    own = names[group.rank if len(names) > 1 else 0]
     return None if own == "none" else getattr(torch, own)
 
 

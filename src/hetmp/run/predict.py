@@ -56,7 +56,7 @@ class PredictionSummary:
 def predict(
     path: Path,
     out: Path,
-    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
     comm: "MPI.Intracomm | None" = None,
     *,
     part: str = "test",
@@ -67,7 +67,7 @@ def predict(
     Args:
         path: a checkpoint, or a run's folder, as for ``evaluate_checkpoint``.
         out: the file to write: ``.csv``, or ``.h5`` for HDF5.
-        given: fields of ``TrainConfig``, as for ``evaluate_checkpoint``.
+        settings: fields of ``TrainConfig``, as for ``evaluate_checkpoint``.
         part: ``test`` or ``train``: the part of the data set to use.
         images: a folder of pictures without classes, or one picture, instead of a data set.
 
@@ -95,14 +95,14 @@ def predict(
 
     def work(model: SlicedModel, trained: Trained) -> list[float]:
         chosen = getattr(trained.dataset, part)
-        found = _predictions(model, trained, chosen)
+        predictions = _predictions(model, trained, chosen)
         group = model.hetmp.group
         with group.together():
             if group.is_root:
-                _write(out, found, trained.dataset, chosen, labelled=images is None)
-        return [len(chosen), float((found.classes == found.labels).mean())]
+                _write(out, predictions, trained.dataset, chosen, labelled=images is None)
+        return [len(chosen), float((predictions.classes == predictions.labels).mean())]
 
-    trained, (count, accuracy) = run_on_trained(path, given, comm, work, 2, load)
+    trained, (count, accuracy) = run_on_trained(path, settings, comm, work, 2, load)
     return PredictionSummary(
         file=str(trained.file),
         out=str(out),
@@ -117,10 +117,10 @@ def _images(pictures: Path | None, config: TrainConfig, origin: Origin, group: G
     """Load the images to classify: pictures, or a data set. Collective."""
     if pictures is None:
         return load_dataset(config, group)
-    about = origin.config.get("images")
-    if not isinstance(about, dict):
+    description = origin.config.get("images")
+    if not isinstance(description, dict):
         raise AgreedError("the checkpoint does not describe its images: give --data")
-    return load_pictures(pictures, about, group)
+    return load_pictures(pictures, description, group)
 
 
 def _make_room(out: Path) -> None:
@@ -149,21 +149,23 @@ class _Found:
 def _predictions(model: SlicedModel, trained: Trained, part: Part) -> _Found:
     """Classify all images of *part*. Collective."""
     model.eval()
-    classes, probabilities, told = [], [], []
+    classes, probabilities, label_parts = [], [], []
     with torch.no_grad():
         for images, labels in trained.feed(model, part).in_order(trained.config.batch_size):
             best = wide(model(images)).softmax(dim=1).max(dim=1)
             classes.append(best.indices.cpu().numpy())
             probabilities.append(best.values.cpu().to(torch.float32).numpy())
-            told.append(labels.cpu().numpy())
-    return _Found(np.concatenate(classes), np.concatenate(probabilities), np.concatenate(told))
+            label_parts.append(labels.cpu().numpy())
+    return _Found(
+        np.concatenate(classes), np.concatenate(probabilities), np.concatenate(label_parts)
+    )
 
 
-def _write(out: Path, found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> None:
+def _write(out: Path, predictions: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> None:
     if out.suffix.lower() == ".csv":
-        content = _csv(found, dataset, part, labelled=labelled).encode()
+        content = _csv(predictions, dataset, part, labelled=labelled).encode()
     else:
-        content = _hdf5(found, dataset, part, labelled=labelled)
+        content = _hdf5(predictions, dataset, part, labelled=labelled)
     try:
         with replacing(out) as beside:
             beside.write_bytes(content)
@@ -171,7 +173,7 @@ def _write(out: Path, found: _Found, dataset: Dataset, part: Part, *, labelled: 
         raise HetmpError(f"{out} cannot be written: {error}") from error
 
 
-def _csv(found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> str:
+def _csv(predictions: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> str:
     """Return a row per image: image, class, its name if it has one, probability, label if known."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -182,24 +184,30 @@ def _csv(found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> str:
     )
     titles = part.titles(np.arange(len(part)))
     for i, title in enumerate(titles):
-        name = [names.get(int(found.classes[i]), "")] if names else []
-        label = [int(found.labels[i])] if labelled else []
+        name = [names.get(int(predictions.classes[i]), "")] if names else []
+        label = [int(predictions.labels[i])] if labelled else []
         rows.writerow(
-            [title, int(found.classes[i]), *name, f"{found.probabilities[i]:.6f}", *label]
+            [
+                title,
+                int(predictions.classes[i]),
+                *name,
+                f"{predictions.probabilities[i]:.6f}",
+                *label,
+            ]
         )
     return text.getvalue()
 
 
-def _hdf5(found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> bytes:
+def _hdf5(predictions: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> bytes:
     """Return an HDF5 file with ``image``, ``class``, ``probability``, ``label`` and ``names``."""
     # In memory, then written in one go: HDF5 does not survive a full disk.
     with h5py.File("predictions", "w", driver="core", backing_store=False) as file:
         titles = part.titles(np.arange(len(part)))
         file["image"] = np.array(titles, dtype=object)
-        file["class"] = found.classes
-        file["probability"] = found.probabilities
+        file["class"] = predictions.classes
+        file["probability"] = predictions.probabilities
         if labelled:
-            file["label"] = found.labels
+            file["label"] = predictions.labels
         if dataset.class_names:
             file["names"] = np.array(dataset.class_names, dtype=object)
         file.flush()

@@ -53,20 +53,20 @@ def run_record(
     }
 
 
-def keep_settings(told: TrainConfig, plan: Plan, group: Group) -> None:
+def keep_settings(config: TrainConfig, plan: Plan, group: Group) -> None:
     """Write ``plan.json`` and ``config.toml``, which repeat the run. Collective.
 
     Args:
-        told: the configuration as the user gave it, in the job's own order of the ranks.
+        config: the configuration as the user gave it, in the job's own order of the ranks.
         plan: of all ranks.
 
     Raises:
         HetmpError: on every rank, if they cannot be written.
     """
-    if told.out is None:
+    if config.out is None:
         return
     with group.together():
         if group.is_root:
-            plan.save(told.out / "plan.json")
-            planned = told.plan is not None or (told.plans and plan.ranks > 1)
-            write_run_config(told.out, told, planned, present_versions(), plan.ranks)
+            plan.save(config.out / "plan.json")
+            planned = config.plan is not None or (config.plans and plan.ranks > 1)
+            write_run_config(config.out, config, planned, present_versions(), plan.ranks)

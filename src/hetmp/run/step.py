@@ -123,8 +123,8 @@ class TrainStep:
                 f"{MOST_SKIPPED} steps in a row were skipped because the loss or gradients were "
                 f"not finite, the last time in {self._culprit(images)}: lower --lr, or use --clip"
             )
-        for buffer, kept in zip(self._model.buffers(), before, strict=True):
-            buffer.copy_(kept)
+        for buffer, saved in zip(self._model.buffers(), before, strict=True):
+            buffer.copy_(saved)
         return StepResult(loss, correct, skipped=True)
 
     def _phase(self, name: str) -> None:
@@ -152,8 +152,8 @@ class TrainStep:
         if self._skips and self.scaler is None:
             gradients = (p.grad for p in self._model.parameters() if p.grad is not None)
             good = good and all(map(is_finite, (*gradients, *self._model.buffers())))
-        told = self._model.hetmp.group.allgather(np.array([good], dtype=np.int8))
-        return bool(told.all())
+        flags = self._model.hetmp.group.allgather(np.array([good], dtype=np.int8))
+        return bool(flags.all())
 
     def _update(self) -> bool:
         """Clip, step, average; return whether the step was taken, which the scaler decides."""
@@ -185,12 +185,12 @@ class TrainStep:
         """Return the state that a resumed run needs besides the tensors, as JSON."""
         scaler = None if self.scaler is None else self.scaler.state_dict()
         updates = 0 if self.averages is None else self.averages.updates
-        told = {"schedule": self.schedule.state_dict(), "scaler": scaler, "updates": updates}
-        return json.dumps(told)
+        values = {"schedule": self.schedule.state_dict(), "scaler": scaler, "updates": updates}
+        return json.dumps(values)
 
-    def resume(self, told: str) -> None:
+    def resume(self, text: str) -> None:
         """Restore a state that ``state`` returned."""
-        state = json.loads(told)
+        state = json.loads(text)
         self.schedule.load_state_dict(state["schedule"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])

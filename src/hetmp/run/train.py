@@ -45,8 +45,8 @@ class Result:
     @classmethod
     def from_rank(cls, rank: int, own: "Result", group: Group) -> "Result":
         """Broadcast the result of *rank*. Collective."""
-        told = np.array([own.steps, own.loss, own.accuracy, own.stopped, own.ranks])
-        steps, loss, accuracy, stopped, ranks = group.broadcast(told, rank).tolist()
+        figures = np.array([own.steps, own.loss, own.accuracy, own.stopped, own.ranks])
+        steps, loss, accuracy, stopped, ranks = group.broadcast(figures, rank).tolist()
         return cls(int(steps), loss, accuracy, bool(stopped), int(ranks))
 
 

@@ -23,9 +23,9 @@ def differing_versions(path: str | Path | None, written: Mapping[str, str]) -> s
     """Return a note on packages whose version differs from that in a file; empty if none does."""
     present = present_versions() if written else {}
     unlike = [
-        f"{name} {told} (here {present.get(name, 'unknown')})"
-        for name, told in written.items()
-        if told != present.get(name)
+        f"{name} {number} (here {present.get(name, 'unknown')})"
+        for name, number in written.items()
+        if number != present.get(name)
     ]
     if not unlike:
         return ""

@@ -77,14 +77,14 @@ def share_work(config: TrainConfig, dataset: Dataset, setup: RankSetup, tuning: 
         with group.together():
             module = outline(config, dataset)
         profile = _profile(config, module, example, setup, tuning)
-    text, told = "", ""
+    text, decision = "", ""
     with group.together():
         # Unlike processors may round unlike: rank 0's plan is the truth.
         if group.is_root:
             planned = make_plan(read_graph(module, example), profile)
-            text, told = planned.plan.model_dump_json(), _told(planned)
+            text, decision = planned.plan.model_dump_json(), _told(planned)
     plan = Plan.model_validate_json(group.broadcast_text(text))
-    return Sharing(plan, equal, group.broadcast_text(told))
+    return Sharing(plan, equal, group.broadcast_text(decision))
 
 
 def _profile(

@@ -54,14 +54,14 @@ def examine() -> list[Check]:
 def _variables() -> list[Check]:
     """Check the environment variables whose names begin with ``HETMP_``."""
     names = [name for name in os.environ if name.startswith("HETMP_")]
-    told = sorted(name for name in names if not name.startswith(OF_TESTS))
-    shown = ", ".join(f"{name}={os.environ[name]}" for name in told)
-    for name in told:
+    variables = sorted(name for name in names if not name.startswith(OF_TESTS))
+    shown = ", ".join(f"{name}={os.environ[name]}" for name in variables)
+    for name in variables:
         if name not in VARIABLES:
             meant = nearest(name, VARIABLES)
             hint = f": did you mean {meant}?" if meant else ""
             return [Check("environment", shown, f"nothing reads {name}{hint}")]
-    return [Check("environment", shown)] if told else []
+    return [Check("environment", shown)] if variables else []
 
 
 def _looked(what: str, look: Callable[[], Check]) -> Check:
@@ -120,15 +120,15 @@ def _devices(group: Group | None) -> list[Check]:
         own += f", {threads} thread{'s' * (threads != 1)}"
     own += f" on {platform.node()}"
     blind = unseen_gpus() > 0
-    told = group.gather_texts(own + ("|blind" if blind else ""))
-    return _by_rank(told)
+    texts = group.gather_texts(own + ("|blind" if blind else ""))
+    return _by_rank(texts)
 
 
-def _by_rank(told: Sequence[str]) -> list[Check]:
+def _by_rank(texts: Sequence[str]) -> list[Check]:
     findings: list[Check] = []
     first = 0
-    for rank, text in enumerate(told):
-        if rank + 1 < len(told) and told[rank + 1] == text:
+    for rank, text in enumerate(texts):
+        if rank + 1 < len(texts) and texts[rank + 1] == text:
             continue
         name, _, blind = text.partition("|")
         who = f"rank {first}" if first == rank else f"ranks {first}-{rank}"

@@ -58,11 +58,11 @@ def inspect(
         if diff:
             with opened(Path(files[1])) as other:
                 names = dict.fromkeys([*catalog.stored, *other.stored])
-                found = [difference(catalog, other, name) for name in names]
+                differences = [difference(catalog, other, name) for name in names]
             if as_json:
-                click.echo(json.dumps([asdict(one) for one in found], indent=1))
+                click.echo(json.dumps([asdict(row) for row in differences], indent=1))
             else:
-                console.print(show.differences(found))
+                console.print(show.differences(differences))
             return
         if verify:
             for stored in catalog.stored.values():

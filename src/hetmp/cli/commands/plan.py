@@ -103,16 +103,16 @@ def plan(
     if bool(profiles) == (ranks_from is not None):
         raise HetmpError("give either --profile FILE or --ranks-from FILE to describe the ranks")
     check_folder(out)
-    found = (
+    profile = (
         cluster_profile(ranks_from)
         if ranks_from is not None
         else joined_profiles([Profile.load(path) for path in profiles])
     )
     input_shape, count = image_sizes(model, shape, classes)
     with torch.device("meta"):
-        module = models.build(model, input_shape, count).to(getattr(torch, found.dtype))
+        module = models.build(model, input_shape, count).to(getattr(torch, profile.dtype))
     example = torch.empty(
-        (found.batch_size, *input_shape), dtype=getattr(torch, found.dtype), device="meta"
+        (profile.batch_size, *input_shape), dtype=getattr(torch, profile.dtype), device="meta"
     )
     options = PlanOptions(
         memory_limit,
@@ -120,7 +120,7 @@ def plan(
         schemes=not filters_only,
         leave_out=not keep_all,
     )
-    planned = make_plan(read_graph(module, example), found, options)
+    planned = make_plan(read_graph(module, example), profile, options)
     planned.plan.save(out)
     if as_json:
         click.echo(summary(planned))
@@ -129,6 +129,6 @@ def plan(
     if not console.is_terminal:
         console.width = 140
     sizes = "×".join(str(size) for size in input_shape)
-    console.print(f"{model}, batch {found.batch_size} of {sizes}")
+    console.print(f"{model}, batch {profile.batch_size} of {sizes}")
     console.print(render_plan(planned, narrow=console.width < 100))
     click.echo(f"wrote {out}")

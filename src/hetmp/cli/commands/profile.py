@@ -82,9 +82,9 @@ def profile(
     if (model is None) == (show is None):
         raise HetmpError("give either a MODEL to measure or --show FILE")
     if show is not None:
-        kept = Profile.load(show)
-        click.echo(f"{kept.model}, batch {kept.batch_size}, {kept.dtype}, {kept.created}")
-        Console().print(render_profile(kept))
+        stored = Profile.load(show)
+        click.echo(f"{stored.model}, batch {stored.batch_size}, {stored.dtype}, {stored.created}")
+        Console().print(render_profile(stored))
         return
     assert model is not None
     if out is None and profiles is None:

@@ -34,12 +34,12 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
     from hetmp.tools.report.reading import metrics_file
     from hetmp.tools.report.terminal import gist
 
-    told = read_runs(runs)
+    loaded = read_runs(runs)
     if out is None:
         out = metrics_file(runs[0]).parent / "report" if len(runs) == 1 else Path("report")
-    shown, page = write_report(told, out)
+    shown, page = write_report(loaded, out)
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, 100))
-    console.print(gist(shown, told))
+    console.print(gist(shown, loaded))
     click.echo(f"\nwrote {page} and {len(shown.pictures)} pictures (PNG) beside it")

@@ -83,8 +83,8 @@ class _Arguments(click.ParamType):  # type: ignore[type-arg]
     ) -> list[CompletionItem]:
         """Return the completions of ``hetmp train`` (or profile, evaluate)."""
         job = _command(ctx.params.get("template") or "train")
-        given = [str(word) for word in ctx.params.get("arguments") or ()]
-        return ShellComplete(job, {}, f"hetmp {job.name}", "").get_completions(given, incomplete)
+        words = [str(word) for word in ctx.params.get("arguments") or ()]
+        return ShellComplete(job, {}, f"hetmp {job.name}", "").get_completions(words, incomplete)
 
 
 _job = partial(option, heading="The job")
@@ -189,18 +189,18 @@ def submit(
     from hetmp.tools.submit import follow as followed
     from hetmp.tools.submit import submit as submitted
 
-    told = read_job(config) if config else {}
-    if "template" in told and template is not None and template not in JOBS:
+    settings = read_job(config) if config else {}
+    if "template" in settings and template is not None and template not in JOBS:
         arguments, template = (template, *arguments), None  # all of them stand behind the --
-    template = template or told.get("template")
+    template = template or settings.get("template")
     if template is None:
         raise HetmpError(f"give the kind of job: {', '.join(JOBS)}")
     flags["components"] = [Component.parse(text) for text in components]
     flags = {**flags, "arguments": arguments}
     flags = {name: value for name, value in flags.items() if value not in (None, (), [])}
     nodes = {name: flags.pop(name) for name in Component.model_fields if name in flags}
-    told = {name: value for name, value in told.items() if name != "template"}
-    job = make_job(str(template), {**told, **flags}, nodes, config or "job")
+    settings = {name: value for name, value in settings.items() if name != "template"}
+    job = make_job(str(template), {**settings, **flags}, nodes, config or "job")
     if not dry_run:
         _check_arguments(str(template), job)
     if job.mpi == "auto" and available() and not dry_run:

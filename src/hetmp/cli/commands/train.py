@@ -36,21 +36,21 @@ def told_config(values: Mapping[str, Any], **job: Any) -> "tuple[TrainConfig, st
     from hetmp.run.config_file import ConfigFile, flags_over, read_config
     from hetmp.run.versions import differing_versions
 
-    given = {name: value for name, value in values.items() if value not in (None, ())}
-    flags = job | {name: given[name] for name in TrainConfig.model_fields if name in given}
+    present = {name: value for name, value in values.items() if value not in (None, ())}
+    flags = job | {name: present[name] for name in TrainConfig.model_fields if name in present}
     for name, value in flags.items():
         if isinstance(TrainConfig.model_fields[name].default, dict):
             flags[name] = dict(value)
     path = values.get(CONFIG_FILE)
     file = read_config(path) if path else ConfigFile({}, {})
-    told = flags_over(file.fields, flags)
+    settings = flags_over(file.fields, flags)
     for name, field in TrainConfig.model_fields.items():
-        if field.is_required() and name not in told:
+        if field.is_required() and name not in settings:
             raise HetmpError(
                 f"{name}: give --{name} NAME, or a --config file that sets it"
                 + (f" ({path} does not)" if path else "")
             )
-    return train_config(**told), differing_versions(path, file.versions)
+    return train_config(**settings), differing_versions(path, file.versions)
 
 
 def _train(**values: Any) -> None:

@@ -66,25 +66,25 @@ def profile_by_kind(
     ranks = [json.loads(text) for text in group.gather_texts(json.dumps(own))]
     keys: list[Key] = [(kind, title) for kind, title, _ in ranks]
     distinct = sorted(set(keys))
-    kept, missing = "", list[Key]()
+    stored, missing = "", list[Key]()
     with group.together():
         if group.is_root:
-            found = {key: one for key in distinct if (one := library.find(*key))}
-            missing = [key for key in distinct if key not in found]
+            matches = {key: match for key in distinct if (match := library.find(*key))}
+            missing = [key for key in distinct if key not in matches]
             for key in missing:
                 library.check_writable(key[0])
-            if found:
+            if matches:
                 free = _least(zip(keys, [memory for _, _, memory in ranks], strict=True))
-                kept = _joined(library.task, found, free)
-    kept = group.broadcast_text(kept)
+                stored = _joined(library.task, matches, free)
+    stored = group.broadcast_text(stored)
     # One object for all ranks of a kind: the planner has one table for them.
     by_key: dict[Key, DeviceProfile] = {}
     missing = [tuple(key) for key in json.loads(group.broadcast_text(json.dumps(missing)))]
-    if kept:
-        profile = Profile.model_validate_json(kept)
+    if stored:
+        profile = Profile.model_validate_json(stored)
         known = [key for key in distinct if key not in missing]
         by_key = dict(zip(known, profile.devices, strict=True))
-    if kept and not missing:
+    if stored and not missing:
         kinds = _some(sorted({kind for kind, _ in keys}))
         group.say(f"nodes of kind {kinds}: times read from {folder}, measuring only the links")
         links = profile_links(graph, example, group, device=device, tuning=tuning)
@@ -154,7 +154,7 @@ def _least(known: Iterable[tuple[Key, int]]) -> dict[Key, int]:
     return least
 
 
-def _joined(task: Task, found: Mapping[Key, DeviceProfile], free: Mapping[Key, int]) -> str:
+def _joined(task: Task, stored: Mapping[Key, DeviceProfile], free: Mapping[Key, int]) -> str:
     """Join stored devices into one profile with the memory that is free now, as JSON."""
     return Profile(
         created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -162,7 +162,7 @@ def _joined(task: Task, found: Mapping[Key, DeviceProfile], free: Mapping[Key, i
         batch_size=task.batch_size,
         dtype=task.dtype,
         devices=tuple(
-            device.model_copy(update={"memory": free[key]}) for key, device in found.items()
+            device.model_copy(update={"memory": free[key]}) for key, device in stored.items()
         ),
     ).model_dump_json()
 

@@ -94,12 +94,12 @@ class Library:
         if not os.path.exists(path):
             return None
         try:
-            kept = Profile.load(path)
-            kept.check_batch(self.task.batch_size, self.task.dtype)
+            stored = Profile.load(path)
+            stored.check_batch(self.task.batch_size, self.task.dtype)
         except HetmpError as error:
             raise HetmpError(f"{error}. Remove {path} to measure the device again") from error
         # A name that was made safe may be another device's, too.
-        return next((device for device in kept.devices if device.title == title), None)
+        return next((device for device in stored.devices if device.title == title), None)
 
     def has_others(self, kind: str) -> bool:
         """Return whether a profile of any device of a kind of node is stored."""

@@ -56,7 +56,7 @@ def measure_links(
     """
     if group.size == 1:
         return ()
-    found: dict[str, list[tuple[int, float, float]]] = {}
+    measured: dict[str, list[tuple[int, float, float]]] = {}
     for shape in shapes:
         size = int(np.prod(shape)) * torch.empty((), dtype=dtype).element_size()
         for skew in SKEWS:
@@ -73,7 +73,7 @@ def measure_links(
                     continue
                 exchange = Exchange(group, source, target)
                 seconds = _time(exchange, shape, dtype, device, tuning)
-                found.setdefault(exchange.collective, []).append((size, largest, seconds))
+                measured.setdefault(exchange.collective, []).append((size, largest, seconds))
     return tuple(
         LinkTimes(
             collective=name,
@@ -81,7 +81,7 @@ def measure_links(
             largest=tuple(largest for _, largest, _ in rows),
             seconds=tuple(seconds for _, _, seconds in rows),
         )
-        for name, rows in found.items()
+        for name, rows in measured.items()
     )
 
 

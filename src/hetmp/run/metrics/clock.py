@@ -51,17 +51,21 @@ class StepClock:
         group = self._runtime.group
         spent = np.array(self._runtime.exchange_seconds(self._model)) - self._before
         own = np.array([*spent, elapsed, reading, float(asked), float(bool(error))])
-        told = group.allgather(own)
-        if told[:, -1].any():
-            raise AgreedFailure(group.broadcast_text(error, root=int(told[:, -1].argmax())))
-        exchanges, elapsed_by_rank, any_asked = told[:, :-4], told[:, -4], told[:, -2].any()
+        by_rank = group.allgather(own)
+        if by_rank[:, -1].any():
+            raise AgreedFailure(group.broadcast_text(error, root=int(by_rank[:, -1].argmax())))
+        exchanges, elapsed_by_rank, any_asked = (
+            by_rank[:, :-4],
+            by_rank[:, -4],
+            by_rank[:, -2].any(),
+        )
         cost = exchanges.min(axis=0).sum()
         waited = exchanges.sum(axis=1) - cost
         seconds = {
             "compute": _rounded(elapsed_by_rank - exchanges.sum(axis=1)),
-            "exchange": _rounded(np.full(len(told), cost)),
+            "exchange": _rounded(np.full(len(by_rank), cost)),
             "waiting": _rounded(waited),
-            "reading": _rounded(told[:, -3]),
+            "reading": _rounded(by_rank[:, -3]),
         }
         return seconds, bool(any_asked)
 

@@ -25,8 +25,8 @@ class CsvTables:
     """
 
     def __init__(self, folder: Path, ranks: int) -> None:
-        told = folder / "metrics.jsonl"
-        before = (record["ranks"] for record in read_records(told) if record["kind"] == "run")
+        source = folder / "metrics.jsonl"
+        before = (record["ranks"] for record in read_records(source) if record["kind"] == "run")
         self._ranks = max(ranks, *before, 0)
         seconds = [f"{kind}_{rank}" for kind in KINDS for rank in range(self._ranks)]
         headings = {"steps": [*STEP, *seconds], "evaluations": EVALUATION}
@@ -38,7 +38,7 @@ class CsvTables:
                 file = complete.enter_context(beside.open("w", newline=""))
                 self._writers[name] = csv.writer(file)
                 self._writers[name].writerow(headings[name])
-            for record in read_records(told):
+            for record in read_records(source):
                 self.write(record)
         self._files = [path.open("a", newline="", buffering=1) for path in places.values()]
         self._writers = dict(zip(places, map(csv.writer, self._files), strict=True))
@@ -49,8 +49,8 @@ class CsvTables:
             row = [record.get(name) for name in STEP]
             row[-1] = int(bool(row[-1]))
             for kind in KINDS:
-                told: Sequence[float] = record["seconds"].get(kind, ())
-                row += [*told, *[None] * (self._ranks - len(told))]
+                values: Sequence[float] = record["seconds"].get(kind, ())
+                row += [*values, *[None] * (self._ranks - len(values))]
             self._writers["steps"].writerow(row)
         elif record["kind"] == "evaluation":
             self._writers["evaluations"].writerow([record.get(name) for name in EVALUATION])

@@ -73,9 +73,9 @@ class Events:
         if record["kind"] == "run":
             values.append(self._text("config", _settings(record["config"])))
         if values:
-            taken = record.get("resumed", record.get("step", 0)) + (record["kind"] == "step")
+            steps = record.get("resumed", record.get("step", 0)) + (record["kind"] == "step")
             summary = self._summary.Summary(value=values)
-            self._add(record.get("time", time.time()), step=taken, summary=summary)
+            self._add(record.get("time", time.time()), step=steps, summary=summary)
 
     def close(self) -> None:
         """Close the file."""
@@ -115,10 +115,10 @@ def _scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
 
 def _settings(config: Mapping[str, Any]) -> str:
     """Return the settings as a block of code in Markdown."""
-    told = (f"    {name} = {json.dumps(v)}" for name, v in config.items() if v is not None)
-    return "\n".join(told)
+    lines = (f"    {name} = {json.dumps(v)}" for name, v in config.items() if v is not None)
+    return "\n".join(lines)
 
 
 def _second(path: Path) -> int:
-    told = path.name.removeprefix(f"{PREFIX}.").split(".")[0]
-    return int(told) if told.isdigit() else 0
+    number = path.name.removeprefix(f"{PREFIX}.").split(".")[0]
+    return int(number) if number.isdigit() else 0

@@ -74,10 +74,10 @@ def curve(points: Sequence[float], width: int, glyphs: Glyphs) -> str:
     if count < 2:
         return ""
     bounds = [len(points) * place // count for place in range(count + 1)]
-    kept = [sum(points[b:e]) / (e - b) for b, e in itertools.pairwise(bounds)]
-    if min(kept) > 0:
-        kept = [math.log(point) for point in kept]
-    low, high = min(kept), max(kept)
+    means = [sum(points[b:e]) / (e - b) for b, e in itertools.pairwise(bounds)]
+    if min(means) > 0:
+        means = [math.log(point) for point in means]
+    low, high = min(means), max(means)
     top = len(glyphs.heights) - 1
     scale = top / (high - low) if high > low else 0.0
-    return "".join(glyphs.heights[round(scale * (point - low))] for point in kept)
+    return "".join(glyphs.heights[round(scale * (point - low))] for point in means)

@@ -52,7 +52,9 @@ def rows_for(
     slowest = room // 2
     fastest = room - 1 - slowest
     others = rows[slowest : len(rows) - fastest]
-    mean = tuple(sum(told) / len(others) for told in zip(*(o.seconds for o in others), strict=True))
+    mean = tuple(
+        sum(values) / len(others) for values in zip(*(o.seconds for o in others), strict=True)
+    )
     share = sum(other.share for other in others) / len(others)
     return [*rows[:slowest], RankRow(f"{len(others)} others", share, mean), *rows[-fastest:]]
 

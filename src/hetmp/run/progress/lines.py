@@ -30,7 +30,7 @@ def waiting_line(by_rank: Mapping[str, Sequence[float]]) -> str:
     if ranks == 0:
         return ""
     rank = max(range(ranks), key=lambda r: by_rank["waiting"][r])
-    seconds = {kind: told[rank] for kind, told in by_rank.items()}
+    seconds = {kind: times[rank] for kind, times in by_rank.items()}
     whole = max(1e-9, sum(seconds.values()))
     shares = {kind: round(100 * spent / whole) for kind, spent in seconds.items()}
     if ranks == 1 and not shares["reading"]:

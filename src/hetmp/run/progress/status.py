@@ -156,12 +156,12 @@ class Standing:
     @property
     def left(self) -> float | None:
         """Estimate the seconds until the run ends; None before the first step."""
-        taken = self.step - self.about.before
-        if taken == 0:
+        steps = self.step - self.about.before
+        if steps == 0:
             return None
         # The first step is no measure of the others: much is made ready in it.
-        first = self._first if taken > 1 else 0.0
-        per_step = (self._training - first) / max(1, taken - 1)
+        first = self._first if steps > 1 else 0.0
+        per_step = (self._training - first) / max(1, steps - 1)
         per_evaluation = self._evaluating / max(1, self._evaluations)
         evaluations = self.about.epochs - self.about.before // self.about.per_epoch
         return per_step * (self.about.steps - self.step) + per_evaluation * max(
@@ -173,10 +173,10 @@ class Standing:
         if not self._recent:
             return {}
         steps = len(self._recent)
-        told = {
+        by_kind = {
             kind: zip(*(seconds[kind] for _, _, seconds in self._recent), strict=True)
             for kind in KINDS
         }
         return {
-            kind: [sum(of_rank) / steps for of_rank in by_rank] for kind, by_rank in told.items()
+            kind: [sum(of_rank) / steps for of_rank in by_rank] for kind, by_rank in by_kind.items()
         }

@@ -33,19 +33,19 @@ class Process(NamedTuple):
     def of(cls, number: int) -> "Process | None":
         """Return the process of a number; None if the system does not show it."""
         try:
-            told = Path(f"/proc/{number}/stat").read_text(errors="replace")
+            text = Path(f"/proc/{number}/stat").read_text(errors="replace")
         except OSError:
             return None
-        name, _, rest = told.partition("(")[2].rpartition(")")
+        name, _, rest = text.partition("(")[2].rpartition(")")
         _state, parent, group, _session, _tty, foreground, *_ = rest.split()
         return cls(number, name, int(parent), int(foreground) not in (-1, int(group)))
 
     def ancestry(self) -> Iterator["Process"]:
         """Return this process, its parent, and so on."""
-        found: Process | None = self
-        while found is not None:
-            yield found
-            found = Process.of(found.parent) if found.parent else None
+        process: Process | None = self
+        while process is not None:
+            yield process
+            process = Process.of(process.parent) if process.parent else None
 
 
 class Terminal:
@@ -62,14 +62,14 @@ class Terminal:
     def size(self) -> tuple[int, int]:
         """Return the present (columns, lines)."""
         with_environment = tuple(
-            int(told) if (told := os.environ.get(name, "")).isdigit() else fallback
+            int(text) if (text := os.environ.get(name, "")).isdigit() else fallback
             for name, fallback in zip(("COLUMNS", "LINES"), FALLBACK, strict=True)
         )
         columns, lines = with_environment
         try:
             if self.file is not None:
-                found = os.get_terminal_size(self.file)
-                columns, lines = found.columns or columns, found.lines or lines
+                measured = os.get_terminal_size(self.file)
+                columns, lines = measured.columns or columns, measured.lines or lines
         except OSError:  # closed under the running program
             pass
         return columns, lines
@@ -88,17 +88,17 @@ def find_terminal(stream: IO[str]) -> Terminal | None:
     own = Process.of(os.getpid())
     if own is None:
         return Terminal(file) if os.isatty(file) else None
-    found = launcher(own)
-    if found is None or file != 1:
+    parent = launcher(own)
+    if parent is None or file != 1:
         seen = os.isatty(file) and not own.background
         return Terminal(file, _same(f"/proc/self/fd/{file}", "/proc/self/fd/2")) if seen else None
-    handed_on = os.isatty(file) or stat.S_ISSOCK(mode) or _is_read_by(own, found)
-    return _of_launcher(found) if handed_on and not found.background else None
+    handed_on = os.isatty(file) or stat.S_ISSOCK(mode) or _is_read_by(own, parent)
+    return _of_launcher(parent) if handed_on and not parent.background else None
 
 
 def launcher(process: Process) -> Process | None:
     """Return the ancestor of *process* that is one of `LAUNCHERS`; None if there is none."""
-    return next((found for found in process.ancestry() if found.name in LAUNCHERS), None)
+    return next((ancestor for ancestor in process.ancestry() if ancestor.name in LAUNCHERS), None)
 
 
 def _is_read_by(own: Process, last: Process) -> bool:
@@ -143,8 +143,8 @@ def _leads_to(path: str) -> str:
         return ""
 
 
-def _same(one: str, other: str) -> bool:
-    return _leads_to(one) == _leads_to(other) != ""
+def _same(path: str, other: str) -> bool:
+    return _leads_to(path) == _leads_to(other) != ""
 
 
 class TerminalConsole(Console):

@@ -85,7 +85,7 @@ def split_names(text: str) -> tuple[str, ...]:
     """
     parts, names = [part.strip() for part in text.split(",")], []
     while parts:
-        taken = 2 if ", ".join(parts[:2]) in VARIANTS else 1
-        names.append(", ".join(parts[:taken]))
-        del parts[:taken]
+        count = 2 if ", ".join(parts[:2]) in VARIANTS else 1
+        names.append(", ".join(parts[:count]))
+        del parts[:count]
     return tuple(names)

@@ -43,9 +43,9 @@ def process_group(group: Group) -> Iterator[None]:
         if group.is_root:
             store = tcp_store(host, 0, is_master=True, wait_for_workers=False)
             port = store.port
-    host, _, told = group.broadcast_text(f"{host} {port}").partition(" ")
+    host, _, port_text = group.broadcast_text(f"{host} {port}").partition(" ")
     if not group.is_root:
-        store = tcp_store(host, int(told), is_master=False)
+        store = tcp_store(host, int(port_text), is_master=False)
     dist.init_process_group("gloo", store=store, rank=group.rank, world_size=group.size)
     try:
         yield

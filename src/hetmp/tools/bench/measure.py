@@ -107,12 +107,12 @@ def _take_turns(
             elapsed = time.perf_counter() - began
             _meet(group)
             spent = sum(runtime.exchange_seconds(model)) - before
-            told = group.allgather(np.array([elapsed, spent]))
+            by_rank = group.allgather(np.array([elapsed, spent]))
             if turn >= WARM_UP:
-                seconds[name].append(float(told[:, 0].max()))
+                seconds[name].append(float(by_rank[:, 0].max()))
                 if name in exchange:
-                    exchange[name].append(told[:, 1])
-    medians = {name: np.median(np.stack(told), axis=0) for name, told in exchange.items()}
+                    exchange[name].append(by_rank[:, 1])
+    medians = {name: np.median(np.stack(by_rank), axis=0) for name, by_rank in exchange.items()}
     return seconds, {name: values.tolist() for name, values in medians.items()}
 
 

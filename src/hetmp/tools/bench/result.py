@@ -56,7 +56,7 @@ class BenchResult:
 
 def rows(result: BenchResult) -> Sequence[tuple[str, str, str, str, str]]:
     """Return rows of (variant, milliseconds of a step, quartiles, sliced / variant, 95 %)."""
-    told = []
+    table = []
     for name, seconds in result.seconds.items():
         milliseconds = 1000 * np.array(seconds)
         low, high = np.percentile(milliseconds, [25, 75])
@@ -64,8 +64,8 @@ def rows(result: BenchResult) -> Sequence[tuple[str, str, str, str, str]]:
         if name != "sliced" and "sliced" in result.seconds:
             ratio, interval = f"{result.ratio(name):.3f}", _interval(result, name)
         median = f"{np.median(milliseconds):.1f}"
-        told.append((name, median, f"{low:.1f}–{high:.1f}", ratio, interval))
-    return told
+        table.append((name, median, f"{low:.1f}–{high:.1f}", ratio, interval))
+    return table
 
 
 def summary(result: BenchResult) -> list[str]:

@@ -23,10 +23,10 @@ def write_report(runs: Sequence[Run], folder: Path) -> tuple[Content, Path]:
     from hetmp.tools.report.page import page
     from hetmp.tools.report.writing import write
 
-    told = content(runs)
-    drawn = {picture.name: picture.drawn() for picture in told.pictures}
-    text = page(told, {name: svg for name, (svg, _) in drawn.items()})
-    return told, write(folder, text, {name: png for name, (_, png) in drawn.items()})
+    shown = content(runs)
+    drawn = {picture.name: picture.drawn() for picture in shown.pictures}
+    text = page(shown, {name: svg for name, (svg, _) in drawn.items()})
+    return shown, write(folder, text, {name: png for name, (_, png) in drawn.items()})
 
 
 __all__ = ["Content", "Run", "read_runs", "write_report"]

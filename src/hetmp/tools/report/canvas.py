@@ -206,8 +206,8 @@ def stacked(
     count = len(labels)
     places = np.arange(count)
     before = np.zeros(count)
-    for paint, told in values:
-        width = np.nan_to_num(np.asarray(told, dtype=float))
+    for paint, sizes in values:
+        width = np.nan_to_num(np.asarray(sizes, dtype=float))
         style: Any = {"facecolor": paint.color, "hatch": paint.hatch, "edgecolor": "#ffffff"}
         if count <= ROWS:
             axes.barh(places, width, left=before, height=0.72, linewidth=0, **style)

@@ -131,8 +131,8 @@ def _run(run: Run, curves: bool) -> RunContent:
         ),
     ]
     if curves:
-        told = [pictures.loss([run]), pictures.accuracy([run]), pictures.throughput([run])]
-        sections.insert(0, _section("Training", told))
+        over_steps = [pictures.loss([run]), pictures.accuracy([run]), pictures.throughput([run])]
+        sections.insert(0, _section("Training", over_steps))
     return RunContent(
         run.label,
         title(run),
@@ -145,17 +145,21 @@ def _run(run: Run, curves: bool) -> RunContent:
 
 
 def _figures(run: Run, times: TimeByKind | None) -> tuple[tuple[str, str], ...]:
-    told = []
+    figures = []
     if times is not None:
-        told += [
+        figures += [
             ("images/s", digits(times.images_per_second)),
             ("a step", seconds_text(times.step)),
         ]
-        told += [(_NAMES[kind], percent(_share(times, kind))) for kind in KINDS]
-    tested = [one.accuracy for one in run.evaluations if one.accuracy == one.accuracy]
+        figures += [(_NAMES[kind], percent(_share(times, kind))) for kind in KINDS]
+    tested = [
+        evaluation.accuracy
+        for evaluation in run.evaluations
+        if evaluation.accuracy == evaluation.accuracy
+    ]
     if tested:
-        told.append(("test accuracy", f"{100 * tested[-1]:.2f} %"))
-    return tuple(told)
+        figures.append(("test accuracy", f"{100 * tested[-1]:.2f} %"))
+    return tuple(figures)
 
 
 _NAMES = {
@@ -166,20 +170,20 @@ _NAMES = {
 }
 
 
-def _with_what_lasts(told: Diagnosis, run: Run) -> Diagnosis:
+def _with_what_lasts(diagnosis: Diagnosis, run: Run) -> Diagnosis:
     """Add a note on skipped steps, which the times do not show."""
     skipped = sum(step.skipped for step in run.steps)
     if not skipped:
-        return told
+        return diagnosis
     note = f"{skipped} of {len(run.steps)} steps were left out, as their figures were not finite."
-    return replace(told, notes=(*told.notes, note))
+    return replace(diagnosis, notes=(*diagnosis.notes, note))
 
 
-def _section(name: str, told: Sequence[Picture | Missing]) -> Section:
+def _section(name: str, items: Sequence[Picture | Missing]) -> Section:
     return Section(
         name,
-        tuple(one for one in told if isinstance(one, Picture)),
-        tuple(one for one in told if isinstance(one, Missing)),
+        tuple(item for item in items if isinstance(item, Picture)),
+        tuple(item for item in items if isinstance(item, Missing)),
     )
 
 
@@ -189,7 +193,9 @@ def _named_apart(run: RunContent, number: int) -> RunContent:
     sections = [
         replace(
             section,
-            pictures=tuple(replace(one, name=before + one.name) for one in section.pictures),
+            pictures=tuple(
+                replace(picture, name=before + picture.name) for picture in section.pictures
+            ),
         )
         for section in run.sections
     ]
@@ -197,8 +203,8 @@ def _named_apart(run: RunContent, number: int) -> RunContent:
 
 
 def _file_name(label: str) -> str:
-    kept = "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in label)
-    return kept.encode("ascii", "replace").decode().replace("?", "-")[:40].strip("-.") or "run"
+    cleaned = "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in label)
+    return cleaned.encode("ascii", "replace").decode().replace("?", "-")[:40].strip("-.") or "run"
 
 
 __all__ = ["Content", "Finding", "RunContent", "Section", "content", "runs_table"]

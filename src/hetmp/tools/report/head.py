@@ -22,33 +22,33 @@ def title(run: Run) -> str:
     """Return the title of a run: ``digits on digits, 3 ranks``."""
     if run.about is None:
         return run.label
-    told = run.about.config
+    config = run.about.config
     ranks = count_ranks(len(members(run.last)) or run.about.ranks)
-    return f"{told.get('model', 'a model')} on {told.get('data', 'data')}, {ranks}"
+    return f"{config.get('model', 'a model')} on {config.get('data', 'data')}, {ranks}"
 
 
 def facts(run: Run) -> list[tuple[str, tuple[str, ...]]]:
     """Return the header table of a run: (label, lines) pairs, in order."""
-    about = run.about
-    told: list[tuple[str, tuple[str, ...]]] = [
+    record = run.about
+    rows: list[tuple[str, tuple[str, ...]]] = [
         ("run", (str(run.path.parent if run.path.name == NAME else run.path),))
     ]
-    if about is None:
-        told.append(("record", ("the file does not say what was run: its first line is missing",)))
-        return [*told, ("end", (ended(run),))]
+    if record is None:
+        rows.append(("record", ("the file does not say what was run: its first line is missing",)))
+        return [*rows, ("end", (ended(run),))]
     started = next((part.about.started for part in run.parts if part.about), "")
-    told += [("started", (_moment(started),)), ("end", (ended(run),))]
+    rows += [("started", (_moment(started),)), ("end", (ended(run),))]
     if len(run.parts) > 1:
-        told.append(("parts", _parts(run.parts)))
-    told += [("training", (_training(about),)), ("ranks", (_ranks(run.last, about),))]
-    told.append(("machines", _machines(about.placement)))
-    told.append(("software", (_software(about),)))
-    special = _special(about.config)
+        rows.append(("parts", _parts(run.parts)))
+    rows += [("training", (_training(record),)), ("ranks", (_ranks(run.last, record),))]
+    rows.append(("machines", _machines(record.placement)))
+    rows.append(("software", (_software(record),)))
+    special = _special(record.config)
     if special:
-        told.append(("settings", (special,)))
+        rows.append(("settings", (special,)))
     if run.unreadable:
-        told.append(("file", (_unreadable(run),)))
-    return [fact for fact in told if fact[1]]
+        rows.append(("file", (_unreadable(run),)))
+    return [fact for fact in rows if fact[1]]
 
 
 def ended(run: Run) -> str:
@@ -89,40 +89,40 @@ def _moment(started: str) -> str:
 
 
 def _parts(parts: Sequence[RunPart]) -> tuple[str, ...]:
-    told = []
+    lines = []
     for part in parts:
         ranks = len(members(part)) or (part.about.ranks if part.about else 0)
-        taken = f"{len(part.steps)} step{'s' * (len(part.steps) != 1)}"
+        steps = f"{len(part.steps)} step{'s' * (len(part.steps) != 1)}"
         since = part.about.resumed if part.about else 0
-        told.append(f"{taken} from step {since} on {count_ranks(ranks)}")
-    return (*told, "figures by rank and layer are of the last part that took a step")
+        lines.append(f"{steps} from step {since} on {count_ranks(ranks)}")
+    return (*lines, "figures by rank and layer are of the last part that took a step")
 
 
-def _training(about: RunRecord) -> str:
-    told = about.config
-    parts = [f"{about.steps} steps of {told.get('batch_size', '?')} images"]
-    parts += [str(told[name]) for name in ("optimizer", "schedule", "dtype") if told.get(name)]
-    if told.get("lr") is not None:
-        parts.insert(2, f"learning rate {_plain(told['lr'])}")
+def _training(record: RunRecord) -> str:
+    config = record.config
+    parts = [f"{record.steps} steps of {config.get('batch_size', '?')} images"]
+    parts += [str(config[name]) for name in ("optimizer", "schedule", "dtype") if config.get(name)]
+    if config.get("lr") is not None:
+        parts.insert(2, f"learning rate {_plain(config['lr'])}")
     return ", ".join(parts)
 
 
-def _ranks(part: RunPart, about: RunRecord) -> str:
-    ranks, held, plan = members(part), shares(part), about.plan
-    told = count_ranks(len(ranks))
+def _ranks(part: RunPart, record: RunRecord) -> str:
+    ranks, held, plan = members(part), shares(part), record.plan
+    text = count_ranks(len(ranks))
     if held and len(ranks) <= SHOWN_SHARES:
-        told += f" with {', '.join(percent(share) for share in held)} of the channels"
+        text += f" with {', '.join(percent(share) for share in held)} of the channels"
     elif held:
-        told += f" with {percent(min(held))} to {percent(max(held))} of the channels each"
+        text += f" with {percent(min(held))} to {percent(max(held))} of the channels each"
     if plan and plan.left_out:
-        told += f"; left out of {plan.ranks}: rank{'s' * (len(plan.left_out) > 1)} "
-        told += ranges(plan.left_out)
-    weights = about.config.get("weights")
+        text += f"; left out of {plan.ranks}: rank{'s' * (len(plan.left_out) > 1)} "
+        text += ranges(plan.left_out)
+    weights = record.config.get("weights")
     if weights == "auto" or (plan and plan.predicted_seconds):
-        return f"{told}; planned from measured times"
+        return f"{text}; planned from measured times"
     if isinstance(weights, list) and len(weights) <= SHOWN_SHARES:
-        return f"{told}; weights {_plain(weights)}"
-    return told
+        return f"{text}; weights {_plain(weights)}"
+    return text
 
 
 def _machines(places: Sequence[PlaceRecord]) -> tuple[str, ...]:
@@ -143,15 +143,17 @@ def _machines(places: Sequence[PlaceRecord]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _software(about: RunRecord) -> str:
-    told = [f"{name} {version}" for name, version in about.versions.items()]
-    return ", ".join([*told, about.mpi] if about.mpi else told) or "not recorded"
+def _software(record: RunRecord) -> str:
+    texts = [f"{name} {version}" for name, version in record.versions.items()]
+    return ", ".join([*texts, record.mpi] if record.mpi else texts) or "not recorded"
 
 
 def _special(config: dict[str, Any]) -> str:
     usual: tuple[Any, ...] = (None, False, 1, [], "none")
-    told = [(name, config[name]) for name in _AIDS if config.get(name) not in usual]
-    return ", ".join(name if value is True else f"{name} {_plain(value)}" for name, value in told)
+    changed = [(name, config[name]) for name in _AIDS if config.get(name) not in usual]
+    return ", ".join(
+        name if value is True else f"{name} {_plain(value)}" for name, value in changed
+    )
 
 
 def _plain(value: Any) -> str:

@@ -95,13 +95,13 @@ def step_times(part: RunPart) -> TimeByKind | None:
         return None
     counted = timed[1:] or timed
     every = {kind: _matrix(timed, kind, len(ranks)) for kind in KINDS}
-    kept = {kind: rows[len(timed) - len(counted) :] for kind, rows in every.items()}
-    per_step = np.sum(list(kept.values()), axis=0).mean(axis=1)
+    counted_rows = {kind: rows[len(timed) - len(counted) :] for kind, rows in every.items()}
+    per_step = np.sum(list(counted_rows.values()), axis=0).mean(axis=1)
     images = np.array([_images(part, step) for step in counted])
     speed = _divided(images, per_step)
     return TimeByKind(
         ranks,
-        {kind: np.median(rows, axis=0) for kind, rows in kept.items()},
+        {kind: np.median(rows, axis=0) for kind, rows in counted_rows.items()},
         {kind: rows.sum(axis=0) for kind, rows in every.items()},
         float(np.median(per_step)),
         float(np.median(speed[np.isfinite(speed)])) if np.isfinite(speed).any() else np.nan,
@@ -158,8 +158,8 @@ def layer_seconds(compute: Array, exchange: float, waiting: Array) -> float:
 
 def elapsed(run: Run) -> float:
     """Return the sum of the steps' seconds; NaN if no step has times."""
-    told = [_step_seconds(step) for step in run.steps if step.seconds is not None]
-    return float(np.nansum(told)) if told else np.nan
+    seconds = [_step_seconds(step) for step in run.steps if step.seconds is not None]
+    return float(np.nansum(seconds)) if seconds else np.nan
 
 
 def _rank_count(part: RunPart) -> int:
@@ -175,17 +175,17 @@ def _images(part: RunPart, step: StepRecord) -> float:
     """Return the number of images of a step; for older runs, that of a whole batch."""
     if step.images is not None:
         return step.images
-    told = part.about.config.get("batch_size") if part.about else None
-    return float(told) if isinstance(told, int) else np.nan
+    batch_size = part.about.config.get("batch_size") if part.about else None
+    return float(batch_size) if isinstance(batch_size, int) else np.nan
 
 
 def _seconds(step: StepRecord, kind: str) -> tuple[float, ...]:
-    told: tuple[float, ...] = getattr(step.seconds, kind)
-    return told
+    seconds: tuple[float, ...] = getattr(step.seconds, kind)
+    return seconds
 
 
 def _step_seconds(step: StepRecord) -> float:
-    return float(sum(np.mean(told) for kind in KINDS if (told := _seconds(step, kind))))
+    return float(sum(np.mean(by_rank) for kind in KINDS if (by_rank := _seconds(step, kind))))
 
 
 def _matrix(steps: Sequence[StepRecord], kind: str, ranks: int) -> Array:

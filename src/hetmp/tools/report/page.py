@@ -14,11 +14,11 @@ PICTURES = "hetmp-pictures"
 """The name of the ``meta`` element that lists the files beside the page."""
 
 
-def page(told: Content, drawings: Mapping[str, str]) -> str:
+def page(content: Content, drawings: Mapping[str, str]) -> str:
     """Return the HTML of the page.
 
     Args:
-        told: the content of the report.
+        content: the content of the report.
         drawings: the SVG of each picture, by name.
     """
     environment = Environment(
@@ -34,17 +34,17 @@ def page(told: Content, drawings: Mapping[str, str]) -> str:
         picture.name: Markup(
             inline(drawings[picture.name], f"p{number}", picture.title, picture.words)
         )
-        for number, picture in enumerate(told.pictures)
+        for number, picture in enumerate(content.pictures)
     }
     return environment.get_template("report.html.j2").render(
-        told=told, drawn=drawn, pictures=PICTURES, version=__version__
+        report=content, drawn=drawn, pictures=PICTURES, version=__version__
     )
 
 
 def pictures_beside(page: str) -> list[str]:
     """Return the file names of pictures in a page's ``meta`` element."""
-    found = re.search(rf'<meta name="{PICTURES}" content="([\w.,-]*)">', page)
-    return found[1].split(",") if found and found[1] else []
+    match = re.search(rf'<meta name="{PICTURES}" content="([\w.,-]*)">', page)
+    return match[1].split(",") if match and match[1] else []
 
 
 def marked(text: str) -> Markup:

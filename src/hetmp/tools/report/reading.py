@@ -155,11 +155,11 @@ def read_run(path: Path, label: str = "") -> Run:
 def _take(line: str, parts: list[RunPart]) -> bool:
     """Add a line to the last of the *parts*, or begin one; return whether it was understood."""
     try:
-        told = json.loads(line)
-        kind = told["kind"]
+        fields = json.loads(line)
+        kind = fields["kind"]
         if kind not in KINDS:
             return isinstance(kind, str)
-        record = KINDS[kind].model_validate(told)
+        record = KINDS[kind].model_validate(fields)
     except (ValueError, ValidationError, TypeError, KeyError, RecursionError):
         return False
     part = parts[-1]

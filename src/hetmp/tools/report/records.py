@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-Number = Annotated[float, BeforeValidator(lambda told: math.nan if told is None else told)]
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A number; JSON's null stands for one that is not finite."""
 
 Numbers = tuple[Number, ...]

@@ -73,16 +73,16 @@ def situation(part: RunPart) -> Situation | None:
     times = step_times(part)
     if times is None:
         return None
-    about, plan = part.about, plan_of(part)
-    told: dict[str, Any] = about.config if about else {}
-    slowdown = told.get("slowdown") or ()
-    places = about.placement if about else ()
+    record, plan = part.about, plan_of(part)
+    config: dict[str, Any] = record.config if record else {}
+    slowdown = config.get("slowdown") or ()
+    places = record.placement if record else ()
     if max(times.ranks) < len(places):
         places = tuple(places[rank] for rank in times.ranks)
     slowed = [factor != 1 for rank, factor in enumerate(slowdown) if rank in times.ranks]
     rounded = None
-    if told.get("dtype") == "float32":
-        rounded = bool(told.get("rounded"))
+    if config.get("dtype") == "float32":
+        rounded = bool(config.get("rounded"))
     return Situation(
         ranks=times.ranks,
         step=times.step,
@@ -93,11 +93,11 @@ def situation(part: RunPart) -> Situation | None:
         counted=times.counted,
         shares=shares(part),
         planned=bool(plan and (plan.predicted_seconds or plan.devices))
-        or told.get("weights") == "auto",
-        batch_size=int(told.get("batch_size") or 0),
-        readers=int(told.get("readers") or 1),
+        or config.get("weights") == "auto",
+        batch_size=int(config.get("batch_size") or 0),
+        readers=int(config.get("readers") or 1),
         rounded=rounded,
-        shared_memory=not told.get("no_shared_memory"),
+        shared_memory=not config.get("no_shared_memory"),
         message=mean_message(part.layers.exchanges) if part.layers else float("nan"),
         predicted=plan.predicted_seconds if plan else None,
         left_out=plan.left_out if plan else (),
@@ -127,8 +127,8 @@ def crowded_hosts(places: Sequence[PlaceRecord]) -> tuple[tuple[str, int, int], 
     ()
     """
     ranks = Counter(place.host for place in places)
-    found = {}
+    crowded = {}
     for place in places:
         if ranks[place.host] > place.cores > place.threads:
-            found[place.host] = (place.host, ranks[place.host], place.cores)
-    return tuple(found.values())
+            crowded[place.host] = (place.host, ranks[place.host], place.cores)
+    return tuple(crowded.values())

@@ -42,13 +42,13 @@ def inline(drawing: str, name: str, label: str, description: str) -> str:
 
 
 def _used_ids(root: ElementTree.Element) -> set[str]:
-    found: set[str] = set()
+    ids: set[str] = set()
     for element in root.iter():
         if _HREF in element.attrib:
-            found.add(element.attrib[_HREF].removeprefix("#"))
+            ids.add(element.attrib[_HREF].removeprefix("#"))
         for value in element.attrib.values():
-            found.update(_USED.findall(value))
-    return found
+            ids.update(_USED.findall(value))
+    return ids
 
 
 def _rewrite(element: ElementTree.Element, name: str, used: set[str]) -> None:
@@ -73,11 +73,11 @@ def _rewrite(element: ElementTree.Element, name: str, used: set[str]) -> None:
 def _text_style(style: str) -> str:
     """Return a style with the page's own font, and its colour if the text has none."""
     size = re.search(r"([\d.]+)px", style)
-    kept = [
+    parts = [
         part.strip()
         for part in style.split(";")
         if part.strip() and not part.strip().startswith("font")
     ]
-    if not any(part.startswith("fill:") for part in kept):
-        kept.append("fill: currentColor")
-    return "; ".join([f"font-size: {size[1] if size else 9}px", *kept])
+    if not any(part.startswith("fill:") for part in parts):
+        parts.append("fill: currentColor")
+    return "; ".join([f"font-size: {size[1] if size else 9}px", *parts])

@@ -129,8 +129,8 @@ def listed(names: Sequence[object]) -> str:
     >>> listed([0]), listed([0, 1, 2])
     ('0', '0, 1 and 2')
     """
-    told = [str(name) for name in names]
-    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
+    words = [str(name) for name in names]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -139,18 +139,18 @@ def ranges(numbers: Sequence[int]) -> str:
     >>> ranges([0, 1, 2, 5, 7, 8]), ranges([])
     ('0 to 2, 5, 7, 8', '')
     """
-    told: list[str] = []
+    parts: list[str] = []
     numbers = sorted(numbers)
     while numbers:
         length = 1
         while length < len(numbers) and numbers[length] == numbers[0] + length:
             length += 1
         if length > 2:
-            told.append(f"{numbers[0]} to {numbers[length - 1]}")
+            parts.append(f"{numbers[0]} to {numbers[length - 1]}")
         else:
-            told += map(str, numbers[:length])
+            parts += map(str, numbers[:length])
         numbers = numbers[length:]
-    return ", ".join(told)
+    return ", ".join(parts)
 
 
 def trimmed(value: float) -> str:
@@ -159,5 +159,5 @@ def trimmed(value: float) -> str:
     >>> trimmed(16.0), trimmed(2.5)
     ('16', '2.5')
     """
-    told = digits(value)
-    return told.rstrip("0").rstrip(".") if "." in told else told
+    text = digits(value)
+    return text.rstrip("0").rstrip(".") if "." in text else text

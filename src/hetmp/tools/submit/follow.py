@@ -60,8 +60,8 @@ class RecordTail:
             if self._run and content[self._read :].startswith(self._run):
                 self._read = whole
         self._file = number
-        told, self._read = content[self._read : whole], max(self._read, whole)
-        for line in told.splitlines(keepends=True):
+        added, self._read = content[self._read : whole], max(self._read, whole)
+        for line in added.splitlines(keepends=True):
             if line.startswith(_RUN):
                 self._run = line
             yield json.loads(line)
@@ -166,5 +166,5 @@ def _show(record: dict[str, Any], progress: Progress, bar: Any) -> None:
 
 
 def _loss(record: dict[str, Any]) -> str:
-    told = record["loss"]  # null where it is not finite
-    return f"loss {math.nan if told is None else told:.4f}"
+    loss = record["loss"]  # null where it is not finite
+    return f"loss {math.nan if loss is None else loss:.4f}"

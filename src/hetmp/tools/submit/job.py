@@ -58,8 +58,8 @@ class Component(BaseModel):
     @field_validator("nodes", mode="before")
     @classmethod
     def _nodes_are_a_range(cls, value: Any) -> str:
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
-        if found is None or int(found[1]) < 1 or int(found[2] or found[1]) < int(found[1]):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
+        if match is None or int(match[1]) < 1 or int(match[2] or match[1]) < int(match[1]):
             raise ValueError(
                 f"{value!r} is neither a number of nodes such as 2 nor a range such as 1-4"
             )
@@ -78,7 +78,7 @@ class Component(BaseModel):
         """Return the options of sbatch that request this component."""
         # With a number of tasks, Slurm gives the fewest nodes of a range that suffice.
         fixed = "-" not in self.nodes
-        told = {
+        values = {
             "partition": self.partition,
             "constraint": self.constraint,
             "nodes": self.nodes,
@@ -87,12 +87,12 @@ class Component(BaseModel):
             "gpus-per-task" if fixed else "gpus-per-node": self.gpus_per_task or None,
             "mem": self.mem,
         }
-        return [f"--{name}={value}" for name, value in told.items() if value is not None]
+        return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
     def untold(self) -> str:
         """Return the settings that a running job cannot see, in the form of ``parse``."""
-        told = {"constraint": self.constraint, "mem": self.mem}
-        return "".join(f",{name}={value}" for name, value in told.items() if value is not None)
+        values = {"constraint": self.constraint, "mem": self.mem}
+        return "".join(f",{name}={value}" for name, value in values.items() if value is not None)
 
     @classmethod
     def parse(cls, text: str) -> "Component":
@@ -101,7 +101,7 @@ class Component(BaseModel):
         Raises:
             HetmpError: an unknown name, or a wrong value.
         """
-        told: dict[str, str] = {}
+        fields: dict[str, str] = {}
         for part in re.split(r",(?=[\w-]+=)", text):  # a constraint may have commas
             name, equals, value = part.partition("=")
             name = name.strip().replace("-", "_")
@@ -109,8 +109,8 @@ class Component(BaseModel):
                 raise HetmpError(f"component {text!r}: {part!r} is not name=value")
             if name not in cls.model_fields:
                 raise unknown_name("component setting", name, cls.model_fields)
-            told[name] = value.strip()
-        return validated(cls, told, f"component {text!r}")
+            fields[name] = value.strip()
+        return validated(cls, fields, f"component {text!r}")
 
 
 class Job(BaseModel):
@@ -152,12 +152,12 @@ class Job(BaseModel):
 
     def same_flags(self) -> list[str]:
         """Return the flags of `hetmp submit` for a job like this one on other nodes."""
-        told = self.model_dump(exclude_defaults=True, include=set(_FLAGS))
+        changed = self.model_dump(exclude_defaults=True, include=set(_FLAGS))
         flags = [
             word
             for name in _FLAGS
-            if name in told
-            for word in (f"--{name.replace('_', '-')}", str(told[name]))
+            if name in changed
+            for word in (f"--{name.replace('_', '-')}", str(changed[name]))
         ]
         return flags + [f"--option={option}" for option in self.options]
 
@@ -218,14 +218,14 @@ def read_job(path: str | Path) -> dict[str, Any]:
 
 def make_job(
     template: str,
-    told: Mapping[str, Any],
+    settings: Mapping[str, Any],
     nodes: Mapping[str, Any] | None = None,
     source: str = "job",
 ) -> Job:
     """Make a job from a template's defaults and the given fields.
 
     Args:
-        told: fields of the job.
+        settings: fields of the job.
         nodes: fields of its only component.
         source: origin of the fields, for messages.
 
@@ -235,10 +235,10 @@ def make_job(
     """
     if template not in TEMPLATES:
         raise unknown_name("job template", template, TEMPLATES)
-    for name in told:
+    for name in settings:
         if name not in Job.model_fields:
             raise unknown_name("job setting", name, Job.model_fields)
-    fields = {**TEMPLATES[template], **told}
+    fields = {**TEMPLATES[template], **settings}
     if nodes:
         components = validated(Job, fields, source).components
         if len(components) > 1:
@@ -248,7 +248,7 @@ def make_job(
             )
         fields["components"] = ({**components[0].model_dump(exclude_unset=True), **nodes},)
     job = validated(Job, fields, source)
-    outs = [told for told in job.arguments if told == "--out" or told.startswith("--out=")]
+    outs = [word for word in job.arguments if word == "--out" or word.startswith("--out=")]
     if outs and template.startswith("train"):
         raise HetmpError("give the run's folder by --run of hetmp submit, not by --out in the job")
     return job

@@ -65,8 +65,8 @@ def submit(template: str, job: Job, script: str) -> Submitted:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "job.sbatch")
         path.write_text(script)
-        said = called("sbatch", "--parsable", str(path))
-    number = int(said.strip().splitlines()[-1].partition(";")[0])
+        answer = called("sbatch", "--parsable", str(path))
+    number = int(answer.strip().splitlines()[-1].partition(";")[0])
     log = job.output.replace("%x", job.name).replace("%j", str(number))
     run = job.run or os.environ.get("HETMP_RUN") or f"runs/{job.name}-{number}"
     return Submitted(number, Path(log), Path(run) if template.startswith("train") else None)

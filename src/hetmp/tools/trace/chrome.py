@@ -30,8 +30,8 @@ class Arrivals:
     def __init__(self, steps: Sequence[TracedStep]) -> None:
         self._at: dict[tuple[int, int], dict[int, float]] = {}
         for rank, step in enumerate(steps):
-            for one in step.exchanges:
-                self._at.setdefault((one.place, one.turn), {})[rank] = one.arrived
+            for exchange in step.exchanges:
+                self._at.setdefault((exchange.place, exchange.turn), {})[rank] = exchange.arrived
 
     def last(self, exchange: Exchanged) -> tuple[int, float]:
         """Return the rank that arrived last at an exchange, and its time in seconds."""
@@ -45,7 +45,7 @@ def chrome_trace(
     places: Sequence[ExchangePlace],
     names: Sequence[str],
     first: int,
-    about: dict[str, Any],
+    extra: dict[str, Any],
 ) -> dict[str, Any]:
     """Make the document of a trace, ready for JSON.
 
@@ -54,7 +54,7 @@ def chrome_trace(
         places: the places where the model exchanges.
         names: names of the ranks, for the reader.
         first: number of the first step.
-        about: further information, by name.
+        extra: further information, by name.
     """
     zero = min(part.steps[0].reading for part in parts)
     events = [*_names(names)]
@@ -64,21 +64,21 @@ def chrome_trace(
             step = part.steps[number]
             writer = _Writer(rank, zero, places, arrivals, len(parts))
             events += writer.step(step, first + number)
-    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": extra}
 
 
 def _names(names: Sequence[str]) -> Iterator[dict[str, Any]]:
     for rank, name in enumerate(names):
-        for kind, told in (
+        for kind, args in (
             ("process_name", {"name": f"rank {rank}: {name}"}),
             ("process_sort_index", {"sort_index": rank}),
         ):
-            yield {"ph": "M", "pid": rank, "name": kind, "args": told}
+            yield {"ph": "M", "pid": rank, "name": kind, "args": args}
         for track, title in ((WORK, "work"), (EXCHANGES, "exchanges")):
-            told = {"name": title}
-            yield {"ph": "M", "pid": rank, "tid": track, "name": "thread_name", "args": told}
-            told = {"sort_index": track}
-            yield {"ph": "M", "pid": rank, "tid": track, "name": "thread_sort_index", "args": told}
+            args = {"name": title}
+            yield {"ph": "M", "pid": rank, "tid": track, "name": "thread_name", "args": args}
+            args = {"sort_index": track}
+            yield {"ph": "M", "pid": rank, "tid": track, "name": "thread_sort_index", "args": args}
 
 
 class _Writer:
@@ -103,10 +103,14 @@ class _Writer:
         for phase, within in groupby(step.slices, key=_phase):
             inner = list(within)
             yield self._slice(phase, "phase", inner[0].began, inner[-1].ended)
-            for one in inner:
-                if one.part != PHASE:
+            for piece in inner:
+                if piece.part != PHASE:
                     yield self._slice(
-                        one.title, one.part, one.began, one.ended, layer=one.layer or "(before)"
+                        piece.title,
+                        piece.part,
+                        piece.began,
+                        piece.ended,
+                        layer=piece.layer or "(before)",
                     )
         for exchange in step.exchanges:
             yield from self._exchange(exchange)
@@ -156,8 +160,8 @@ class _Writer:
         return round(1e6 * (seconds - self._zero) / GRAIN) * GRAIN
 
 
-def _phase(one: Any) -> str:
+def _phase(piece: Any) -> str:
     """Return the phase of the step that a slice belongs to."""
-    if one.part == PHASE:
-        return str(one.title)
-    return "forward" if one.part == "forward" else "backward"
+    if piece.part == PHASE:
+        return str(piece.title)
+    return "forward" if piece.part == "forward" else "backward"

@@ -96,7 +96,7 @@ def rank_part(
         titles: returns the title of an operation, for the reader.
         clock: converts this rank's times.
     """
-    told = []
+    traced = []
     for reading, record in steps:
         slices = [
             Slice(
@@ -108,7 +108,7 @@ def rank_part(
             )
             for done in record.done
         ]
-        told.append(
+        traced.append(
             TracedStep(
                 reading=clock(reading),
                 began=clock(record.began),
@@ -117,17 +117,19 @@ def rank_part(
                 exchanges=_exchanged(record.meetings, clock),
             )
         )
-    return RankPart(clock_error=clock.error, steps=tuple(told))
+    return RankPart(clock_error=clock.error, steps=tuple(traced))
 
 
 def _exchanged(
     meetings: Sequence[ExchangeSpan], clock: Callable[[float], float]
 ) -> tuple[Exchanged, ...]:
     turns: dict[int, int] = {}
-    found = []
+    exchanges = []
     for meeting in meetings:
         turn = turns.get(meeting.place, 0)
         turns[meeting.place] = turn + 1
         spans = tuple((clock(began), clock(ended)) for began, ended in meeting.spans)
-        found.append(Exchanged(place=meeting.place, turn=turn, spans=spans, bytes=meeting.bytes))
-    return tuple(found)
+        exchanges.append(
+            Exchanged(place=meeting.place, turn=turn, spans=spans, bytes=meeting.bytes)
+        )
+    return tuple(exchanges)

@@ -68,8 +68,8 @@ def trace(
 
     waiting = Traced(0, 0.0, {})
     traced, first_member, group = run_prepared(config, comm, run, waiting)
-    told = json.dumps([traced.ranks, traced.clock_error, traced.times])
-    return Traced(*json.loads(group.broadcast_text(told, first_member)))
+    text = json.dumps([traced.ranks, traced.clock_error, traced.times])
+    return Traced(*json.loads(group.broadcast_text(text, first_member)))
 
 
 def _trace(ready: Prepared, path: Path, steps: int, skip: int) -> Traced:
@@ -98,8 +98,8 @@ def _trace(ready: Prepared, path: Path, steps: int, skip: int) -> Traced:
     error = max(part.clock_error for part in parts)
     with group.together():
         if group.is_root:
-            about = _about(ready, error)
-            document = chrome_trace(parts, recorder.places, _names(ready), skip, about)
+            extra = _about(ready, error)
+            document = chrome_trace(parts, recorder.places, _names(ready), skip, extra)
             _write(path, document)
     times = layer_times(group, recorder, [record for _, record in recorded])
     return Traced(group.size, error, times)

@@ -127,7 +127,7 @@ def _rows(watched: Layers, ranks: int) -> tuple[list[_Row], list[_Row]]:
             },
         )
         for layer in watched.layers
-        if all(len(told) == ranks for told in (layer.forward, layer.backward, layer.waiting))
+        if all(len(times) == ranks for times in (layer.forward, layer.backward, layer.waiting))
     ]
     rest = [
         _Row(f"({name})", nothing | {"other": _finite(seconds)})
@@ -149,21 +149,21 @@ def _caption(
     columns: Sequence[int],
 ) -> str:
     """Describe how to read the picture; *layers* are the numbers of all and of drawn layers."""
-    told = [
+    sentences = [
         f"Medians over {steps} step{'s' * (steps != 1)} that were watched. A layer has the "
         "channel-wise work behind it with it, and the exchanges in front of it."
     ]
     if rest:
-        told.append("In parentheses: what belongs to no layer.")
+        sentences.append("In parentheses: what belongs to no layer.")
     there, drawn = layers
     if drawn < there:
-        told.append(f"Shown are the {drawn} of {there} layers that take longest, in order.")
+        sentences.append(f"Shown are the {drawn} of {there} layers that take longest, in order.")
     if len(columns) < len(ranks):
-        told.append(
+        sentences.append(
             f"Shown are ranks {listed([ranks[i] for i in columns])} of {len(ranks)}, which compute "
             "or wait longest."
         )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def _telling(rows: Sequence[_Row], ranks: int) -> list[int]:
@@ -172,10 +172,10 @@ def _telling(rows: Sequence[_Row], ranks: int) -> list[int]:
         return list(range(ranks))
     compute = np.sum([row.seconds["forward"] + row.seconds["backward"] for row in rows], axis=0)
     waiting = np.sum([row.seconds["waiting"] for row in rows], axis=0)
-    found: list[int] = []
+    chosen: list[int] = []
     for busiest, idlest in zip(np.argsort(-compute), np.argsort(-waiting), strict=True):
-        found += [i for i in dict.fromkeys((int(busiest), int(idlest))) if i not in found]
-    return sorted(found[:PANELS])
+        chosen += [i for i in dict.fromkeys((int(busiest), int(idlest))) if i not in chosen]
+    return sorted(chosen[:PANELS])
 
 
 def _longest(rows: Sequence[_Row], most: int) -> list[_Row]:
