@@ -152,7 +152,7 @@ REFUSED = {
     "a smaller network": ({"model": "test_evaluate:first_layers"}, "which the model does not"),
     "an unknown network": ({"model": "digit"}, "did you mean 'digits'"),
     "unknown data": ({"data": "digitz"}, "unknown data set 'digitz'"),
-    "labels of another kind": ({"data": "digits-segmentation"}, "want 11×8×8"),
+    "labels of another kind": ({"data": "digits-segmentation"}, "need 11×8×8"),
     "sizes that do not apply": ({"classes": 3}, "classes=3 does not apply to data set 'digits'"),
     "other images": ({"data": "synthetic", "shape": (1, 16, 16)}, "in the checkpoint and"),
     "weights of no use": ({"weights": (-1.0,)}, "weight -1.0 of rank 0 is negative"),
