@@ -23,6 +23,7 @@ from hetmp.checkpoint.writers import ParallelWriter, StreamedWriter, Writer, has
 from hetmp.cluster import Group, LoneGroup
 from hetmp.core.errors import FailedError, HetmpError
 from hetmp.core.suggestions import unknown_name
+from hetmp.core.text import bytes_text
 
 WriterName = Literal["auto", "streamed", "parallel"]
 WRITERS = "auto", "streamed", "parallel"
@@ -214,8 +215,8 @@ def _check_room(path: Path, items: Sequence[Item]) -> None:
     free = disk.f_bavail * disk.f_frsize
     if free < wanted:
         raise FailedError(
-            f"the checkpoint needs {wanted / 1e6:.0f} MB, and {path.parent} has {free / 1e6:.0f} "
-            "MB free: make room, or save elsewhere"
+            f"the checkpoint needs {bytes_text(wanted)}, and {path.parent} has {bytes_text(free)} "
+            "free: make room, or save elsewhere"
         )
 
 

@@ -10,7 +10,7 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.suggestions import unknown_name
 from hetmp.optim.layerwise import LAMB, LARS
 from hetmp.slicing import SlicedModel
-from hetmp.slicing.optimizer_guard import REFUSED
+from hetmp.slicing.optimizer_guard import REFUSED as REFUSED
 
 _ELEMENTWISE = (
     *("ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax"),

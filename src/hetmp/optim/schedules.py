@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hetmp.core.errors import HetmpError
 from hetmp.core.suggestions import unknown_name
+from hetmp.optim.schedule_names import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,6 @@ _FACTORS: dict[str, Callable[..., float]] = {
     "polynomial": _polynomial,
     "step": _step,
 }
-
-SCHEDULES = tuple(sorted(_FACTORS))
-"""The names that ``rate`` knows, for the command line."""
 
 
 def rate(schedule: str, step: int, steps: int, warmup: int = 0, **settings: Any) -> float:

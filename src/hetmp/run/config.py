@@ -16,10 +16,8 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.partition import checked_weights
 from hetmp.core.suggestions import unknown_name
 from hetmp.data.options import Options
+from hetmp.optim.schedule_names import SCHEDULES
 
-SCHEDULES = (
-    "constant", "cosine", "linear", "polynomial", "exponential", "step", "milestones", "onecycle",
-)  # fmt: skip
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
 SAVE_ERRORS = ("stop", "continue")

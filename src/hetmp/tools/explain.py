@@ -10,6 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from hetmp.core.state import PARTIAL, Sliced
+from hetmp.core.text import bytes_text
 from hetmp.exchange import collective, share_shape
 from hetmp.slicing import SlicedTensor, Table, make_table
 from hetmp.slicing.channel_groups import ChannelGroups, channel_groups
@@ -226,7 +227,7 @@ def _layer_table(rows: Sequence[LayerRow], ranks: int, narrow: bool) -> RichTabl
         "group": [row.groups for row in rows],
         "scheme": [row.scheme for row in rows],
         "exchange": [_exchange_text(row) for row in rows],
-        "per image": [_bytes(sum(row.received)) if row.received else "" for row in rows],
+        "per image": [bytes_text(sum(row.received)) if row.received else "" for row in rows],
     }
     if {row.scheme for row in rows if row.mixes} == {"filters"}:
         del columns["scheme"]
@@ -279,11 +280,12 @@ def _totals(explanation: Explanation) -> Text:
     ranks = range(explanation.plan.ranks)
     held = explanation.held
     received = explanation.received
-    lines = [f"\n{explanation.parameters:,} parameters; each image moves {_bytes(sum(received))}"]
+    moved = bytes_text(sum(received))
+    lines = [f"\n{explanation.parameters:,} parameters; each image moves {moved}"]
     lines += [
         f"  rank {rank}: holds {held[rank]:,} parameters "
         f"({100 * held[rank] / max(1, explanation.parameters):.1f} %), receives "
-        f"{_bytes(received[rank])} per image"
+        f"{bytes_text(received[rank])} per image"
         for rank in ranks
     ]
     lines.append("exchange: before the layer; per image: bytes that all ranks receive for it,")
@@ -301,17 +303,7 @@ def _fallback_text(rows: Sequence[LayerRow]) -> Text:
     lines = [f"{len(rows)} operation{'s' if len(rows) > 1 else ''} computed whole on every rank:"]
     lines += [
         f"  {row.name or 'the module'}: {row.kind}: {row.reason}"
-        + (f"; {_bytes(sum(row.received))} per image to gather" if row.received else "")
+        + (f"; {bytes_text(sum(row.received))} per image to gather" if row.received else "")
         for row in rows
     ]
     return Text("\n".join(lines), style="yellow")
-
-
-def _bytes(count: float) -> str:
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB"):
-        count /= 1000
-        if count < 1000:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1000:.1f} GB"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from hetmp.core.text import NONE, digits
 from hetmp.tools.report import pictures
 from hetmp.tools.report.diagnosis import Diagnosis, Finding, diagnose
 from hetmp.tools.report.head import ended, facts, title
@@ -10,7 +11,7 @@ from hetmp.tools.report.measures import KINDS, TimeByKind, members, step_times
 from hetmp.tools.report.pictures import Missing, Picture
 from hetmp.tools.report.reading import Run
 from hetmp.tools.report.situation import situation
-from hetmp.tools.report.text import NONE, Table, digits, percent, seconds_text
+from hetmp.tools.report.text import Table, percent, seconds_text
 
 
 @dataclass(frozen=True)

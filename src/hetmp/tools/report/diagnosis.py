@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from math import isfinite
 from statistics import mean, median
 
+from hetmp.core.text import bytes_text
 from hetmp.tools.report.situation import Situation
-from hetmp.tools.report.text import listed, percent, ranges, seconds_text, size_text
+from hetmp.tools.report.text import listed, percent, ranges, seconds_text
 
 WAITING = 0.15
 """Mean share of a step that ranks may wait for each other before it is a cause."""
@@ -136,7 +137,7 @@ def _exchange(facts: Situation) -> Finding | None:
         )
     ways.append("fewer ranks")
     moved = (
-        f", moving {size_text(facts.message)} each on average" if isfinite(facts.message) else ""
+        f", moving {bytes_text(facts.message)} each on average" if isfinite(facts.message) else ""
     )
     if facts.costliest:
         moved += f"; those in front of {facts.costliest[0]} take {_ms(facts.costliest[1])}"

@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-NONE = "–"
-"""Stands for a missing figure."""
+from hetmp.core.text import NONE, digits, trimmed
 
 NAME_LENGTH = 34
 """Most characters of a name in a picture; tables have the whole name."""
@@ -27,21 +26,6 @@ class Table:
     def long(self) -> bool:
         """Return whether it is too long to be printed beside its picture."""
         return len(self.rows) > 24
-
-
-def digits(value: float, count: int = 3) -> str:
-    """Format *value* with *count* significant digits.
-
-    >>> digits(1234.5), digits(12.345), digits(0.012345), digits(0.0), digits(1.2345e-9)
-    ('1,234', '12.3', '0.0123', '0', '1.23e-09')
-    """
-    if not math.isfinite(value):
-        return NONE
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-4:
-        return f"{value:.{count - 1}e}"
-    return f"{value:,.{max(0, count - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
 def seconds_text(seconds: float) -> str:
@@ -69,21 +53,6 @@ def milliseconds(seconds: float) -> str:
     ('12.3', '2,500')
     """
     return digits(1e3 * seconds)
-
-
-def size_text(size: float) -> str:
-    """Format a size: ``512 bytes``, ``1.5 KiB``, ``86 MiB``.
-
-    >>> size_text(512), size_text(1536), size_text(86 * 2**20)
-    ('512 bytes', '1.5 KiB', '86 MiB')
-    """
-    if not math.isfinite(size):
-        return NONE
-    if size < 1024:
-        return f"{size:.0f} bytes"
-    units = ("KiB", "MiB", "GiB", "TiB")
-    power = min(len(units), int(math.log2(size) // 10))
-    return f"{trimmed(size / 1024**power)} {units[power - 1]}"
 
 
 def size_unit(size: float) -> tuple[float, str]:
@@ -151,13 +120,3 @@ def ranges(numbers: Sequence[int]) -> str:
             parts += map(str, numbers[:length])
         numbers = numbers[length:]
     return ", ".join(parts)
-
-
-def trimmed(value: float) -> str:
-    """Format *value* with three significant digits, without trailing zeros of a fraction.
-
-    >>> trimmed(16.0), trimmed(2.5)
-    ('16', '2.5')
-    """
-    text = digits(value)
-    return text.rstrip("0").rstrip(".") if "." in text else text

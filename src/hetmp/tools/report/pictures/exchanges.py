@@ -4,22 +4,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hetmp.core.text import NONE, bytes_text, trimmed
 from hetmp.tools.report.canvas import BLUE, ORANGE, Paint, height, legend, stacked
 from hetmp.tools.report.measures import bytes_received
 from hetmp.tools.report.pictures.layers import NOT_WATCHED
 from hetmp.tools.report.pictures.picture import Missing, Picture
 from hetmp.tools.report.reading import RunPart
 from hetmp.tools.report.records import WatchedExchange
-from hetmp.tools.report.text import (
-    NONE,
-    Table,
-    milliseconds,
-    percent,
-    short,
-    size_text,
-    size_unit,
-    trimmed,
-)
+from hetmp.tools.report.text import Table, milliseconds, percent, short, size_unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,11 +55,11 @@ def exchanges(part: RunPart) -> Picture | Missing:
     of_most = sum(at.values())
     calls = trimmed(sum(exchange.calls for exchange in recorded))
     words = (
-        f"A step moves {size_text(total)} in {calls} exchanges. "
-        f"Most in front of {most}: {size_text(of_most)}, {percent(of_most / (total or 1))}."
+        f"A step moves {bytes_text(total)} in {calls} exchanges. "
+        f"Most in front of {most}: {bytes_text(of_most)}, {percent(of_most / (total or 1))}."
     )
     caption = (
-        f"{size_text(total)} in all: bytes that ranks receive in a step for the layer that the "
+        f"{bytes_text(total)} in all: bytes that ranks receive in a step for the layer that the "
         "exchange is in front of, forward and backward."
     )
     if len(shown) < len(ordered):
@@ -78,7 +70,7 @@ def exchanges(part: RunPart) -> Picture | Missing:
             exchange.collective,
             exchange.direction,
             trimmed(exchange.calls),
-            size_text(bytes_received(exchange)),
+            bytes_text(bytes_received(exchange)),
             milliseconds(exchange.exchange),
             milliseconds(max(exchange.waiting)) if exchange.waiting else NONE,
             _speed(exchange),
@@ -100,7 +92,7 @@ def _place(exchange: WatchedExchange) -> str:
 def _speed(exchange: WatchedExchange) -> str:
     moved = bytes_received(exchange)
     return (
-        f"{size_text(moved / exchange.exchange)}/s"
+        f"{bytes_text(moved / exchange.exchange)}/s"
         if exchange.exchange > 0 and np.isfinite(moved)
         else NONE
     )

@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hetmp.core.text import NONE, bytes_text
 from hetmp.tools.report.canvas import INK, PARTS, ROWS, height, legend, stacked
 from hetmp.tools.report.measures import members, shares
 from hetmp.tools.report.pictures.picture import Missing, Picture
 from hetmp.tools.report.reading import RunPart
-from hetmp.tools.report.text import NONE, Table, percent, size_text, size_unit
+from hetmp.tools.report.text import Table, percent, size_unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,8 +55,8 @@ def memory(part: RunPart) -> Picture | Missing:
 
     most = int(np.argmax(totals))
     words = (
-        f"{labels[most].capitalize()} holds most: {size_text(totals[most])} of parameters, "
-        f"gradients and optimizer state; one process would hold {size_text(whole)}."
+        f"{labels[most].capitalize()} holds most: {bytes_text(totals[most])} of parameters, "
+        f"gradients and optimizer state; one process would hold {bytes_text(whole)}."
     )
     caption = "Activations: what is kept for the backward pass of a step."
     if with_share:
@@ -69,13 +70,13 @@ def memory(part: RunPart) -> Picture | Missing:
         rows.append(
             (
                 label,
-                *(size_text(held[kind][i]) if kind in held else NONE for kind in KINDS),
+                *(bytes_text(held[kind][i]) if kind in held else NONE for kind in KINDS),
                 percent(part_of),
                 percent(share[i]) if len(share) else NONE,
                 _grown(record.peak, record.before, i),
             )
         )
-    whole_row = [size_text(getattr(record.whole, kind)) for kind in HELD]
+    whole_row = [bytes_text(getattr(record.whole, kind)) for kind in HELD]
     rows.append(("one process", *whole_row, NONE, percent(1.0), percent(1.0), NONE))
     headings = ("rank", *KINDS, "of one process", "share of channels", "peak, beyond the start")
     return Picture(
@@ -86,4 +87,4 @@ def memory(part: RunPart) -> Picture | Missing:
 def _grown(peak: tuple[float, ...], before: tuple[float, ...], i: int) -> str:
     if i >= len(peak):
         return NONE
-    return size_text(max(0.0, peak[i] - (before[i] if i < len(before) else 0.0)))
+    return bytes_text(max(0.0, peak[i] - (before[i] if i < len(before) else 0.0)))

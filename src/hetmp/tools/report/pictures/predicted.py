@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hetmp.core.text import NONE, digits
 from hetmp.tools.report.canvas import BLUE, INK, ORANGE, ROWS, height, names
 from hetmp.tools.report.measures import layer_seconds, plan_of, step_times
 from hetmp.tools.report.pictures.layers import MANY, NOT_WATCHED
 from hetmp.tools.report.pictures.picture import Missing, Picture
 from hetmp.tools.report.reading import RunPart
-from hetmp.tools.report.text import NONE, Table, digits, milliseconds, seconds_text, short
+from hetmp.tools.report.text import Table, milliseconds, seconds_text, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
