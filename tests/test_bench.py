@@ -173,11 +173,8 @@ def test_a_rehearsal_moves_nothing_and_changes_nothing_afterwards():
     model = hetmp.slice_model(module, [1.0] * hetmp.Group().size)
     group, x = model.hetmp.group, batch((2, 3, 8, 8))
     counters = [e.forward_counter for e in model.hetmp.exchanges]
-    group.rehearsing = True
-    try:
+    with group.rehearsed():
         rank_loss(model(x), group.rank).backward()
-    finally:
-        group.rehearsing = False
     assert sum(counter.bytes for counter in counters) == 0
     assert all(counter.calls == 1 for counter in counters)
     other = hetmp.slice_model(module, [1.0] * group.size).eval()

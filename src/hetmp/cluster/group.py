@@ -46,12 +46,12 @@ class Group:
         on_one_host: whether all ranks can share memory.
         kept: objects that live as long as the user's communicator, by purpose.
         slowdown: a test aid that makes this rank slower.
-        rehearsing: whether exchanges move nothing, to measure what is left of a step.
+        rehearsing: whether exchanges move nothing now: see ``rehearsed``.
         wire: name of the dtype in which floating-point numbers travel; None for their own.
         patient: whether to wait for small messages without burning a core.
     """
 
-    def __init__(self, comm: "MPI.Intracomm | None" = None) -> None:
+    def __init__(self, comm: "MPI.Intracomm | None" = None, *, wire: str | None = None) -> None:
         library = mpi()
         user = library.COMM_WORLD if comm is None else comm
         if user == library.COMM_NULL or user.Is_inter():
@@ -66,7 +66,7 @@ class Group:
         self.on_one_host = _on_one_host(self.control, self.kept)
         self.slowdown = Slowdown()
         self.rehearsing = False
-        self.wire: str | None = None
+        self.wire = wire
         self.patient = False
 
     def __copy__(self) -> "Group":
@@ -82,6 +82,15 @@ class Group:
     def is_root(self) -> bool:
         """Whether this is rank 0, the one that speaks for the group."""
         return self.rank == 0
+
+    @contextmanager
+    def rehearsed(self) -> Iterator[None]:
+        """Inside, exchanges move nothing: what they give has the right shape and no meaning."""
+        self.rehearsing = True
+        try:
+            yield
+        finally:
+            self.rehearsing = False
 
     def say(self, text: str) -> None:
         """Print *text* from rank 0."""

@@ -12,10 +12,10 @@ from hetmp.core.partition import Partition, apportion
 from hetmp.core.text import bytes_text
 from hetmp.ops import SchemeName
 from hetmp.planner.balance import balanced, counts_on_grid
+from hetmp.planner.choose_schemes import choose_schemes
 from hetmp.planner.group_times import group_times, group_works
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
 from hetmp.planner.profiling import GRID, Profile
-from hetmp.planner.schemes import choose_schemes
 from hetmp.planner.tables import Links, Tables
 from hetmp.slicing import make_table
 from hetmp.slicing.channel_groups import channel_groups, plan_from_shares

@@ -53,7 +53,6 @@ class SlicedModel(nn.Module):
                 the first steps) for ranks that were given different batches.
         """
         runtime = self.hetmp
-        runtime.group.wire = runtime.tuning.wire
         given = runtime.inputs.bind(args, kwargs)
         runtime.check(given)
         runtime.check_modes(self)

@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -91,11 +92,11 @@ def _tuned(model: SlicedModel, tuning: Tuning, rehearsing: bool, step: Step) -> 
 
     def tuned() -> None:
         usual, runtime.tuning = runtime.tuning, tuning
-        runtime.group.rehearsing = rehearsing
         try:
-            step()
+            with runtime.group.rehearsed() if rehearsing else nullcontext():
+                step()
         finally:
-            runtime.tuning, runtime.group.rehearsing = usual, False
+            runtime.tuning = usual
 
     return tuned
 
