@@ -136,7 +136,7 @@ def test_what_cannot_run_is_left_out():
     only = ("sliced", "data parallel, weighted")
     result = bench(config(ranks, weights=weights, only=only))
     assert list(result.seconds) == ["sliced"]
-    assert result.left_out == {only[1]: f"rank {ranks - 1} has none of {2 * ranks} images"}
+    assert result.left_out == {only[1]: f"rank {ranks - 1} gets none of the {2 * ranks} images"}
     with pytest.raises(HetmpError, match="nothing is left to measure: data parallel: rank 1"):
         bench(config(ranks, batch_size=1, only=("data parallel",)))
 
@@ -173,11 +173,8 @@ def test_a_rehearsal_moves_nothing_and_changes_nothing_afterwards():
     model = hetmp.slice_model(module, [1.0] * hetmp.Group().size)
     group, x = model.hetmp.group, batch((2, 3, 8, 8))
     counters = [e.forward_counter for e in model.hetmp.exchanges]
-    group.rehearsing = True
-    try:
+    with group.rehearsed():
         rank_loss(model(x), group.rank).backward()
-    finally:
-        group.rehearsing = False
     assert sum(counter.bytes for counter in counters) == 0
     assert all(counter.calls == 1 for counter in counters)
     other = hetmp.slice_model(module, [1.0] * group.size).eval()
@@ -188,8 +185,8 @@ def test_a_rehearsal_moves_nothing_and_changes_nothing_afterwards():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"batch_size": 0}, "batch_size is 1 or more, got 0"),
-        ({"repeats": -1}, "repeats is 1 or more, got -1"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"repeats": -1}, "repeats must be 1 or more, got -1"),
         ({"slowdown": (0.5,)}, "slowdown .* one per rank, 1 or more each"),
         ({"model": "digit"}, "unknown model 'digit': did you mean 'digits'"),
         ({"weights": (1.0,) * 9}, r"9 weights .* ranks?"),
@@ -233,7 +230,7 @@ def test_the_command_refuses_before_it_measures(tmp_path):
     refused(hetmp_run("bench", "digit"), "unknown model 'digit'")
     refused(hetmp_run("bench", "own_network:build"), "--shape", "--classes")
     missing = hetmp_run("bench", "digits", "--append", tmp_path / "no" / "a.jsonl", ranks=2)
-    refused(missing, f"no folder {tmp_path / 'no'}", "make it first")
+    refused(missing, f"{tmp_path / 'no'} is not a folder", "make it before writing a.jsonl")
     refused(hetmp_run("bench", "digits", "--append", tmp_path), "cannot write to", "another file")
 
 

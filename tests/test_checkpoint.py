@@ -243,7 +243,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(hetmp.HetmpError, match=r"made by hetmp\.slice_model, got Sequential"):
         hetmp.save(path, network())
     hetmp.save(folder / "bare.h5", model)
-    with pytest.raises(hetmp.HetmpError, match="no optimizer's state"):
+    with pytest.raises(hetmp.HetmpError, match="no optimizer state"):
         hetmp.load(folder / "bare.h5", model, opt)
 
 
@@ -253,7 +253,7 @@ def test_an_optimizer_that_cannot_be_put_together_is_refused(tmp_path):
     steps(model, opt, 0, 1)
     for parameter in model.parameters():
         opt.state[parameter]["rows"] = torch.zeros(2, 2, 2)
-    with pytest.raises(hetmp.HetmpError, match=r"'rows' of .* cannot put it together"):
+    with pytest.raises(hetmp.HetmpError, match=r"'rows' of .* cannot assemble it"):
         hetmp.save(shared(tmp_path) / "a.h5", model, opt)
 
 

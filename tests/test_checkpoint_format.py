@@ -294,20 +294,20 @@ def _stranger(file):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_external, "/model/x is a link to somewhere else"),
-        (_soft, "/model/x is a link to somewhere else"),
-        (_loop, "/model/x leads back to itself"),
+        (_external, "/model/x is a soft or external link"),
+        (_soft, "/model/x is a soft or external link"),
+        (_loop, "/model/x contains itself"),
         (_reference, "/model/x has no attribute digest"),
         (_endless_string, "/model/x"),
         (_huge, "/model/x claims 4398046511104 bytes"),
-        (_packed, "/model/x is stored through a filter"),
-        (_elsewhere, "/model/x keeps its numbers in other files"),
-        (_virtual, "/model/x keeps its numbers in other files"),
-        (_meta_elsewhere, "is no hetmp checkpoint"),
+        (_packed, "/model/x is stored with a filter"),
+        (_elsewhere, "/model/x stores its numbers in other files"),
+        (_virtual, "/model/x stores its numbers in other files"),
+        (_meta_elsewhere, "is not a hetmp checkpoint"),
         (_no_digest, "/model/scale has no attribute digest"),
-        (_other_dtype, "/model/scale is not stored as float32"),
+        (_other_dtype, "/model/scale is not stored in the type for float32"),
         (_other_shape, "/model/a.weight is damaged"),
-        (_later, "has version 2 of the format, this hetmp reads up to 1"),
+        (_later, "has version 2 of the format; this hetmp reads up to 1"),
         (_stranger, "says format something"),
     ],
 )
@@ -326,7 +326,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     for name, words in (
         ("text.h5", "cannot be opened"),
         ("empty.h5", "cannot be opened"),
-        ("other.h5", "is no hetmp checkpoint"),
+        ("other.h5", "is not a hetmp checkpoint"),
         ("none.h5", "there is no checkpoint"),
     ):
         with pytest.raises(HetmpError, match=words):
@@ -359,7 +359,7 @@ def hetmp(*args: object, code: int = 0) -> str:
 def test_inspect_shows_what_there_is(tmp_path):
     path = checkpoint(tmp_path / "a.h5")
     told = hetmp("inspect", path)
-    assert "a.weight" in told and "40×30" in told and "2 MiB" in told
+    assert "a.weight" in told and "40×30" in told and "2.06 MiB" in told
     assert "tied" in told and "1 rank" in told
     as_json = json.loads(hetmp("inspect", path, "--json"))
     assert as_json["datasets"]["model/b.weight"]["shape"] == [600, 900]
@@ -436,7 +436,8 @@ def test_import_runs_no_code(tmp_path):
     torch.save({"a": Runs()}, tmp_path / "evil.pt")
     assert "could run" in hetmp("import", tmp_path / "evil.pt", tmp_path / "a.h5", code=2)
     torch.save([1, 2], tmp_path / "list.pt")
-    assert "holds no state_dict" in hetmp("import", tmp_path / "list.pt", tmp_path / "a.h5", code=2)
+    refusal = hetmp("import", tmp_path / "list.pt", tmp_path / "a.h5", code=2)
+    assert "contains no state_dict" in refusal
     (tmp_path / "text.pt").write_text("hello")
     hetmp("import", tmp_path / "text.pt", tmp_path / "a.h5", code=2)
     assert not Path("ran").exists() and not (tmp_path / "a.h5").exists()

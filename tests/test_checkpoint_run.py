@@ -137,9 +137,9 @@ def test_another_run_is_refused(tmp_path):
     folder = shared(tmp_path)
     whole = whole_run(folder)
     last = whole / "checkpoints" / "step-00000028.h5"
-    with pytest.raises(hetmp.HetmpError, match=r"is of a run with lr 0\.05, this one has 0\.5"):
+    with pytest.raises(hetmp.HetmpError, match=r"a run with lr 0\.05, but this run has 0\.5"):
         train(config(folder / "other", resume=str(last), lr=0.5), world())
-    with pytest.raises(hetmp.HetmpError, match="is no checkpoint of a training run"):
+    with pytest.raises(hetmp.HetmpError, match="is not a checkpoint of a training run"):
         train(config(folder / "other", resume=str(whole / "model.h5")), world())
     with pytest.raises(hetmp.HetmpError, match="there is no"):
         train(config(folder / "other", resume=str(folder / "nothing")), world())
@@ -175,4 +175,4 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_or_not(tmp_path, capf
         else:
             assert train(chosen, world()).steps == STEPS
             if world().rank == 0:
-                assert "training goes on, and the last checkpoint stays" in capfd.readouterr().out
+                assert "training continues, and the last" in capfd.readouterr().out

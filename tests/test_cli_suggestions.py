@@ -99,7 +99,7 @@ CASES = {
     "submit train --signal SIGUSR2": "did you mean 'USR2'",
     "submit train -- --weigths 3": "did you mean --weights? (hetmp train --help",
     "submit train -- --model digit --data digits": "did you mean 'digits'",
-    "submit train --weights 3": "--weights belongs to the job: put it behind --",
+    "submit train --weights 3": "--weights belongs to the job: put it after --",
     "evaluate runs/dmo": "did you mean runs/demo?",
     "evaluate runs/dmo/model.h5": "did you mean runs/demo/model.h5?",
     "predict runs/demo --out x.csv --part tst": "did you mean 'test'",

@@ -144,11 +144,11 @@ DAMAGED = {
     "settings in a table": ("[train]\nlr = 0.1", ["'train'", "above all [tables]"]),
     "a setting behind a table": (
         '[versions]\ntorch = "2.13.0"\nlr = 0.1',
-        ["versions: names and versions as text"],
+        ["versions must be names and versions as text"],
     ),
     "no value": ("lr =\n", ["cannot be read", "at line 1"]),
     "what is printed of an unset one": ("steps = 3\nclip = ...\n", ["cannot be read", "line 2"]),
-    "the same twice": ("lr = 1\nlr = 2\n", ["cannot be read", "line 2", "said twice"]),
+    "the same twice": ("lr = 1\nlr = 2\n", ["cannot be read", "line 2", "set twice"]),
     "a table twice": (
         "[optimizer_options]\na = 1\n[optimizer_options]\nb = 1",
         ["cannot be read", "optimizer_options", "twice", "line 3"],
@@ -161,13 +161,19 @@ DAMAGED = {
     "a broken number": ("epochs = 1.5", ["epochs: ", "integer", "got 1.5"]),
     "a number for a list": ("shape = 3", ["shape: Input should be a list, got 3"]),
     "a wrong entry of a list": ('weights = [70, "a"]', ["run.toml: weights.1: ", "got 'a'"]),
-    "a flag's list": ('weights = "70,25,5"', ["weights: '70,25,5' is no list such as [70, 25, 5]"]),
+    "a flag's list": (
+        'weights = "70,25,5"',
+        ["weights: '70,25,5' is neither a list such as [70, 25, 5]"],
+    ),
     "weights that cannot be": ("weights = [1, -1]", ["weight -1.0 of rank 1 is negative"]),
     "a number for a path": ("plan = 3", ["plan: Input is not a valid path, got 3"]),
     "no table": ("optimizer_options = 3", ["optimizer_options: Input should be a table, got 3"]),
     "an unknown choice": ('schedule = "cosin"', ["schedule 'cosin'", "did you mean 'cosine'"]),
     "no yes and no no": ('strict = "perhaps"', ["strict: ", "boolean", "got 'perhaps'"]),
-    "versions that are none": ("versions = 3", ["versions: names and versions as text, got 3"]),
+    "versions that are none": (
+        "versions = 3",
+        ["versions must be names and versions as text, got 3"],
+    ),
     "infinity": ("lr = inf", ["lr: ", "finite"]),
 }
 
@@ -204,7 +210,7 @@ def test_what_two_settings_say_is_judged_with_the_flags(config_file):
     with pytest.raises(HetmpError, match="checkpoint_every needs a folder"):
         flags_given("--config", path)
     assert flags_given("--config", path, "--out", "x")[0].checkpoint_every == "5"
-    with pytest.raises(HetmpError, match="epochs and steps both say"):
+    with pytest.raises(HetmpError, match="epochs and steps both set"):
         flags_given("--config", config_file("epochs = 1\nsteps = 1"), *TRAIN[1:])
 
 
@@ -322,8 +328,8 @@ def test_a_runs_file_leaves_out_what_belongs_to_the_first_run(tmp_path):
     )
     told, text = written(folder, config)
     assert train_config(**told.fields) == train_config(**BASE, weights=(3, 1, 1), seed=5)
-    assert text.startswith("# What a run on 3 ranks was told.")
-    assert "give --out anew" in text
+    assert text.startswith("# The settings of a run on 3 ranks.")
+    assert "give --out again" in text
     assert '# out = "."' in text
     assert '# checkpoint_every = "5"' in text
 
@@ -376,7 +382,7 @@ def test_other_versions_are_told(tmp_path):
     _, note = flags_given("--config", path)
     assert note == (
         f"{path} was written with torch 1.0.0 (here {present['torch']}): "
-        "the loss curve may differ in its last digits"
+        "the loss may differ in its last digits"
     )
     assert "gone 1 (here unknown)" in differing_versions(path, {"gone": "1"})
 

@@ -320,7 +320,7 @@ def test_what_a_pickle_names_is_not_called_even_where_it_may_be_named() -> None:
     """Neither a large array is made, nor one of Python's codecs is run."""
     array = pickle.dumps({b"data": Making(np.ndarray, (10**14,), "u1")}, 2)
     assert read_pickle("batch", array)["data"].arguments == ((10**14,), "u1")
-    with pytest.raises(HetmpError, match="batch is no pickle, or damaged"):
+    with pytest.raises(HetmpError, match="batch is not a pickle, or is damaged"):
         read_pickle("batch", pickle.dumps({b"data": Making(codecs.encode, "x", "rot13")}, 2))
 
 
@@ -331,7 +331,7 @@ def test_a_pickle_with_absurd_numbers_takes_no_memory() -> None:
         b"\x80\x04\x8e\x00\x00\x00\x00\x00\x01\x00\x00.",  # bytes, as many
         b"\x80\x02}p99999999999\n.",
     ):
-        with pytest.raises(HetmpError, match="batch is no pickle, or damaged"):
+        with pytest.raises(HetmpError, match="batch is not a pickle, or is damaged"):
             read_pickle("batch", content)
 
 
@@ -585,14 +585,14 @@ LARGE = (np.arange(40)[:, None, None] == 17) * 1e300 + GREY[0].astype(np.float64
 
 DAMAGE: dict[str, Damage] = {
     # MNIST
-    "idx: empty": Damage("mnist", IMAGES, lambda b: b"", "ends after 0 bytes, within its head"),
-    "idx: cut in its head": Damage("mnist", IMAGES, lambda b: b[:9], "within its head of 16"),
-    "idx: cut in its magic": Damage("mnist", LABELS, lambda b: b[:3], "within its head of 8"),
+    "idx: empty": Damage("mnist", IMAGES, lambda b: b"", "ends after 0 bytes, within its header"),
+    "idx: cut in its head": Damage("mnist", IMAGES, lambda b: b[:9], "within its header of 16"),
+    "idx: cut in its magic": Damage("mnist", LABELS, lambda b: b[:3], "within its header of 8"),
     "idx: cut": Damage("mnist", IMAGES, lambda b: b[:-1], "2560 bytes, and only 2559 follow"),
     "idx: labels cut": Damage("mnist", LABELS, lambda b: b[:-1], "only 39 follow"),
     "idx: too long": Damage("mnist", IMAGES, lambda b: b + b"x", "and more follow"),
     "idx: labels too long": Damage("mnist", LABELS, lambda b: b + b"x", "and more follow"),
-    "idx: wrong magic": Damage("mnist", IMAGES, patched(0, b"\1"), "is no IDX file"),
+    "idx: wrong magic": Damage("mnist", IMAGES, patched(0, b"\1"), "is not an IDX file"),
     "idx: wrong type": Damage("mnist", IMAGES, patched(2, b"\x0d"), "type 0x0d"),
     "idx: axes": Damage("mnist", IMAGES, lambda b: idx_bytes(GREY[1]), "has 1 axes, not 3"),
     "idx: labels are images": Damage(
@@ -620,7 +620,7 @@ DAMAGE: dict[str, Damage] = {
     "idx: gone": Damage("mnist", LABELS, lambda b: None, f"has no {LABELS}, and no {LABELS}.gz"),
     "idx: is gzip": Damage("mnist", IMAGES, gzip.compress, "add .gz to its name"),
     "idx: is a picture": Damage(
-        "mnist", IMAGES, lambda b: b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(99), "is no IDX file"
+        "mnist", IMAGES, lambda b: b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(99), "is not an IDX file"
     ),
     "gz: is not": Damage(
         "mnist-gz", f"{IMAGES}.gz", gzip.decompress, "not compressed by gzip (Not a gzipped file"
@@ -647,8 +647,8 @@ DAMAGE: dict[str, Damage] = {
     ),
     # CIFAR, binary
     "bin: empty": Damage("cifar10-binary", BIN, lambda b: b"", "is empty"),
-    "bin: cut": Damage("cifar10-binary", BIN, lambda b: b[:-1], "24583 bytes, which is no number"),
-    "bin: too long": Damage("cifar10-binary", BIN, lambda b: b + b"x", "no number of images"),
+    "bin: cut": Damage("cifar10-binary", BIN, lambda b: b[:-1], "24583 bytes, which is not"),
+    "bin: too long": Damage("cifar10-binary", BIN, lambda b: b + b"x", "whole number of images"),
     "bin: unknown class": Damage(
         "cifar10-binary", BIN, patched(3073 * 5, b"\x0a"), "label 10 of image 5"
     ),
@@ -668,14 +668,16 @@ DAMAGE: dict[str, Damage] = {
     ),
     # CIFAR, Python
     "pickle: empty": Damage("cifar10-python", PY, lambda b: b"", "is empty"),
-    "pickle: cut": Damage("cifar10-python", PY, lambda b: b[:-9], "is no pickle, or damaged"),
-    "pickle: is text": Damage("cifar10-python", PY, lambda b: b"hello\n" * 9, "is no pickle"),
-    "pickle: HDF5": Damage("cifar10-python", PY, lambda b: b"\x89HDF\r\n\x1a\n", "is no pickle"),
+    "pickle: cut": Damage("cifar10-python", PY, lambda b: b[:-9], "is not a pickle, or is damaged"),
+    "pickle: is text": Damage("cifar10-python", PY, lambda b: b"hello\n" * 9, "is not a pickle"),
+    "pickle: HDF5": Damage("cifar10-python", PY, lambda b: b"\x89HDF\r\n\x1a\n", "is not a pickle"),
     "pickle: list": Damage("cifar10-python", PY, lambda b: pickled([1, 2]), "holds a list"),
     "pickle: no data": Damage("cifar10-python", PY, batch(data=None), "has no data"),
     "pickle: no labels": Damage("cifar10-python", PY, batch(labels=None), "has no labels"),
     "pickle: of CIFAR-10": Damage("cifar100-python", "train", batch(), "has no fine_labels"),
-    "pickle: data a list": Damage("cifar10-python", PY, batch(data=[1]), "is no array, but a list"),
+    "pickle: data a list": Damage(
+        "cifar10-python", PY, batch(data=[1]), "not an array, but a list"
+    ),
     "pickle: floats": Damage(
         "cifar10-python", PY, batch(data=np.zeros((8, 3072), np.float32)), "numbers of type f4"
     ),
@@ -698,13 +700,13 @@ DAMAGE: dict[str, Damage] = {
         "cifar10-python", PY, batch(labels=[1] * 7), "has 8 images with 7 labels"
     ),
     "pickle: float labels": Damage(
-        "cifar10-python", PY, batch(labels=[1.0] * 8), "no list of whole numbers"
+        "cifar10-python", PY, batch(labels=[1.0] * 8), "not a list of whole numbers"
     ),
     "pickle: labels true": Damage(
-        "cifar10-python", PY, batch(labels=[True] * 8), "no list of whole numbers"
+        "cifar10-python", PY, batch(labels=[True] * 8), "not a list of whole numbers"
     ),
     "pickle: array of labels": Damage(
-        "cifar10-python", PY, batch(labels=np.zeros(8, np.uint8)), "no list of whole numbers"
+        "cifar10-python", PY, batch(labels=np.zeros(8, np.uint8)), "not a list of whole numbers"
     ),
     "pickle: unknown class": Damage(
         "cifar10-python", PY, batch(labels=[1] * 7 + [-1]), "label -1 of image 7"
@@ -722,18 +724,18 @@ DAMAGE: dict[str, Damage] = {
         "cifar10-python", "batches.meta", lambda b: pickled({b"label_names": 3}), "names 0 classes"
     ),
     # CIFAR, archives
-    "tar: empty": Damage("cifar10-binary-tar", TAR, lambda b: b"", "is no .tar or .tar.gz"),
-    "tar: is text": Damage("cifar10-binary-tar", TAR, lambda b: b"hello" * 999, "is no .tar"),
+    "tar: empty": Damage("cifar10-binary-tar", TAR, lambda b: b"", "is not a .tar or .tar.gz"),
+    "tar: is text": Damage("cifar10-binary-tar", TAR, lambda b: b"hello" * 999, "is not a .tar"),
     "tar: gzip alone": Damage(
-        "cifar10-binary-tar", TAR, lambda b: gzip.compress(b"hello" * 999), "is no .tar"
+        "cifar10-binary-tar", TAR, lambda b: gzip.compress(b"hello" * 999), "is not a .tar"
     ),
-    "tar: cut": Damage("cifar10-binary-tar", TAR, lambda b: b[: len(b) // 2], "or damaged"),
-    "tar: cut at its end": Damage("cifar10-binary-tar", TAR, lambda b: b[:-5], "or damaged"),
+    "tar: cut": Damage("cifar10-binary-tar", TAR, lambda b: b[: len(b) // 2], "or is damaged"),
+    "tar: cut at its end": Damage("cifar10-binary-tar", TAR, lambda b: b[:-5], "or is damaged"),
     "tar: checksum": Damage(
         "cifar10-binary-tar", TAR, lambda b: b[:-8] + b"oops" + b[-4:], "CRC check failed"
     ),
     "tar: content cut": Damage(
-        "cifar10-binary-tar", TAR, regzipped(lambda b: b[:30_000]), "or damaged"
+        "cifar10-binary-tar", TAR, regzipped(lambda b: b[:30_000]), "or is damaged"
     ),
     "tar: no test": Damage("cifar10-binary-tar", TAR, without_test, "has no test_batch.bin"),
     "tar: of another set": Damage(
@@ -743,14 +745,14 @@ DAMAGE: dict[str, Damage] = {
         "has none of the files of data set 'cifar100'",
     ),
     # NumPy's
-    "npz: empty": Damage("npz", "own.npz", lambda b: b"", "is no .npz archive"),
-    "npz: HDF5": Damage("npz", "own.npz", lambda b: b"\x89HDF\r\n\x1a\n", "is no .npz archive"),
-    "npz: .npy": Damage("npz", "own.npz", lambda b: npy("(40,8,8)"), "is no .npz archive"),
-    "npz: cut": Damage("npz", "own.npz", lambda b: b[:-30], "is no .npz archive, or damaged"),
+    "npz: empty": Damage("npz", "own.npz", lambda b: b"", "is not a .npz archive"),
+    "npz: HDF5": Damage("npz", "own.npz", lambda b: b"\x89HDF\r\n\x1a\n", "is not a .npz archive"),
+    "npz: .npy": Damage("npz", "own.npz", lambda b: npy("(40,8,8)"), "is not a .npz archive"),
+    "npz: cut": Damage("npz", "own.npz", lambda b: b[:-30], "is not a .npz archive, or is damaged"),
     "npz: no arrays": Damage("npz", "own.npz", lambda b: b"PK\5\6" + bytes(18), "no arrays"),
-    "npz: no images": Damage("npz", "own.npz", arrays(x_train=None), "no images by the name of"),
+    "npz: no images": Damage("npz", "own.npz", arrays(x_train=None), "no array of images named"),
     "npz: no labels": Damage("npz", "own.npz", arrays(y_train=None), "has no y_train"),
-    "npz: no test": Damage("npz", "own.npz", arrays(x_test=None), "name of x_test"),
+    "npz: no test": Damage("npz", "own.npz", arrays(x_test=None), "images named x_test"),
     "npz: no test labels": Damage("npz", "own.npz", arrays(y_test=None), "has no y_test"),
     "npz: checksum": Damage(
         "npz", "own.npz", lambda b: b.replace(GREY[0][5].tobytes(), bytes(64)), "Bad CRC-32"
@@ -780,9 +782,9 @@ DAMAGE: dict[str, Damage] = {
         "npz", "own.npz", arrays(x_test=np.full((20, 8, 8), np.inf, "f4")), "image 0 has a number"
     ),
     "npz: zero images": Damage("npz", "own.npz", arrays(x_train=GREY[0][:0]), "no images"),
-    "npz: no axes": Damage("npz", "own.npz", arrays(x_train=np.array(3)), "two sides or more"),
+    "npz: no axes": Damage("npz", "own.npz", arrays(x_train=np.array(3)), "two or more sides"),
     "npz: vectors": Damage(
-        "npz", "own.npz", arrays(x_train=GREY[0].reshape(40, -1)), "two sides or more"
+        "npz", "own.npz", arrays(x_train=GREY[0].reshape(40, -1)), "two or more sides"
     ),
     "npz: other sides": Damage("npz", "own.npz", arrays(x_test=GREY[2][:, :4]), "shape (1, 4, 8)"),
     "npz: other type": Damage("npz", "own.npz", arrays(x_test=GREY[2] / 255), "type float32"),
@@ -802,7 +804,7 @@ DAMAGE: dict[str, Damage] = {
         "npz", "own.npz", arrays(y_train=GREY[1].astype(int) - 1), "label -1 of image"
     ),
     "npz: label without end": Damage(
-        "npz", "own.npz", arrays(y_train=GREY[1] + np.uint64(2**40)), "asks for 1099511627"
+        "npz", "own.npz", arrays(y_train=GREY[1] + np.uint64(2**40)), "needs 1099511627"
     ),
     "npz: label beyond int64": Damage(
         "npz", "own.npz", arrays(y_train=GREY[1] + np.uint64(2**63)), "y_train in"
@@ -858,7 +860,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(kind: str, file: str, tmp_p
     path = FORMATS[kind].write(tmp_path / "set")
     (path / file).unlink()
     os.mkfifo(path / file)
-    assert f"{file} is no file" in refusal(FORMATS[kind].name, data_path=path)
+    assert f"{file} is not a file" in refusal(FORMATS[kind].name, data_path=path)
 
 
 @pytest.mark.parametrize(("kind", "file"), [*FILES, ("npz", ""), ("cifar10-binary-tar", "")])
@@ -886,7 +888,7 @@ def test_what_is_given_in_place_of_a_folder_or_a_file(tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
     assert "own.npz is a file" in refusal("mnist", data_path=file)
-    assert "own.npz is no .tar or .tar.gz" in refusal("cifar10", data_path=file)
+    assert "own.npz is not a .tar or .tar.gz" in refusal("cifar10", data_path=file)
     assert "empty is a folder, not a file" in refusal("npz", data_path=folder)
     for name in ("cifar10", "cifar100"):
         told = refusal(name, data_path=folder)

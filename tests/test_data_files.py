@@ -524,7 +524,7 @@ def truncated_test_image_is_found_when_it_is_read(folder: Path) -> dict[str, Any
     return {"data_path": folder, "shape": (3, 40, 40)}
 
 
-@damaged(r"0000\.png is no image of PNG", "folder")
+@damaged(r"0000\.png is not an image of PNG", "folder")
 def text_called_png(folder: Path) -> dict[str, Any]:
     spoilt(folder).write_text("this is not an image")
     return {"data_path": folder}
@@ -536,7 +536,7 @@ def empty_image(folder: Path) -> dict[str, Any]:
     return {"data_path": folder, "shape": (3, 8, 8)}
 
 
-@damaged(r"0000\.bmp says that it has more than 89,478,485 pixels", "folder")
+@damaged(r"0000\.bmp claims to have more than 89,478,485 pixels", "folder")
 def bomb(folder: Path) -> dict[str, Any]:
     path = spoilt(folder, "bmp")
     content = bytearray(path.read_bytes())
@@ -595,7 +595,7 @@ def unknown_class_in_test(folder: Path) -> dict[str, Any]:
     return {"data_path": folder}
 
 
-@damaged(r"an image of lone is there once only", "folder")
+@damaged(r"an image of lone occurs only once", "folder")
 def class_of_one_image(folder: Path) -> dict[str, Any]:
     write_folder(folder, noise(4, 3, 5, 5), np.array([0, 0, 0, 1]), ("many", "lone"), "")
     return {"data_path": folder}
@@ -612,7 +612,7 @@ def file_for_folder(folder: Path) -> dict[str, Any]:
     return {"data_path": folder / "x.png"}
 
 
-@damaged(r"test_path .*nowhere is no folder", "folder")
+@damaged(r"test_path .*nowhere is not a folder", "folder")
 def missing_test_folder(folder: Path) -> dict[str, Any]:
     spoilt(folder)
     return {"data_path": folder, "test_path": folder / "nowhere"}
@@ -630,13 +630,13 @@ def folder_called_png(folder: Path) -> dict[str, Any]:
     return {"data_path": folder}
 
 
-@damaged(r"a\.png is named like an image but is no file", "folder")
+@damaged(r"a\.png is named like an image but is neither a file", "folder")
 def link_to_nowhere(folder: Path) -> dict[str, Any]:
     (spoilt(folder).parent / "a.png").symlink_to("nowhere.png")
     return {"data_path": folder}
 
 
-@damaged(r"0000\.gif is animated or has pages, 3 in all", "folder")
+@damaged(r"0000\.gif has 3 frames or pages", "folder")
 def animated(folder: Path) -> dict[str, Any]:
     frames = [Image.fromarray(noise(40, 40, seed=i)) for i in range(3)]
     frames[0].save(spoilt(folder, "gif"), save_all=True, append_images=frames[1:])
@@ -757,7 +757,7 @@ def all_of_one_class(folder: Path) -> dict[str, Any]:
     return an_hdf5(folder, labels=np.zeros(12, int))
 
 
-@damaged(r"image 7 of dataset 'train/images' has a value that is no finite", "hdf5")
+@damaged(r"image 7 of dataset 'train/images' has a value that is not a finite", "hdf5")
 def not_a_number(folder: Path) -> dict[str, Any]:
     images = noise(12, 16, 16).astype(np.float32)
     images[7, 3, 3] = np.nan
@@ -766,7 +766,7 @@ def not_a_number(folder: Path) -> dict[str, Any]:
     return an_hdf5(folder, images=None, labels=None, **given)
 
 
-@damaged(r"image 7 of dataset 'images' has a value that is no finite", "hdf5", reading=True)
+@damaged(r"image 7 of dataset 'images' has a value that is not a finite", "hdf5", reading=True)
 def infinite_in_float32(folder: Path) -> dict[str, Any]:
     images = noise(12, 16, 16).astype(np.float64)
     images[7, 3, 3] = 1e300
@@ -798,12 +798,12 @@ def flat_images(folder: Path) -> dict[str, Any]:
     return an_hdf5(folder, images=noise(12, 256))
 
 
-@damaged(r"two sides or more, none of them 0", "hdf5")
+@damaged(r"two or more sides, none of them 0", "hdf5")
 def images_without_pixels(folder: Path) -> dict[str, Any]:
     return an_hdf5(folder, images=noise(12, 16, 0))
 
 
-@damaged(r"each image is \(16, 16\), which is not the shape \(3, 16, 16\)", "hdf5")
+@damaged(r"each image is \(16, 16\), which is not the given shape \(3, 16, 16\)", "hdf5")
 def another_shape(folder: Path) -> dict[str, Any]:
     return an_hdf5(folder) | {"shape": (3, 16, 16)}
 
@@ -885,7 +885,7 @@ def spoilt_chunk_is_found_when_it_is_read(folder: Path) -> dict[str, Any]:
     return chunk_spoilt(folder) | {"mean": (0.0,), "std": (1.0,)}
 
 
-@damaged(r"has a label for every pixel: say how many classes", "hdf5")
+@damaged(r"has a label for every pixel: set classes", "hdf5")
 def pixels_of_unknown_classes(folder: Path) -> dict[str, Any]:
     return an_hdf5(folder, labels=noise(12, 16, 16) % 3)
 
@@ -983,7 +983,7 @@ def no_truth(folder: Path) -> dict[str, Any]:
     return told
 
 
-@damaged(r"0\.5 in row 0, column 0 is no class", "hyperspectral")
+@damaged(r"0\.5 in row 0, column 0 is not a class", "hyperspectral")
 def half_a_class(folder: Path) -> dict[str, Any]:
     return scene_with(folder, truth=np.full((20, 18), 0.5))
 
@@ -1000,14 +1000,14 @@ def class_beyond_the_classes(folder: Path) -> dict[str, Any]:
     return scene_with(folder, classes=2)
 
 
-@damaged(r"nan in row 3, column 2, band 1 is no finite number", "hyperspectral")
+@damaged(r"nan in row 3, column 2, band 1 is not a finite number", "hyperspectral")
 def scene_with_a_hole(folder: Path) -> dict[str, Any]:
     cube = a_scene((20, 18), 4)[0].astype(np.float64)
     cube[3, 2, 1] = np.nan
     return scene_with(folder, cube=cube)
 
 
-@damaged(r"a pixel of class 3 of .* is there once only", "hyperspectral")
+@damaged(r"a pixel of class 3 of .* occurs only once", "hyperspectral")
 def class_of_one_pixel(folder: Path) -> dict[str, Any]:
     truth = np.ones((20, 18), np.uint8)
     truth[:5], truth[0, 0] = 2, 3

@@ -16,6 +16,7 @@ import torch
 
 import hetmp.data
 import hetmp.optim
+import hetmp.planner
 from helpers.documented import PAGES, ROOT, blocks
 from helpers.running import TRAIN, environment, hetmp_run
 
@@ -189,7 +190,7 @@ def test_the_site_loads_nothing_from_elsewhere(site):
 
 def test_the_api_has_every_public_name(site):
     text = (site / "docs/api.html").read_text()
-    for module in (hetmp, hetmp.data, hetmp.optim):
+    for module in (hetmp, hetmp.data, hetmp.optim, hetmp.planner):
         for name in set(module.__all__) - {"__version__"}:
             full = f"{module.__name__}.{name}"
             entries = {f'id="{full}"', f'id="hetmp.{name}"'}

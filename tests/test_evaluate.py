@@ -101,7 +101,9 @@ def test_a_network_of_ones_own_and_synthetic_data(tmp_path):
     found = evaluate_checkpoint(out, {"model": name}, world())
     assert found.loss == pytest.approx(loss, rel=1e-10)
     assert (found.accuracy, found.images) == (accuracy, 80)
-    with pytest.raises(HetmpError, match="own_network:build, and no file chooses which code"):
+    with pytest.raises(
+        HetmpError, match="own_network:build, and a file must not choose which code"
+    ):
         evaluate_checkpoint(out, {}, world())
     fewer = evaluate_checkpoint(out, {"model": name, "samples": 50}, world())
     assert fewer.images == 10
@@ -130,9 +132,11 @@ def test_a_file_of_a_loop_of_ones_own_is_told_what_it_is_of(tmp_path):
     torch.manual_seed(3)
     module = models.build("digits", (1, 8, 8), 10).double()
     hetmp.save(path, hetmp.slice_model(module, uneven(world().size), world()))
-    with pytest.raises(HetmpError, match=r"mine\.h5 does not say its model and data: give --model"):
+    with pytest.raises(
+        HetmpError, match=r"mine\.h5 does not name its model and data: give --model"
+    ):
         evaluate_checkpoint(path, {}, world())
-    with pytest.raises(HetmpError, match="does not say its data: give --data"):
+    with pytest.raises(HetmpError, match="does not name its data: give --data"):
         evaluate_checkpoint(path, {"model": "digits"}, world())
     found = evaluate_checkpoint(path, {"model": "digits", "data": "digits"}, world())
     test = data.load("digits").test
@@ -148,7 +152,7 @@ REFUSED = {
     "a smaller network": ({"model": "test_evaluate:first_layers"}, "which the model does not"),
     "an unknown network": ({"model": "digit"}, "did you mean 'digits'"),
     "unknown data": ({"data": "digitz"}, "unknown data set 'digitz'"),
-    "labels of another kind": ({"data": "digits-segmentation"}, "want 11×8×8"),
+    "labels of another kind": ({"data": "digits-segmentation"}, "need 11×8×8"),
     "sizes that do not apply": ({"classes": 3}, "classes=3 does not apply to data set 'digits'"),
     "other images": ({"data": "synthetic", "shape": (1, 16, 16)}, "in the checkpoint and"),
     "weights of no use": ({"weights": (-1.0,)}, "weight -1.0 of rank 0 is negative"),
@@ -177,7 +181,7 @@ def test_what_does_not_fit_is_refused_on_every_rank(tmp_path):
         with h5py.File(file, "r+") as opened:
             opened["training"].pop("config")
     world().Barrier()
-    with pytest.raises(HetmpError, match="does not say its model and data"):
+    with pytest.raises(HetmpError, match="does not name its model and data"):
         evaluate_checkpoint(out, {}, world())
     if world().rank == 0:
         file.write_bytes(file.read_bytes()[:5000])
@@ -242,7 +246,7 @@ def test_a_loss_that_is_no_number_is_null(tmp_path):
         (["nowhere.h5"], "there is no checkpoint nowhere.h5"),
         (["RUN", "--data", "digitz"], "did you mean 'digits'"),
         (["RUN", "--weights", "1,2,3"], "3 weights"),
-        (["RUN", "--out", "nowhere/worth.json"], "nowhere is no folder"),
+        (["RUN", "--out", "nowhere/worth.json"], "nowhere is not a folder"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(run, arguments, words):

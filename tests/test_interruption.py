@@ -246,7 +246,7 @@ def test_mpirun_sh_passes_a_signal_on_and_ends_with_75(tmp_path, started):
     assert process.wait(100) == EXIT_CODE == 75, printed.read_text()
     [stopped] = told(out, "stopped")
     assert (out / "checkpoints" / f"step-{stopped['steps']:08}.h5").exists()
-    assert printed.read_text().count(f"stopped after step {stopped['steps']}, as asked by") == 1
+    assert printed.read_text().count(f"stopped after step {stopped['steps']} by a signal") == 1
 
 
 def test_a_run_that_keeps_nothing_dies_of_the_signal_as_any_program(started):

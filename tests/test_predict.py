@@ -184,7 +184,7 @@ def test_a_class_for_every_pixel_goes_to_hdf5(tmp_path):
     world().Barrier()
     told = {"data": "hdf5", "data_path": folder / "pixels.h5", "classes": 2}
     run = trained(folder, model=name, batch_size=8, steps=4, **told)
-    with pytest.raises(HetmpError, match=r"every pixel a class, .*HDF5"):
+    with pytest.raises(HetmpError, match=r"a class per pixel .*HDF5"):
         predict(run, folder / "p.csv", {"model": name}, world())
     assert not (folder / "p.csv").exists()
     found = predict(run, folder / "p.h5", {"model": name}, world())
@@ -260,10 +260,10 @@ def test_what_cannot_be_is_refused_on_every_rank(tmp_path):
         (folder / "empty").mkdir()
     world().Barrier()
     for out, words, more in (
-        ("p.txt", r"p\.txt is to be written as what\? Choose one of \.csv, \.h5", {}),
-        ("p", "is to be written as what", {}),
+        ("p.txt", r"cannot tell the format of .*p\.txt from its suffix: use \.csv, \.h5", {}),
+        ("p", "cannot tell the format of", {}),
         ("p.csv", "unknown part 'tests': did you mean 'test'", {"part": "tests"}),
-        ("p.csv", r"shape \(1, 8, 8\) and dtype float32, which no", {"images": folder / "3.png"}),
+        ("p.csv", r"shape \(1, 8, 8\) and dtype float32, which pic", {"images": folder / "3.png"}),
         ("/dev/null/p.csv", r"/dev/null/p\.csv cannot be written", {}),
         ("taken.csv", r"taken\.csv cannot be written", {}),
     ):
@@ -288,7 +288,7 @@ def test_pictures_are_refused_in_words(tmp_path):
         torn.write_bytes(torn.read_bytes()[:60])
     world().Barrier()
     for name, words in (
-        ("empty", "empty has no picture in it"),
+        ("empty", "empty contains no picture"),
         ("nowhere", "nowhere"),
         ("holiday", r"7\.png cannot be decoded"),
     ):
@@ -306,10 +306,10 @@ def test_the_program_writes_and_refuses(tmp_path):
     assert done.returncode == 0, done.stderr
     right = np.mean([row["class"] == row["label"] for row in rows(out)])
     assert done.stdout == (
-        f"wrote the classes of 360 images to {out}, {100 * right:.2f} % of the labels met, on "
-        f"2 ranks: {run / 'model.h5'}\n"
+        f"wrote the classes of 360 images to {out}, {100 * right:.2f} % of the labels predicted, "
+        f"on 2 ranks: {run / 'model.h5'}\n"
     )
     done = hetmp_run("predict", run, "--out", tmp_path / "p.txt", ranks=2)
-    refused(done, "p.txt is to be written as what")
+    refused(done, "p.txt from its suffix: use .csv")
     assert done.returncode == 2
     assert done.stdout == ""

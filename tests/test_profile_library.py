@@ -105,7 +105,7 @@ def test_what_is_kept_is_found_by_kind_and_device(library, made_up):
     assert {file.name for file in path.parent.iterdir()} == {
         "Abacus-R-3-4.json", "Abacus-R-3-4-slowed-1.5-times.json",
     }  # fmt: skip
-    with pytest.raises(HetmpError, match=r"'\.\./' is no name for a kind of node"):
+    with pytest.raises(HetmpError, match=r"'\.\./' cannot name a kind of node"):
         library.keep("../", made_up, "")
 
 
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_and_after(library, made_
         lambda: library.keep("old", made_up, "2026-01-01T00:00:00+0000"),
     ):
         with pytest.raises(
-            HetmpError, match=rf"written instead of {re.escape(str(library.folder))}"
+            HetmpError, match=rf"writable folder instead of {re.escape(str(library.folder))}"
         ):
             act()
     assert library.find("old", made_up.title) is None
@@ -178,9 +178,9 @@ def test_profiles_mean_auto_where_nothing_else_is_said():
     assert not train_config(**DIGITS, profiles="kept", weights=(3, 1)).plans
     assert not train_config(**DIGITS, profiles="kept", plan="plan.json").plans
     assert not train_config(**DIGITS).plans
-    with pytest.raises(HetmpError, match="profile and profiles both say"):
+    with pytest.raises(HetmpError, match="profile and profiles both set"):
         train_config(**DIGITS, profiles="kept", profile="p.json", weights="auto")
-    with pytest.raises(HetmpError, match="--kind names nodes in the folder of --profiles"):
+    with pytest.raises(HetmpError, match="--kind names a kind of node in the folder --profiles"):
         invoked("profile", "digits", "--kind", "old")
 
 
@@ -279,8 +279,8 @@ def test_kinds_are_measured_once_and_then_known_on_any_ranks(tmp_path, counted, 
         both = f"new ({title}), old ({title})" if size > 1 else f"new ({title})"
         names = ", ".join(sorted(set(wanted)))
         assert said == [
-            f"measuring the ranks for about 0.3 s: {kept} has nothing yet of nodes of kind {both}",
-            f"nodes of kind {names} as kept in {kept}: measuring the links alone",
+            f"measuring the ranks, about 0.3 s: {kept} has no times yet of nodes of kind {both}",
+            f"nodes of kind {names}: times read from {kept}, measuring only the links",
         ]
 
 
@@ -309,7 +309,7 @@ def test_a_kind_that_has_another_device_now_is_measured_anew(tmp_path, counted, 
         assert len(counted) == 2  # the second time both devices are known
     assert len(list(kept.rglob("*.json"))) == 2
     said = capsys.readouterr().out
-    told = f"kind new ({device_title(CPU, 2.0)}; of another device only)\n"
+    told = f"kind new ({device_title(CPU, 2.0)}; only of another device)\n"
     assert said.count(told) == (world().rank == 0)
 
 
@@ -345,7 +345,7 @@ def test_a_folder_that_cannot_be_used_is_refused_on_all_ranks(tmp_path, monkeypa
     if world().rank == 0:
         path.write_text(path.read_text()[:-50])
     world().Barrier()
-    refused_everywhere(f"Remove {path}, and the device is measured again", **values)
-    with pytest.raises(AgreedError, match="cannot be written, so no profile can be kept"):
+    refused_everywhere(f"Remove {path} to measure the device again", **values)
+    with pytest.raises(AgreedError, match="cannot be written, so the profile cannot be stored"):
         planned(path, "new")
     assert counted == ["digits"]

@@ -148,10 +148,10 @@ def work(document):
         (lambda d: d["devices"][2].update(slowdown=0.5), "devices.2.slowdown: "),
         (lambda d: work(d).update(forward=[1.0]), "devices.1.works.0: .*forward of .*every count"),
         (lambda d: work(d).update(kind="filter"), "devices.1.works.0.kind: "),
-        (lambda d: work(d)["counts"].reverse(), "devices.1.works.0: .*do not ascend"),
-        (lambda d: work(d).update(total=1), "devices.1.works.0: .*leave 0 to 1"),
+        (lambda d: work(d)["counts"].reverse(), "devices.1.works.0: .*must ascend"),
+        (lambda d: work(d).update(total=1), "devices.1.works.0: .*must be within 0 to 1"),
         (lambda d: work(d)["backward"].__setitem__(1, -1.0), r"works.0.backward.1: "),
-        (lambda d: d["links"][0].update(bytes=[1]), "links.0: .*Allgatherv are of unequal"),
+        (lambda d: d["links"][0].update(bytes=[1]), "links.0: .*Allgatherv must have the same"),
     ],
 )
 def test_a_file_that_is_wrong_is_refused_with_the_place(profile, tmp_path, edit, named):
@@ -187,12 +187,15 @@ def test_other_work_and_other_ranks_are_refused(profile):
     profile.check_batch(8, "float32")
     profile.check_devices(titles)
     for check, named in (
-        (lambda: profile.check_batch(9, "float32"), "with batch size 8, this is batch size 9"),
-        (lambda: profile.check_batch(8, "float64"), "with dtype float32, this is dtype float64"),
-        (lambda: profile.check_devices(titles[:2]), "is of 3 ranks, this job has 2"),
+        (lambda: profile.check_batch(9, "float32"), "with batch size 8, this run has batch size 9"),
+        (
+            lambda: profile.check_batch(8, "float64"),
+            "with dtype float32, this run has dtype float64",
+        ),
+        (lambda: profile.check_devices(titles[:2]), "has 3 ranks, this job has 2"),
         (
             lambda: profile.check_devices([titles[0], "abacus 7", titles[2]]),
-            "rank 1 is abacus 7, the profile is of abacus 1",
+            "rank 1 is abacus 7, the profile has abacus 1",
         ),
     ):
         with pytest.raises(HetmpError, match=named):
@@ -242,7 +245,7 @@ LINK = "[link]\nlatency = 1e-5\nbandwidth = 1e9\n"
         ("ranks = ", "cannot be read: "),
         (RANKS + "count = 0\n" + LINK, "ranks.0.count: "),
         (RANKS + "speed = 2\n" + LINK, "ranks.0.speed: "),
-        (RANKS + "rank = 3\n" + LINK, "here.json has 3 ranks, no rank 3"),
+        (RANKS + "rank = 3\n" + LINK, "here.json has 3 ranks: there is no rank 3"),
         (RANKS + "[link]\nlatency = 1e-5\n", "link: .*either a profile, or latency and bandwidth"),
         (RANKS + LINK + 'profile = "here.json"\n', "link: .*either a profile"),
         (RANKS + "[link]\nlatency = 0\nbandwidth = 1\n", "link.latency: "),
@@ -298,8 +301,8 @@ def test_weights_from_a_file(tmp_path):
         ("70\nfast\n", "line 2: 'fast' is neither"),
         ("node1 0\n", "line 1: 'node1 0' is neither"),
         ("node1 0 many\n", "line 1"),
-        ("# nothing\n", "no line has a number"),
-        ("", "no line has a number"),
+        ("# nothing\n", "there is no number in any line"),
+        ("", "there is no number in any line"),
     ],
 )
 def test_a_file_without_weights(tmp_path, text, named):
@@ -420,7 +423,7 @@ def test_a_rehearsal_meets_no_other_rank():
 
 @pytest.mark.mpi
 def test_a_model_that_cannot_be_profiled_is_refused_on_all_ranks():
-    with pytest.raises(AgreedError, match="no floating-point tensor"):
+    with pytest.raises(AgreedError, match="needs a floating-point tensor"):
         profile_model(
             nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4)).to("meta"),
             torch.zeros(4, 2, dtype=torch.long),

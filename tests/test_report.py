@@ -284,7 +284,7 @@ def test_the_command_says_where_the_report_is_and_what_limits_the_run(tmp_path):
 
 
 def test_the_command_refuses_in_words(tmp_path):
-    refused(hetmp_run("report", tmp_path / "nowhere"), "there is no", "nowhere", "--out")
+    refused(hetmp_run("report", tmp_path / "nowhere"), "nowhere does not exist", "--out")
     refused(hetmp_run("report", tmp_path), "has no metrics.jsonl")
     assert hetmp_run("report").returncode == 2
     one = recorded.written(tmp_path / "one", runs()["old"])

@@ -157,12 +157,12 @@ def test_steps_without_a_first_record(tmp_path):
 
 
 BAD = {
-    "nothing there": (None, "there is no"),
+    "nothing there": (None, "does not exist"),
     "an empty file": ("", "is empty"),
     "a torn first line": ('{"kind": "run", "started', "torn in its first line"),
-    "something else": ("[tool]\nname = 'x'\n", "no metrics file of hetmp"),
-    "other JSON": ('{"name": 1}\n{"name": 2}\n', "no metrics file of hetmp"),
-    "bytes": (b"\x89HDF\r\n\x1a\n\x00\x00", "no metrics file of hetmp"),
+    "something else": ("[tool]\nname = 'x'\n", "not a metrics file of hetmp"),
+    "other JSON": ('{"name": 1}\n{"name": 2}\n', "not a metrics file of hetmp"),
+    "bytes": (b"\x89HDF\r\n\x1a\n\x00\x00", "not a metrics file of hetmp"),
 }
 
 

@@ -214,7 +214,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoilt(where):
         model, steps = sliced(config(), module)
     before = hetmp.merge_model(model)
     told = {"weight": "3.weight", "image": "the images", "loss": "the output of 9"}[where]
-    with pytest.raises(AgreedError, match=f"first number that is not finite is in {told}"):
+    with pytest.raises(AgreedError, match=f"first value that is not finite is in {told}"):
         steps.take(given, labels(0))
     after = hetmp.merge_model(model)
     assert all(torch.equal(after[name], before[name]) for name in before)

@@ -248,7 +248,7 @@ def test_what_a_shell_would_read_otherwise_is_refused(field, value):
     with pytest.raises(HetmpError) as refused:
         make_job("train", {field: value})
     assert field in str(refused.value)
-    assert f"{value!r} cannot stand in a line of a script" in str(refused.value)
+    assert f"{value!r} cannot be put into a script" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -257,19 +257,19 @@ def test_what_a_shell_would_read_otherwise_is_refused(field, value):
         (["trian"], "unknown job template 'trian': did you mean 'train'?"),
         (["train", "--component", "node=2"], "unknown component setting 'node': did you mean 'no"),
         (["train", "--component", "nodes"], "'nodes' is not name=value"),
-        (["train", "--component", "nodes=two"], "nodes: 'two' is no number of nodes"),
+        (["train", "--component", "nodes=two"], "nodes: 'two' is neither a number of nodes"),
         (["train", "--component", "mem=1 G"], "component 'mem=1 G': mem: '1 G' "),
-        (["train", "--nodes", "4-1"], "'4-1' is no number of nodes such as 2, and no range"),
-        (["train", "--nodes", "0"], "'0' is no number of nodes"),
-        (["train", "--nodes", "1-2", "--tasks-per-node", "2"], "say one number of nodes, or 1 t"),
+        (["train", "--nodes", "4-1"], "'4-1' is neither a number of nodes such as 2 nor a range"),
+        (["train", "--nodes", "0"], "'0' is neither a number of nodes"),
+        (["train", "--nodes", "1-2", "--tasks-per-node", "2"], "give one number of nodes, or 1 t"),
         (["train", "--signal", "USR3"], "unknown signal 'USR3': did you mean 'USR"),
-        (["train", "--option", "night"], "'night' is no option of sbatch such as --reservation"),
-        (["train", "--option", "--a\n#SBATCH --b"], "is no option of sbatch"),
-        (["train_hetero", "--nodes", "2"], "--nodes does not say which of the 3 components"),
-        (["train_hetero", "--gpus-per-task", "0"], "--gpus-per-task does not say which of the 3"),
-        (["train", "--", "--out", "x"], "the run's folder is --run of hetmp submit"),
-        (["train_hetero", "--", "--out=x"], "the run's folder is --run of hetmp submit"),
-        ([], "say which job: train, train_hetero, profile, evaluate"),
+        (["train", "--option", "night"], "'night' is not an option of sbatch such as --res"),
+        (["train", "--option", "--a\n#SBATCH --b"], "is not an option of sbatch"),
+        (["train_hetero", "--nodes", "2"], "--nodes is ambiguous for a job of 3 components"),
+        (["train_hetero", "--gpus-per-task", "0"], "--gpus-per-task is ambiguous for a job of 3"),
+        (["train", "--", "--out", "x"], "give the run's folder by --run of hetmp submit"),
+        (["train_hetero", "--", "--out=x"], "give the run's folder by --run of hetmp submit"),
+        ([], "give the kind of job: train, train_hetero, profile, evaluate"),
         (["--config", "nowhere.toml"], "job nowhere.toml cannot be read"),
     ],
 )  # fmt: skip
@@ -357,7 +357,7 @@ def test_what_follows_the_dashes_is_arguments_where_the_file_says_which_job(job_
         ('template = "trian"', "unknown job template 'trian': did you mean 'train'?"),
         ("template = 3", "unknown job template '3'"),
         ("[[components]]\nnode = 2", "job.toml: components.0.node: Extra inputs are not permitted"),
-        ("[[components]]\nmem = 'a b'", "components.0.mem: 'a b' cannot stand in"),
+        ("[[components]]\nmem = 'a b'", "components.0.mem: 'a b' cannot be put into"),
         ("components = []", "job.toml: components: Tuple should have at least 1 item"),
         ("arguments = '--model digits'", "job.toml: arguments: Input should be a valid tuple"),
         ("time = ", "job.toml cannot be read: "),

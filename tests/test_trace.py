@@ -124,7 +124,7 @@ def test_a_rank_that_a_plan_leaves_out_is_not_in_the_trace(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--out", "no/such/folder/trace.json"), ["no/such/folder is no folder"]),
+        (("--out", "no/such/folder/trace.json"), ["no/such/folder is not a folder"]),
         (("--steps", 0), ["--steps", "0"]),
         (("--model", "digit"), ["digit", "digits"]),
     ],

@@ -1,4 +1,4 @@
-"""Saves now, or behind the training: a copy is written by a thread while the next steps run."""
+"""Saves at once, or in the background: a thread writes a copy while the next steps run."""
 
 import threading
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from hetmp.cluster import Group
 
 
 class Saver:
-    """Writes checkpoints of a group, one at a time.
+    """Writer of a group's checkpoints, one at a time.
 
     Args:
         group: of the model.
-        behind: return once the contents are copied, and write them meanwhile. It takes the memory
-            of the copy: parameters, buffers and the optimizer's state of this rank.
+        behind: return once the contents are copied, and write them in a thread. The copy takes
+            the memory of this rank's parameters, buffers and optimizer state.
         writer: see ``write``.
 
     Raises:
@@ -43,14 +43,14 @@ class Saver:
         def run() -> None:
             try:
                 _write(group, path, copy, self._writer, written)
-            except Exception as error:  # told when the training next asks
+            except Exception as error:  # raised by the next wait()
                 self._error = error
 
         self._thread = threading.Thread(target=run, name="hetmp checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Until what is being written is there. Collective.
+        """Wait until the checkpoint being written is complete. Collective.
 
         Raises:
             HetmpError: on every rank, if it could not be written.

@@ -24,7 +24,7 @@ _UNITS: dict[str, tuple[Unit, float]] = {
 
 @dataclass(frozen=True)
 class Cadence:
-    """Every *number* of *unit*.
+    """An interval: every *number* of *unit*.
 
     >>> Cadence.parse("10min")
     Cadence(number=600.0, unit='seconds')
@@ -35,37 +35,43 @@ class Cadence:
 
     @classmethod
     def parse(cls, text: str) -> "Cadence":
-        """``500`` or ``500steps``, ``2epochs``, ``90s``, ``10min``, ``1h``.
+        """Parse ``500`` or ``500steps``, ``2epochs``, ``90s``, ``10min``, ``1h``.
 
         Raises:
             HetmpError: another text, or 0.
         """
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)s?\s*", text.lower())
-        unit = None if found is None else found[2]
-        if found is not None and unit == "" and text.lower().rstrip().endswith("s"):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)s?\s*", text.lower())
+        unit = None if match is None else match[2]
+        if match is not None and unit == "" and text.lower().rstrip().endswith("s"):
             unit = "s"
-        if found is None or unit not in _UNITS or float(found[1]) <= 0:
+        if match is None or unit not in _UNITS or float(match[1]) <= 0:
             raise HetmpError(
-                f"checkpoint_every: {text!r} is no interval: give steps (500), epochs (2epochs) or "
-                "time (90s, 10min, 1h)"
+                f"checkpoint_every: {text!r} is not an interval: give steps (500), epochs "
+                "(2epochs) or time (90s, 10min, 1h)"
             )
         kind, scale = _UNITS[unit]
-        number = float(found[1]) * scale
+        number = float(match[1]) * scale
         if kind != "seconds" and number != int(number):
-            raise HetmpError(f"checkpoint_every: {text!r} is no whole number of {kind}")
+            raise HetmpError(f"checkpoint_every: {text!r} is not a whole number of {kind}")
         return cls(number, kind)
 
 
 @dataclass
 class Timer:
-    """Says when a cadence is due. The same on every rank."""
+    """Decides when a cadence is due. The same on every rank."""
 
     cadence: Cadence
     group: Group
     _last: float = field(default_factory=time.monotonic)
 
     def due(self, step: int, epochs: int, *, epoch_ended: bool) -> bool:
-        """Whether to save after *step* steps and *epochs* whole epochs. Collective for seconds."""
+        """Return whether to save after *step* steps and *epochs* epochs. Collective for seconds.
+
+        Args:
+            step: steps taken in the run.
+            epochs: whole epochs done.
+            epoch_ended: whether this step ended an epoch.
+        """
         number, unit = self.cadence.number, self.cadence.unit
         if unit == "steps":
             return step % int(number) == 0

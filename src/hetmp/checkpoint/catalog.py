@@ -1,4 +1,4 @@
-"""Opens a checkpoint and says what is in it, trusting nothing: no torch, no MPI.
+"""Opens a checkpoint and lists its contents, trusting nothing: no torch, no MPI.
 
 A file may be torn, damaged, or made to do harm. Only hard links are followed, only plain numbers
 and fixed-length strings are read, and nothing is read that is larger than the file.
@@ -76,7 +76,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Catalog:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
         file: open for reading.
@@ -89,23 +89,23 @@ class Catalog:
     stored: dict[str, Stored]
 
     def under(self, group: str) -> dict[str, Stored]:
-        """The datasets of a group, by the rest of their path."""
+        """Return the datasets of a group, by the rest of their path."""
         return under(self.stored, group)
 
     def read(self, stored: Stored) -> npt.NDArray[np.generic]:
-        """A whole dataset."""
+        """Read a whole dataset."""
         with damage(self.file.filename, stored.path):
             dataset = self.file[stored.path]
-            found: npt.NDArray[np.generic] = np.empty(dataset.shape, dtype=dataset.dtype)
-            if found.size:
-                dataset.read_direct(found)  # keeps the zeros behind a string
-            return found
+            numbers: npt.NDArray[np.generic] = np.empty(dataset.shape, dtype=dataset.dtype)
+            if numbers.size:
+                dataset.read_direct(numbers)  # keeps the zeros behind a string
+            return numbers
 
     def block(self, stored: Stored, first: int, last: int) -> npt.NDArray[np.generic]:
-        """Rows *first* to *last* of a dataset."""
+        """Read rows *first* to *last* of a dataset."""
         with damage(self.file.filename, stored.path):
-            found: npt.NDArray[np.generic] = self.file[stored.path][first:last]
-            return found
+            numbers: npt.NDArray[np.generic] = self.file[stored.path][first:last]
+            return numbers
 
     def verify(self, stored: Stored) -> None:
         """Compare a dataset's numbers with its digest.
@@ -115,17 +115,17 @@ class Catalog:
         """
         shape = stored.shape
         whole = [] if shape.chunks else leaves(shape, self.read(stored))
-        found = whole or self._leaves(stored)
-        if root_digest(stored.sizes, stored.dtype, found) != stored.digest:
+        digests = whole or self._leaves(stored)
+        if root_digest(stored.sizes, stored.dtype, digests) != stored.digest:
             raise HetmpError(
-                f"{self.file.filename}: /{stored.path} is damaged: its numbers do not have the "
+                f"{self.file.filename}: /{stored.path} is damaged: its numbers do not match the "
                 "digest that was written with them"
             )
 
     def _leaves(self, stored: Stored) -> list[bytes]:
-        """The digests of a dataset's chunks, as they lie on the disk: no filter is undone."""
+        """Return the digests of a dataset's chunks as they are stored: no filter is undone."""
         shape = stored.shape
-        found: list[bytes] = []
+        digests: list[bytes] = []
         with damage(self.file.filename, stored.path):
             dataset = self.file[stored.path].id
             beyond = [0] * (len(stored.sizes) - 1)
@@ -133,19 +133,21 @@ class Catalog:
                 rows = min(shape.rows, stored.sizes[0] - first)
                 _, chunk = dataset.read_direct_chunk((first, *beyond))
                 size = rows * shape.row * stored.itemsize
-                found += leaves(shape, np.frombuffer(chunk, np.uint8)[:size])
-        return found
+                digests += leaves(shape, np.frombuffer(chunk, np.uint8)[:size])
+        return digests
 
 
 def under(stored: Mapping[str, Stored], group: str) -> dict[str, Stored]:
-    """The datasets of a group, by the rest of their path."""
+    """Return the datasets of a group, by the rest of their path."""
     above = f"{group}/"
-    return {path[len(above) :]: one for path, one in stored.items() if path.startswith(above)}
+    return {
+        path[len(above) :]: dataset for path, dataset in stored.items() if path.startswith(above)
+    }
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Catalog]:
-    """A checkpoint, its structure checked, its numbers not yet.
+    """Open a checkpoint and check its structure; its numbers are not checked yet.
 
     Raises:
         HetmpError: no file, not a checkpoint, of a later version, torn or damaged.
@@ -156,7 +158,7 @@ def opened(path: Path) -> Iterator[Catalog]:
         file = h5py.File(path, "r", locking=False)
     except _DAMAGE as error:
         raise HetmpError(
-            f"{path} cannot be opened: it is torn, damaged or no HDF5 file ({_first(error)})"
+            f"{path} cannot be opened: it is torn, damaged or not an HDF5 file ({_first(error)})"
         ) from None
     with file:
         meta = _meta(file)
@@ -167,7 +169,13 @@ def opened(path: Path) -> Iterator[Catalog]:
 
 @contextmanager
 def damage(file: str, path: str, what: str = "") -> Iterator[None]:
-    """What HDF5 raises for a damaged file, in words."""
+    """Turn the errors that HDF5 raises for a damaged file into a `HetmpError`.
+
+    Args:
+        file: its name, for the message.
+        path: of the dataset in it.
+        what: names the damaged part instead of *path*.
+    """
     try:
         yield
     except HetmpError:
@@ -183,26 +191,30 @@ def _meta(file: h5py.File) -> dict[str, Any]:
     name = file.filename
     with damage(name, META):
         if META not in set(file) or not isinstance(file.get(META, getlink=True), h5py.HardLink):
-            raise HetmpError(f"{name} is no hetmp checkpoint: it has no /{META}")
+            raise HetmpError(f"{name} is not a hetmp checkpoint: it has no /{META}")
         attributes = file[META].attrs
         meta = {key: _attribute(attributes, key, name, META) for key in attributes}
     if meta.get("format") != FORMAT:
-        raise HetmpError(f"{name} is no hetmp checkpoint: /{META} says format {meta.get('format')}")
+        raise HetmpError(
+            f"{name} is not a hetmp checkpoint: /{META} says format {meta.get('format')}"
+        )
     version = meta.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise HetmpError(
-            f"{name} has version {version} of the format, this hetmp reads up to {VERSION}: "
-            "use a newer hetmp"
+            f"{name} has version {version} of the format; this hetmp reads up to {VERSION}: use "
+            "a newer hetmp"
         )
     return meta
 
 
 def _attribute(attributes: Any, key: str, file: str, path: str) -> Any:
-    """An attribute as Python's numbers and strings; nothing else is read."""
-    told = attributes.get_id(key)
-    kind = told.dtype.kind
-    if kind not in "iufbS" or told.get_storage_size() > ATTRIBUTE_BYTES:
-        raise HetmpError(f"{file}: attribute {key} of /{path} is no number or fixed-length string")
+    """Return an attribute as Python's numbers and strings; nothing else is read."""
+    attribute = attributes.get_id(key)
+    kind = attribute.dtype.kind
+    if kind not in "iufbS" or attribute.get_storage_size() > ATTRIBUTE_BYTES:
+        raise HetmpError(
+            f"{file}: attribute {key} of /{path} is neither a number nor a fixed-length string"
+        )
     value = np.asarray(attributes[key])
     if kind == "S":
         value = np.char.decode(value, "utf-8")
@@ -225,7 +237,7 @@ class _Walk:
         self, group: h5py.Group, name: str, path: str, above: tuple[int, ...]
     ) -> Iterator[tuple[str, Stored]]:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise self._refused(path, "is a link to somewhere else")
+            raise self._refused(path, "is a soft or external link")
         if name in (".", ".."):
             raise self._refused(path, "has a name that is a path")
         child = group[name]
@@ -234,7 +246,7 @@ class _Walk:
         elif isinstance(child, h5py.Group):
             number = h5py.h5o.get_info(child.id).addr
             if number in above or len(above) >= DEPTH:
-                raise self._refused(path, "leads back to itself, or too deep")
+                raise self._refused(path, "contains itself, or is nested too deeply")
             for below in child:
                 yield from self._at(child, below, f"{path}/{below}", (*above, number))
         else:
@@ -243,12 +255,12 @@ class _Walk:
     def _stored(self, dataset: h5py.Dataset, path: str) -> Stored:
         if dataset.shape is None:
             raise self._refused(path, "has no shape")
-        told = dataset.id.get_create_plist()
-        filters = [told.get_filter(i)[0] for i in range(told.get_nfilters())]
-        if told.get_external_count() or told.get_layout() == h5py.h5d.VIRTUAL:
-            raise self._refused(path, "keeps its numbers in other files")
+        creation = dataset.id.get_create_plist()
+        filters = [creation.get_filter(i)[0] for i in range(creation.get_nfilters())]
+        if creation.get_external_count() or creation.get_layout() == h5py.h5d.VIRTUAL:
+            raise self._refused(path, "stores its numbers in other files")
         if any(code != h5py.h5z.FILTER_FLETCHER32 for code in filters):
-            raise self._refused(path, "is stored through a filter")
+            raise self._refused(path, "is stored with a filter")
         size = dataset.size * dataset.dtype.itemsize
         if size > self.size or size > dataset.id.get_storage_size():
             raise self._refused(path, f"claims {size} bytes that the file does not have")
@@ -262,7 +274,7 @@ class _Walk:
         dtype = attributes[DTYPE]
         fits = dataset.dtype.kind == "S" if dtype == TEXT else dataset.dtype == stored_dtype(dtype)
         if not fits:
-            raise self._refused(path, f"is not stored as {dtype} numbers are")
+            raise self._refused(path, f"is not stored in the type for {dtype}")
         return Stored(
             path,
             dataset.shape,
@@ -275,10 +287,10 @@ class _Walk:
         )
 
     def _refused(self, path: str, why: str) -> HetmpError:
-        return HetmpError(f"{self.file.filename}: /{path} {why}: this is no sound checkpoint")
+        return HetmpError(f"{self.file.filename}: /{path} {why}: this is not a sound checkpoint")
 
 
 def _first(error: BaseException) -> str:
-    """What an error says, in a line."""
+    """Return the first line of an error's message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].strip("'\"")

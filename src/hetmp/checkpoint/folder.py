@@ -1,4 +1,4 @@
-"""A folder of checkpoints by step: what is kept, and which is the newest that can be used."""
+"""A folder of checkpoints by step: which are kept, and which is the newest sound one."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ _NAME = re.compile(r"step-(\d{8,})\.h5")
 
 @dataclass(frozen=True)
 class Folder:
-    """Where a run's checkpoints lie.
+    """A run's folder of checkpoints.
 
     Attributes:
         path: of the folder.
@@ -31,11 +31,11 @@ class Folder:
     keep_every: int | None = None
 
     def at(self, step: int) -> Path:
-        """The file of a step."""
+        """Return the file of a step."""
         return self.path / f"step-{step:08d}.h5"
 
     def found(self) -> list[tuple[int, Path]]:
-        """(step, file) of every checkpoint there is, the newest first."""
+        """List (step, file) of every checkpoint, the newest first."""
         try:
             names = os.listdir(self.path)
         except OSError:
@@ -44,7 +44,7 @@ class Folder:
         return sorted(((int(match[1]), self.path / match[0]) for match in matches), reverse=True)
 
     def written(self, step: int) -> None:
-        """The checkpoint of *step* is complete: ``latest`` leads to it, old ones go.
+        """Point ``latest`` at the complete checkpoint of *step*, and delete old ones.
 
         Raises:
             OSError: the link could not be made.
@@ -54,7 +54,7 @@ class Folder:
             beside.unlink()
         beside.symlink_to(self.at(step).name)
         beside.replace(self.path / LATEST)
-        # Later ones than this are of a life that was abandoned: the run was resumed before them.
+        # Later ones belong to an abandoned continuation: the run was resumed before them.
         lived = [(number, file) for number, file in self.found() if number <= step]
         for number, file in self.found():
             for_good = self.keep_every is not None and number % self.keep_every == 0
@@ -63,21 +63,21 @@ class Folder:
                 file.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Remove what a run that was killed while saving left half-written."""
+        """Remove the half-written files of a run that was killed while saving."""
         if self.path.is_dir():
             for left in self.path.glob(".*.part"):
                 left.unlink(missing_ok=True)
 
 
 def newest_sound(group: Group, path: Path, *, named: bool) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose numbers have their digests. Collective.
+    """Find the newest checkpoint whose numbers match their digests. Collective.
 
     Args:
         path: a run's folder or one of checkpoints, as rank 0 sees it.
-        named: whether *path* may also be a file, which then is the one that is looked at.
+        named: whether *path* may also be a file, which then is the only candidate.
 
     Returns:
-        The file, None where there is none; and what is wrong with those that are newer.
+        The file, None without a sound one; and what is wrong with each newer one.
 
     Raises:
         HetmpError: on every rank: *path* is a file, or nothing, and cannot be used.
@@ -96,14 +96,14 @@ def newest_sound(group: Group, path: Path, *, named: bool) -> tuple[Path | None,
 
 
 def _candidates(group: Group, path: Path, *, named: bool) -> list[Path]:
-    """The files to try, the best first; as rank 0 sees them. Collective."""
-    found: list[Path] = []
+    """List the files to try, the best first; as rank 0 sees them. Collective."""
+    files: list[Path] = []
     with group.together():
         if group.is_root:
             inside = path / "checkpoints"
             folder = Folder(inside if inside.is_dir() else path)
-            found = [file for _, file in folder.found()]
+            files = [file for _, file in folder.found()]
             if named and not path.is_dir():
-                found = [path]
-    told = group.broadcast_text(json.dumps([str(file) for file in found]))
-    return [Path(name) for name in json.loads(told)]
+                files = [path]
+    names = group.broadcast_text(json.dumps([str(file) for file in files]))
+    return [Path(name) for name in json.loads(names)]

@@ -1,4 +1,4 @@
-"""The names and rules of the file format: docs/checkpoint-format.md says them in full.
+"""The names and rules of the file format, specified in docs/checkpoint-format.md.
 
 No torch and no MPI here: a login node inspects checkpoints.
 """
@@ -20,7 +20,7 @@ VERSION = 1
 MODEL, BUFFERS, AVERAGE, OPTIMIZER = "model", "buffers", "average", "optimizer"
 TRAINING, PLAN, META, EXTRA = "training", "plan", "meta", "extra"
 GROUPS = (MODEL, BUFFERS, AVERAGE, OPTIMIZER, TRAINING, PLAN, META, EXTRA)
-"""What the root holds; a reader ignores other names."""
+"""Groups of the root; a reader ignores other names."""
 
 DIGEST, DTYPE, AXIS, OWNERS = "digest", "dtype", "axis", "owners"
 """Attributes of a dataset."""
@@ -45,11 +45,11 @@ STORED = {
     "complex128": "<c16",
     "bfloat16": "<u2",  # its 16 bits as an unsigned integer
 }
-"""How a tensor's dtype is stored."""
+"""The stored type of each of torch's dtypes."""
 
 
 def stored_dtype(name: str) -> np.dtype:
-    """How numbers of the dtype that torch calls *name* lie in the file.
+    """Return the dtype in the file for the dtype that torch calls *name*.
 
     Raises:
         HetmpError: the format has no rule for it.
@@ -62,17 +62,17 @@ def stored_dtype(name: str) -> np.dtype:
 
 
 def escaped(name: str) -> str:
-    """A name as a link: what HDF5 would take for a path is percent-encoded.
+    """Percent-encode what HDF5 would take for a path in a name.
 
     >>> escaped("layer/0.weight"), escaped("features.conv1.weight")
     ('layer%2F0.weight', 'features.conv1.weight')
     """
-    found = quote(name, safe="!\"#$&'()*+,-.:;<=>?@[\\]^_`{|}~ ")
-    return found.replace(".", "%2E") if set(found) <= {"."} else found
+    link = quote(name, safe="!\"#$&'()*+,-.:;<=>?@[\\]^_`{|}~ ")
+    return link.replace(".", "%2E") if set(link) <= {"."} else link
 
 
 def unescaped(link: str) -> str:
-    """The name that a link stands for."""
+    """Return the name that `escaped` made *link* of."""
     return unquote(link)
 
 
@@ -116,7 +116,7 @@ class StoredShape:
         return (self.rows, *self.sizes[1:]) if self.sizes and self.numbers else None
 
     def blocks(self, size: int) -> Iterator[tuple[int, int]]:
-        """(first row, row behind the last) of runs of chunks of about *size* bytes, in order."""
+        """Yield (first row, row behind the last) of runs of chunks of about *size* bytes."""
         if not self.chunks:
             return
         step = self.rows * max(1, size // (self.rows * self.row * self.itemsize))
@@ -125,7 +125,7 @@ class StoredShape:
 
 
 def leaves(shape: StoredShape, numbers: npt.NDArray[np.generic]) -> list[bytes]:
-    """The SHA-256 of every chunk in *numbers*, those of whole chunks in order."""
+    """Return the SHA-256 of every chunk of *numbers*, which are whole chunks in order."""
     block = np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
     size = shape.rows * shape.row * shape.itemsize if shape.chunks else max(1, block.size)
     return [
@@ -134,12 +134,12 @@ def leaves(shape: StoredShape, numbers: npt.NDArray[np.generic]) -> list[bytes]:
     ]
 
 
-def root_digest(sizes: Sequence[int], dtype: str, found: Iterable[bytes]) -> str:
-    """The digest of a dataset: of its dtype, its shape and its chunks' digests."""
+def root_digest(sizes: Sequence[int], dtype: str, digests: Iterable[bytes]) -> str:
+    """Return a dataset's digest: of its dtype, its shape and its chunks' digests."""
     heading = f"{dtype} {','.join(map(str, sizes))}\n".encode()
-    return hashlib.sha256(heading + b"".join(found)).hexdigest()
+    return hashlib.sha256(heading + b"".join(digests)).hexdigest()
 
 
 def digest_of(array: npt.NDArray[np.generic], dtype: str) -> str:
-    """The digest of an array that is at hand whole."""
+    """Return the digest of a whole array."""
     return root_digest(array.shape, dtype, leaves(StoredShape(array.shape, array.itemsize), array))

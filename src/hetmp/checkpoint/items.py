@@ -1,4 +1,4 @@
-"""What is to be written: whole tensors, of which each rank brings its share."""
+"""The datasets to be written: whole tensors, of which each rank brings its share."""
 
 import zlib
 from collections.abc import Sequence
@@ -44,12 +44,18 @@ class Item:
         return f"{self.path} {self.sizes} {self.dtype} {self.local.dtype} {self.cut}"
 
     def copied(self) -> "Item":
-        """The same numbers in memory of their own."""
+        """Return the item with its numbers in memory of their own."""
         return replace(self, local=self.local.copy())
 
 
 def tensor_item(path: str, sizes: Sequence[int], state: State, local: Tensor) -> Item:
-    """The item of a tensor whose share on this rank is *local*.
+    """Return the item of a tensor whose share on this rank is *local*. Not collective.
+
+    Args:
+        path: in the file, without the first slash.
+        sizes: of the whole tensor.
+        state: how the tensor lies over the ranks.
+        local: of any dtype in ``format.STORED``.
 
     Raises:
         HetmpError: a dtype that the format has no rule for.
@@ -59,12 +65,12 @@ def tensor_item(path: str, sizes: Sequence[int], state: State, local: Tensor) ->
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """torch's name for a dtype, as a checkpoint has it."""
+    """Return torch's name for a dtype, as a checkpoint has it."""
     return str(dtype).removeprefix("torch.")
 
 
 def as_stored(tensor: Tensor) -> npt.NDArray[np.generic]:
-    """A tensor's numbers in C order, as they are stored; no copy where none is needed."""
+    """Return a tensor's numbers in C order, as they are stored; copied only where necessary."""
     wanted = stored_dtype(dtype_name(tensor.dtype))
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
@@ -74,7 +80,7 @@ def as_stored(tensor: Tensor) -> npt.NDArray[np.generic]:
 
 
 def from_stored(array: npt.NDArray[np.generic], dtype: str) -> Tensor:
-    """The inverse of ``as_stored``."""
+    """Return the tensor that ``as_stored`` turned into *array*."""
     array = np.ascontiguousarray(array).reshape(array.shape)
     if dtype == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
@@ -82,7 +88,7 @@ def from_stored(array: npt.NDArray[np.generic], dtype: str) -> Tensor:
 
 
 def check_alike(group: Group, items: Sequence[Item]) -> None:
-    """Refuse ranks that want to write different things. Collective.
+    """Refuse ranks that would write different things. Collective.
 
     Raises:
         AgreedError: naming the first difference.

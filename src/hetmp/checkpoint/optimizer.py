@@ -1,4 +1,4 @@
-"""An optimizer's state as datasets beside the parameters that it belongs to."""
+"""An optimizer's state as datasets, by the parameter that it belongs to."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ Optimizer = torch.optim.Optimizer
 
 
 def optimizer_items(model: SlicedModel, optimizer: Optimizer) -> Iterator[Item]:
-    """``/optimizer/<parameter>/<state>`` for all that the optimizer remembers. Collective.
+    """Yield ``/optimizer/<parameter>/<state>`` for all state of the optimizer. Collective.
 
     What has the parameter's shape is cut as the parameter is; numbers are kept as such.
 
@@ -36,20 +36,20 @@ def optimizer_items(model: SlicedModel, optimizer: Optimizer) -> Iterator[Item]:
     held = {name: state for name, _, state in _states(model, optimizer)}
     parameters = dict(model.named_parameters())
     for name, keys in known.items():
-        for key, told in keys.items():
+        for key, entry in keys.items():
             path = f"{OPTIMIZER}/{escaped(name)}/{escaped(key)}"
-            if "value" in told:
-                number = np.asarray(told["value"]).astype(stored_dtype(told["dtype"]))
-                yield Item(path, (), told["dtype"], None, number)
+            if "value" in entry:
+                number = np.asarray(entry["value"]).astype(stored_dtype(entry["dtype"]))
+                yield Item(path, (), entry["dtype"], None, number)
                 continue
             value = held.get(name, {}).get(key)
             if value is None:  # nothing of the parameter is here, so no step was made
-                value = torch.zeros_like(parameters[name], dtype=getattr(torch, told["dtype"]))
+                value = torch.zeros_like(parameters[name], dtype=getattr(torch, entry["dtype"]))
             yield tensor_item(path, table[name].shape, table[name].state, value)
 
 
 def settings(model: SlicedModel, optimizer: Optimizer) -> str:
-    """The optimizer's class and the options of its groups, as JSON.
+    """Return the optimizer's class and the options of its groups, as JSON.
 
     Raises:
         HetmpError: an option that JSON has no form for.
@@ -68,24 +68,28 @@ def settings(model: SlicedModel, optimizer: Optimizer) -> str:
         raise HetmpError(f"an option of the optimizer cannot be saved: {error}") from None
 
 
-def restore_settings(model: SlicedModel, optimizer: Optimizer, told: str) -> None:
-    """Set the options of the groups as they were saved.
+def restore_settings(model: SlicedModel, optimizer: Optimizer, text: str) -> None:
+    """Set the options of the groups as they were saved. Not collective.
+
+    Args:
+        text: the JSON of ``settings``.
 
     Raises:
         HetmpError: an optimizer of another class, or with other groups.
     """
-    saved = json.loads(told)
+    saved = json.loads(text)
     if saved["class"] != type(optimizer).__name__:
         raise HetmpError(
             f"the checkpoint has the state of {saved['class']}, the optimizer is "
             f"{type(optimizer).__name__}: give one of the same class, or load without an optimizer"
         )
     names = _names(model)
-    given = [[_name(names, p) for p in group["params"]] for group in optimizer.param_groups]
-    if given != [group["params"] for group in saved["groups"]]:
+    groups = [[_name(names, p) for p in group["params"]] for group in optimizer.param_groups]
+    if groups != [group["params"] for group in saved["groups"]]:
         raise HetmpError(
-            f"the optimizer's groups hold {', '.join(str(len(g)) for g in given)} parameters, the "
-            f"checkpoint's {', '.join(str(len(g['params'])) for g in saved['groups'])}, or others: "
+            f"the optimizer's groups have {', '.join(str(len(g)) for g in groups)} parameters, "
+            "those of the checkpoint "
+            f"{', '.join(str(len(g['params'])) for g in saved['groups'])}, or different ones: "
             "make the same groups in the same order"
         )
     for group, options in zip(optimizer.param_groups, saved["groups"], strict=True):
@@ -101,7 +105,7 @@ def restore_settings(model: SlicedModel, optimizer: Optimizer, told: str) -> Non
 def state_targets(
     model: SlicedModel, below: Mapping[str, Stored]
 ) -> Iterator[tuple[str, str, Tensor, Stored]]:
-    """(parameter, key, parameter's tensor, dataset) of what ``/optimizer`` holds.
+    """Yield (parameter, key, parameter's tensor, dataset) for each dataset of ``/optimizer``.
 
     Args:
         below: the datasets there, by path below ``/optimizer``.
@@ -115,7 +119,7 @@ def state_targets(
         parameter = parameters.get(unescaped(name))
         if parameter is None:
             raise HetmpError(
-                f"the checkpoint has optimizer state for {unescaped(name)!r}, which is no "
+                f"the checkpoint has optimizer state for {unescaped(name)!r}, which is not a "
                 "parameter of this model"
             )
         yield unescaped(name), unescaped(key), parameter, stored
@@ -130,7 +134,7 @@ def _states(
 
 
 def _described(name: str, key: str, value: Any, parameter: Tensor) -> dict[str, Any]:
-    """What all ranks must know of a state: its dtype, and its value if it is a number."""
+    """Describe a state to the other ranks: its dtype, and its value if it is a number."""
     if isinstance(value, bool | int | float):
         kind = {bool: "bool", int: "int64", float: "float64"}[type(value)]
         return {"dtype": kind, "value": value}
@@ -143,20 +147,20 @@ def _described(name: str, key: str, value: Any, parameter: Tensor) -> dict[str, 
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     raise HetmpError(
         f"the optimizer's {key!r} of {name} ({shape}) is neither a number nor of the parameter's "
-        "shape: hetmp cannot put it together from slices"
+        "shape: hetmp cannot assemble it from slices"
     )
 
 
 def _union(group: Group, own: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What any rank knows of each state, rank 0 first. Collective."""
-    found: dict[str, dict[str, Any]] = {}
+    """Merge the descriptions of all ranks' states, rank 0 first. Collective."""
+    merged: dict[str, dict[str, Any]] = {}
     for text in group.gather_texts(json.dumps(own)):
         for name, keys in json.loads(text).items():
-            for key, told in keys.items():
-                before = found.setdefault(name, {}).setdefault(key, told)
-                if before["dtype"] != told["dtype"] or ("value" in before) != ("value" in told):
+            for key, entry in keys.items():
+                before = merged.setdefault(name, {}).setdefault(key, entry)
+                if before["dtype"] != entry["dtype"] or ("value" in before) != ("value" in entry):
                     raise AgreedError(f"the optimizer's {key!r} of {name} differs between ranks")
-    return found
+    return merged
 
 
 def _names(model: SlicedModel) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the run that it is of."""
+"""The run that a checkpoint comes from."""
 
 import json
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from hetmp.core.errors import HetmpError
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a checkpoint comes from, as far as it says.
+    """The run that a checkpoint comes from, as far as the file says.
 
     Attributes:
         config: the run's settings; empty where the file has none.
         step: steps taken; None where the file does not say.
         dtype: of the network's parameters, by torch's name.
-        averaged: the parameters of which it has a moving average, too.
+        averaged: the parameters that also have a moving average in the file.
     """
 
     config: Mapping[str, Any]
@@ -31,10 +31,10 @@ class Origin:
 
 
 def read_origin(group: Group, file: Path) -> Origin:
-    """The origin of a checkpoint, on every rank; digests are not looked at. Collective.
+    """Read a checkpoint's origin on every rank; digests are not compared. Collective.
 
     Raises:
-        HetmpError: on every rank: a file that is no checkpoint, or one without a network.
+        HetmpError: on every rank: a file that is not a checkpoint, or has no network.
     """
     with seen(group, file) as checkpoint:
         training = read_values(group, checkpoint, TRAINING)
@@ -54,14 +54,16 @@ def _config(training: Mapping[str, Any], file: Path) -> dict[str, Any]:
     except (TypeError, ValueError):
         config = None
     if not isinstance(config, dict):
-        raise HetmpError(f"{file}: /{TRAINING}/config is no JSON object: this is no sound file")
+        raise HetmpError(
+            f"{file}: /{TRAINING}/config is not a JSON object: this is not a sound file"
+        )
     return config
 
 
 def _dtype(checkpoint: Seen, file: Path) -> str:
-    """That of the first parameter of real numbers: a network computes in one."""
+    """Return the dtype of the first floating parameter: a network computes in one."""
     dtypes = (stored.dtype for stored in under(checkpoint.stored, MODEL).values())
-    found = next((dtype for dtype in dtypes if "float" in dtype), None)
-    if found is None:
-        raise HetmpError(f"{file} holds no network: /{MODEL} has no parameter")
-    return found
+    first = next((dtype for dtype in dtypes if "float" in dtype), None)
+    if first is None:
+        raise HetmpError(f"{file} contains no network: /{MODEL} has no parameter")
+    return first

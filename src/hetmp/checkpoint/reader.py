@@ -1,4 +1,4 @@
-"""Read tensors of a checkpoint into slices, whatever the ranks that wrote it."""
+"""Read tensors of a checkpoint into slices, for any number of ranks that wrote it."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -48,13 +48,13 @@ def seen(group: Group, path: Path) -> Iterator[Seen]:
     """
     with ExitStack() as stack:
         catalog: Catalog | None = None
-        told = ""
+        text = ""
         with group.together():
             if group.is_root:
                 catalog = stack.enter_context(opened(path))
-                stored = [asdict(one) for one in catalog.stored.values()]
-                told = json.dumps([catalog.meta, stored])
-        meta, listed = json.loads(group.broadcast_text(told))
+                stored = [asdict(entry) for entry in catalog.stored.values()]
+                text = json.dumps([catalog.meta, stored])
+        meta, listed = json.loads(group.broadcast_text(text))
         if not group.is_root:
             try:
                 catalog = stack.enter_context(opened(path))
@@ -63,8 +63,8 @@ def seen(group: Group, path: Path) -> Iterator[Seen]:
             if catalog is not None and catalog.meta.get("id") != meta.get("id"):
                 catalog = None  # another file of the same name, on another host
         sees = group.allgather(np.array([catalog is not None])).ravel()
-        found = {one["path"]: _stored(one) for one in listed}
-        yield Seen(found, meta, catalog, [int(rank) for rank in np.flatnonzero(sees)])
+        datasets = {entry["path"]: _stored(entry) for entry in listed}
+        yield Seen(datasets, meta, catalog, [int(rank) for rank in np.flatnonzero(sees)])
 
 
 def verify(group: Group, path: Path) -> None:
@@ -77,27 +77,27 @@ def verify(group: Group, path: Path) -> None:
         if checkpoint.catalog is None:
             return
         number = list(checkpoint.readers).index(group.rank)
-        for one in _share(checkpoint, number):
-            checkpoint.catalog.verify(one)
+        for stored in _share(checkpoint, number):
+            checkpoint.catalog.verify(stored)
 
 
 def _share(checkpoint: Seen, number: int) -> list[Stored]:
-    """The datasets that the reader of a *number* looks at: about as many bytes as any other."""
-    once = {one.number: one for one in checkpoint.stored.values()}
+    """Return the datasets that reader *number* verifies: about as many bytes as any other."""
+    once = {stored.number: stored for stored in checkpoint.stored.values()}
     loads = [0] * len(checkpoint.readers)
     own = []
-    for one in sorted(once.values(), key=lambda one: (-one.shape.bytes, one.path)):
+    for stored in sorted(once.values(), key=lambda stored: (-stored.shape.bytes, stored.path)):
         least = loads.index(min(loads))
-        loads[least] += one.shape.bytes
+        loads[least] += stored.shape.bytes
         if least == number:
-            own.append(one)
+            own.append(stored)
     return own
 
 
-def _stored(told: dict[str, Any]) -> Stored:
-    """A dataset as JSON tells it: with lists where there were tuples."""
-    owners = tuple(tuple(run) for run in told["owners"])
-    return Stored(**{**told, "sizes": tuple(told["sizes"]), "owners": owners})
+def _stored(entry: dict[str, Any]) -> Stored:
+    """Rebuild a dataset's entry from JSON, which has lists where there were tuples."""
+    owners = tuple(tuple(run) for run in entry["owners"])
+    return Stored(**{**entry, "sizes": tuple(entry["sizes"]), "owners": owners})
 
 
 Array = npt.NDArray[np.generic]
@@ -105,7 +105,7 @@ Array = npt.NDArray[np.generic]
 
 @dataclass(frozen=True)
 class Target:
-    """A tensor that takes its numbers from a dataset.
+    """A tensor to be filled from a dataset.
 
     Attributes:
         path: of the dataset.
@@ -129,7 +129,8 @@ def check_targets(checkpoint: Seen, targets: Sequence[Target]) -> None:
     missing = [target.path for target in targets if target.path not in checkpoint.stored]
     if missing:
         raise HetmpError(
-            f"the checkpoint has no {_some(missing)}: it is of another model, or of an older one"
+            f"the checkpoint has no {_some(missing)}: it was saved from another model, or from "
+            "an older version of it"
         )
     for target in targets:
         stored = checkpoint.stored[target.path]
@@ -147,7 +148,10 @@ def check_targets(checkpoint: Seen, targets: Sequence[Target]) -> None:
 
 
 def read_into(group: Group, checkpoint: Seen, target: Target) -> None:
-    """Fill a target's tensor. Collective."""
+    """Fill a target's tensor. Collective.
+
+    The dataset's numbers must have been verified, and the target checked by ``check_targets``.
+    """
     stored = checkpoint.stored[target.path]
     if isinstance(target.state, Sliced):
         local = as_stored(target.tensor).copy()
@@ -159,25 +163,32 @@ def read_into(group: Group, checkpoint: Seen, target: Target) -> None:
 
 
 def read_whole(group: Group, checkpoint: Seen, stored: Stored) -> Array:
-    """A dataset on every rank; rank 0 reads it. Collective."""
-    found: Array = np.empty(0)
+    """Read a dataset on rank 0 and return it on every rank. Collective.
+
+    Returns:
+        An array of the dataset's sizes, in its stored dtype.
+
+    Raises:
+        HetmpError: on every rank, if rank 0 cannot read it.
+    """
+    numbers: Array = np.empty(0)
     with group.together():
         if group.is_root and checkpoint.catalog is not None:
-            found = checkpoint.catalog.read(stored)
-    kind = group.broadcast_text(found.dtype.str)
+            numbers = checkpoint.catalog.read(stored)
+    kind = group.broadcast_text(numbers.dtype.str)
     if not group.is_root:
-        found = np.empty(stored.sizes, dtype=np.dtype(kind))
-    if found.size:
-        group.broadcast(found.reshape(-1).view(np.uint8))
-    return found
+        numbers = np.empty(stored.sizes, dtype=np.dtype(kind))
+    if numbers.size:
+        group.broadcast(numbers.reshape(-1).view(np.uint8))
+    return numbers
 
 
 def read_values(group: Group, checkpoint: Seen, within: str) -> dict[str, Any]:
-    """The numbers, strings and arrays under a group, as nested dicts. Collective."""
+    """Return the numbers, strings and arrays of a group as nested dicts. Collective."""
     return nested(
         {
-            path: as_value(read_whole(group, checkpoint, one), one.dtype)
-            for path, one in under(checkpoint.stored, within).items()
+            path: as_value(read_whole(group, checkpoint, stored), stored.dtype)
+            for path, stored in under(checkpoint.stored, within).items()
         }
     )
 

@@ -1,4 +1,4 @@
-"""Numbers on their way between slices and runs of whole rows: to whoever writes, from who reads.
+"""Moves numbers between slices and runs of whole rows, for writers and from readers.
 
 A run is some rows of the whole tensor, in the order of the file. Its owner puts it together from
 the slices of all ranks, or hands the slices out; nobody holds more than a run and its own slice.
@@ -18,7 +18,7 @@ Array = npt.NDArray[np.generic]
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows *first* to *last* of a tensor, in the hands of rank *owner*."""
+    """Rows *first* to *last* of a tensor, held by rank *owner*."""
 
     owner: int
     first: int
@@ -26,7 +26,7 @@ class RowRange:
 
 
 def rounds(blocks: Sequence[tuple[int, int]], owners: Sequence[int]) -> list[list[RowRange]]:
-    """The blocks of a tensor, a few at a time: each owner has at most one of them."""
+    """Divide the blocks of a tensor into rounds in which each owner has at most one."""
     width = len(owners)
     return [
         [
@@ -40,11 +40,15 @@ def rounds(blocks: Sequence[tuple[int, int]], owners: Sequence[int]) -> list[lis
 def gather_rows(
     group: Group, cut: Cut, local: Array, runs: Sequence[RowRange], row: int
 ) -> Array | None:
-    """The numbers of this rank's run, from everyone's slices; None without a run. Collective.
+    """Gather this rank's run from all ranks' slices; None without a run. Collective.
 
     Args:
-        local: this rank's slice.
-        row: numbers in a row.
+        local: this rank's slice, in C order.
+        runs: at most one of each owner, the same on every rank.
+        row: numbers in a row of the whole tensor.
+
+    Returns:
+        (rows of the run * row,), in the dtype of *local*.
     """
     matrix, me = cut.matrix(local, group.rank), group.rank
     own = own_run(group, runs)
@@ -54,24 +58,31 @@ def gather_rows(
         regions = {r: cut.regions(r, own.first * row, own.last * row) for r in range(group.size)}
     arrived = _exchange(
         group,
-        {owner: pack(matrix, found) for owner, found in mine.items() if owner != me},
-        {r: sum(x.numbers for x in found) for r, found in regions.items() if r != me},
+        {owner: pack(matrix, parts) for owner, parts in mine.items() if owner != me},
+        {r: sum(x.numbers for x in parts) for r, parts in regions.items() if r != me},
         local.dtype,
     )
     if own is None:
         return None
-    found = np.empty((own.last - own.first) * row, dtype=local.dtype)
+    gathered = np.empty((own.last - own.first) * row, dtype=local.dtype)
     for region in regions[me]:  # what is here already does not travel
-        region.of_run(found)[...] = matrix[region.rows, region.columns]
+        region.of_run(gathered)[...] = matrix[region.rows, region.columns]
     for rank, part in arrived.items():
-        place(found, regions[rank], part)
-    return found
+        place(gathered, regions[rank], part)
+    return gathered
 
 
 def scatter_rows(
     group: Group, cut: Cut, local: Array, runs: Sequence[RowRange], row: int, run: Array | None
 ) -> None:
-    """The inverse of ``gather_rows``: hand *run* out; the slice *local* is written in place."""
+    """Hand *run* out to all slices *local*, in place: undoes ``gather_rows``. Collective.
+
+    Args:
+        local: this rank's slice, in C order; written in place.
+        runs: at most one of each owner, the same on every rank.
+        row: numbers in a row of the whole tensor.
+        run: (rows of the run * row,), in the dtype of *local*; None without a run.
+    """
     matrix = cut.matrix(local, group.rank)
     own = own_run(group, runs)
     sent: dict[int, Array] = {}
@@ -82,7 +93,7 @@ def scatter_rows(
     arrived = _exchange(
         group,
         sent,
-        {owner: sum(region.numbers for region in found) for owner, found in wanted.items()},
+        {owner: sum(region.numbers for region in parts) for owner, parts in wanted.items()},
         local.dtype,
     )
     for owner, part in arrived.items():
@@ -90,14 +101,14 @@ def scatter_rows(
 
 
 def own_run(group: Group, runs: Sequence[RowRange]) -> RowRange | None:
-    """This rank's run; None without one."""
+    """Return this rank's run; None without one."""
     return next((run for run in runs if run.owner == group.rank), None)
 
 
 def _exchange(
     group: Group, sent: dict[int, Array], counts: dict[int, int], dtype: np.dtype
 ) -> dict[int, Array]:
-    """Send every rank its part; the parts that arrive, of *counts* numbers. Collective."""
+    """Send every rank its part; return the parts that arrive, of *counts* numbers. Collective."""
     size = dtype.itemsize
     outgoing = [sent[rank].nbytes if rank in sent else 0 for rank in range(group.size)]
     incoming = [counts.get(rank, 0) * size for rank in range(group.size)]

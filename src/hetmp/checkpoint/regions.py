@@ -1,4 +1,4 @@
-"""Which of a rank's numbers lie in a run of a whole tensor's rows: arithmetic, no MPI.
+"""Which of a rank's numbers lie in a run of a whole tensor's rows: pure arithmetic, no MPI.
 
 A tensor cut along one axis is seen as a matrix: the axes before the cut are its rows, the cut
 axis and those behind it its columns. A rank's share is a matrix of as many rows and fewer columns.
@@ -39,7 +39,7 @@ class Region:
         return (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
 
     def of_run(self, run: Array) -> Array:
-        """The rectangle in the run's numbers, (rows, columns)."""
+        """Return the rectangle's view of the run's numbers, (rows, columns)."""
         rows = self.rows.stop - self.rows.start
         whole = run[self.begin : self.begin + rows * self.width].reshape(rows, self.width)
         return whole[:, self.offset : self.offset + self.columns.stop - self.columns.start]
@@ -59,15 +59,15 @@ class Cut:
         return math.prod(self.sizes[self.axis + 1 :])
 
     def matrix(self, local: Array, rank: int) -> Array:
-        """A rank's share as a matrix."""
+        """Return a rank's share as a matrix."""
         return local.reshape(
             math.prod(self.sizes[: self.axis]), self.layout.counts[rank] * self.inner
         )
 
     def regions(self, rank: int, first: int, last: int) -> list[Region]:
-        """What *rank* holds of the numbers from *first* up to *last*, in order."""
+        """Return the regions of *rank* within the numbers from *first* up to *last*, in order."""
         width = self.sizes[self.axis] * self.inner
-        found, begin = [], 0
+        regions, begin = [], 0
         for rows, low, high in _rectangles(first, last, width):
             held = 0
             for piece in self.layout.slices(rank):
@@ -75,32 +75,42 @@ class Cut:
                 left, right = max(low, start), min(high, stop)
                 if left < right:
                     columns = slice(held + left - start, held + right - start)
-                    found.append(Region(rows, columns, begin, high - low, left - low))
+                    regions.append(Region(rows, columns, begin, high - low, left - low))
                 held += stop - start
             begin += (rows.stop - rows.start) * (high - low)
-        return found
+        return regions
 
 
 def pack(matrix: Array, regions: Sequence[Region]) -> Array:
-    """The numbers of *regions*, one after the other."""
+    """Return the numbers of *regions*, one after the other."""
     parts = [matrix[r.rows, r.columns].reshape(-1) for r in regions]
     return parts[0] if len(parts) == 1 else np.concatenate([matrix[:0, :0].reshape(-1), *parts])
 
 
 def unpack(matrix: Array, regions: Sequence[Region], packed: Array) -> None:
-    """The inverse of ``pack``: write packed numbers into a rank's matrix."""
+    """Write packed numbers into a rank's matrix: undoes ``pack``.
+
+    Args:
+        matrix: the rank's share, see ``Cut.matrix``; written in place.
+        packed: (numbers of all regions,), in order.
+    """
     for region, part in _parts(regions, packed):
         matrix[region.rows, region.columns] = part
 
 
 def place(run: Array, regions: Sequence[Region], packed: Array) -> None:
-    """Write a rank's packed numbers where they lie in the run."""
+    """Write a rank's packed numbers where they lie in the run.
+
+    Args:
+        run: (numbers of the run,); written in place.
+        packed: (numbers of all regions,), in order.
+    """
     for region, part in _parts(regions, packed):
         region.of_run(run)[...] = part
 
 
 def pick(run: Array, regions: Sequence[Region]) -> Array:
-    """A rank's numbers out of a run, packed."""
+    """Return a rank's numbers within a run, packed."""
     parts = [region.of_run(run).reshape(-1) for region in regions]
     return parts[0] if len(parts) == 1 else np.concatenate([run[:0], *parts])
 
@@ -114,7 +124,7 @@ def _parts(regions: Sequence[Region], packed: Array) -> Iterator[tuple[Region, A
 
 
 def _rectangles(first: int, last: int, width: int) -> Iterator[tuple[slice, int, int]]:
-    """(rows, first column, column behind the last) of the numbers of a matrix, in order."""
+    """Yield (rows, first column, column behind the last) that cover *first* to *last*."""
     if first >= last:
         return
     top, left = divmod(first, width)

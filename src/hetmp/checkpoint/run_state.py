@@ -1,4 +1,4 @@
-"""What a training run keeps of itself, and how it goes on from there."""
+"""What a training run saves about itself, and how it resumes."""
 
 import json
 import math
@@ -47,7 +47,7 @@ class Position:
     )
 
     def took(self, record: Mapping[str, float], per_epoch: int) -> None:
-        """A step was taken, of *per_epoch* in an epoch."""
+        """Record a step, of *per_epoch* in an epoch."""
         for name in STEPS:
             self.steps[name].append(record[name])
         self.step += 1
@@ -56,33 +56,33 @@ class Position:
         )
 
     def evaluated(self, record: Mapping[str, float]) -> None:
-        """The test set was gone through."""
+        """Record an evaluation of the test set."""
         for name in EVALUATIONS:
             self.evaluations[name].append(record[name])
 
     def last(self, name: str) -> float:
-        """The last step's figure; NaN before the first."""
+        """Return the last step's figure; NaN before the first."""
         return self.steps[name][-1] if self.steps[name] else math.nan
 
     @property
     def accuracy(self) -> float:
-        """Of the last evaluation; NaN before the first."""
-        told = self.evaluations["accuracy"]
-        return told[-1] if told else math.nan
+        """Accuracy of the last evaluation; NaN before the first."""
+        accuracies = self.evaluations["accuracy"]
+        return accuracies[-1] if accuracies else math.nan
 
     def values(self) -> dict[str, Any]:
-        """As a checkpoint holds it, under ``/training``."""
+        """Return the position as a checkpoint stores it, under ``/training``."""
         return {
             "step": self.step,
             "epoch": self.epoch,
             "batch": self.batch,
-            "steps": {name: np.array(told) for name, told in self.steps.items()},
-            "evaluations": {name: np.array(told) for name, told in self.evaluations.items()},
+            "steps": {name: np.array(figures) for name, figures in self.steps.items()},
+            "evaluations": {name: np.array(figures) for name, figures in self.evaluations.items()},
         }
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Position":
-        """The inverse of ``values``."""
+        """Rebuild the position from its ``values``."""
         return cls(
             values["step"],
             values["epoch"],
@@ -93,7 +93,7 @@ class Position:
 
 
 class Advancing(Protocol):
-    """What a run's steps need to go on, besides the model.
+    """The state that a run's steps need to continue, besides the model.
 
     Attributes:
         optimizer: of the model's parameters.
@@ -102,15 +102,15 @@ class Advancing(Protocol):
     optimizer: torch.optim.Optimizer
 
     def averaged(self) -> Mapping[str, Tensor]:
-        """The moving averages of parameters, by name, whose values may be set."""
+        """Return the moving averages of parameters, by name; their values may be set."""
         ...
 
     def state(self) -> str:
-        """All else, as JSON."""
+        """Return all other state, as JSON."""
         ...
 
     def resume(self, told: str) -> None:
-        """Go on from what ``state`` said."""
+        """Restore what ``state`` returned."""
         ...
 
 
@@ -121,7 +121,7 @@ class Keeping:
     Attributes:
         folder: for the checkpoints; none are written if None.
         cadence: how often; never if None.
-        behind: whether to write while the training goes on.
+        behind: whether to write while the training continues.
         stop: whether a checkpoint that cannot be written ends the run.
     """
 
@@ -132,7 +132,7 @@ class Keeping:
 
 
 class RunCheckpoints:
-    """Saves a run, and takes one up again.
+    """Saves a run, and resumes one.
 
     Args:
         config: of the run, as plain values; what must be the same when it is resumed, but for
@@ -160,29 +160,29 @@ class RunCheckpoints:
 
     # --- taking up
 
-    def resume(self, given: str, searched: Path | None) -> tuple[Position, str]:
-        """Where the run goes on, and a line that says from what. Collective.
+    def resume(self, source: str, searched: Path | None) -> tuple[Position, str]:
+        """Restore a run; return its position and a line that says from what. Collective.
 
         Args:
-            given: ``auto`` (the newest sound checkpoint, or the start) or a file or folder.
+            source: ``auto`` (the newest sound checkpoint, or the start) or a file or folder.
             searched: the folder where ``auto`` looks.
 
         Raises:
             HetmpError: on every rank: nothing sound there, or a checkpoint of another run.
         """
-        path = searched if given == "auto" else Path(given)
+        path = searched if source == "auto" else Path(source)
         if path is None:
-            raise AgreedError("resume auto looks in the run's folder: say which with out")
-        file, damaged = newest_sound(self.group, path, named=given != "auto")
+            raise AgreedError("resume auto needs the run's folder: give it with out")
+        file, damaged = newest_sound(self.group, path, named=source != "auto")
         if file is not None:
             position = self._taken_up(file)
             self._newest = file
-            told = f"resumed from {file}: {position.step} steps, {position.epoch} whole epochs"
-            return position, "\n".join([*(f"passed over: {why}" for why in damaged), told])
-        if given != "auto" or damaged:
+            line = f"resumed from {file}: {position.step} steps, {position.epoch} whole epochs"
+            return position, "\n".join([*(f"passed over: {why}" for why in damaged), line])
+        if source != "auto" or damaged:
             raise AgreedError(
                 "\n".join([f"there is no sound checkpoint in {path}", *damaged])
-                + ("\nstart anew without --resume" if given == "auto" else "")
+                + ("\nstart anew without --resume" if source == "auto" else "")
             )
         return Position(), f"nothing to resume in {path}: starting anew"
 
@@ -190,18 +190,18 @@ class RunCheckpoints:
         def check(training: Mapping[str, Any]) -> None:
             if "schedule" not in training:
                 raise HetmpError(
-                    f"{file} is no checkpoint of a training run: it has nothing to go on with but "
-                    "the network"
+                    f"{file} is not a checkpoint of a training run: it holds only the network, "
+                    "and nothing to resume from"
                 )
             before = json.loads(training["config"])
             for name, value in self.config.items():
                 if name not in self.movable and before.get(name) != value:
                     raise HetmpError(
-                        f"{file} is of a run with {name} {before.get(name)}, this one has {value}: "
-                        "a resumed run goes on as it was; give the same, or start anew"
+                        f"{file} was saved by a run with {name} {before.get(name)}, but this run "
+                        f"has {value}: give the same value to resume, or start anew"
                     )
 
-        told = restore(
+        stored = restore(
             self.model,
             file,
             self.steps.optimizer,
@@ -209,20 +209,20 @@ class RunCheckpoints:
             verified=True,
             check=check,
         )[TRAINING]
-        self.steps.resume(told["schedule"])
-        return Position.of(told)
+        self.steps.resume(stored["schedule"])
+        return Position.of(stored)
 
     # --- saving
 
     def passed(self, position: Position, *, epoch_ended: bool = False) -> str:
-        """Save if it is time to; see ``save``. Collective."""
+        """Save if the cadence is due; see ``save``. Collective."""
         due = self._timer is not None and self._timer.due(
             position.step, position.epoch, epoch_ended=epoch_ended
         )
         return self.save(position) if due else ""
 
     def save(self, position: Position) -> str:
-        """Save the run where it is; what there is to say, mostly nothing. Collective.
+        """Save the run as it is; return a message to print, usually empty. Collective.
 
         Raises:
             HetmpError: on every rank, if it cannot be saved and a run is to stop for that.
@@ -233,8 +233,8 @@ class RunCheckpoints:
         wrong = not_finite(self.model)
         if wrong is not None:
             raise AgreedFailure(
-                f"after step {position.step} {wrong} is not finite, so that nothing is saved"
-                f"{self.last_good()}"
+                f"after step {position.step} {wrong} is not finite: nothing is "
+                f"saved{self.last_good()}"
             )
         training = {
             **position.values(),
@@ -250,7 +250,7 @@ class RunCheckpoints:
         return ""
 
     def save_network(self, path: Path, step: int) -> None:
-        """Write the network alone, and what it is of, after *step* steps. Collective.
+        """Write the network and the run's settings alone, after *step* steps. Collective.
 
         Raises:
             HetmpError: on every rank, if it cannot be written; what was at *path* stays.
@@ -258,29 +258,29 @@ class RunCheckpoints:
         write(self.group, path, self._gathered({"step": step}, whole=False))
 
     def last_good(self) -> str:
-        """The newest checkpoint, as the end of a message on why the run ended."""
+        """Name the newest checkpoint, as the end of a message on why the run ended."""
         if self._newest is None:
             return ""
-        return f"; the last good checkpoint is {self._newest}, from which --resume goes on"
+        return f"; the last good checkpoint is {self._newest}, which --resume can continue"
 
     def _gathered(self, training: Mapping[str, Any], *, whole: bool) -> Contents:
-        """What a file of this run holds: it says what the run is. Collective.
+        """Gather the contents of a file of this run, its settings included. Collective.
 
         Args:
             whole: with what it takes to go on, not the network alone.
         """
-        told = {**training, "config": json.dumps(self.config)}
+        stored = {**training, "config": json.dumps(self.config)}
         return gather(
             self.model,
             self.steps.optimizer if whole else None,
-            told,
+            stored,
             plan=self.plan,
-            about={"model": str(self.config.get("model", ""))},
+            attributes={"model": str(self.config.get("model", ""))},
             averages=self.steps.averaged() if whole else None,
         )
 
     def finish(self) -> str:
-        """Wait for what is being written; see ``save``. Collective."""
+        """Wait for the checkpoint being written; see ``save``. Collective."""
         try:
             self._saver.wait()
         except HetmpError as error:
@@ -290,4 +290,6 @@ class RunCheckpoints:
     def _failed(self, error: HetmpError) -> str:
         if self.keeping.stop:
             raise error
-        return f"no checkpoint: {error}\ntraining goes on, and the last checkpoint stays"
+        return (
+            f"no checkpoint was saved: {error}\ntraining continues, and the last checkpoint is kept"
+        )

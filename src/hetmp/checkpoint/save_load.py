@@ -80,14 +80,14 @@ def save(
 def load(
     path: str | Path, model: SlicedModel, optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, Any]:
-    """Load what ``save`` wrote, on these or other ranks, cut in this or another way. Collective.
+    """Load what ``save`` wrote, on any number of ranks, cut in any way. Collective.
 
     All numbers that are used are compared with their digests before anything is changed.
 
     Args:
         path: of the file; rank 0 must see it, the others help reading where they can.
         optimizer: takes its state and options from the file, and torch's generator on the CPU
-            goes on as it was on rank 0; so training goes on as if nothing had happened.
+            is set as it was on rank 0, so that training continues as without a break.
 
     Returns:
         What was given as *extra*; a list of numbers comes back as an array.
@@ -107,32 +107,32 @@ def gather(
     extra: Mapping[str, Any] | None = None,
     *,
     plan: Plan | None = None,
-    about: Mapping[str, Any] | None = None,
+    attributes: Mapping[str, Any] | None = None,
     averages: Mapping[str, Tensor] | None = None,
 ) -> Contents:
-    """What a checkpoint of a model holds. Collective.
+    """Gather the contents of a model's checkpoint. Collective.
 
     Args:
         training: goes to ``/training``.
-        averages: goes to ``/average``: by parameter's name, of which it is a moving average, cut
-            as the parameter is.
-        plan: of all ranks of the job, if it is not the model's.
-        about: more attributes of ``/meta``.
+        averages: goes to ``/average``: moving averages by parameter's name, cut as the
+            parameter is.
+        plan: of all ranks of the job; None: the model's.
+        attributes: more attributes of ``/meta``.
     """
     runtime = _sliced(model).hetmp
     group = runtime.group
-    told = dict(training)
+    entries = dict(training)
     with group.together():
         items = [*_tensors(model), *_averages(model, averages or {})]
         if optimizer is not None:
-            told[SETTINGS] = settings(model, optimizer)
-            told[RNG] = torch.get_rng_state().numpy()
+            entries[SETTINGS] = settings(model, optimizer)
+            entries[RNG] = torch.get_rng_state().numpy()
     if optimizer is not None:
         items += optimizer_items(model, optimizer)
     with group.together():
         chosen = plan or runtime.plan
         items += _values({PLAN: chosen.model_dump_json(indent=1)})
-        items += _values({TRAINING: told, EXTRA: dict(extra or {})})
+        items += _values({TRAINING: entries, EXTRA: dict(extra or {})})
     links = {
         f"{_folder(entry.parameter)}/{escaped(entry.name)}": (
             f"{_folder(entry.parameter)}/{escaped(entry.alias_of)}"
@@ -140,7 +140,7 @@ def gather(
         for entry in runtime.table.values()
         if entry.persistent and entry.alias_of is not None
     }
-    return Contents(items, links, {**_meta(group), **(about or {})})
+    return Contents(items, links, {**_meta(group), **(attributes or {})})
 
 
 def restore(
@@ -152,12 +152,12 @@ def restore(
     verified: bool = False,
     check: Callable[[Mapping[str, Any]], None] = lambda training: None,
 ) -> dict[str, dict[str, Any]]:
-    """Load a model and an optimizer; ``extra`` and ``training`` as dicts. Collective.
+    """Load a model and an optimizer; return ``extra`` and ``training`` as dicts. Collective.
 
     Args:
         averages: by parameter's name, take what ``/average`` holds.
         verified: whether the numbers were compared with their digests just now.
-        check: is given ``training`` before anything is changed, and may refuse it.
+        check: called with ``training`` before anything is changed; may raise a `HetmpError`.
 
     Raises:
         HetmpError: see ``load``.
@@ -189,30 +189,30 @@ def restore(
 def _optimizer_targets(
     model: SlicedModel, checkpoint: Seen, optimizer: torch.optim.Optimizer, training: dict[str, Any]
 ) -> dict[tuple[str, str], Target]:
-    """What takes the optimizer's state, by (parameter, key). Its options are set."""
+    """Restore the optimizer's options; return targets for its state, by (parameter, key)."""
     if SETTINGS not in training:
         raise HetmpError(
-            "the checkpoint has no optimizer's state: load without an optimizer, or save with one"
+            "the checkpoint has no optimizer state: load without an optimizer, or save with one"
         )
-    found = {}
+    targets = {}
     below = under(checkpoint.stored, OPTIMIZER)
     for name, key, parameter, stored in state_targets(model, below):
         dtype = getattr(torch, stored.dtype)
         entry = model.hetmp.table[name]
         if stored.sizes == tuple(entry.shape) and stored.sizes:
             tensor = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-            found[name, key] = Target(stored.path, stored.sizes, entry.state, tensor)
+            targets[name, key] = Target(stored.path, stored.sizes, entry.state, tensor)
         else:
-            found[name, key] = Target(stored.path, (), FULL, torch.empty((), dtype=dtype))
-    check_targets(checkpoint, list(found.values()))
+            targets[name, key] = Target(stored.path, (), FULL, torch.empty((), dtype=dtype))
+    check_targets(checkpoint, list(targets.values()))
     restore_settings(model, optimizer, training[SETTINGS])
-    return found
+    return targets
 
 
 def _adopt(
     model: SlicedModel, optimizer: torch.optim.Optimizer, state: dict[tuple[str, str], Target]
 ) -> None:
-    """Make what was read the optimizer's state."""
+    """Make the tensors that were read the optimizer's state."""
     optimizer.state.clear()
     parameters = dict(model.named_parameters())
     on_device = {
@@ -240,14 +240,14 @@ def _targets(model: SlicedModel, checkpoint: Seen) -> Iterator[Target]:
 
 
 def _check_nothing_left(model: SlicedModel, checkpoint: Seen) -> None:
-    """Refuse a checkpoint of a larger model, of which this one would be a part."""
+    """Refuse a checkpoint of a larger model that contains this one."""
     known = {escaped(entry.name) for entry in model.hetmp.table.values() if entry.persistent}
     for folder in (MODEL, BUFFERS):
         for name in under(checkpoint.stored, folder):
             if name not in known:
                 raise HetmpError(
-                    f"the checkpoint has /{folder}/{name}, which the model does not: it is of "
-                    "another model"
+                    f"the checkpoint has /{folder}/{name}, which the model does not have: it was "
+                    "saved from another model"
                 )
 
 
@@ -284,7 +284,7 @@ def _folder(parameter: bool) -> str:
 
 
 def about_this_process() -> dict[str, Any]:
-    """The attributes of ``/meta`` that one process alone can tell."""
+    """Return the attributes of ``/meta`` that one process alone can tell."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -299,11 +299,11 @@ def about_this_process() -> dict[str, Any]:
 
 
 def _meta(group: Group) -> dict[str, Any]:
-    """Who wrote the file, where and when; the same on every rank. Collective."""
+    """Return who wrote the file, where and when; the same on every rank. Collective."""
     hosts = group.gather_texts(platform.node())
-    told: dict[str, Any] = json.loads(group.broadcast_text(json.dumps(about_this_process())))
+    attributes: dict[str, Any] = json.loads(group.broadcast_text(json.dumps(about_this_process())))
     return {
-        **told,
+        **attributes,
         "ranks": group.size,
         "hosts": ",".join(dict.fromkeys(hosts)),
         "mpi": mpi_library(),
@@ -313,7 +313,7 @@ def _meta(group: Group) -> dict[str, Any]:
 def _sliced(model: Any) -> SlicedModel:
     if not isinstance(model, SlicedModel):
         raise AgreedError(
-            f"give a model made by hetmp.slice_model, got {type(model).__name__}: "
-            "one process alone slices with weights [1]"
+            f"the model must be made by hetmp.slice_model, got {type(model).__name__}: in a "
+            "single process, slice it with weights [1]"
         )
     return model

@@ -1,4 +1,4 @@
-"""A checkpoint as a person reads it in a terminal: no torch, no MPI."""
+"""Checkpoints displayed in a terminal: no torch, no MPI."""
 
 import json
 from pathlib import Path
@@ -19,14 +19,14 @@ BAR = 24
 
 COLORS = "cyan", "magenta", "yellow", "green", "blue", "red"
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-"""Of the ranks, in turn."""
+"""Colors and digits of the ranks, in turn."""
 
 SHORT = 60
 """Texts are shown up to so many characters."""
 
 
 def overview(catalog: Catalog, *, everything: bool = False) -> RenderableType:
-    """What a checkpoint holds.
+    """Render the contents of a checkpoint.
 
     Args:
         everything: show the optimizer's state tensor by tensor, too.
@@ -48,19 +48,19 @@ def overview(catalog: Catalog, *, everything: bool = False) -> RenderableType:
 
 
 def one_tensor(catalog: Catalog, stored: Stored) -> RenderableType:
-    """Statistics and a histogram of a dataset."""
-    told = figures(catalog, stored)
+    """Render statistics and a histogram of a dataset."""
+    stats = figures(catalog, stored)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     rows: list[tuple[str, str]] = [
         ("shape", _shape(stored)),
         ("dtype", stored.dtype),
         ("size", bytes_text(stored.shape.bytes)),
-        ("mean", f"{told.mean:.6g}"),
-        ("deviation", f"{told.deviation:.6g}"),
-        ("least, most", f"{told.least:.6g}, {told.most:.6g}"),
-        ("norm", f"{told.norm:.6g}"),
-        ("zeros", f"{told.zeros} of {told.numbers}"),
-        ("NaN or infinite", str(told.not_finite)),
+        ("mean", f"{stats.mean:.6g}"),
+        ("deviation", f"{stats.deviation:.6g}"),
+        ("least, most", f"{stats.least:.6g}, {stats.most:.6g}"),
+        ("norm", f"{stats.norm:.6g}"),
+        ("zeros", f"{stats.zeros} of {stats.numbers}"),
+        ("NaN or infinite", str(stats.not_finite)),
     ]
     for row in rows:
         table.add_row(*row)
@@ -68,8 +68,8 @@ def one_tensor(catalog: Catalog, stored: Stored) -> RenderableType:
     if stored.axis is not None:
         parts.append(Text.assemble("cut along axis ", str(stored.axis), "  ", _picture(stored)))
         parts.append(Text(_owned(stored)))
-    if told.numbers > told.not_finite:
-        counts, edges = histogram(catalog, stored, told)
+    if stats.numbers > stats.not_finite:
+        counts, edges = histogram(catalog, stored, stats)
         bars = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
         bars.add_column(justify="right")
         bars.add_column(justify="right")
@@ -80,30 +80,30 @@ def one_tensor(catalog: Catalog, stored: Stored) -> RenderableType:
     return Group(*parts)
 
 
-def differences(found: list[Difference]) -> RenderableType:
-    """What two checkpoints differ in, the largest difference first."""
+def differences(compared: list[Difference]) -> RenderableType:
+    """Render how two checkpoints differ, the largest difference first."""
     changed = sorted(
-        (one for one in found if one.why or one.relative > 0),
-        key=lambda one: (-one.relative, one.path),
+        (item for item in compared if item.why or item.relative > 0),
+        key=lambda item: (-item.relative, item.path),
     )
-    same = len(found) - len(changed)
+    same = len(compared) - len(changed)
     if not changed:
         return Text(f"the same: {same} datasets")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("dataset")
     table.add_column("relative difference", justify="right")
     table.add_column("largest", justify="right")
-    for one in changed:
-        if one.why:
-            table.add_row(f"/{one.path}", one.why, "")
+    for item in changed:
+        if item.why:
+            table.add_row(f"/{item.path}", item.why, "")
         else:
-            table.add_row(f"/{one.path}", f"{one.relative:.3e}", f"{one.largest:.3e}")
+            table.add_row(f"/{item.path}", f"{item.relative:.3e}", f"{item.largest:.3e}")
     return Group(table, Text(f"{len(changed)} datasets differ, {same} are the same"))
 
 
 def as_json(catalog: Catalog) -> str:
-    """All that an overview tells, for programs."""
-    told: dict[str, Any] = {"file": catalog.file.filename, "meta": catalog.meta, "datasets": {}}
+    """Return the contents of an overview as JSON, for programs."""
+    contents: dict[str, Any] = {"file": catalog.file.filename, "meta": catalog.meta, "datasets": {}}
     for path, stored in catalog.stored.items():
         entry: dict[str, Any] = {
             "shape": list(stored.sizes),
@@ -115,13 +115,13 @@ def as_json(catalog: Catalog) -> str:
             entry |= {"axis": stored.axis, "owners": [list(run) for run in stored.owners]}
         if stored.dtype != TEXT:
             entry["norm"] = figures(catalog, stored).norm
-        told["datasets"][path] = entry
-    return json.dumps(told, indent=1)
+        contents["datasets"][path] = entry
+    return json.dumps(contents, indent=1)
 
 
 def _heading(catalog: Catalog) -> Text:
     meta, path = catalog.meta, Path(catalog.file.filename)
-    once = {one.number: one.shape.bytes for one in catalog.stored.values()}
+    once = {stored.number: stored.shape.bytes for stored in catalog.stored.values()}
     ranks = f"{meta.get('ranks')} rank{'s' * (meta.get('ranks') != 1)}"
     lines = [
         f"{path}: {bytes_text(path.stat().st_size)}, {len(once)} datasets of "
@@ -138,20 +138,20 @@ def _heading(catalog: Catalog) -> Text:
 def _tensors(catalog: Catalog, group: str, below: dict[str, Stored]) -> Table:
     table = _table(f"/{group}", ("name", "shape", "dtype", "size", "norm", "who held what"))
     for path, stored in below.items():
-        told: Figures = figures(catalog, stored)
+        stats: Figures = figures(catalog, stored)
         table.add_row(
             Text("/".join(map(unescaped, path.split("/")))),
             _shape(stored),
             stored.dtype,
             bytes_text(stored.shape.bytes),
-            _norm(told),
+            _norm(stats),
             _picture(stored),
         )
     return table
 
 
 def _states(catalog: Catalog, below: dict[str, Stored]) -> Table:
-    """The optimizer's state, by kind."""
+    """Render the optimizer's state, by kind."""
     table = _table(f"/{OPTIMIZER}", ("state", "tensors", "dtype", "size", "norm"))
     kinds: dict[str, list[Stored]] = {}
     for path, stored in below.items():
@@ -195,7 +195,7 @@ def _table(title: str, headings: tuple[str, ...]) -> Table:
 
 
 def _picture(stored: Stored) -> Text:
-    """A bar as long as the axis; each rank's part is its digit (then a to z), in its color."""
+    """Draw the axis as a bar; each rank's part is its digit (then a to z), in its color."""
     text = Text()
     if stored.axis is None:
         return Text("all, on every rank", style="dim") if stored.sizes else text
@@ -213,8 +213,8 @@ def _owned(stored: Stored) -> str:
     )
 
 
-def _norm(told: Figures) -> str:
-    return f"{told.norm:.4g}" + (" !" if told.not_finite else "")
+def _norm(stats: Figures) -> str:
+    return f"{stats.norm:.4g}" + (" !" if stats.not_finite else "")
 
 
 def _shape(stored: Stored) -> str:

@@ -10,12 +10,12 @@ from hetmp.checkpoint.catalog import BLOCK_BYTES, Catalog, Stored
 from hetmp.checkpoint.values import TEXT
 
 BINS = 20
-"""Of a histogram."""
+"""Bins of a histogram."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a tensor's numbers are like; those that are not finite count only as such.
+    """Statistics of a tensor's numbers; those that are not finite are only counted.
 
     Attributes:
         numbers: how many there are.
@@ -37,7 +37,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two checkpoints' datasets of one name are apart.
+    """The difference between two checkpoints' datasets of one name.
 
     Attributes:
         path: of the dataset.
@@ -53,7 +53,7 @@ class Difference:
 
 
 def values(catalog: Catalog, stored: Stored) -> Iterator[npt.NDArray[np.float64]]:
-    """The numbers of a dataset as float64, some at a time; of complex ones the absolute value."""
+    """Yield a dataset's numbers as float64, block by block; absolute values of complex ones."""
     if stored.dtype == TEXT:
         return
     shape = stored.shape
@@ -65,7 +65,7 @@ def values(catalog: Catalog, stored: Stored) -> Iterator[npt.NDArray[np.float64]
 
 
 def figures(catalog: Catalog, stored: Stored) -> Figures:
-    """Figures of a dataset of numbers."""
+    """Compute the statistics of a dataset of numbers."""
     count = broken = zeros = 0
     least, most, total, squares = np.inf, -np.inf, 0.0, 0.0
     for block in values(catalog, stored):
@@ -76,25 +76,25 @@ def figures(catalog: Catalog, stored: Stored) -> Figures:
             least, most = min(least, float(finite.min())), max(most, float(finite.max()))
             total += float(finite.sum())
             squares += float(np.square(finite).sum())
-    kept = count - broken
-    mean = total / kept if kept else np.nan
+    usable = count - broken
+    mean = total / usable if usable else np.nan
     return Figures(
         count,
         broken,
         zeros,
-        least if kept else np.nan,
-        most if kept else np.nan,
+        least if usable else np.nan,
+        most if usable else np.nan,
         mean,
-        float(np.sqrt(max(0.0, squares / kept - mean**2))) if kept else np.nan,
+        float(np.sqrt(max(0.0, squares / usable - mean**2))) if usable else np.nan,
         float(np.sqrt(squares)),
     )
 
 
 def histogram(
-    catalog: Catalog, stored: Stored, told: Figures
+    catalog: Catalog, stored: Stored, stats: Figures
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """(how many numbers, *BINS* of them; the edges between the bins)."""
-    least, most = (told.least, told.most) if told.numbers > told.not_finite else (0.0, 1.0)
+    """Return (*BINS* counts; the edges between the bins)."""
+    least, most = (stats.least, stats.most) if stats.numbers > stats.not_finite else (0.0, 1.0)
     edges = np.linspace(least, most if most > least else least + 1, BINS + 1)
     counts = np.zeros(BINS, dtype=np.int64)
     for block in values(catalog, stored):
@@ -102,11 +102,16 @@ def histogram(
     return counts, edges
 
 
-def difference(one: Catalog, other: Catalog, path: str) -> Difference:
-    """How far a dataset of *path* is from the other file's."""
-    mine, theirs = one.stored.get(path), other.stored.get(path)
+def difference(first: Catalog, second: Catalog, path: str) -> Difference:
+    """Measure how far a dataset of *path* is from the other file's.
+
+    Args:
+        first, second: the files; differences are relative to the second's numbers.
+        path: of the dataset in both.
+    """
+    mine, theirs = first.stored.get(path), second.stored.get(path)
     if mine is None or theirs is None:
-        missing = one if mine is None else other
+        missing = first if mine is None else second
         return Difference(path, np.inf, np.inf, f"not in {missing.file.filename}")
     if (mine.sizes, mine.dtype) != (theirs.sizes, theirs.dtype):
         return Difference(path, np.inf, np.inf, f"{_told(mine)} against {_told(theirs)}")
@@ -115,7 +120,7 @@ def difference(one: Catalog, other: Catalog, path: str) -> Difference:
     if mine.dtype == TEXT:
         return Difference(path, np.inf, np.inf, "another text")
     squares = reference = largest = 0.0
-    for a, b in zip(values(one, mine), values(other, theirs), strict=True):
+    for a, b in zip(values(first, mine), values(second, theirs), strict=True):
         apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, a - b)
         squares += float(np.square(apart).sum())
         reference += float(np.square(b).sum())

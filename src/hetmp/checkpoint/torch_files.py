@@ -25,7 +25,7 @@ RUNNING = "running_mean", "running_var", "num_batches_tracked"
 
 
 def export_state(checkpoint: str | Path, target: str | Path) -> int:
-    """Write ``/model`` and ``/buffers`` as a state_dict; how many tensors there are.
+    """Write ``/model`` and ``/buffers`` as a state_dict; return the number of tensors.
 
     Raises:
         HetmpError: a checkpoint that is damaged, or a target that cannot be written.
@@ -40,7 +40,7 @@ def export_state(checkpoint: str | Path, target: str | Path) -> int:
                     known[stored.number] = from_stored(catalog.read(stored), stored.dtype)
                 state[unescaped(name)] = known[stored.number]
     if not state:
-        raise HetmpError(f"{checkpoint} holds no network")
+        raise HetmpError(f"{checkpoint} contains no network")
     try:
         with replacing(Path(target)) as beside:
             torch.save(state, beside)
@@ -50,7 +50,7 @@ def export_state(checkpoint: str | Path, target: str | Path) -> int:
 
 
 def import_state(source: str | Path, checkpoint: str | Path) -> int:
-    """Make a checkpoint from a state_dict; how many tensors there are.
+    """Make a checkpoint from a state_dict; return the number of tensors.
 
     Raises:
         HetmpError: a source that is missing, no state_dict, or holds more than plain values.
@@ -86,20 +86,21 @@ def _loaded(source: Path) -> Any:
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise HetmpError(f"{source} is no file of torch.save: {line}") from None
+        raise HetmpError(f"{source} is not a file written by torch.save: {line}") from None
 
 
-def _state_dict(found: Any, source: Path) -> dict[str, Tensor]:
-    if isinstance(found, Mapping):
+def _state_dict(loaded: Any, source: Path) -> dict[str, Tensor]:
+    if isinstance(loaded, Mapping):
         for name in NESTED:
-            if isinstance(found.get(name), Mapping):
-                found = found[name]
+            if isinstance(loaded.get(name), Mapping):
+                loaded = loaded[name]
                 break
-    if not isinstance(found, Mapping) or not found:
-        raise HetmpError(f"{source} holds no state_dict: save model.state_dict()")
-    for name, value in found.items():
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise HetmpError(f"{source} contains no state_dict: save model.state_dict()")
+    for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise HetmpError(
-                f"{source} holds no state_dict: {name!r} is a {type(value).__name__}, not a tensor"
+                f"{source} contains no state_dict: {name!r} is a {type(value).__name__}, not a "
+                "tensor"
             )
-    return dict(found)
+    return dict(loaded)

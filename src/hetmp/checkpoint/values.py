@@ -1,4 +1,4 @@
-"""Python values as HDF5 holds them natively: numbers, strings, arrays, and dicts of these."""
+"""Python values in HDF5's native form: numbers, strings, arrays, and dicts of these."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ Array = npt.NDArray[np.generic]
 
 
 def flattened(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, Array, str]]:
-    """(path, array, dtype's name) of every value in nested dicts.
+    """Yield (path, array, dtype's name) of every value in nested dicts.
 
     Raises:
         HetmpError: a value that HDF5 has no native form for, with its path.
@@ -32,7 +32,7 @@ def flattened(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, Arra
 
 
 def as_array(value: Any, path: str) -> tuple[Array, str]:
-    """(array in its stored dtype, name of the dtype) of a number, a string or an array."""
+    """Return (array in its stored dtype, the dtype's name) of a number, string or array."""
     if hasattr(value, "detach"):  # a torch tensor
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":
@@ -57,7 +57,7 @@ def as_array(value: Any, path: str) -> tuple[Array, str]:
 
 
 def as_value(array: Array, dtype: str) -> Any:
-    """A Python value where an array has no axes and is of Python's types; else the array."""
+    """Return a Python value for an array without axes of Python's types; else the array."""
     if dtype == TEXT:
         decoded = np.char.decode(array.astype(np.bytes_), "utf-8")
         return str(decoded) if array.ndim == 0 else decoded
@@ -67,12 +67,12 @@ def as_value(array: Array, dtype: str) -> Any:
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of ``flattened``: dicts by the parts of the paths."""
-    found: dict[str, Any] = {}
+    """Rebuild nested dicts from values by path: undoes ``flattened``."""
+    tree: dict[str, Any] = {}
     for path, value in values.items():
         *above, last = path.split("/")
-        place = found
+        place = tree
         for part in above:
             place = place.setdefault(unescaped(part), {})
         place[unescaped(last)] = value
-    return found
+    return tree

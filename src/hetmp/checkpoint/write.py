@@ -1,4 +1,4 @@
-"""Writes a checkpoint so that whatever happens a complete one is there.
+"""Writes a checkpoint so that a complete one exists at every moment.
 
 Beside the final name; then everything is read again and compared; then flushed to the disk; then
 renamed; then the folder is flushed.
@@ -23,6 +23,7 @@ from hetmp.checkpoint.writers import ParallelWriter, StreamedWriter, Writer, has
 from hetmp.cluster import Group, LoneGroup
 from hetmp.core.errors import FailedError, HetmpError
 from hetmp.core.suggestions import unknown_name
+from hetmp.core.text import bytes_text
 
 WriterName = Literal["auto", "streamed", "parallel"]
 WRITERS = "auto", "streamed", "parallel"
@@ -39,7 +40,7 @@ END = 28
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint will hold.
+    """The contents of a checkpoint to be written.
 
     Attributes:
         items: the datasets.
@@ -52,12 +53,17 @@ class Contents:
     meta: Mapping[str, Any]
 
     def copied(self) -> "Contents":
-        """The same in memory of its own: what is trained on meanwhile does not change it."""
+        """Return a copy in memory of its own, which the training does not change."""
         return Contents([item.copied() for item in self.items], self.links, self.meta)
 
 
 def write(group: Group, path: Path, contents: Contents, writer: WriterName = "auto") -> None:
     """Write a checkpoint to *path*. Collective.
+
+    Args:
+        path: of the file, in a folder that rank 0 sees; the folder is made.
+        contents: of the same datasets on every rank.
+        writer: ``streamed``, ``parallel`` or ``auto``, see ``save``.
 
     Raises:
         HetmpError: on every rank, if it cannot be written; what was at *path* stays.
@@ -104,7 +110,7 @@ def write_alone(path: Path, contents: Contents) -> None:
 
 
 def _put_in_place(beside: Path, path: Path) -> None:
-    """Give a complete file its name, for good."""
+    """Rename a complete file and flush it and its folder to the disk."""
     _flush_to_disk(beside)
     beside.replace(path)
     _flush_to_disk(path.parent)
@@ -129,7 +135,7 @@ class _Careful:
         self._error: Exception | None = None
 
     def call(self, action: Callable[..., None], *args: Any) -> None:
-        """Do something that may fail."""
+        """Call *action*, which may fail."""
         if self._collective:
             with self._group.together():
                 action(*args)
@@ -140,7 +146,7 @@ class _Careful:
                 self._error = error
 
     def agree(self) -> None:
-        """Whether all went well. Collective."""
+        """Raise on every rank if any call failed. Collective."""
         with self._group.together():
             if self._error is not None:
                 raise self._error
@@ -151,8 +157,8 @@ def _fill(group: Group, writer: Writer, contents: Contents) -> None:
     careful.call(writer.describe, {**contents.meta, "writer": writer.name})
     for item in contents.items:
         careful.call(writer.create, item)
-        found = _write_item(group, writer, careful, item)
-        careful.call(writer.finish, item, root_digest(item.sizes, item.dtype, found))
+        digests = _write_item(group, writer, careful, item)
+        careful.call(writer.finish, item, root_digest(item.sizes, item.dtype, digests))
     for name, target in contents.links.items():
         careful.call(writer.link, name, target)
     careful.call(writer.close)
@@ -160,14 +166,14 @@ def _fill(group: Group, writer: Writer, contents: Contents) -> None:
 
 
 def _write_item(group: Group, writer: Writer, careful: _Careful, item: Item) -> list[bytes]:
-    """Write an item's numbers; the digests of its chunks, on every rank that says them."""
+    """Write an item's numbers; return its chunks' digests on the ranks that need them."""
     shape = item.shape
     if not shape.chunks:
         careful.call(writer.write, item, None, item.local if group.is_root else None)
         return _everyones(group, writer, leaves(shape, item.local) if group.is_root else [])
     blocks = list(shape.blocks(RUN_BYTES))
     owners = writer.owners if item.cut is not None else (0,)
-    found: list[bytes] = []
+    digests: list[bytes] = []
     for runs in rounds(blocks, owners):
         own = own_run(group, runs)
         numbers: npt.NDArray[np.generic] | None = None
@@ -177,12 +183,12 @@ def _write_item(group: Group, writer: Writer, careful: _Careful, item: Item) -> 
             numbers = item.local[own.first : own.last]
         rows = (own.first, own.last) if own is not None else (0, 0)
         careful.call(writer.write, item, rows, numbers)
-        found += _everyones(group, writer, [] if numbers is None else leaves(shape, numbers))
-    return found
+        digests += _everyones(group, writer, [] if numbers is None else leaves(shape, numbers))
+    return digests
 
 
 def _everyones(group: Group, writer: Writer, own: list[bytes]) -> list[bytes]:
-    """The digests of all ranks' runs, in their order; *own* are this rank's. Collective.
+    """Return the digests of all ranks' runs in order; *own* are this rank's. Collective.
 
     Where one rank alone writes, the others need not know.
     """
@@ -193,7 +199,7 @@ def _everyones(group: Group, writer: Writer, own: list[bytes]) -> list[bytes]:
 
 
 def _size(items: Sequence[Item]) -> int:
-    """At least the bytes that a file of *items* takes."""
+    """Return an upper bound for the bytes that a file of *items* takes."""
     size = SPARE
     for item in items:
         chunks = -(-item.sizes[0] // item.shape.rows) if item.shape.chunks else 1
@@ -205,12 +211,12 @@ def _size(items: Sequence[Item]) -> int:
 def _check_room(path: Path, items: Sequence[Item]) -> None:
     """Refuse a disk without room before anything is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    told, wanted = os.statvfs(path.parent), _size(items)
-    free = told.f_bavail * told.f_frsize
+    disk, wanted = os.statvfs(path.parent), _size(items)
+    free = disk.f_bavail * disk.f_frsize
     if free < wanted:
         raise FailedError(
-            f"it would take {wanted / 1e6:.0f} MB, and {path.parent} has {free / 1e6:.0f} MB free: "
-            "make room, or save elsewhere"
+            f"the checkpoint needs {bytes_text(wanted)}, and {path.parent} has {bytes_text(free)} "
+            "free: make room, or save elsewhere"
         )
 
 
@@ -228,7 +234,7 @@ def _reserve(path: Path, items: Sequence[Item]) -> None:
 
 
 def _trim(path: Path) -> None:
-    """Give back what was reserved and is not needed: the file's head says where it ends."""
+    """Cut off the reserved room that was not needed: the file's head says where it ends."""
     with path.open("r+b") as file:
         head = file.read(END + 8)
         file.truncate(int.from_bytes(head[END : END + 8], "little"))
@@ -236,7 +242,7 @@ def _trim(path: Path) -> None:
 
 @contextlib.contextmanager
 def _worded(path: Path) -> Iterator[None]:
-    """Errors of HDF5 and of the system in words."""
+    """Name the file in errors of writing."""
     try:
         yield
     except HetmpError as error:

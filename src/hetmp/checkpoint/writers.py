@@ -20,7 +20,7 @@ LIBRARY = "v110", "v110"
 
 
 class Writer(Protocol):
-    """Creates datasets and writes runs of their rows.
+    """Interface that creates datasets and writes runs of their rows.
 
     Attributes:
         owners: the ranks that write.
@@ -33,13 +33,18 @@ class Writer(Protocol):
     collective: bool
 
     def create(self, item: Item) -> None:
-        """Make an item's dataset."""
+        """Create an item's dataset."""
 
     def write(self, item: Item, rows: tuple[int, int] | None, run: Array | None) -> None:
-        """Write rows of a dataset, those that this rank owns; all of it where *rows* is None."""
+        """Write rows of a dataset, those that this rank owns; all of it where *rows* is None.
+
+        Args:
+            rows: this rank's first row, and the row behind its last; None: all, from rank 0.
+            run: the numbers of these rows in C order; None on a rank that writes nothing.
+        """
 
     def finish(self, item: Item, digest: str) -> None:
-        """Say a dataset's digest."""
+        """Store a dataset's digest."""
 
     def link(self, path: str, to: str) -> None:
         """Give a dataset another name."""
@@ -48,11 +53,11 @@ class Writer(Protocol):
         """Write the attributes of ``/meta``."""
 
     def close(self) -> None:
-        """The file is complete."""
+        """Close the complete file."""
 
 
 class StreamedWriter:
-    """Rank 0 writes what the others send it; other ranks do nothing here. Not collective.
+    """Writer on rank 0 of what the others send; it does nothing on them. Not collective.
 
     Args:
         writes: whether this is rank 0.
@@ -99,7 +104,7 @@ class StreamedWriter:
 
 
 class ParallelWriter:
-    """All ranks write at once, each its runs. Every method is collective.
+    """Writer in which all ranks write at once, each its runs. Every method is collective.
 
     Raises:
         HetmpError: this h5py has no MPI.
@@ -160,7 +165,7 @@ class ParallelWriter:
 
 
 def has_parallel_hdf5() -> bool:
-    """Whether h5py was built with MPI."""
+    """Return whether h5py was built with MPI."""
     return bool(h5py.get_config().mpi)
 
 
@@ -186,7 +191,7 @@ def _create(file: h5py.File, item: Item) -> None:
 
 
 def _typed(run: Array, dataset: h5py.Dataset) -> Array:
-    """Strings in the type that HDF5 has for them; it converts none of ASCII to UTF-8."""
+    """Return strings in HDF5's type for them, since it does not convert ASCII to UTF-8."""
     return run.astype(dataset.dtype) if run.dtype.kind == "S" else run
 
 
@@ -200,7 +205,7 @@ def _describe(file: h5py.File, meta: Mapping[str, Any]) -> None:
 
 
 def _text(attributes: Any, name: str, text: str) -> None:
-    """A string of fixed length: those of variable length lie where HDF5 keeps no checksum."""
+    """Store a string with a fixed length: HDF5 has no checksums for variable lengths."""
     encoded = text.encode()
     kind = h5py.string_dtype("utf-8", max(1, len(encoded)))
     attributes.create(name, np.array(encoded, dtype=kind), dtype=kind)

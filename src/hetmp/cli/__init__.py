@@ -6,7 +6,7 @@ from hetmp.run.stop_signals import heed_early
 
 
 def main() -> None:
-    """The program ``hetmp``."""
+    """Run the program ``hetmp``."""
     if "train" in sys.argv[1:2]:
         heed_early()  # the imports take many seconds on a slow node
     from hetmp.cli.program import main as run

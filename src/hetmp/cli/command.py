@@ -1,4 +1,4 @@
-"""Commands as hetmp has them: options under headings, and errors that name what was meant."""
+"""Commands with options under headings, and errors that suggest the nearest option."""
 
 import re
 from typing import Any
@@ -9,21 +9,21 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.suggestions import nearest
 
 WIDTH = 80
-"""Columns of a help text, where the terminal has as many."""
+"""Most columns of a help text."""
 
 OPTION_WIDTH = 26
-"""Columns for an option and its value; where they take more, the text begins on the next line."""
+"""Columns for an option and its value; the text of a longer one begins on the next line."""
 
 
 class Option(click.Option):
-    """An option with the heading that it stands under in the help text."""
+    """An option that knows its heading in the help text."""
 
-    def __init__(self, *args: Any, heading: str = "Options", **told: Any) -> None:
-        super().__init__(*args, **told)
+    def __init__(self, *args: Any, heading: str = "Options", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
         self.heading = heading
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The option and its text, what click adds of defaults and limits included."""
+        """Return the option and its help text, with the defaults and limits that click adds."""
         record = super().get_help_record(ctx)
         return record and (record[0], re.sub(r"\.?\s+\[([^]]*)\]$", r" (\1).", record[1]))
 
@@ -31,7 +31,7 @@ class Option(click.Option):
 class Command(click.Command):
     """A command whose help text has its options under headings.
 
-    What is wrong with the command line is one `HetmpError`, which names the nearest option.
+    Any error in the command line is one `HetmpError`, which suggests the nearest option.
     """
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -50,7 +50,7 @@ class Command(click.Command):
                 formatter.write_dl([(name.ljust(width), text) for name, text in rows], width)
 
     def get_short_help_str(self, limit: int = WIDTH) -> str:
-        """The summary, whole."""
+        """Return the whole summary."""
         return super().get_short_help_str(limit)
 
     def make_context(
@@ -60,10 +60,10 @@ class Command(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        """The context of a command line.
+        """Parse a command line into its context.
 
         Raises:
-            HetmpError: an option that there is not, or a value that it does not take.
+            HetmpError: an unknown option, or a wrong value.
         """
         try:
             return super().make_context(info_name, args, parent, **extra)
@@ -73,26 +73,26 @@ class Command(click.Command):
 
 
 def in_words(error: click.UsageError, command: click.Command, path: str) -> str:
-    """What is wrong with a *command*'s line, and where to look; *path* is how it is called."""
+    """Return the message for a wrong command line of *command*, which is called as *path*."""
     if isinstance(error, click.NoSuchOption):
         flags = [flag for param in command.params for flag in spelt(param)]
         near = nearest(error.option_name, [*flags, "--help"], cutoff=0.6)
         hint = f": did you mean {near}?" if near else ""
         return f"unknown option {error.option_name}{hint} ({path} --help lists all)"
-    said = error.format_message().rstrip(".")
-    return f"{said[:1].lower()}{said[1:]} ({path} --help says more)"
+    message = error.format_message().rstrip(".")
+    return f"{message[:1].lower()}{message[1:]} ({path} --help says more)"
 
 
 def spelt(option: click.Parameter) -> list[str]:
-    """The ways to write an option, ``--no-…`` included; none for an argument."""
+    """Return the spellings of an option, ``--no-…`` included; none for an argument."""
     return [*option.opts, *option.secondary_opts] if isinstance(option, click.Option) else []
 
 
 def command(name: str | None = None) -> Any:
-    """Like ``click.command``, for a `Command`."""
+    """Return ``click.command`` for a `Command`."""
     return click.command(name, cls=Command)
 
 
-def option(*names: str, **told: Any) -> Any:
-    """Like ``click.option``, for an `Option`."""
-    return click.option(*names, cls=Option, **told)
+def option(*names: str, **attributes: Any) -> Any:
+    """Return ``click.option`` for an `Option`."""
+    return click.option(*names, cls=Option, **attributes)

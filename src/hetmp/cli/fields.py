@@ -1,4 +1,4 @@
-"""The flags of a run's settings, for every command that takes some of them."""
+"""Command-line flags made from the fields of ``TrainConfig``."""
 
 import re
 from collections.abc import Callable
@@ -42,7 +42,7 @@ _KINDS: "dict[str, tuple[click.ParamType[Any], str]]" = {
     "images_key": (click.STRING, "NAME"),
     "labels_key": (click.STRING, "NAME"),
 }
-"""Fields that take more than their type says: the kind of value, and what stands for it."""
+"""Fields with a kind of value of their own: (kind, placeholder in the help text)."""
 
 _BY_TYPE: "dict[Any, tuple[click.ParamType[Any], str]]" = {
     int: (click.INT, "N"),
@@ -61,13 +61,13 @@ def field_option(
     text: str | None = None,
     heading: str | None = None,
 ) -> Option:
-    """The flag of a field of ``TrainConfig``.
+    """Return the flag of a field of ``TrainConfig``.
 
     Args:
-        filled: whether it has the field's default where it is not given, else it is None then.
-        wanted: whether the field's default is told in the help text.
-        text: of the help, if not the field's own description.
-        heading: that it stands under, if not the field's own.
+        filled: whether a missing flag has the field's default as its value, instead of None.
+        wanted: whether the help text ends with the field's default.
+        text: help text, instead of the field's description.
+        heading: heading in the help text, instead of the field's own.
     """
     field = TrainConfig.model_fields[name]
     flag = "--" + name.replace("_", "-")
@@ -95,20 +95,20 @@ def field_option(
     return Option([flag], type=kind, metavar=metavar, default=default, help=text, heading=heading)
 
 
-def field_options(*names: str, **told: Any) -> Callable[[Any], Any]:
-    """A decorator that gives a command the flags of fields, see `field_option`."""
+def field_options(*names: str, **keywords: Any) -> Callable[[Any], Any]:
+    """Return a decorator that adds the flags of fields to a command, see `field_option`."""
 
     def decorated(command: Any) -> Any:
         # As click.option keeps them: the last one first.
         options = vars(command).setdefault("__click_params__", [])
-        options += [field_option(name, **told) for name in reversed(names)]
+        options += [field_option(name, **keywords) for name in reversed(names)]
         return command
 
     return decorated
 
 
 def image_options(command: Any) -> Any:
-    """Give a command ``--shape`` and ``--classes``, which its model has sizes of its own for."""
+    """Add ``--shape`` and ``--classes`` to a command; a published model has defaults for them."""
     for name in ("classes", "shape"):
         sentence = re.split(r"\. | \(|\.$", description_of(name))[0]
         field_options(name, text=f"{sentence} (default: as published).", heading="Options")(command)
@@ -116,13 +116,13 @@ def image_options(command: Any) -> Any:
 
 
 def description_of(name: str) -> str:
-    """What a field means, in one line for a help text."""
-    told = TrainConfig.model_fields[name].description or ""
-    return " ".join(told.replace("`", "'").split())
+    """Return a field's description on one line, for a help text."""
+    description = TrainConfig.model_fields[name].description or ""
+    return " ".join(description.replace("`", "'").split())
 
 
 def heading_of(name: str) -> str:
-    """The heading that a field stands under."""
+    """Return the heading of a field in help texts and files."""
     heading = ""
     for field in TrainConfig.model_fields:
         heading = HEADINGS.get(field, heading)
@@ -132,7 +132,7 @@ def heading_of(name: str) -> str:
 
 
 def _plain(annotation: Any) -> Any:
-    """The type under ``Annotated`` and ``| None``; (tuple, item) for tuples, dict for tables."""
+    """Return the type under ``Annotated`` and ``| None``; (tuple, item) for a tuple, or dict."""
     if get_origin(annotation) in (Union, UnionType):
         return _plain(next(part for part in get_args(annotation) if part is not type(None)))
     if get_origin(annotation) is tuple:
@@ -155,9 +155,9 @@ FIELDS = (
     "device",
     "autocast",
 )
-"""The settings of a run that apply where a network is used."""
+"""The settings of a run that also apply to ``evaluate`` and ``predict``."""
 
 
 def used_options(command: Any) -> Any:
-    """Give a command the flags of ``FIELDS``, each None where it is not given."""
+    """Add the flags of ``FIELDS`` to a command; a missing flag is None."""
     return field_options(*FIELDS, wanted=False)(command)

@@ -1,6 +1,6 @@
-"""Names that the command line knows without torch, which takes seconds to come.
+"""Names that the command line knows without importing torch, which takes seconds.
 
-``tests/test_cli_completion.py`` holds them equal to what the registries have.
+``tests/test_cli_completion.py`` checks that they equal the names in the registries.
 """
 
 MODELS = (
@@ -19,4 +19,4 @@ OPTIMIZERS = (
 )  # fmt: skip
 
 JOBS = ("train", "train_hetero", "profile", "evaluate")
-"""What ``hetmp submit`` has templates of."""
+"""The job templates of ``hetmp submit``."""

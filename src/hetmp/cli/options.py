@@ -1,4 +1,4 @@
-"""What several commands take: kinds of values, and how each is completed."""
+"""Kinds of option values, with their parsing and shell completion."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ PATH = click.Path()
 
 
 class _Kind(click.ParamType):  # type: ignore[type-arg]
-    """A kind of value; some words of it are completed, and files where it may be one."""
+    """A kind of value, completed from its *words*, else from files if it may be one."""
 
     words: tuple[str, ...] = ()
     path: str | None = None
@@ -31,11 +31,11 @@ class _Kind(click.ParamType):  # type: ignore[type-arg]
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """The words that begin like *incomplete*; where none does, the files."""
-        found = [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
-        if self.path is not None and not found:
+        """Return the words that begin with *incomplete*; if there is none, files."""
+        matches = [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+        if self.path is not None and not matches:
             return [CompletionItem(incomplete, type=self.path)]
-        return found
+        return matches
 
 
 class Numbers(_Kind):
@@ -55,7 +55,7 @@ class Numbers(_Kind):
 
 
 class Names(_Kind):
-    """Names separated by commas, out of a few."""
+    """Names from a fixed set, separated by commas."""
 
     name = "names"
 
@@ -68,7 +68,7 @@ class Names(_Kind):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """The words that the last name may be."""
+        """Return completions of the last name."""
         before, comma, last = incomplete.rpartition(",")
         return [
             CompletionItem(before + comma + word) for word in self.words if word.startswith(last)
@@ -76,12 +76,12 @@ class Names(_Kind):
 
 
 class Choice(_Kind):
-    """One of a few words.
+    """A choice of known words.
 
     Args:
-        kind: what they are, for the message.
-        words: the ones that are known.
-        others: whether more are taken than those, which are then only completed.
+        kind: name of the choice, for messages.
+        words: the known words.
+        others: whether other words are accepted too; *words* then only serve completion.
     """
 
     def __init__(self, kind: str, words: Iterable[str], others: bool = False) -> None:
@@ -122,18 +122,18 @@ class Weights(Numbers):
         try:
             return tuple(map(float, value.split(",")))
         except ValueError:
-            either = f" and neither {' nor '.join(self.words)}" if self.words else ""
+            either = "".join(f" nor {word}" for word in self.words)
             word = nearest(value, self.words)
             hint = f" (did you mean {word}?)" if word else near_path(value)
             self.fail(
-                f"{value!r} is no list of numbers such as 70,25,5, no file{either}{hint}",
+                f"{value!r} is neither a list of numbers such as 70,25,5 nor a file{either}{hint}",
                 param,
                 ctx,
             )
 
 
 class KeyValue(_Kind):
-    """``KEY=VALUE``, whose value is one of TOML (``true``, ``0.9``, ``[0.9, 0.99]``), else text."""
+    """``KEY=VALUE`` with a TOML value (``true``, ``0.9``, ``[0.9, 0.99]``), else text."""
 
     name = "KEY=VALUE"
 
@@ -145,11 +145,11 @@ class KeyValue(_Kind):
         if not key or not equals:
             self.fail(f"{value!r} is not KEY=VALUE, such as nesterov=true", param, ctx)
         try:
-            told = tomllib.loads(f"it = {text}")
+            parsed = tomllib.loads(f"it = {text}")
         except tomllib.TOMLDecodeError:
             return key, text
-        plain = isinstance(told["it"], bool | int | float | str | list | dict)
-        return key, told["it"] if plain and len(told) == 1 else text
+        plain = isinstance(parsed["it"], bool | int | float | str | list | dict)
+        return key, parsed["it"] if plain and len(parsed) == 1 else text
 
 
 class WordOrPath(_Kind):
@@ -163,27 +163,31 @@ class WordOrPath(_Kind):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         near = nearest(value, self.words, cutoff=0.7)
         if near not in (None, value) and not Path(value).exists():
-            self.fail(f"{value!r} is not there: did you mean {near!r}?", param, ctx)
+            self.fail(f"{value!r} does not exist: did you mean {near!r}?", param, ctx)
         return value
 
 
 def check_folder(path: str) -> None:
-    """Refuse a file to be written whose folder is not there, before the work is done.
+    """Refuse an output file whose folder does not exist, before the work is done.
 
     Raises:
-        HetmpError: naming the folder.
+        HetmpError: the folder is missing.
     """
     folder = Path(path).parent
     if not folder.is_dir():
         raise HetmpError(
-            f"{folder} is no folder{near_path(folder)}: make it, or choose another --out"
+            f"{folder} is not a folder{near_path(folder)}: make it, or choose another --out"
         )
 
 
 def image_sizes(
     model: str, shape: tuple[int, ...] | None, classes: int | None
 ) -> tuple[tuple[int, ...], int]:
-    """The image's shape and the classes as they are told, else as published."""
+    """Return (image shape, number of classes): as given, else as published for *model*.
+
+    Raises:
+        HetmpError: a size is neither given nor published.
+    """
     from hetmp import models
 
     published_shape, published_classes = models.published(model)

@@ -1,4 +1,4 @@
-"""The program ``hetmp``: its commands, and how it ends."""
+"""The program ``hetmp``: its commands, error messages and exit codes."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from hetmp.core.suggestions import unknown_name
 from hetmp.core.version import __version__
 
 COMPLETE = "_HETMP_COMPLETE"
-"""What a shell sets when it asks for completions: see ``hetmp completion``."""
+"""Variable that a shell sets to ask for completions: see ``hetmp completion``."""
 
 COMMANDS = {
     "Before a run": {
@@ -48,41 +48,45 @@ COMMANDS = {
         "completion": "hetmp.cli.commands.completion:completion",
     },
 }
-"""Where each command is, by what one does when it is of use: imported when it is asked for."""
+"""Import path of each command, by heading of the help text; imported when needed."""
 
 ENDS = """\b
 Exit codes:
   0    done
-  1    it failed on the way: a full disk, a loss that is no number
+  1    failed on the way: a full disk, a loss that is not a number
   2    bad input: the message names the value, the limit and the remedy
-  75   a run was asked to end, and goes on with --resume auto
+  75   the run was asked to end; continue it with --resume auto
   130  stopped by Ctrl-C
 
-docs/commands.md has all of them, and the environment variables.
+docs/commands.md lists all of them, and the environment variables.
 """
 
 
 class _Commands(click.Group):
-    """Commands under headings, imported when needed; unknown ones are told the nearest."""
+    """Commands under headings, imported when needed; an unknown name suggests the nearest."""
 
-    def __init__(self, *args: Any, **told: Any) -> None:
-        super().__init__(*args, **told)
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
         self._places = {name: at for names in COMMANDS.values() for name, at in names.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order of the help text."""
+        """Return the commands in the order of the help text."""
         return list(self._places)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a name, imported now."""
+        """Import and return the command of a name; None if it is unknown."""
         if cmd_name not in self._places:
             return None
         module, _, name = self._places[cmd_name].partition(":")
-        found = getattr(import_module(module), name)
-        return found if isinstance(found, click.Command) else found()
+        loaded = getattr(import_module(module), name)
+        return loaded if isinstance(loaded, click.Command) else loaded()
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """The command of a command line."""
+        """Return the command of a command line.
+
+        Raises:
+            HetmpError: an unknown command.
+        """
         if args and args[0] not in self._places and not args[0].startswith("-"):
             raise unknown_name("command", args[0], self._places)
         return super().resolve_command(ctx, args)
@@ -102,8 +106,8 @@ class _Commands(click.Group):
 
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
-        told = [f"{name} {_version(name)}" for name in ("torch", "mpi4py", "numpy", "h5py")]
-        click.echo(f"hetmp {__version__} ({', '.join(told)})")
+        versions = [f"{name} {_version(name)}" for name in ("torch", "mpi4py", "numpy", "h5py")]
+        click.echo(f"hetmp {__version__} ({', '.join(versions)})")
         ctx.exit()
 
 
@@ -127,14 +131,14 @@ def _version(name: str) -> str:
     is_eager=True,
     expose_value=False,
     callback=_show_version,
-    help="Show the versions of hetmp and of what it stands on.",
+    help="Show the versions of hetmp and its main dependencies.",
 )
 @click.pass_context
 def commands(ctx: click.Context) -> None:
     """Train convolutional networks across devices of unequal speed.
 
-    Start training with MPI, one process per device. 'hetmp COMMAND --help' says what a command
-    takes.
+    Start training with MPI, one process per device. 'hetmp COMMAND --help' lists the options of
+    a command.
 
     \b
     Examples:
@@ -146,7 +150,7 @@ def commands(ctx: click.Context) -> None:
 
 
 def main() -> None:
-    """The program ``hetmp``: runs a command; of many ranks, one speaks of what all of them see."""
+    """Run the program ``hetmp``: one rank prints the messages that every rank would print."""
     instruction = os.environ.get(COMPLETE)
     if instruction:
         sys.exit(shell_complete(commands, {}, "hetmp", COMPLETE, instruction))
@@ -164,7 +168,7 @@ def main() -> None:
 
 
 def _ended() -> int:
-    """Run the command of the command line; how it ended."""
+    """Run the command of the command line and return its exit code."""
     try:
         with commands.make_context("hetmp", sys.argv[1:]) as context:
             commands.invoke(context)
@@ -184,7 +188,7 @@ def _ended() -> int:
 
 
 def _told(error: HetmpError) -> int:
-    """Say what is wrong on one rank, where all of them see it."""
+    """Report an error that every rank has, from one rank; return its exit code."""
     if speaks_first():
         report(error)
     elif not mpi_started():
@@ -194,7 +198,7 @@ def _told(error: HetmpError) -> int:
 
 
 def _told_by_those_who_know(error: Exception) -> int:
-    """Say what went wrong on a rank that may be the only one."""
+    """Report an error that this rank alone may have; return its exit code."""
     if mpi_started():
         Group().fail(error)
     rank, size = launched() or (0, 1)
@@ -205,7 +209,7 @@ def _told_by_those_who_know(error: Exception) -> int:
 
 
 def _keep_silent_at_the_end(error: Exception) -> None:
-    """Python's last attempt to write what could not be written would be one more error."""
+    """Redirect stdout to nowhere after an OSError, or Python's final flush would fail again."""
     if isinstance(error, OSError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Which device and how many threads this rank computes with."""
+"""The device and the number of threads that this rank computes with."""
 
 import os
 
@@ -10,7 +10,7 @@ from hetmp.core.errors import HetmpError
 
 
 def choose_device(group: Group, wanted: str) -> torch.device:
-    """One GPU per rank of a host; with ``auto``, ranks without one compute on the CPU.
+    """Choose one GPU per rank of a host; with ``auto``, ranks without one get the CPU.
 
     Collective. Ranks that see the same GPUs share them out in rank order; a launcher that
     shows each rank a GPU of its own is followed.
@@ -40,16 +40,16 @@ def choose_device(group: Group, wanted: str) -> torch.device:
 
 
 def gpu_identity(number: int) -> str:
-    """What tells a GPU that this rank sees from others of its host.
+    """Return a text that distinguishes a GPU this rank sees from the others of its host.
 
     Its number does not: where Slurm shows each task one GPU, all of them call it 0.
     """
-    found = getattr(torch.cuda.get_device_properties(number), "uuid", None)
-    return str(found or f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}:{number}")
+    uuid = getattr(torch.cuda.get_device_properties(number), "uuid", None)
+    return str(uuid or f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}:{number}")
 
 
 def shown_gpus() -> int | None:
-    """How many GPUs ``CUDA_VISIBLE_DEVICES`` shows this rank; None where it is not set."""
+    """Count the GPUs that ``CUDA_VISIBLE_DEVICES`` shows this rank; None where it is not set."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     return None if shown is None else len([name for name in shown.split(",") if name.strip()])
 
@@ -70,12 +70,12 @@ def _used(device: torch.device) -> torch.device:
 
 
 def unseen_gpus() -> int:
-    """How many GPUs this rank was given that torch does not see."""
+    """Count the GPUs given to this rank that torch does not see."""
     return 0 if torch.cuda.is_available() else shown_gpus() or 0
 
 
 def usable_cores() -> list[int]:
-    """The cores that this process may use, perhaps with others."""
+    """Return the cores that this process may use, perhaps with others."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

@@ -1,4 +1,4 @@
-"""Groups for special ends: a process without MPI, and a rank whose fellows are not there."""
+"""Groups without real communication: one process without MPI, and one rank of a rehearsal."""
 
 from typing import Any
 
@@ -17,16 +17,16 @@ class LoneGroup(Group):
         self.rank, self.size = 0, 1
 
     def allgather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The one rank's *values*, stacked."""
+        """Return the one rank's *values*, stacked."""
         return np.ascontiguousarray(values)[None]
 
     def broadcast(self, values: npt.NDArray[Any], root: int = 0) -> npt.NDArray[Any]:
-        """The one rank's *values*."""
+        """Return the one rank's *values*."""
         return values
 
 
 class RehearsalGroup(Group):
-    """One rank of a group whose other ranks are not there: it computes its share and meets no one.
+    """One rank of a group whose other ranks do not exist: exchanges reach no one.
 
     For measuring what a rank would have to do. Nothing that is computed with it is right.
     """
@@ -38,9 +38,9 @@ class RehearsalGroup(Group):
         self.slowdown = Slowdown()
 
     def allgather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """This rank's *values* in the place of everyone's."""
+        """Return this rank's *values* once for every rank."""
         return np.stack([np.ascontiguousarray(values)] * self.size)
 
     def broadcast(self, values: npt.NDArray[Any], root: int = 0) -> npt.NDArray[Any]:
-        """This rank's own *values*."""
+        """Return this rank's own *values*."""
         return values

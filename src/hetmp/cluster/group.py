@@ -1,4 +1,4 @@
-"""The ranks that share one model's channels: who I am, agreement on errors, root-only output."""
+"""The ranks that share one model's channels: agreement on errors, root-only output."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 PATIENCE_SECONDS = 0.05
-"""How often a rank that waits patiently looks whether the others are there."""
+"""Seconds between the checks of a rank that waits for a long time."""
 
 _cache_key: int | None = None
 
@@ -28,11 +28,11 @@ class AgreedError(HetmpError):
 
 
 class AgreedFailure(AgreedError, FailedError):
-    """An agreed error that is no fault of what was told."""
+    """An agreed error that is not the input's fault."""
 
 
 class Group:
-    """The ranks of one communicator, and the duplicates of it that hetmp talks over.
+    """The ranks of one communicator, and the duplicates of it that hetmp communicates over.
 
     Making a group is collective over *comm* (``MPI.COMM_WORLD`` if None). Duplicates are
     cached on the user's communicator, one per purpose, so any number of models costs two.
@@ -44,14 +44,14 @@ class Group:
         rank: this rank's number.
         size: how many ranks there are.
         on_one_host: whether all ranks can share memory.
-        kept: what lives as long as the user's communicator, by purpose.
+        kept: objects that live as long as the user's communicator, by purpose.
         slowdown: a test aid that makes this rank slower.
-        rehearsing: whether exchanges move nothing, to measure what is left of a step.
-        wire: the dtype, by name, in which all that is floating travels; None for its own.
-        patient: whether small messages are waited for without burning a core.
+        rehearsing: whether exchanges move nothing now: see ``rehearsed``.
+        wire: name of the dtype in which floating-point numbers travel; None for their own.
+        patient: whether to wait for small messages without burning a core.
     """
 
-    def __init__(self, comm: "MPI.Intracomm | None" = None) -> None:
+    def __init__(self, comm: "MPI.Intracomm | None" = None, *, wire: str | None = None) -> None:
         library = mpi()
         user = library.COMM_WORLD if comm is None else comm
         if user == library.COMM_NULL or user.Is_inter():
@@ -66,7 +66,7 @@ class Group:
         self.on_one_host = _on_one_host(self.control, self.kept)
         self.slowdown = Slowdown()
         self.rehearsing = False
-        self.wire: str | None = None
+        self.wire = wire
         self.patient = False
 
     def __copy__(self) -> "Group":
@@ -82,6 +82,15 @@ class Group:
     def is_root(self) -> bool:
         """Whether this is rank 0, the one that speaks for the group."""
         return self.rank == 0
+
+    @contextmanager
+    def rehearsed(self) -> Iterator[None]:
+        """Inside, exchanges move nothing: what they give has the right shape and no meaning."""
+        self.rehearsing = True
+        try:
+            yield
+        finally:
+            self.rehearsing = False
 
     def say(self, text: str) -> None:
         """Print *text* from rank 0."""
@@ -110,7 +119,7 @@ class Group:
         raise kind(text if failed.all() else f"rank {first}: {text}") from error
 
     def allgather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Every rank's *values* (equal shapes and dtypes), stacked in rank order. Collective."""
+        """Gather every rank's *values* (equal shapes and dtypes), in rank order. Collective."""
         values = np.ascontiguousarray(values)
         gathered = np.empty((self.size, *values.shape), dtype=values.dtype)
         if self.patient:
@@ -125,12 +134,17 @@ class Group:
         """Begin to gather every rank's bytes in rank order; neither array may change. Collective.
 
         Args:
+            own: this rank's bytes.
+            into: all ranks' bytes, once the request is complete.
             counts: how many bytes each rank gives.
+
+        Returns:
+            The request to wait for.
         """
         return self.control.Iallgatherv(own, [into, counts])
 
     def broadcast(self, values: npt.NDArray[Any], root: int = 0) -> npt.NDArray[Any]:
-        """*root*'s values, written into and returned as *values*. Collective."""
+        """Copy *root*'s values into *values* on every rank, and return them. Collective."""
         if self.patient:
             self._wait(self.control.Ibcast(values, root=root))
         else:
@@ -138,23 +152,23 @@ class Group:
         return values
 
     def broadcast_text(self, text: str, root: int = 0) -> str:
-        """*root*'s text on every rank. Collective."""
+        """Return *root*'s text on every rank. Collective."""
         encoded = np.frombuffer(text.encode(), dtype=np.uint8)
         size = int(self.broadcast(np.array([encoded.size]), root)[0])
         buffer = encoded.copy() if self.rank == root else np.empty(size, dtype=np.uint8)
         return self.broadcast(buffer, root).tobytes().decode()
 
     def gather_texts(self, text: str) -> list[str]:
-        """Every rank's text, in rank order. Collective."""
+        """Return every rank's text, in rank order. Collective."""
         return [self.broadcast_text(text, root) for root in range(self.size)]
 
     def alltoall(
         self, packed: npt.NDArray[np.uint8], outgoing: Sequence[int], incoming: Sequence[int]
     ) -> npt.NDArray[np.uint8]:
-        """Send every rank its bytes; the bytes that arrive, in rank order. Collective.
+        """Send every rank its bytes; return those that arrive, in rank order. Collective.
 
         Args:
-            packed: what is sent, one rank's after the other's.
+            packed: the bytes to send, in rank order.
             outgoing, incoming: how many bytes go to and come from each rank.
         """
         arrived = np.empty(sum(incoming), dtype=np.uint8)
@@ -165,9 +179,9 @@ class Group:
         return arrived
 
     def behind(self) -> "Group":
-        """A group of the same ranks for a thread beside the one that trains. Collective.
+        """Return a group of the same ranks for a thread beside the training. Collective.
 
-        It talks over communicators of its own, and waits without burning a core.
+        It uses communicators of its own, and waits without burning a core.
 
         Raises:
             HetmpError: MPI was started without support for several threads.
@@ -175,28 +189,28 @@ class Group:
         library = mpi()
         if library.Query_thread() < library.THREAD_MULTIPLE:
             raise HetmpError(
-                "MPI was started for one thread at a time, and saving behind the training takes "
+                "MPI was started for one thread at a time, and saving behind the training needs "
                 "two: set mpi4py.rc.thread_level = 'multiple' before importing mpi4py.MPI"
             )
         if "behind" not in self.kept:
             self.kept["behind"] = Group(self.control.Dup())
-        found: Group = self.kept["behind"]
-        found.patient = True
-        return found
+        group: Group = self.kept["behind"]
+        group.patient = True
+        return group
 
     def _wait(self, request: "MPI.Request") -> None:
-        """Until a request is complete, looking now and then."""
+        """Wait for a request, testing it now and then."""
         pause = 1e-5
         while not request.Test():
             time.sleep(pause)
             pause = min(2 * pause, PATIENCE_SECONDS / 50)
 
     def all_done(self) -> "MPI.Request":
-        """Say that this rank is done, and go on; the request is complete when all have."""
+        """Announce that this rank is done; the request returned completes when all are."""
         return self.control.Ibarrier()
 
     def part(self, ranks: Sequence[int]) -> "MPI.Intracomm | None":
-        """A communicator of *ranks* alone, in that order; None on the others. Collective."""
+        """Make a communicator of *ranks* alone, in that order; None on the others. Collective."""
         color = 0 if self.rank in ranks else mpi().UNDEFINED
         key = list(ranks).index(self.rank) if self.rank in ranks else 0
         comm: Any = self.control.Split(color, key)
@@ -209,11 +223,11 @@ class Group:
             time.sleep(PATIENCE_SECONDS)
 
     def shared_memory(self, size: int) -> "SharedMemory":
-        """*size* bytes that all ranks see. Collective; needs ``on_one_host``."""
+        """Allocate *size* bytes that all ranks see. Collective; needs ``on_one_host``."""
         return SharedMemory(self.comm, size)
 
     def all_fail(self) -> bool:
-        """Called where a rank fails: whether all the others do, too, at about the same point."""
+        """Return whether all other ranks fail, too, at about the same point. Called on failure."""
         request = self.control.Ibarrier()
         deadline = time.monotonic() + grace_seconds()
         while not (all_failed := request.Test()) and time.monotonic() < deadline:
@@ -222,7 +236,7 @@ class Group:
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """Around what a program does: an error in it that was not agreed on ends the job."""
+        """End the job after an error in the block that the ranks did not agree on."""
         try:
             yield
         except AgreedError:
@@ -247,7 +261,7 @@ class Group:
 
 
 def _kept(comm: "MPI.Intracomm") -> dict[str, Any]:
-    """What hetmp keeps on a user's communicator."""
+    """Return the dict that hetmp stores on a user's communicator."""
     global _cache_key
     library = mpi()
     if library.Query_thread() < library.THREAD_SERIALIZED:
@@ -257,26 +271,26 @@ def _kept(comm: "MPI.Intracomm") -> dict[str, Any]:
         )
     if _cache_key is None:
         _cache_key = library.Comm.Create_keyval()
-    kept: Any = comm.Get_attr(_cache_key)
-    if kept is None:
-        kept = {}
-        comm.Set_attr(_cache_key, kept)
-    found: dict[str, Any] = kept
-    return found
+    stored: Any = comm.Get_attr(_cache_key)
+    if stored is None:
+        stored = {}
+        comm.Set_attr(_cache_key, stored)
+    cache: dict[str, Any] = stored
+    return cache
 
 
-def _duplicate(comm: "MPI.Intracomm", kept: dict[str, Any], purpose: str) -> "MPI.Intracomm":
-    if purpose not in kept:
-        kept[purpose] = comm.Dup()
-    duplicate: MPI.Intracomm = kept[purpose]
+def _duplicate(comm: "MPI.Intracomm", cache: dict[str, Any], purpose: str) -> "MPI.Intracomm":
+    if purpose not in cache:
+        cache[purpose] = comm.Dup()
+    duplicate: MPI.Intracomm = cache[purpose]
     return duplicate
 
 
-def _on_one_host(comm: "MPI.Intracomm", kept: dict[str, Any]) -> bool:
-    if "on one host" not in kept:
+def _on_one_host(comm: "MPI.Intracomm", cache: dict[str, Any]) -> bool:
+    if "on one host" not in cache:
         local = comm.Split_type(mpi().COMM_TYPE_SHARED)
         alone = np.array([local.Get_size() < comm.Get_size()], dtype=np.int8)
         comm.Allreduce(mpi().IN_PLACE, alone, op=mpi().MAX)
-        kept["on one host"] = not alone[0]
+        cache["on one host"] = not alone[0]
         local.Free()
-    return bool(kept["on one host"])
+    return bool(cache["on one host"])

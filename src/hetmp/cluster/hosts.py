@@ -1,4 +1,4 @@
-"""Which ranks share a host, and what the ranks of a host share."""
+"""Which ranks share a host, and how they share its devices and cores."""
 
 import zlib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def local_sharing(group: Group, what: str) -> tuple[int, int]:
-    """(number, count) of this rank among the ranks on this host that name the same *what*.
+    """Return (number, count) of this rank among its host's ranks that name the same *what*.
 
     Collective. For ranks that share devices or cores: *what* names the set they were given.
     """
@@ -28,7 +28,7 @@ def local_sharing(group: Group, what: str) -> tuple[int, int]:
 
 
 def hosts(group: Group) -> tuple[int, ...]:
-    """By rank, the first rank on the same host. Collective."""
+    """Return, for each rank, the first rank on the same host. Collective."""
     local = group.control.Split_type(mpi().COMM_TYPE_SHARED, key=group.rank)
     first = np.array([group.rank])
     local.Bcast(first, root=0)
@@ -37,7 +37,7 @@ def hosts(group: Group) -> tuple[int, ...]:
 
 
 def side_by_side(first_on_host: Sequence[int]) -> tuple[int, ...]:
-    """The ranks in an order in which those of a host are next to each other.
+    """Order the ranks so that those of a host are neighbours.
 
     >>> side_by_side((0, 1, 0, 1))  # dealt out to two hosts in turns
     (0, 2, 1, 3)
@@ -48,7 +48,7 @@ def side_by_side(first_on_host: Sequence[int]) -> tuple[int, ...]:
 def arranged(
     comm: "MPI.Intracomm | None", group: Group
 ) -> "tuple[MPI.Intracomm | None, tuple[int, ...]]":
-    """*comm* with the ranks of a host next to each other. Collective over its *group*.
+    """Reorder *comm* so that the ranks of a host are neighbours. Collective over its *group*.
 
     Slices of neighbours are neighbours in every gathered value, so a ring of ranks goes from host
     to host once instead of with every slice. Rank 0 stays rank 0.

@@ -1,4 +1,4 @@
-"""What the launcher says of this process, before MPI starts and beside what MPI says."""
+"""What the launcher's environment says about this process, and whether MPI agrees."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from hetmp.core.errors import HetmpError
 
 
 def launched() -> tuple[int, int] | None:
-    """(rank, size) as the launcher's environment tells it, without MPI; None if not launched."""
+    """Return (rank, size) from the launcher's environment, without MPI; None if not launched."""
     for rank_name, size_name in (
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI's mpirun
         ("PMI_RANK", "PMI_SIZE"),  # MPICH's mpirun, srun --mpi=pmi2
@@ -24,13 +24,13 @@ def launched() -> tuple[int, int] | None:
 
 
 def speaks_first() -> bool:
-    """Whether this process is the one of many that speaks of what all of them see.
+    """Return whether this process prints the messages that every rank would print.
 
     The launcher knows before MPI starts, and where MPI fell apart into lonely worlds.
     """
-    told = launched()
-    if told is not None:
-        return told[0] == 0
+    started = launched()
+    if started is not None:
+        return started[0] == 0
     return "mpi4py.MPI" not in sys.modules or mpi().COMM_WORLD.Get_rank() == 0
 
 
@@ -42,18 +42,19 @@ def check_world(group: Group) -> None:
     Raises:
         HetmpError: P lonely worlds of one rank each, or a part of a heterogeneous job only.
     """
-    told, tasks = launched(), component_tasks()
-    if told is not None and told[1] > 1 and group.size == 1:
+    started, tasks = launched(), component_tasks()
+    if started is not None and started[1] > 1 and group.size == 1:
         raise HetmpError(
-            f"the launcher started {told[1]} processes, but MPI sees {told[1]} separate worlds of "
-            f"1 rank: it does not fit this MPI library ({mpi_library()}). With srun use "
-            "--mpi=pmix for Open MPI or --mpi=pmi2 for MPICH (hetmp doctor --srun-mpi says which); "
-            "with mpirun use the one that belongs to the library (.venv/bin/mpirun in a checkout)"
+            f"the launcher started {started[1]} processes, but MPI sees {started[1]} separate "
+            f"worlds of 1 rank: it does not fit this MPI library ({mpi_library()}). With srun "
+            "use --mpi=pmix for Open MPI or --mpi=pmi2 for MPICH (hetmp doctor --srun-mpi says "
+            "which); with mpirun use the one that belongs to the library (.venv/bin/mpirun in a "
+            "checkout)"
         )
-    if told is not None and told[1] != group.size:
+    if started is not None and started[1] != group.size:
         raise HetmpError(
-            f"the launcher started {told[1]} processes, MPI sees {group.size} ranks: start all of "
-            "them with one srun or one mpirun"
+            f"the launcher started {started[1]} processes, MPI sees {group.size} ranks: start "
+            "all of them with one srun or one mpirun"
         )
     if tasks and group.size < sum(tasks):
         raise HetmpError(

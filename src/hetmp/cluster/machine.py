@@ -1,4 +1,4 @@
-"""What this rank runs on: the device's name, its free memory, and how its CPU time is rationed."""
+"""This rank's machine: the device's name, its free memory, and the quota of CPU time."""
 
 import platform
 from pathlib import Path
@@ -12,7 +12,7 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
+    """Return the name of the GPU or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -24,24 +24,24 @@ def device_name(device: torch.device) -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device; 0 where nobody tells."""
+    """Return the free bytes on the device; 0 where they are unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    found = []
+    limits = []
     try:
         lines = MEMORY_INFO.read_text().splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     except (OSError, ValueError, IndexError):
         pass
     for folder in _own_folders():
         limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
         if limit is not None and used is not None:
-            found.append(max(0, limit - used))
-    return min(found, default=0)
+            limits.append(max(0, limit - used))
+    return min(limits, default=0)
 
 
 def quota_period() -> float:
-    """Seconds of a period in which this process may use part of its CPUs only; 0 without a quota.
+    """Return the period of the CPU quota in seconds; 0 without a quota.
 
     A container or job with a fifth of a CPU computes for a fifth of each period and then stands
     still: what is measured over less than many periods is luck.
@@ -60,7 +60,7 @@ def quota_period() -> float:
 
 
 def _own_folders(controller: str = "") -> list[Path]:
-    """This process's control group and those above it: version 2's, or version 1's *controller*."""
+    """List this process's control group and its parents: version 2, or 1's *controller*."""
     try:
         lines = OWN_CGROUP.read_text().splitlines()
     except OSError:

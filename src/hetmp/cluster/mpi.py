@@ -9,7 +9,7 @@ from hetmp.core.errors import HetmpError
 
 
 def mpi() -> Any:
-    """``mpi4py.MPI``, with MPI started."""
+    """Return ``mpi4py.MPI``, with MPI started."""
     library = _loaded()
     if not library.Is_initialized():
         _refuse_misfit(library.Get_library_version())
@@ -19,12 +19,12 @@ def mpi() -> Any:
 
 
 def mpi_started() -> bool:
-    """Whether MPI has been started in this process."""
+    """Return whether MPI has been started in this process."""
     return "mpi4py.MPI" in sys.modules and bool(_loaded().Is_initialized())
 
 
 def _loaded() -> Any:
-    """``mpi4py.MPI``; started only if the user's own program imported it before."""
+    """Return ``mpi4py.MPI``; started only if the user's own program imported it before."""
     if "mpi4py.MPI" not in sys.modules:
         import mpi4py
 
@@ -44,7 +44,7 @@ def _finalize() -> None:
 
 
 def _refuse_misfit(library: str) -> None:
-    """Say what MPICH would abort on without a word of help: a launcher that speaks PMIx only."""
+    """Refuse a launcher that speaks PMIx only: MPICH would abort without a helpful word."""
     pmix_only = "PMIX_RANK" in os.environ and "PMI_RANK" not in os.environ
     if library.startswith("MPICH") and pmix_only and "SLURM_PROCID" in os.environ:
         raise HetmpError(
@@ -54,10 +54,10 @@ def _refuse_misfit(library: str) -> None:
 
 
 def mpi_vendor() -> str:
-    """Whose MPI library this is, for example ``MPICH`` or ``Open MPI``. Does not start it.
+    """Return the MPI library's vendor, such as ``MPICH`` or ``Open MPI``. Does not start it.
 
     Raises:
-        HetmpError: there is none that can be loaded.
+        HetmpError: no MPI library can be loaded.
     """
     try:
         return str(_loaded().get_vendor()[0])
@@ -68,13 +68,13 @@ def mpi_vendor() -> str:
 
 
 def mpi_library() -> str:
-    """The MPI library in use, for example ``MPICH 5.0.2``. Does not start it."""
+    """Return the MPI library and its version, such as ``MPICH 5.0.2``. Does not start it."""
     name, version = _loaded().get_vendor()
     return f"{name} {'.'.join(str(part) for part in version)}"
 
 
 def thread_level() -> str:
-    """How many threads may call MPI at once: single, funneled, serialized or multiple."""
+    """Return MPI's thread level: single, funneled, serialized or multiple."""
     library = mpi()
     names = ("single", "funneled", "serialized", "multiple")
     levels = [getattr(library, f"THREAD_{name.upper()}") for name in names]

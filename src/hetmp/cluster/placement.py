@@ -37,7 +37,7 @@ class RankPlace(BaseModel):
 
 
 def gather_places(group: Group, device: torch.device, threads: int) -> tuple[RankPlace, ...]:
-    """Every rank's place, in rank order. Collective.
+    """Gather every rank's place, in rank order. Collective.
 
     Args:
         device, threads: of this rank.
@@ -57,7 +57,7 @@ def gather_places(group: Group, device: torch.device, threads: int) -> tuple[Ran
 
 
 def placement_table(places: Sequence[RankPlace]) -> Table:
-    """The places as a table; neighbours that are alike share a row."""
+    """Return the places as a table; neighbours that are alike share a row."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for heading in ("rank", "host", "device", "cores", "threads", "free memory"):
         table.add_column(heading, no_wrap=True)
@@ -76,7 +76,7 @@ def placement_table(places: Sequence[RankPlace]) -> Table:
 
 
 def show_placement(places: Sequence[RankPlace]) -> None:
-    """Print which rank runs where, and a line about GPUs that are given and not used."""
+    """Print which rank runs where, and a note about GPUs that are given and not used."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)

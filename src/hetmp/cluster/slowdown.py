@@ -1,4 +1,4 @@
-"""Making a rank slower on purpose: a test aid for clusters of unequal devices on one machine.
+"""Slows a rank down on purpose: a test aid for unequal devices on one machine.
 
 A rank slowed by 3 sleeps two seconds for every second that it computed. It does so where it is
 about to meet other ranks, so the others see a rank that is three times as slow; time in exchanges
@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from hetmp.core.errors import HetmpError
 
 ASKING_SECONDS = 0.05
-"""How often a rank that sleeps asks whether that is enough."""
+"""Seconds between a sleeping rank's calls of ``enough``."""
 
 
 class Slowdown:
-    """How much slower than it is a rank behaves.
+    """How many times slower a rank behaves than it is.
 
     Attributes:
-        enough: asked at every exchange, and while it sleeps; it sleeps no more where that is true.
+        enough: called at every exchange, and during sleep; the rank stops sleeping once it is true.
     """
 
     def __init__(self, factor: float = 1.0) -> None:
@@ -29,7 +29,7 @@ class Slowdown:
 
     @property
     def factor(self) -> float:
-        """How many times slower; what was computed before it is set is not stretched."""
+        """How many times slower; work done before it is set is not stretched."""
         return self._factor
 
     @factor.setter
@@ -38,7 +38,7 @@ class Slowdown:
         self._mark = time.thread_time()
 
     def worked(self) -> None:
-        """An exchange begins: sleep for what was computed since the last one."""
+        """Sleep for the work done since the last exchange; called when an exchange begins."""
         awake = self.enough is not None and self.enough()
         if self.factor > 1:
             computed = time.thread_time() - self._mark
@@ -49,7 +49,7 @@ class Slowdown:
             self._mark = time.thread_time()
 
     def resume(self) -> None:
-        """An exchange ended: its own time does not count."""
+        """Restart the measurement after an exchange, whose own time does not count."""
         if self.factor > 1:
             self._mark = time.thread_time()
 
@@ -63,8 +63,8 @@ def check_slowdown(slowdown: Sequence[float], ranks: int | None = None) -> None:
     for rank, factor in enumerate(slowdown):
         if not (math.isfinite(factor) and factor >= 1):
             raise HetmpError(
-                f"slowdown {factor} of rank {rank}: it is 1 (as fast as the rank is) or more; "
-                "give one per rank, 1 or more each"
+                f"slowdown {factor} of rank {rank} is below 1 (full speed) or not finite: give "
+                "one per rank, 1 or more each"
             )
     if ranks is not None and len(slowdown) != ranks:
         raise HetmpError(f"{len(slowdown)} slowdowns for {ranks} ranks: give one per rank")

@@ -8,7 +8,12 @@ from hetmp.core.errors import HetmpError
 
 
 def whole_number(what: str, value: Any, least: int, most: int | None = None) -> int:
-    """*value* as an int of *least* to *most*, or a `HetmpError` that says *what* it is for."""
+    """Return *value* as an int from *least* to *most*; raise a `HetmpError` otherwise.
+
+    Args:
+        what: names the value in the message.
+        most: no upper limit if None.
+    """
     try:
         number = None if isinstance(value, bool) else index(value)
     except TypeError:
@@ -20,7 +25,7 @@ def whole_number(what: str, value: Any, least: int, most: int | None = None) -> 
 
 
 def image_shape(what: str, shape: Any) -> tuple[int, ...]:
-    """*shape* as (channels, *spatial), all 1 or more, or a `HetmpError`."""
+    """Return *shape* as (channels, *spatial), all 1 or more; raise a `HetmpError` otherwise."""
     if not isinstance(shape, Iterable) or len(sides := tuple(shape)) < 2:
         raise HetmpError(
             f"{what} is the channels and the spatial sides of one image, "

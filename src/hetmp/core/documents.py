@@ -14,32 +14,38 @@ Document = TypeVar("Document", bound=BaseModel)
 
 
 def load(kind: type[Document], path: str | Path, what: str) -> Document:
-    """A document from a JSON file.
+    """Read a document from a JSON file.
+
+    Args:
+        what: names the kind of file in the message.
 
     Raises:
-        HetmpError: the file cannot be read, or an entry is wrong: its place and the reason.
+        HetmpError: the file cannot be read, or an entry is wrong; names its place and the reason.
     """
     return validated(kind, read(path, what), f"{what} {path}")
 
 
 def read(path: str | Path, what: str) -> str:
-    """The text of a file.
+    """Return the text of a file.
 
     Raises:
-        HetmpError: it cannot be read; *what* it is, and why.
+        HetmpError: it cannot be read; names *what* it is, and why.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else f"it is no text ({error})"
+        why = error.strerror if isinstance(error, OSError) else f"it is not text ({error})"
         raise HetmpError(f"{what} {path} cannot be read: {why}{near_path(path)}") from error
 
 
 def validated(kind: type[Document], source: str | dict[str, Any], what: str) -> Document:
-    """A document from its JSON or its fields.
+    """Return a document from its JSON or its fields.
+
+    Args:
+        what: names the source in the message.
 
     Raises:
-        HetmpError: an entry is wrong: *what* it is in, its place and the reason.
+        HetmpError: an entry is wrong; names *what* it is in, its place and the reason.
     """
     try:
         if isinstance(source, str):
@@ -48,15 +54,15 @@ def validated(kind: type[Document], source: str | dict[str, Any], what: str) -> 
     except ValidationError as error:
         wrong = error.errors()
         # What is misspelt is missing, too.
-        misspelt = (one for one in wrong if one["type"] == "extra_forbidden")
+        misspelt = (entry for entry in wrong if entry["type"] == "extra_forbidden")
         first = next(misspelt, wrong[0])
         place = ".".join(str(part) for part in first["loc"])
-        said = f"{place}: " if place else ""
-        raise HetmpError(f"{what}: {said}{_in_words(kind, first)}") from error
+        prefix = f"{place}: " if place else ""
+        raise HetmpError(f"{what}: {prefix}{_in_words(kind, first)}") from error
 
 
 def _in_words(kind: type[BaseModel], wrong: Mapping[str, Any]) -> str:
-    """What is wrong with an entry, and which name it was meant to be."""
+    """Say what is wrong with an entry, and suggest a name if one is similar."""
     cause = wrong.get("ctx", {}).get("error")
     if isinstance(cause, ValueError):
         return str(cause)
@@ -69,7 +75,7 @@ def _in_words(kind: type[BaseModel], wrong: Mapping[str, Any]) -> str:
 
 
 def _fields(kind: type[BaseModel]) -> set[str]:
-    """The names of a document's entries, and of those within them."""
+    """Return the names of a document's entries, nested ones included."""
     names = set(kind.model_fields)
     for field in kind.model_fields.values():
         for part in (field.annotation, *get_args(field.annotation)):

@@ -1,4 +1,4 @@
-"""Tell a person of an error, and of warnings held back until then."""
+"""Report errors on stderr, with the warnings that were held back until then."""
 
 import sys
 import traceback
@@ -8,35 +8,39 @@ from typing import Any
 from hetmp.core.errors import HetmpError, describe, says_enough
 
 _held: list[str] = []
-"""What this process was warned of and has not told."""
+"""Warnings held back until the run succeeds or fails."""
 
 
 def hold_warnings(rank: int) -> None:
-    """Keep Python's warnings for `report`, on a *rank* that is silent: rank 0 shows the same ones.
+    """Hold Python's warnings back for `report`, because rank 0 shows the same ones.
 
-    Where warnings were asked for (``PYTHONWARNINGS``, ``python -W``) each rank shows its own.
+    With ``PYTHONWARNINGS`` or ``python -W`` each rank shows its own at once instead.
+
+    Args:
+        rank: of this process, named in each warning.
     """
 
     def show(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
     ) -> None:
-        told = f"rank {rank}: {warnings.formatwarning(message, category, filename, lineno)}"
+        text = f"rank {rank}: {warnings.formatwarning(message, category, filename, lineno)}"
         if sys.warnoptions:
-            sys.stderr.write(told)
+            sys.stderr.write(text)
         else:
-            _held.append(told)
+            _held.append(text)
 
     warnings.showwarning = show  # type: ignore[assignment]
 
 
 def report(error: BaseException, prefix: str = "", trace: bool = True) -> None:
-    """Print *error* on stderr, with the traceback where that says where to look.
+    """Print *error* on stderr, with a traceback where it helps to find the place.
 
-    In one piece: what several ranks say does not mix. Of a reader of the output that has gone
-    (``| head``) there is nobody to tell.
+    Written in one piece, so that the messages of several ranks do not mix. If the reader of stdout
+    is gone (``| head``), nothing is printed.
 
     Args:
-        trace: else the place in a few words, on ranks that may all say the same.
+        prefix: goes before the message.
+        trace: whether to print the traceback; else only the file and line.
     """
     if isinstance(error, BrokenPipeError):
         return

@@ -1,26 +1,26 @@
-"""The exceptions that hetmp raises in words, and how the program ends with them."""
+"""Exceptions whose messages are complete sentences, and the exit codes they lead to."""
 
 import errno
 import os
 
 FAILED, BAD_INPUT = 1, 2
-"""How the program ends: docs/commands.md has all the codes."""
+"""Exit codes: docs/commands.md has all of them."""
 
 
 _OF_PATHS = {errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.EROFS}
-"""Errors of the system that say that a path cannot be used."""
+"""System errors that mean that a path cannot be used."""
 
 _OF_DISKS = {errno.EDQUOT, errno.EIO, errno.ENOSPC}
-"""Errors of the system that are nobody's fault."""
+"""System errors of the disk, which are not the input's fault."""
 
 GRACE_SECONDS = 3.0
-"""How long ranks wait for each other's words before a job ends: see ``grace_seconds``."""
+"""Default of ``grace_seconds``."""
 
 
 def grace_seconds() -> float:
-    """Return how long a rank that fails gives the others to say so, too, before the job ends.
+    """Return how long a failing rank waits for the others to fail, too, before the job ends.
 
-    ``HETMP_GRACE_SECONDS`` sets it; what is not a number from 0 to 3600 counts as the default.
+    ``HETMP_GRACE_SECONDS`` sets it; other values than numbers from 0 to 3600 are ignored.
     """
     try:
         seconds = float(os.environ.get("HETMP_GRACE_SECONDS", ""))
@@ -30,40 +30,37 @@ def grace_seconds() -> float:
 
 
 class HetmpError(ValueError):
-    """Bad input, said in words: it names the value, the limit and the remedy.
+    """Bad input; the message names the value, the limit and the remedy.
 
-    A ``ValueError``, so that a library user who knows nothing of hetmp catches it too.
+    A ``ValueError``, so that library users catch it without knowing hetmp.
 
     Attributes:
-        exit_code: how the program ends with it.
+        exit_code: of the program, when this error ends it.
     """
 
     exit_code = BAD_INPUT
 
 
 class FailedError(HetmpError):
-    """What was told could be used, and it failed all the same: no room, a loss that is no number.
-
-    Said in words, too.
-    """
+    """A failure that is not the input's fault: no room on the disk, a loss that is not finite."""
 
     exit_code = FAILED
 
 
 def exit_code(error: BaseException) -> int:
-    """How the program ends with *error*."""
+    """Return the exit code for *error*."""
     if isinstance(error, HetmpError):
         return error.exit_code
     return BAD_INPUT if isinstance(error, OSError) and error.errno in _OF_PATHS else FAILED
 
 
 def says_enough(error: BaseException) -> bool:
-    """Whether it is an error of the system that no line of code explains any better."""
+    """Return whether *error* is a system error that a traceback would not explain any better."""
     return isinstance(error, OSError) and error.errno in _OF_PATHS | _OF_DISKS
 
 
 def describe(error: BaseException) -> str:
-    """An error in words; its type too where it is not one that hetmp worded."""
+    """Return the message of *error*, with its type unless hetmp or the system worded it."""
     if isinstance(error, HetmpError):
         return str(error)
     if isinstance(error, OSError) and says_enough(error):

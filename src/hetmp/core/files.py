@@ -1,4 +1,4 @@
-"""Files that stand under their name only when they are complete."""
+"""Files that appear under their name only when they are complete."""
 
 import contextlib
 import os
@@ -9,18 +9,18 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path, *, contended: bool = False) -> Iterator[Path]:
-    """A file to write beside *path*, which takes its place when the block ends.
+    """Yield a temporary path beside *path*; when the block ends, the file replaces *path*.
 
-    Where the block or the renaming raises, what stood under the name stands, and the file beside
-    it is gone. A link stays one, to the new file. What is no file (``/dev/stdout``) cannot be
-    replaced: it is *path* itself that is given then.
+    If the block or the renaming raises, *path* stays as it was and the temporary file is removed.
+    If *path* is a symlink, its target is replaced and the link kept. If *path* exists and is not a
+    regular file (``/dev/stdout``), it cannot be replaced: *path* itself is yielded.
 
     Args:
-        contended: other processes may be writing the same file: each then has one of its own, of
-            which the last that is complete stays.
+        contended: whether other processes may write the same file: each then has a temporary file
+            of its own, and the last complete one stays.
 
     Raises:
-        OSError: it cannot take the place.
+        OSError: the file cannot replace *path*.
     """
     if path.exists() and not path.is_file():
         yield path
@@ -32,6 +32,6 @@ def replacing(path: Path, *, contended: bool = False) -> Iterator[Path]:
         yield beside
         beside.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):  # where the folder is none, neither is this
+        with contextlib.suppress(OSError):  # if the folder does not exist, neither does the file
             beside.unlink(missing_ok=True)
         raise

@@ -1,4 +1,4 @@
-"""What was meant by a name or a path that there is not."""
+"""Suggestions for names and paths that do not exist."""
 
 import difflib
 import itertools
@@ -19,15 +19,18 @@ MEANT = {
     "fp64": "float64",
     "double": "float64",
 }
-"""What hetmp calls things, by what others call them."""
+"""hetmp's names, by common other names."""
 
 
 _MOST_FILES = 10_000
-"""In how many files of a folder one is looked for that may have been meant."""
+"""The most files of a folder that are compared with a missing name."""
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The one of the *known* names that *name* was meant to be; None if it is like none.
+    """Return the *known* name most like *name*; None if none is similar.
+
+    Args:
+        cutoff: the least similarity, from 0 to 1 (as ``difflib.get_close_matches``).
 
     >>> nearest("gpu", ["auto", "cpu", "cuda"])
     'cuda'
@@ -38,12 +41,15 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     plain = name.strip().lower()
     if MEANT.get(plain) in known:
         return MEANT[plain]
-    found = difflib.get_close_matches(plain, known, n=1, cutoff=cutoff)
-    return next(iter(found or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
+    matches = difflib.get_close_matches(plain, known, n=1, cutoff=cutoff)
+    return next(iter(matches or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> HetmpError:
-    """The error for a *name* that is none of the *known* ones, with the nearest of them.
+    """Return the error for a *name* that is not *known*; it suggests the nearest one.
+
+    Args:
+        kind: names the kind of thing in the message.
 
     >>> str(unknown_name("model", "vgg12", ["vgg11", "digits"]))
     "unknown model 'vgg12': did you mean 'vgg11'? (known: digits, vgg11)"
@@ -56,17 +62,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> HetmpError:
 
 
 def near_path(path: str | Path) -> str:
-    """`` (did you mean runs/demo?)`` for a *path* that is not there, if there is one like it."""
+    """Return `` (did you mean runs/demo?)`` for a missing *path*; empty if none is similar."""
     path = missing = Path(path)
     while not os.path.isdir(missing.parent):  # Path.is_dir raises where it may not look
         missing = missing.parent
     try:
-        names = [one.name for one in itertools.islice(os.scandir(missing.parent), _MOST_FILES)]
+        names = [entry.name for entry in itertools.islice(os.scandir(missing.parent), _MOST_FILES)]
     except OSError:
         return ""
     near = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.7)
     if not near or missing.name in names:
         return ""
-    found = missing.with_name(near[0])
-    whole = found / path.relative_to(missing)
-    return f" (did you mean {whole if os.path.exists(whole) else found}?)"
+    sibling = missing.with_name(near[0])
+    whole = sibling / path.relative_to(missing)
+    return f" (did you mean {whole if os.path.exists(whole) else sibling}?)"

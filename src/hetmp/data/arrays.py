@@ -1,4 +1,4 @@
-"""Images and labels that come as arrays: checked, and brought into the order that hetmp uses."""
+"""Checks images and labels that come as arrays, and brings them into hetmp's order of axes."""
 
 from typing import Any, Literal
 
@@ -11,13 +11,13 @@ from hetmp.core.errors import HetmpError
 def checked_labels(
     where: str, labels: npt.NDArray[Any], classes: int | None = None
 ) -> npt.NDArray[np.int64]:
-    """*labels* as int64, each 0 or more and, with *classes*, below it.
+    """Return *labels* as int64, each 0 or more and, with *classes*, below it.
 
     Args:
-        where: what they are the labels of, for the message.
+        where: the source of the labels, for the message.
 
     Raises:
-        HetmpError: no integers, none at all, or one out of range: which and where.
+        HetmpError: not integers, none at all, or one out of range; names it and its place.
     """
     if not np.issubdtype(labels.dtype, np.integer):
         raise HetmpError(f"{where}: labels are whole numbers, these are {labels.dtype}")
@@ -40,36 +40,35 @@ Channels = Literal["none", "first", "last"]
 """Images without an axis for them (grey), with theirs as the first, or as the last."""
 
 USUAL = (1, 3, 4)
-"""As many channels as pictures have: grey, colours, colours and opacity."""
+"""Usual numbers of channels: grey, colours, colours and opacity."""
 
 
 def find_channels(
-    where: str, sides: tuple[int, ...], told: tuple[int, ...] | None
+    where: str, sides: tuple[int, ...], wanted: tuple[int, ...] | None
 ) -> tuple[Channels, tuple[int, ...]]:
-    """(where its channels are, its shape with the channels first) of one image.
+    """Return (where the channels are, the shape with the channels first) of one image.
 
     Args:
-        where: what the images are called, for the message.
+        where: name of the images, for the message.
         sides: of one image as it is stored.
-        told: the shape that it is to have, if that is said.
+        wanted: the shape that it shall have; None: derive it.
 
     Raises:
-        HetmpError: *told* is another shape; not enough axes for an image; a side of 0.
+        HetmpError: *wanted* is another shape; not enough axes for an image; a side of 0.
     """
     if not all(sides) or len(sides) < 2:
         raise HetmpError(
-            f"{where}: images have two sides or more, none of them 0, besides the axis that counts "
-            f"them; these are {sides}"
+            f"{where}: each image must have two or more sides, none of them 0; these have {sides}"
         )
     ways: dict[Channels, tuple[int, ...]] = {"first": sides, "last": (sides[-1], *sides[:-1])}
     ways["none"] = (1, *sides)
-    if told is not None:
+    if wanted is not None:
         for channels, shape in ways.items():
-            if shape == tuple(told):
+            if shape == tuple(wanted):
                 return channels, shape
         raise HetmpError(
-            f"{where}: each image is {sides}, which is not the shape {tuple(told)} that was told, "
-            "with its channels first, last or left out"
+            f"{where}: each image is {sides}, which is not the given shape {tuple(wanted)} with "
+            "its channels first, last or left out"
         )
     if len(sides) == 2:
         return "none", ways["none"]
@@ -78,20 +77,20 @@ def find_channels(
 
 
 def channels_first(images: npt.NDArray[np.generic], channels: Channels) -> npt.NDArray[np.generic]:
-    """*images* (n, ...) as (n, c, *spatial)."""
+    """Return *images* (n, ...) as (n, c, *spatial)."""
     if channels == "none":
         return images[:, None]
     return np.moveaxis(images, -1, 1) if channels == "last" else images
 
 
 _BLOCK = 500
-"""How many images are looked at at a time."""
+"""Images checked at a time."""
 
 Array = npt.NDArray[np.generic]
 
 
 def ordered_images(where: str, images: Array, shape: tuple[int, ...] | None = None) -> Array:
-    """*images* as (n, c, *spatial), uint8 or float32, contiguous.
+    """Return *images* as (n, c, *spatial), uint8 or float32, contiguous.
 
     With *shape*, (c, *spatial), it decides which axis is the channels; where both ends would do,
     they come first. Else images of three axes have one channel. Of four axes the last is the
@@ -112,7 +111,11 @@ def ordered_images(where: str, images: Array, shape: tuple[int, ...] | None = No
 
 
 def ordered_labels(where: str, labels: Array, images: Array) -> Array:
-    """*labels* as (n,), or (n, *spatial) with one per pixel, for *images* (n, c, *spatial).
+    """Return *labels* as (n,), or (n, *spatial) per pixel, for *images* (n, c, *spatial).
+
+    Args:
+        where: names the labels in the message.
+        labels: (n,), (n, 1) or (n, *spatial), of any dtype.
 
     Raises:
         HetmpError: another shape; labels as rows of 0 and 1.
@@ -156,6 +159,6 @@ def _numbers(where: str, images: Array) -> Array:
         if wrong.any():
             raise HetmpError(
                 f"{where}: image {begin + int(np.argmax(wrong))} has a number that is not finite "
-                "in float32: mend or leave out such images"
+                "in float32: correct or leave out such images"
             )
     return numbers

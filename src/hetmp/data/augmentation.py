@@ -16,7 +16,7 @@ _T = TypeVar("_T", bound=np.generic)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a training image.
+    """Random changes of a training image.
 
     What does happen depends on the seed, the epoch and the image's number only: it is the same
     for any number of ranks, whichever of them reads the image.
@@ -34,15 +34,15 @@ class Augmentation:
         return self.flip or self.crop > 0
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse what makes no sense for the images of *dataset*.
+        """Refuse options that make no sense for the images of *dataset*.
 
         Raises:
             HetmpError: naming the option.
         """
         if self.crop and dataset.train.label_shape:
             raise HetmpError(
-                f"{dataset.name} has a label for every pixel, and what crop pads has none: leave "
-                "--crop out"
+                f"{dataset.name} has a label for every pixel, and the pixels that crop adds have "
+                "none: leave out --crop"
             )
         if self.crop and len(dataset.input_shape) < 3:
             raise HetmpError(
@@ -51,7 +51,7 @@ class Augmentation:
             )
 
     def draws(self, seed: int, epoch: int, count: int) -> npt.NDArray[np.uint64]:
-        """The random words of an epoch, one for each of *count* images."""
+        """Return the random words of an epoch, one for each of *count* images."""
         return words(seed, Purpose.AUGMENTATION, epoch, count)
 
     def apply(
@@ -61,7 +61,13 @@ class Augmentation:
         chosen: Indices,
         draws: npt.NDArray[np.uint64],
     ) -> tuple[Array, npt.NDArray[np.int64]]:
-        """Images (k, c, *spatial) and labels, changed; those given are left as they are."""
+        """Return changed images (k, c, *spatial) and labels; the arguments stay as they are.
+
+        Args:
+            labels: (k,), or (k, *spatial) with one per pixel.
+            chosen: (k,), the images' numbers in the data set.
+            draws: the words of `draws` for the whole epoch.
+        """
         drawn = draws[chosen]
         if self.crop:
             images = self._cropped(images, drawn)

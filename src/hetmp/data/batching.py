@@ -1,4 +1,4 @@
-"""Which images make up which batch: a function of seed and epoch, and of nothing else."""
+"""Which images make up which batch: a function of seed and epoch alone."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from hetmp.data.random_words import Purpose, words
 
 
 def count_batches(n: int, batch_size: int, drop_last: bool = False) -> int:
-    """How many batches of *batch_size* images *n* images make.
+    """Count the batches of *batch_size* images that *n* images make.
 
     Without *drop_last* the last batch holds what is left, and may be smaller.
 
@@ -47,7 +47,7 @@ def batch_indices(
     shuffle: bool = True,
     drop_last: bool = False,
 ) -> list[npt.NDArray[np.int64]]:
-    """The indices, 0 to n - 1, that each batch of an epoch takes, in order.
+    """Return the indices, 0 to n - 1, of each batch of an epoch, in order.
 
     Every index comes once, but for those that *drop_last* drops. The order depends on *n*,
     *seed* and *epoch* only: it is the same on every rank, on every machine, with any numpy.
@@ -72,7 +72,7 @@ def batches(
     shuffle: bool = True,
     start: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch: images ``(b, c, *spatial)`` float32, labels int64 as in the split.
+    """Return the batches of an epoch: images ``(b, c, *spatial)`` float32, labels int64.
 
     *start* is the first batch to yield, counted from 0, for a run that resumes: those before
     it are not read. At the number of batches nothing is yielded: the epoch was complete.

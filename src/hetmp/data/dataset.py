@@ -1,4 +1,4 @@
-"""What a data set is: images and labels that can be read, and how they are made ready."""
+"""Data sets: images and labels that can be read, and the figures that normalise them."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ Indices = npt.NDArray[np.int64]
 
 
 class Part(ABC):
-    """The training or the test part of a data set: images that are read when they are needed.
+    """The training or the test part of a data set, whose images are read when needed.
 
     Attributes:
         shape: of an image: channels, then the spatial sides.
         dtype: of the images as they are read: uint8 or float32.
         label_shape: of a label: () for a class per image, the spatial sides for one per pixel.
-        everywhere: whether every rank has the images at hand, so that each reads all that it
-            needs; else each image is read on one rank, and shared.
+        everywhere: whether every rank holds the images, so that each reads all it needs; else
+            each image is read on one rank, and shared.
     """
 
     shape: tuple[int, ...]
@@ -30,20 +30,20 @@ class Part(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
 
     @abstractmethod
     def read(self, chosen: Indices) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
-        """Images (k, *shape) of ``dtype`` and labels (k, *label_shape), in the order *chosen*.
+        """Return images (k, *shape) and labels (k, *label_shape), in the order *chosen*.
 
-        Called by several threads at a time. Not collective.
+        Images have ``dtype``. Called by several threads at a time. Not collective.
 
         Raises:
-            HetmpError: an image cannot be read, or is not what it should be: which, and why.
+            HetmpError: an image cannot be read or is invalid; names the image and the reason.
         """
 
     def titles(self, chosen: Indices) -> list[str]:
-        """What a person knows the images by: their numbers, if there is nothing better."""
+        """Return what people know the images by: their numbers, if there is nothing better."""
         return [str(index) for index in chosen]
 
 
@@ -90,30 +90,30 @@ class Dataset:
     """A data set, ready to train on."""
 
     name: str
-    """What `load` takes."""
+    """The name that `load` takes."""
     train: Part
-    """What the network learns from."""
+    """The training part."""
     test: Part
-    """What it is judged by. None of its images is in the training part."""
+    """The test part. It shares no image with the training part."""
     classes: int
-    """How many classes the labels tell apart."""
+    """Number of classes."""
     input_shape: tuple[int, ...]
     """Channels, then the spatial sides of one image in pixels."""
     split_name: str
-    """How the two parts were made; never reused for another way."""
+    """Name of the way in which the parts were made; never reused for another way."""
     split_seed: int
     """Which image is in which part, given `split_name`."""
     mean: tuple[float, ...]
-    """Per channel, in units of the source: what is subtracted from both parts."""
+    """Per channel, in units of the source: subtracted from both parts."""
     std: tuple[float, ...]
-    """Per channel, in units of the source: what both parts are then divided by."""
+    """Per channel, in units of the source: both parts are then divided by it."""
     normalised: bool = False
     """Whether the parts give images that are normalised already, by `mean` and `std`."""
     class_names: tuple[str, ...] = ()
-    """What the classes are called, in order; empty where nobody says."""
+    """Names of the classes, in order; empty where they are unknown."""
 
     def about(self) -> dict[str, object]:
-        """What a trained network must know of its images, as plain values."""
+        """Return what a trained network must know about its images, as plain values."""
         return {
             "shape": list(self.input_shape),
             "label_shape": list(self.train.label_shape),

@@ -1,4 +1,4 @@
-"""Training and test pixels of one scene that are so far apart that their patches share none."""
+"""Training and test pixels of one scene, so far apart that their patches do not overlap."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,7 @@ from hetmp.data.dataset import Indices
 from hetmp.data.random_words import Purpose, words
 
 ATTEMPTS = 100
-"""How many divisions of a scene are tried until every class is in both parts."""
+"""Divisions of a scene to try until every class is in both parts."""
 
 _STREAM = 2**33  # of the generator: beyond those of the classes and of the samples
 
@@ -21,7 +21,7 @@ def split_apart(
     test_share: float,
     seed: int,
 ) -> tuple[Indices, Indices]:
-    """(training, test): indices into *pixels*, ascending; every class is in both.
+    """Return (training, test): indices into *pixels*, ascending; every class is in both.
 
     The scene is divided into squares of twice the patch's side. Squares are drawn for training
     until they hold enough of each class, the rarest first, and one with each class is left. All
@@ -33,12 +33,11 @@ def split_apart(
         pixels: (n, 2), row and column.
         labels: (n,), 0 or more.
         sides: height and width of the scene.
-        patch: side of a patch; it is mirrored at the borders, so it only has pixels that would
-            lie in it without.
+        patch: side of a patch; at the borders it is mirrored, which adds no further pixels.
         test_share: about how large a share is not for training.
 
     Raises:
-        HetmpError: no division found that has every class in both parts: which is missing.
+        HetmpError: no division has every class in both parts; names a missing one.
     """
     kinds = np.unique(labels)
     missing = 0
@@ -66,7 +65,7 @@ def _drawn(
     test_share: float,
     stream: tuple[int, int],
 ) -> npt.NDArray[np.bool_]:
-    """Which pixels lie in the squares that are drawn for training."""
+    """Draw squares for training; return which pixels lie in them."""
     side = 2 * patch
     across = sides[1] // side + 2  # squares in a row, with those that the grid's offset adds
     down = sides[0] // side + 2
@@ -77,26 +76,26 @@ def _drawn(
     square = row * across + column
     rank = np.argsort(np.argsort(drawn[2:], kind="stable"), kind="stable")
     chosen = np.zeros(len(pixels), dtype=bool)
-    kept = np.zeros(len(rank), dtype=bool)  # squares that are for testing for good
+    reserved = np.zeros(len(rank), dtype=bool)  # squares reserved for testing
     kinds, counts = np.unique(labels, return_counts=True)
     for kind in kinds[np.argsort(counts, kind="stable")]:
         of_kind = labels == kind
         wanted = (1 - test_share) * of_kind.sum()
         squares = np.unique(square[of_kind & ~chosen])
         squares = squares[np.argsort(rank[squares])]
-        if len(squares) and not kept[squares].any():
-            kept[squares[-1]] = True
-        for one in squares[~kept[squares]]:
+        if len(squares) and not reserved[squares].any():
+            reserved[squares[-1]] = True
+        for number in squares[~reserved[squares]]:
             if (of_kind & chosen).sum() >= wanted:
                 break
-            chosen |= square == one
+            chosen |= square == number
     return chosen
 
 
 def _near(
     centres: npt.NDArray[np.int64], sides: tuple[int, int], distance: int
 ) -> npt.NDArray[np.bool_]:
-    """(h, w): whether one of *centres* is at most so many rows and so many columns away."""
+    """Return (h, w): whether a centre is at most *distance* rows and columns away."""
     near = np.zeros(sides, dtype=bool)
     near[tuple(centres.T)] = True
     for axis, side in enumerate(sides):

@@ -71,8 +71,8 @@ class Feed:
         if not dataset.normalised:
             ones = (1,) * (len(dataset.input_shape) - 1)
             mean, std = (
-                torch.tensor(told, dtype=torch.float64).to(reading.dtype).view(1, -1, *ones)
-                for told in (dataset.mean, dataset.std)
+                torch.tensor(figures, dtype=torch.float64).to(reading.dtype).view(1, -1, *ones)
+                for figures in (dataset.mean, dataset.std)
             )
             self._normal = mean.to(reading.device), std.to(reading.device)
         self.waited = 0.0
@@ -80,7 +80,7 @@ class Feed:
     def shuffled(
         self, batch_size: int, *, seed: int, epoch: int, start: int = 0, drop_last: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from batch *start* on, in random order. Collective.
+        """Return the batches of an epoch from batch *start* on, in random order. Collective.
 
         Images ``(b, c, *spatial)``, labels int64; see ``batch_indices`` for the order. Every rank
         takes the same batches, or closes the iterator after the same one.
@@ -94,7 +94,7 @@ class Feed:
         return self._batches(order[start:], draws)
 
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in the order of their numbers, as they are. Collective; as ``shuffled``."""
+        """Return all images in the order of their numbers. Collective; as ``shuffled``."""
         count = len(self._part)
         return self._batches(batch_indices(count, batch_size, seed=0, epoch=0, shuffle=False), None)
 
@@ -160,7 +160,7 @@ class Feed:
         return Share(*self._augmentation.apply(share.images, share.labels, own, draws))
 
     def _ready(self, images: npt.NDArray[np.generic]) -> Tensor:
-        """Images as the network takes them: on the device, normalised."""
+        """Return images as the network takes them: on the device, normalised."""
         x = torch.from_numpy(images).to(self._reading.device).to(self._reading.dtype)
         if self._normal is None:
             return x
@@ -169,7 +169,7 @@ class Feed:
 
 
 def _outcome(future: "Future[Share]") -> Share | HetmpError:
-    """What was read, or what is to be said to all ranks of why it was not."""
+    """Return what was read, or the error that all ranks shall raise."""
     try:
         return future.result()
     except HetmpError as error:

@@ -1,4 +1,4 @@
-"""A batch of which every rank has read a share, put together on all ranks.
+"""Joins batches of which every rank has read a share.
 
 On the wire a rank's share is a byte that says whether it could be read, then its images, then
 its labels, each as they lie in memory: ranks of one job are of one byte order.
@@ -21,7 +21,7 @@ READ, FAILED = 0, 1
 
 @dataclass(frozen=True)
 class Share:
-    """Images (k, c, *spatial) and labels (k, ...) of the part of a batch that a rank has read."""
+    """Images (k, c, *spatial) and labels (k, ...) of the part of a batch that one rank read."""
 
     images: npt.NDArray[np.generic]
     labels: npt.NDArray[np.int64]
@@ -48,11 +48,11 @@ class Joining:
         self._arrived = self._sent = np.empty(0, dtype=np.uint8)
 
     def own(self, chosen: Indices) -> Indices:
-        """The images of a batch that this rank reads."""
+        """Return the images of a batch that this rank reads."""
         return chosen if self._alone else chosen[self._places(chosen)[self._group.rank]]
 
     def start(self, chosen: Indices, outcome: Share | HetmpError) -> None:
-        """Begin to join the batch *chosen*, of which this rank has read its `own`. Collective."""
+        """Begin to join the batch *chosen*, whose `own` images this rank has read. Collective."""
         self._chosen = chosen
         self._failure = outcome if isinstance(outcome, HetmpError) else None
         self._share = None if isinstance(outcome, HetmpError) else outcome
@@ -70,7 +70,7 @@ class Joining:
         self._request = self._group.start_allgather(self._sent, self._arrived, counts)
 
     def wait(self) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
-        """The batch that was begun: images and labels, in its order. Collective.
+        """Return images and labels of the batch that was begun, in its order. Collective.
 
         Raises:
             HetmpError: on every rank, if a rank could not read its share.
@@ -100,13 +100,13 @@ class Joining:
         return images, labels
 
     def drop(self) -> None:
-        """Let go of what was begun. Collective."""
+        """Drop the batch that was begun. Collective."""
         if self._request is not None:
             self._request.Wait()
             self._request = None
 
     def _places(self, chosen: Indices) -> list[npt.NDArray[np.intp]]:
-        """Where in the batch the images are that each rank reads: neighbours of the file."""
+        """Return each rank's positions in the batch: images that are neighbours in the file."""
         order = np.argsort(chosen, kind="stable")
         ends = np.cumsum(apportion(len(chosen), self._weights).counts)
         return np.split(order, ends[:-1])

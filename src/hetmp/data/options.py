@@ -1,4 +1,4 @@
-"""What a data set is told when it is loaded."""
+"""The settings of a data set."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from hetmp.core.suggestions import near_path
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of a data set; each takes those that apply to it. None: not told.
+    """Settings of a data set; each takes those that apply to it. None: not set.
 
     Attributes:
         seed: the run's. ``synthetic`` is generated from it; no other depends on it.
@@ -63,18 +63,18 @@ class Options:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The settings' names."""
+        """Return the settings' names."""
         return tuple(field.name for field in fields(cls))
 
     def told(self) -> dict[str, Any]:
-        """The settings that were told, but for the run's seed, which every run has."""
-        given = {name: getattr(self, name) for name in self.names() if name != "seed"}
-        return {name: value for name, value in given.items() if value is not None}
+        """Return the settings that are set, except the run's seed, which every run has."""
+        values = {name: getattr(self, name) for name in self.names() if name != "seed"}
+        return {name: value for name, value in values.items() if value is not None}
 
     def refuse_others(
         self, name: str, applying: Sequence[str], takers: Mapping[str, Sequence[str]]
     ) -> None:
-        """Refuse what does not apply to data set *name*.
+        """Refuse settings that do not apply to data set *name*.
 
         Args:
             applying: the settings that do.
@@ -85,22 +85,22 @@ class Options:
         """
         for option, value in self.told().items():
             if option not in applying and not (option == "split_seed" and value == 0):
-                told = str(value) if isinstance(value, Path) else repr(value)
+                text = str(value) if isinstance(value, Path) else repr(value)
                 raise HetmpError(
-                    f"{option}={told} does not apply to data set {name!r}: "
+                    f"{option}={text} does not apply to data set {name!r}: "
                     f"leave it out, or choose {' or '.join(map(repr, takers[option]))}"
                 )
 
     def path(self, name: str) -> Path:
-        """``data_path``, which data set *name* cannot do without.
+        """Return ``data_path``, which data set *name* requires.
 
         Raises:
-            HetmpError: it is not told, or there is nothing.
+            HetmpError: it is not set, or does not exist.
         """
         if self.data_path is None:
             raise HetmpError(
-                f"data set {name!r} is read from files of yours: say where they are with data_path "
-                "(--data-path); data/README.md says what to put there"
+                f"data set {name!r} is read from your own files: say where they are with "
+                "data_path (--data-path); data/README.md says what to put there"
             )
         if not os.path.exists(self.data_path):  # Path.exists raises where it may not look
             raise HetmpError(

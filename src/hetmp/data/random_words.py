@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 
 class Purpose(IntEnum):
-    """What words are for. Each purpose has its own stream, so no two uses share a word."""
+    """Uses of random words. Each has its own stream, so no two share a word."""
 
     BATCH_ORDER = 0
     PROTOTYPES = 1
@@ -18,10 +18,10 @@ class Purpose(IntEnum):
 
 
 def words(seed: int, purpose: Purpose, number: int, count: int) -> npt.NDArray[np.uint64]:
-    """The first *count* words, 64 random bits each, of stream *number* of a *purpose*.
+    """Return the first *count* words, uint64, of stream *number* of a *purpose*.
 
-    Raw words, because numpy promises that those never change; it does not promise so of what
-    its ``Generator`` makes of them, and ranks or a resumed run may have another numpy.
+    Raw words, because numpy promises that they never change. It does not promise that of the
+    numbers of its ``Generator``, and ranks or a resumed run may have another numpy.
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(purpose, number))
     return np.random.Philox(sequence).random_raw(count)

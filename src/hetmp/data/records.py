@@ -1,4 +1,4 @@
-"""Images that are records of one length in files, read one by one where they lie."""
+"""Images stored as records of one length in files, read one by one."""
 
 import os
 import weakref
@@ -16,7 +16,7 @@ from hetmp.core.suggestions import near_path
 from hetmp.data.dataset import Indices, Part
 
 PIECE = 2**20
-"""Bytes read at a time where a file's own word for its length is not to be relied on."""
+"""Bytes read at a time where the length that a file claims cannot be trusted."""
 
 
 class Readable(Protocol):
@@ -30,7 +30,7 @@ class RecordFile(NamedTuple):
 
     path: str
     size: int
-    """Of the whole file in bytes, as rank 0 found it."""
+    """Size of the whole file in bytes, on rank 0."""
     start: int
     length: int
     skip: int
@@ -96,7 +96,7 @@ class Records(Part):
         return pixels.reshape(-1, *self.shape), labels
 
     def _pixels(self, number: int, file: RecordFile, within: int) -> npt.NDArray[np.uint8]:
-        """Those of record *within* of a file; the offset is given, so threads do not meet."""
+        """Read the pixels of record *within* of a file; thread-safe, as the offset is given."""
         wanted = file.length - file.skip
         try:
             offset = file.start + within * file.length + file.skip
@@ -112,27 +112,27 @@ class Records(Part):
 
 
 def unreadable(path: str | Path, error: OSError) -> HetmpError:
-    """The error for a file that the system does not let us read."""
+    """Return the error for a file that cannot be read."""
     return HetmpError(f"{path} cannot be read: {error.strerror or error}{near_path(path)}")
 
 
 def open_file(path: Path) -> BinaryIO:
-    """The file, opened to be read.
+    """Open the file for reading.
 
     Raises:
-        HetmpError: there is none, it is a folder or the like, or we may not read it.
+        HetmpError: it does not exist, is not a regular file, or may not be read.
     """
     try:
         # A pipe would keep us waiting for someone to write to it.
         if not S_ISREG(path.stat().st_mode):
-            raise HetmpError(f"{path} is {'a folder' if path.is_dir() else 'no file'}, not a file")
+            raise HetmpError(f"{path} is {'a folder, not' if path.is_dir() else 'not'} a file")
         return path.open("rb")
     except OSError as error:
         raise unreadable(path, error) from error
 
 
 def read_file(path: Path) -> bytes:
-    """All bytes of the file.
+    """Return all bytes of the file.
 
     Raises:
         HetmpError: as `open_file`; the file is empty.
@@ -148,7 +148,7 @@ def read_file(path: Path) -> bytes:
 
 
 def read_up_to(stream: Readable, size: int) -> bytearray:
-    """The next *size* bytes, or all there are if those are fewer.
+    """Return the next *size* bytes, or fewer where the stream ends.
 
     Memory is taken for what is there, not for the *size* that a damaged header asks for.
     """

@@ -27,7 +27,7 @@ class Loader(Protocol):
     """A module that loads a data set, in two steps.
 
     Attributes:
-        NAME: what `load` takes.
+        NAME: the name that `load` takes.
         OPTIONS: the settings that apply to it.
     """
 
@@ -35,14 +35,14 @@ class Loader(Protocol):
     OPTIONS: tuple[str, ...]
 
     def survey(self, options: Options) -> Found:
-        """What one rank finds out and all must know, as arrays: the files are checked here.
+        """Check the files and return what all ranks must know, as arrays. Not collective.
 
         Called on rank 0 alone; what cannot be read in parts is read here, once.
         """
         ...
 
-    def assemble(self, options: Options, found: Found) -> Dataset:
-        """The data set, on every rank alike. Opens files, but reads no images."""
+    def assemble(self, options: Options, metadata: Found) -> Dataset:
+        """Return the data set, on every rank alike. Opens files, but reads no images."""
         ...
 
 
@@ -55,25 +55,25 @@ def _loaders() -> dict[str, Loader]:
 
 
 def names() -> list[str]:
-    """The data sets, in alphabetical order."""
+    """Return the data sets' names, in alphabetical order."""
     return sorted(_loaders())
 
 
 def options_of(name: str | None) -> tuple[str, ...]:
-    """The settings that apply to data set *name*; none to one that there is not."""
-    found = _loaders().get(name or "")
-    return found.OPTIONS if found is not None else ()
+    """Return the settings that apply to data set *name*; none if it is unknown."""
+    loader = _loaders().get(name or "")
+    return loader.OPTIONS if loader is not None else ()
 
 
 def load(name: str, group: Group | None = None, **settings: Any) -> Dataset:
-    """The data set *name*, the same on every rank and every machine.
+    """Load the data set *name*, the same on every rank and every machine.
 
     Collective where a *group* is given: rank 0 checks the files and reads once for all what
     cannot be read in parts. Without one, this process does it all.
 
     Args:
         name: one of `names`.
-        settings: fields of `Options`; which apply to a data set is told in data/README.md.
+        settings: fields of `Options`; data/README.md lists those of each data set.
 
     Raises:
         HetmpError: on every rank: an unknown name, a value out of range, an option of another
@@ -81,13 +81,13 @@ def load(name: str, group: Group | None = None, **settings: Any) -> Dataset:
     """
     with group.together() if group is not None else nullcontext():
         loader, options = _told(name, settings)
-    found = read_once(group, partial(loader.survey, options))
+    metadata = read_once(group, partial(loader.survey, options))
     with group.together() if group is not None else nullcontext():
-        return loader.assemble(options, found)
+        return loader.assemble(options, metadata)
 
 
 def _told(name: str, settings: Mapping[str, Any]) -> tuple[Loader, Options]:
-    """The loader of data set *name* and what it is told, checked."""
+    """Return the loader of data set *name* and its options, checked."""
     loaders = _loaders()
     if name not in loaders:
         raise unknown_name("data set", name, names())

@@ -12,13 +12,13 @@ from hetmp.data.random_words import Purpose, words
 from hetmp.data.survey import Found
 
 TEST_SHARE = 0.2
-"""Of the images of every class, if not told otherwise."""
+"""Default share of every class for testing."""
 
 
 def split_by_class(
     labels: npt.NDArray[np.int64], test_share: float, seed: int, called: Callable[[int], str]
 ) -> tuple[Indices, Indices]:
-    """(training, test): indices into *labels*, ascending; every class is in both.
+    """Return (training, test): indices into *labels*, ascending; every class is in both.
 
     Of each class the same share is for testing, to the nearest image. Which ones depends on
     *seed*, the class and its number of images only: the same on any machine, with any numpy.
@@ -26,7 +26,7 @@ def split_by_class(
     Args:
         labels: (n,), 0 or more.
         test_share: above 0 and below 1.
-        called: what a person knows a class by.
+        called: names an image of a class, for the message.
 
     Raises:
         HetmpError: a class has one image, which cannot be in both parts.
@@ -35,8 +35,8 @@ def split_by_class(
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
         if count < 2:
             raise HetmpError(
-                f"{called(int(label))} is there once only: it takes two to have one for training "
-                "and one for testing; add one, or leave the class out"
+                f"{called(int(label))} occurs only once, but two are needed, one for training "
+                "and one for testing: add one, or leave out the class"
             )
         wanted = min(max(round(test_share * int(count)), 1), int(count) - 1)
         keys = words(seed, Purpose.SPLIT, int(label), int(count))
@@ -48,12 +48,12 @@ def refuse_split(options: Options, where: object) -> None:
     """Refuse settings of a split where the data has parts of its own.
 
     Raises:
-        HetmpError: ``test_share`` or ``split_seed`` is told.
+        HetmpError: ``test_share`` or ``split_seed`` is set.
     """
-    for name, told in (("test_share", options.test_share), ("split_seed", options.split_seed)):
-        if told:
+    for name, value in (("test_share", options.test_share), ("split_seed", options.split_seed)):
+        if value:
             raise HetmpError(
-                f"{name}={told} does not apply: {where} has a test part of its own; leave it out"
+                f"{name}={value} does not apply: {where} has a test part of its own; leave it out"
             )
 
 
@@ -63,12 +63,12 @@ def drawn(
     called: Callable[[int], str],
     usual: float = TEST_SHARE,
 ) -> tuple[Indices, Indices, float, int]:
-    """(training, test, share, seed): a part of each class for testing, by ``split_by_class``.
+    """Return (training, test, share, seed): a share of each class for testing.
 
     Args:
         labels: (n,), 0 or more.
-        called: what a person knows a class by.
-        usual: the share for testing, where none is told.
+        called: names an image of a class, for the message.
+        usual: the share for testing, where none is set.
 
     Raises:
         HetmpError: a class has one image, which cannot be in both parts.
@@ -82,7 +82,7 @@ def drawn(
 def divided(
     options: Options, name: str, labels: npt.NDArray[np.int64] | None, count: int
 ) -> tuple[Indices, Indices, Found]:
-    """(training, test, how it was done): of each class, or of all where pixels have the classes.
+    """Return (training, test, how it was done): of each class, or of all if pixels have them.
 
     Args:
         name: of the data set.
@@ -93,8 +93,8 @@ def divided(
         HetmpError: as ``drawn``.
     """
     if labels is None:
-        way, told = "random", drawn(options, np.zeros(count, np.int64), lambda _: "an image")
+        way, division = "random", drawn(options, np.zeros(count, np.int64), lambda _: "an image")
     else:
-        way, told = "by-class", drawn(options, labels, lambda kind: f"an image of class {kind}")
-    train, test, share, seed = told
+        way, division = "by-class", drawn(options, labels, lambda kind: f"an image of class {kind}")
+    train, test, share, seed = division
     return train, test, {"split_name": f"{name}-{way}-{share!r}", "split_seed": seed}

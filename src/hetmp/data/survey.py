@@ -1,4 +1,4 @@
-"""What rank 0 finds of a data set, and every rank gets: files, labels, mean and deviation."""
+"""Metadata of a data set, read on rank 0 and broadcast: files, labels, mean and deviation."""
 
 import json
 import math
@@ -25,25 +25,25 @@ MAX_BYTES = 2**30
 
 
 def read_once(group: Group | None, read: Callable[[], Found]) -> Found:
-    """What *read* finds on rank 0, on every rank. Collective; without a *group*, just here.
+    """Call *read* on rank 0 and return its result on every rank. Collective with a *group*.
 
     Raises:
         HetmpError: on every rank, what *read* raised.
     """
     if group is None:
         return read()
-    found: Found = {}
+    metadata: Found = {}
     with group.together():
         if group.is_root:
-            found = read()
-    arrays = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
-    told = {
-        "values": {name: value for name, value in found.items() if name not in arrays},
+            metadata = read()
+    arrays = {name: value for name, value in metadata.items() if isinstance(value, np.ndarray)}
+    header = {
+        "values": {name: value for name, value in metadata.items() if name not in arrays},
         "arrays": {name: [a.dtype.str, list(a.shape)] for name, a in arrays.items()},
     }
-    told = json.loads(group.broadcast_text(json.dumps(told)))
-    shared: Found = dict(told["values"])
-    for name, (dtype, shape) in told["arrays"].items():
+    header = json.loads(group.broadcast_text(json.dumps(header)))
+    shared: Found = dict(header["values"])
+    for name, (dtype, shape) in header["arrays"].items():
         array = np.ascontiguousarray(arrays[name]) if group.is_root else np.empty(shape, dtype)
         flat = array.reshape(-1).view(np.uint8)
         for begin in range(0, flat.size, MAX_BYTES):
@@ -53,81 +53,81 @@ def read_once(group: Group | None, read: Callable[[], Found]) -> Found:
 
 
 MOST_CLASSES = 2**16
-"""As many as labels may ask for by themselves; more are a mistake, unless told."""
+"""The most classes that labels may imply; for more, ``classes`` must be set."""
 
 
 def class_count(options: Options, labels: npt.NDArray[np.generic], where: str) -> int:
-    """How many classes there are: as many as told, else as the training *labels* ask for.
+    """Return the number of classes: that of the options, else as the training *labels* need.
 
     Args:
         labels: of any type of whole numbers.
-        where: what they are the labels of, for the message.
+        where: the source of the labels, for the message.
 
     Raises:
-        HetmpError: they are fewer than 2, or not told and more than ``MOST_CLASSES``.
+        HetmpError: they are fewer than 2, or not set and more than ``MOST_CLASSES``.
     """
     if options.classes is not None:
         return whole_number("classes", options.classes, 2)
     most = int(labels.max())
     if most >= MOST_CLASSES:
         raise HetmpError(
-            f"{where}: label {most} asks for {most + 1} classes: give each class a number, from 0 "
-            "up without gaps, or say with classes how many there are"
+            f"{where}: label {most} needs {most + 1} classes: number the classes from 0 up "
+            "without gaps, or set classes to their number"
         )
     if most < 1:
-        raise HetmpError(f"{where}: every label is 0, and it takes two classes to tell apart")
+        raise HetmpError(f"{where}: every label is 0: there must be at least two classes")
     return most + 1
 
 
-def with_moments(options: Options, found: Found) -> Found:
-    """*found*, with the mean and deviation that its images are normalised with.
+def with_moments(options: Options, metadata: Found) -> Found:
+    """Add the mean and deviation that normalise the images to *metadata*.
 
-    They are found here, on rank 0, so that the others need not read images for them.
+    Called on rank 0, so that the other ranks need not read images for them.
 
     Raises:
         HetmpError: the options give another number of channels; an image cannot be read.
     """
-    mean, std = told_or_measured(options, _part(found, "train"))
-    return {**found, "mean": list(mean), "std": list(std)}
+    mean, std = told_or_measured(options, _part(metadata, "train"))
+    return {**metadata, "mean": list(mean), "std": list(std)}
 
 
-def assembled(name: str, found: Found) -> Dataset:
-    """The data set that `with_moments` told of, on any rank.
+def assembled(name: str, metadata: Found) -> Dataset:
+    """Return the data set that `with_moments` describes, on any rank.
 
     Raises:
         HetmpError: a file that rank 0 has read cannot be opened here.
     """
     return Dataset(
         name=name,
-        train=_part(found, "train"),
-        test=_part(found, "test"),
-        classes=found["classes"],
-        input_shape=tuple(found["shape"]),
-        split_name=found["split_name"],
-        split_seed=found.get("split_seed", 0),
-        mean=tuple(found["mean"]),
-        std=tuple(found["std"]),
-        class_names=tuple(found.get("class_names", ())),
+        train=_part(metadata, "train"),
+        test=_part(metadata, "test"),
+        classes=metadata["classes"],
+        input_shape=tuple(metadata["shape"]),
+        split_name=metadata["split_name"],
+        split_seed=metadata.get("split_seed", 0),
+        mean=tuple(metadata["mean"]),
+        std=tuple(metadata["std"]),
+        class_names=tuple(metadata.get("class_names", ())),
     )
 
 
-def _part(found: Found, part: str) -> Part:
-    labels = found[f"{part}_labels"].astype(np.int64)
-    if f"{part}_files" in found:
-        files = [RecordFile(*file) for file in found[f"{part}_files"]]
-        return Records(files, tuple(found["shape"]), labels)
-    return Split(torch.from_numpy(found[f"{part}_images"]), torch.from_numpy(labels))
+def _part(metadata: Found, part: str) -> Part:
+    labels = metadata[f"{part}_labels"].astype(np.int64)
+    if f"{part}_files" in metadata:
+        files = [RecordFile(*file) for file in metadata[f"{part}_files"]]
+        return Records(files, tuple(metadata["shape"]), labels)
+    return Split(torch.from_numpy(metadata[f"{part}_images"]), torch.from_numpy(labels))
 
 
 SAMPLE = 2000
-"""How many training images the figures are taken from, where all would take long to read."""
+"""The most training images that mean and deviation are computed from."""
 
 _BLOCK = 500
-"""How many images are looked at at a time."""
+"""Images summed at a time."""
 
 
 def moments(images: npt.NDArray[np.generic]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, deviation) of each channel of *images* (n, c, *spatial), uint8 or float32.
+    """Return (mean, deviation) of each channel of *images* (n, c, *spatial), uint8 or float32.
 
     Of uint8 the sums are exact, so that unlike machines get the same bits. A channel that is
     the same everywhere has deviation 1: there is nothing to divide by.
@@ -151,7 +151,7 @@ def moments(images: npt.NDArray[np.generic]) -> tuple[tuple[float, ...], tuple[f
 
 
 def sample(count: int) -> Indices:
-    """Which of *count* training images are looked at: all, or ``SAMPLE`` spread at random."""
+    """Return the training images to look at, of *count*: all, or ``SAMPLE`` spread at random."""
     if count <= SAMPLE:
         return np.arange(count)
     keys = words(0, Purpose.SPLIT, 2**32 + count, count)
@@ -159,17 +159,17 @@ def sample(count: int) -> Indices:
 
 
 def told_or_measured(options: Options, train: Part) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, deviation) as *options* say, else of (a sample of) the training images.
+    """Return (mean, deviation) of *options*, else of (a sample of) the training images.
 
     Raises:
-        HetmpError: told for another number of channels.
+        HetmpError: they are set for another number of channels.
     """
     if options.mean is None or options.std is None:
         return moments(train.read(sample(len(train)))[0])
-    for name, told in (("mean", options.mean), ("std", options.std)):
-        if len(told) != train.shape[0]:
+    for name, figures in (("mean", options.mean), ("std", options.std)):
+        if len(figures) != train.shape[0]:
             raise HetmpError(
-                f"{name} has {len(told)} numbers, the images have {train.shape[0]} channels: give "
-                "one for each"
+                f"{name} has {len(figures)} numbers, the images have {train.shape[0]} channels: "
+                "give one for each"
             )
     return options.mean, options.std

@@ -30,7 +30,7 @@ DEPTHS = (6, 12, 24, 16)
 
 
 class DenseBlock(nn.ModuleDict):
-    """Layers that each read what the block was given and all that the layers before them made.
+    """Layers that each read the block's input and the outputs of all layers before them.
 
     (n, before, h, w) to (n, before + depth * growth, h, w), in the order of making.
     """

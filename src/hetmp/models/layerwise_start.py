@@ -1,4 +1,4 @@
-"""Initial values made layer by layer, for networks that no rank has room for."""
+"""Initial values made layer by layer, for networks too large for any one rank."""
 
 import copy
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from hetmp.models.network import he_start
 
 
 def layer_by_layer(module: nn.Module) -> Callable[[str, torch.Size, torch.Generator], Tensor]:
-    """What ``slice_model`` takes as *init* for *module*, which is on the meta device.
+    """Return the *init* of ``slice_model`` for *module*, which is on the meta device.
 
     One layer at a time is made real: convolutions get He's start, every other layer its own
     (``reset_parameters``). The values depend on the generator that ``slice_model`` gives, so on

@@ -1,4 +1,4 @@
-"""What a shipped network is, and the size arithmetic that the families share."""
+"""The description of a shipped network, and the size arithmetic that the families share."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ class Network:
     """A network that `build` knows by name."""
 
     name: str
-    """What the user types."""
+    """The name that `build` takes."""
     description: str
     """One line for a list of networks."""
     input_shape: tuple[int, ...]
     """Channels and spatial sides of the images it was published for; it takes as many sides."""
     classes: int
-    """How many classes it was published for."""
+    """Number of classes that it was published for."""
     # Any: each function says how many sides it takes, and `registry.build` has counted them.
     build: Callable[[Any, int, float], nn.Module]
     """From (c, *sides) of one image, classes and width to the module."""
@@ -35,7 +35,7 @@ class Network:
 
 
 def scaled(channels: int, width: float) -> int:
-    """*channels* times *width*, rounded, and at least 1."""
+    """Return *channels* times *width*, rounded, and at least 1."""
     return max(1, round(channels * width))
 
 
@@ -43,12 +43,12 @@ _Convolution = TypeVar("_Convolution", bound=nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
 def is_small(image: Iterable[int]) -> bool:
-    """Whether an *image* of those sides gets the small-image variant."""
+    """Return whether an *image* of those sides gets the small-image variant."""
     return min(image) < SMALL_SIDE
 
 
 def he_start(convolution: _Convolution) -> _Convolution:
-    """The same *convolution* with He's start: weights of variance 2 / fan-in, bias 0.
+    """Give *convolution* He's start, variance 2 / fan-in and bias 0, and return it.
 
     Networks without a norm need it: with torch's own start the signal, and with it the gradient,
     loses a factor at every layer, and eight layers later the loss does not move. Networks with
@@ -64,12 +64,17 @@ def he_start(convolution: _Convolution) -> _Convolution:
 
 
 def padded_convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Padded, so that only *stride* changes the map. A norm has the bias."""
+    """Return a convolution, padded so that only *stride* changes the map. A norm has the bias.
+
+    Args:
+        before, after: channels of the input and the output.
+        kernel: side of the square window, odd.
+    """
     return he_start(nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False))
 
 
 def map_size(name: str, features: nn.Sequential, image: Iterable[int]) -> tuple[int, ...]:
-    """Height and width that *features* leave of an *image* of that height and width.
+    """Return the sides that *features* leave of an *image* of those sides.
 
     Every layer of *features*, nested or not, that changes the size is a convolution or a pooling
     with a square window and no dilation, and no two of them lie side by side.

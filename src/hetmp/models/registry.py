@@ -38,24 +38,24 @@ class CatalogRow:
     """One line of the list of networks."""
 
     name: str
-    """What `build` takes."""
+    """The name that `build` takes."""
     description: str
-    """What it is, in a few words."""
+    """A description in a few words."""
     input_shape: tuple[int, ...]
     """Channels and spatial sides of the images it was published for."""
     classes: int
-    """How many classes it was published for."""
+    """Number of classes that it was published for."""
     parameters: int
-    """How many trainable numbers it has at that shape and number of classes."""
+    """Trainable numbers at that shape and number of classes."""
 
 
 def names() -> list[str]:
-    """The shipped networks, in alphabetical order."""
+    """Return the names of the shipped networks, in alphabetical order."""
     return sorted(_NETWORKS)
 
 
 def catalog() -> list[CatalogRow]:
-    """A row per shipped network, in alphabetical order. No memory is taken for parameters."""
+    """Return a row per shipped network, in alphabetical order. Allocates no parameters."""
     rows = []
     for name in names():
         network = _NETWORKS[name]
@@ -69,7 +69,7 @@ def catalog() -> list[CatalogRow]:
 
 
 def published(name: str) -> tuple[tuple[int, ...] | None, int | None]:
-    """(input shape, classes) that a shipped network was published for; None for a user's own.
+    """Return (input shape, classes) of a shipped network's source; Nones for a user's own.
 
     Raises:
         HetmpError: an unknown name.
@@ -82,7 +82,7 @@ def published(name: str) -> tuple[tuple[int, ...] | None, int | None]:
 
 
 def build(name: str, input_shape: Sequence[int], classes: int, *, width: float = 1.0) -> nn.Module:
-    """The network *name* for images of *input_shape* and *classes* classes.
+    """Build the network *name* for images of *input_shape* and *classes* classes.
 
     Args:
         name: one of `names`, or ``package.module:function`` for a network of the user's own;

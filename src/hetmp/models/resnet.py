@@ -23,7 +23,7 @@ FILTERS = (64, 128, 256, 512)
 
 
 class _Residual(nn.Module):
-    """What both blocks share: the way past the layers.
+    """The shortcut past the layers, which both blocks share.
 
     Where the layers change the shape, a 1x1 convolution with batch norm changes it alike.
     """

@@ -68,7 +68,7 @@ def _import(name: str, module_name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if missing == module_name or module_name.startswith(f"{missing}."):
-            siblings = [one.name for one in pkgutil.iter_modules(_places(missing, here))]
+            siblings = [module.name for module in pkgutil.iter_modules(_places(missing, here))]
             meant = nearest(missing.rpartition(".")[2], siblings, cutoff=0.6)
             hint = f": did you mean {meant!r}?" if meant else ";"
             raise HetmpError(
@@ -81,6 +81,6 @@ def _import(name: str, module_name: str) -> ModuleType:
 
 
 def _places(missing: str, here: str) -> list[str]:
-    """Where a module stands that *missing* was meant to be: in its package, or *here*."""
+    """List the places where the missing module was looked for: in its package, or *here*."""
     package = sys.modules.get(missing.rpartition(".")[0])
     return list(getattr(package, "__path__", [here]))

@@ -41,7 +41,7 @@ class Averages:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the parameters into the average; call it after each step of the optimizer.
+        """Update the average with the parameters; call it after each step of the optimizer.
 
         Raises:
             HetmpError: within ``in_place``.
@@ -57,7 +57,7 @@ class Averages:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model with the averaged parameters, to evaluate or to save it.
+        """Put the averaged parameters into the model within the block, to evaluate or save it.
 
         They are exchanged with the parameters, and back at the end, also after an exception.
 
@@ -75,9 +75,9 @@ class Averages:
     def _swap(self) -> None:
         # By value: the optimizer, and others, hold on to the parameters' memory.
         for name, parameter in self.model.named_parameters():
-            kept = parameter.detach().clone()
+            saved = parameter.detach().clone()
             parameter.copy_(self.tensors[name])
-            self.tensors[name].copy_(kept)
+            self.tensors[name].copy_(saved)
         self._swapped = not self._swapped
 
     def _refuse_swapped(self, what: str) -> None:

@@ -10,7 +10,7 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.suggestions import unknown_name
 from hetmp.optim.layerwise import LAMB, LARS
 from hetmp.slicing import SlicedModel
-from hetmp.slicing.optimizer_guard import REFUSED
+from hetmp.slicing.optimizer_guard import REFUSED as REFUSED
 
 _ELEMENTWISE = (
     *("ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax"),
@@ -32,7 +32,7 @@ _GIVEN = ("self", "params", "model", "lr")
 def make_optimizer(
     model: SlicedModel, name: str, lr: float, options: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
-    """An optimizer of all parameters of a sliced model. No communication.
+    """Make an optimizer of all parameters of a sliced model. No communication.
 
     Args:
         model: made by ``slice_model``.
@@ -68,11 +68,11 @@ def make_optimizer(
 
 
 _MISTAKES = (ValueError, TypeError, IndexError, RuntimeError, AssertionError)
-"""What torch's optimizers raise for values that they do not take."""
+"""Errors of torch's optimizers for values that they refuse."""
 
 
 def _checked(name: str, key: str, value: Any, known: Mapping[str, Any]) -> Any:
-    """An option as the class takes it; what is refused is what torch would not notice."""
+    """Return an option as the class takes it; refuse values that torch would not notice."""
     if key not in known:
         raise unknown_name(f"option of {name}", key, known)
     if key == "differentiable" and value:
@@ -110,7 +110,7 @@ def _told(
     lr: float,
     options: Mapping[str, Any],
 ) -> str:
-    """*error* with the option that it is about: the one that is refused by itself, too."""
+    """Return the message of *error*, with the option that causes it even alone."""
     if isinstance(error, HetmpError):
         return str(error)
     for some in ({"lr": lr}, *({"lr": lr, key: value} for key, value in options.items())):

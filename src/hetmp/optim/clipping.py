@@ -42,9 +42,9 @@ def clip_grad_norm_(model: SlicedModel, max_norm: float, norm_type: float = 2.0)
 
 @torch.no_grad()
 def grad_norm(model: SlicedModel, norm_type: float = 2.0) -> float:
-    """The norm of all gradients of a sliced model, as if they were one vector. Collective.
+    """Return the norm of all gradients of a sliced model, as if one vector. Collective.
 
-    Summed in float64; 0 without gradients, and not a number where any gradient is none.
+    Summed in float64; 0 without gradients, NaN where any gradient is NaN.
 
     Args:
         model: a model made by ``slice_model``, after ``backward()``.

@@ -18,7 +18,7 @@ Member = tuple[dict[str, Any], Tensor]
 
 
 class LayerwiseOptimizer(torch.optim.Optimizer):
-    """What LARS and LAMB have in common: one exchange of squared norms a step.
+    """The common part of LARS and LAMB: one exchange of squared norms a step.
 
     ``step()`` is collective over the model's group, also for a rank whose slices are all empty.
     State has the shape of the parameter, so it is cut, saved and loaded as the parameter is.
@@ -69,7 +69,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         return loss
 
     def _whole_norms(self, members: Sequence[Member]) -> npt.NDArray[np.float64]:
-        """(parameters, 2): the 2-norms of every whole parameter and its direction. Collective."""
+        """Return (parameters, 2): 2-norms of each whole parameter and its direction. Collective."""
         squares = [
             _square(tensor)
             for group, p in members
@@ -84,16 +84,16 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         return np.sqrt(sums)
 
     def _plain(self, group: dict[str, Any], p: Tensor) -> bool:
-        """Whether *p* is left out of adaptation and decay: by the whole tensor's axes."""
+        """Return whether *p* gets neither adaptation nor decay: by the whole tensor's axes."""
         return bool(group["exclude_1d"]) and len(self._entries[id(p)].shape) <= 1
 
     @abstractmethod
     def _direction(self, group: dict[str, Any], p: Tensor) -> Tensor:
-        """What the second norm is of, in *p*'s shape; called once a step, before ``_move``."""
+        """Return the tensor of the second norm, in *p*'s shape; called once a step."""
 
     @abstractmethod
     def _move(self, group: dict[str, Any], p: Tensor, weights: float, direction: float) -> None:
-        """Update *p*, knowing both norms."""
+        """Update *p* from both norms."""
 
 
 class LARS(LayerwiseOptimizer):
@@ -165,7 +165,7 @@ class LARS(LayerwiseOptimizer):
 
 
 class LAMB(LayerwiseOptimizer):
-    """Layer-wise adaptive moments: AdamW whose step is as long as each tensor's norm says.
+    """Layer-wise adaptive moments: AdamW whose step is scaled by each tensor's norms.
 
     You et al., "Large Batch Optimization for Deep Learning" (ICLR 2020), algorithm 2, with φ the
     identity and the moments m and v corrected for their start, as in Adam:
@@ -243,7 +243,7 @@ def _square(tensor: Tensor) -> Tensor:
 
 
 def _on_host(numbers: Sequence[Tensor]) -> npt.NDArray[np.float64]:
-    """Scalars as one array, with one wait for the device that they are on."""
+    """Return scalars as one array, with one wait for the device that they are on."""
     if not numbers:
         return np.zeros(0)
     device = numbers[0].device

@@ -46,9 +46,9 @@ class GradScaler(torch.amp.GradScaler):
                 )
             except AssertionError as error:
                 raise HetmpError(f"GradScaler: {error}") from error
-        told = self._group.allgather(np.array([*options, float(self.is_enabled())]))
+        gathered = self._group.allgather(np.array([*options, float(self.is_enabled())]))
         names = ("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled")
-        for name, values in zip(names, told.T.tolist(), strict=True):
+        for name, values in zip(names, gathered.T.tolist(), strict=True):
             other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
             if other is not None:
                 raise AgreedError(
@@ -63,17 +63,17 @@ class GradScaler(torch.amp.GradScaler):
         found_inf: Tensor,
         allow_fp16: bool,
     ) -> dict[torch.device, Tensor]:
-        """Unscale this rank's gradients; whether any rank's had overflowed. Collective.
+        """Unscale this rank's gradients; return whether any rank's had overflowed. Collective.
 
         This is where torch looks for overflow, both before a step and for the optimizers that
         unscale for themselves (``fused=True``).
         """
         with self._group.together():
-            found = super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
+            flags = super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
         # A rank without gradients has looked at nothing, which torch takes for a mistake.
-        found.setdefault(found_inf.device, found_inf.clone())
-        mine = max(float(flag) for flag in found.values())
+        flags.setdefault(found_inf.device, found_inf.clone())
+        mine = max(float(flag) for flag in flags.values())
         anywhere = float(self._group.allgather(np.array([mine])).max())
-        for flag in found.values():
+        for flag in flags.values():
             flag.fill_(anywhere)
-        return found
+        return flags

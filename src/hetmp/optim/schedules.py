@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hetmp.core.errors import HetmpError
 from hetmp.core.suggestions import unknown_name
+from hetmp.optim.schedule_names import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,9 @@ _FACTORS: dict[str, Callable[..., float]] = {
     "step": _step,
 }
 
-SCHEDULES = tuple(sorted(_FACTORS))
-"""The names that ``rate`` knows, for the command line."""
-
 
 def rate(schedule: str, step: int, steps: int, warmup: int = 0, **settings: Any) -> float:
-    """The factor on the learning rate at a step of a run.
+    """Return the factor on the learning rate at a step of a run.
 
     While it warms up, the factor is (step + 1) / (warmup + 1); the schedule begins with the
     step after, and runs over the rest of *steps*.
@@ -128,7 +126,7 @@ def rate(schedule: str, step: int, steps: int, warmup: int = 0, **settings: Any)
 def make_schedule(
     optimizer: torch.optim.Optimizer, schedule: str, steps: int, warmup: int = 0, **settings: Any
 ) -> LambdaLR:
-    """A scheduler that sets the rate of *optimizer*'s groups to ``rate`` times their own.
+    """Return a scheduler that sets *optimizer*'s rates to ``rate`` times their own.
 
     Call its ``step()`` after each step of the optimizer. Its ``state_dict()`` is JSON: numbers
     and lists of them; the schedule itself is not in it.

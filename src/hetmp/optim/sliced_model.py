@@ -1,4 +1,4 @@
-"""What the optimizers ask of the model that they are given."""
+"""Access to the runtime of the model that an optimizer is given."""
 
 from torch import nn
 
@@ -8,7 +8,7 @@ from hetmp.slicing.runtime import Runtime
 
 
 def runtime_of(model: nn.Module, who: str) -> Runtime:
-    """What hetmp knows of a sliced *model*: its group and its table.
+    """Return the runtime of a sliced *model*: its group and its table.
 
     Args:
         who: what needs it, for the message.

@@ -1,4 +1,4 @@
-"""Choosing a plan from measured times: ``make_plan``."""
+"""Choose a plan from measured times: ``make_plan``."""
 
 from hetmp.planner.planner import Planned, PlanOptions, make_plan, summary
 from hetmp.planner.predict import LayerPrediction, Prediction, predict

@@ -1,4 +1,4 @@
-"""How many channels of a group each rank gets, from measured times.
+"""Divide the channels of a group over the ranks by measured times.
 
 The threshold search: the smallest time T for which the ranks' largest counts that take at most T
 add up to the group. Exact for tables that never fall (Lastovetsky and Reddy, 2007, for
@@ -17,7 +17,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def balanced(times: Array, caps: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Counts for every rank that take the least time of the slowest.
+    """Return the count of every rank for which the slowest rank takes the least time.
 
     Args:
         times: (ranks, units + 1) seconds of each rank for every count from 0 to all.
@@ -29,7 +29,7 @@ def balanced(times: Array, caps: Sequence[int] | None = None) -> tuple[int, ...]
     ranks, units = times.shape[0], times.shape[1] - 1
     most = np.full(ranks, units) if caps is None else np.minimum(caps, units)
     if most.sum() < units:
-        raise HetmpError(f"the ranks may take {most.sum()} of {units} channels")
+        raise HetmpError(f"the ranks' caps allow {most.sum()} of {units} channels: raise them")
     # The least time of this count or any larger one: it never falls, so it can be searched.
     reach = times.copy()
     reach[np.arange(units + 1)[None, :] > most[:, None]] = np.inf
@@ -47,26 +47,28 @@ def balanced(times: Array, caps: Sequence[int] | None = None) -> tuple[int, ...]
 
 
 def counts_on_grid(counts: Sequence[int], grid: int) -> tuple[int, ...]:
-    """The counts nearby that are multiples of *grid*; the rank with the most takes what is left.
+    """Round counts to multiples of *grid*; the rank with the most gets the remainder.
 
-    Counts below half of *grid* stay, and all of them where they would not add up.
+    Counts below half of *grid* stay; all counts stay if the rounded ones would not add up.
 
-    >>> on_grid((211, 45), 16), on_grid((44, 13, 3), 16), on_grid((9, 8), 16)
+    >>> counts_on_grid((211, 45), 16), counts_on_grid((44, 13, 3), 16), counts_on_grid((9, 8), 16)
     ((208, 48), (41, 16, 3), (9, 8))
     """
     most = max(range(len(counts)), key=lambda rank: counts[rank])
-    found = [max(1, round(count / grid)) * grid if 2 * count >= grid else count for count in counts]
-    found[most] = sum(counts) - (sum(found) - found[most])
-    return tuple(found) if found[most] >= max(found) else tuple(counts)
+    rounded = [
+        max(1, round(count / grid)) * grid if 2 * count >= grid else count for count in counts
+    ]
+    rounded[most] = sum(counts) - (sum(rounded) - rounded[most])
+    return tuple(rounded) if rounded[most] >= max(rounded) else tuple(counts)
 
 
 def _largest(reach: Array, seconds: float) -> Counts:
-    """The largest count of each rank that takes at most *seconds*; 0 where none does."""
+    """Return the largest count of each rank that takes at most *seconds*; 0 if none does."""
     return np.maximum((reach <= seconds).sum(axis=1) - 1, 0)
 
 
 def _without_excess(counts: Counts, times: Array, seconds: float, units: int) -> Counts:
-    """Counts that add up to *units*, taken from the rank that it saves the most time.
+    """Reduce *counts* to the sum *units*, at the ranks where it saves the most time.
 
     A smaller count may take longer than *seconds* where a table falls: the least of those, then.
     """

@@ -1,4 +1,4 @@
-"""Other sources of a profile or of speeds: a description of a cluster, files of weights."""
+"""Profiles from a description of a cluster, and speeds from a file of weights."""
 
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ else:
 _CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 SIZES = (1 << 10, 1 << 20, 1 << 26)
-"""Bytes for which a link of known latency and bandwidth is put into figures."""
+"""Sizes in bytes at which times are computed from latency and bandwidth."""
 
 
 class ClusterRanks(BaseModel):
@@ -28,20 +28,20 @@ class ClusterRanks(BaseModel):
     model_config = _CONFIG
 
     profile: Path
-    """A profile with a rank of this kind, relative to the file that says so."""
+    """A profile with a rank of this kind; the path is relative to the cluster file."""
     rank: int = Field(default=0, ge=0)
     """Which rank of that profile."""
     count: int = Field(default=1, ge=1)
-    """How many ranks of this kind there are."""
+    """Number of ranks of this kind."""
 
 
 class ClusterLink(BaseModel):
-    """What joins the ranks: a profile's own links, or two figures."""
+    """The links between the ranks: those of a profile, or latency and bandwidth."""
 
     model_config = _CONFIG
 
     profile: Path | None = None
-    """A profile whose links these are."""
+    """A profile with these links."""
     latency: float | None = Field(default=None, gt=0)
     """Seconds of a message without content."""
     bandwidth: float | None = Field(default=None, gt=0)
@@ -56,7 +56,7 @@ class ClusterLink(BaseModel):
 
 
 class Cluster(BaseModel):
-    """A cluster to plan for, put together from profiles of its kinds of nodes."""
+    """A cluster to plan for, described by profiles of its kinds of nodes."""
 
     model_config = _CONFIG
 
@@ -65,24 +65,24 @@ class Cluster(BaseModel):
 
 
 def cluster_profile(path: str | Path) -> Profile:
-    """The profile of the cluster that a TOML file describes: see ``docs/planning.md``.
+    """Make the profile of the cluster that a TOML file describes: see ``docs/planning.md``.
 
     Raises:
-        HetmpError: a file cannot be read, an entry is wrong, or the profiles are of unlike models.
+        HetmpError: a file cannot be read, an entry is wrong, or the profiles differ in their work.
     """
     path = Path(path)
     try:
-        told = tomllib.loads(read(path, "cluster"))
+        fields = tomllib.loads(read(path, "cluster"))
     except tomllib.TOMLDecodeError as error:
         raise HetmpError(f"cluster {path} cannot be read: {error}") from error
-    cluster = validated(Cluster, told, f"cluster {path}")
+    cluster = validated(Cluster, fields, f"cluster {path}")
     devices, sources = [], []
     for ranks in cluster.ranks:
         source = Profile.load(path.parent / ranks.profile)
         if ranks.rank >= len(source.devices):
             raise HetmpError(
-                f"cluster {path}: {ranks.profile} has {len(source.devices)} ranks, no rank "
-                f"{ranks.rank}"
+                f"cluster {path}: {ranks.profile} has {len(source.devices)} ranks: there is no "
+                f"rank {ranks.rank}"
             )
         devices += [source.devices[ranks.rank]] * ranks.count
         sources.append(source)
@@ -97,10 +97,10 @@ def cluster_profile(path: str | Path) -> Profile:
 
 
 def joined_profiles(profiles: Sequence[Profile]) -> Profile:
-    """One profile with the ranks of all, in order; the links of the one with most ranks.
+    """Join profiles into one with the ranks of all, and the links of the one with most ranks.
 
     Raises:
-        HetmpError: they are of unlike models, batch sizes or dtypes.
+        HetmpError: they differ in model, batch size or dtype.
     """
     devices = tuple(device for profile in profiles for device in profile.devices)
     widest = max(profiles, key=lambda profile: len(profile.devices))
@@ -110,7 +110,7 @@ def joined_profiles(profiles: Sequence[Profile]) -> Profile:
 
 
 def links_of(latency: float, bandwidth: float, ranks: int) -> tuple[LinkTimes, ...]:
-    """Links of known latency (s) and bandwidth (bytes/s), in the figures of a measurement.
+    """Compute link times from latency (s) and bandwidth (bytes/s), in the form of measured ones.
 
     Source: Thakur, Rabenseifner and Gropp (2005): recursive doubling and halving.
     """
@@ -143,22 +143,22 @@ def _for_ranks(profile: Profile, ranks: int) -> tuple[LinkTimes, ...]:
 
 
 def _like(profiles: Sequence[Profile]) -> Profile:
-    """The first of them, if all are of the same work."""
+    """Return the first profile, if all have the same model, batch size and dtype."""
     first = profiles[0]
     for other in profiles[1:]:
         for what in ("model", "batch_size", "dtype"):
             a, b = getattr(first, what), getattr(other, what)
             if a != b:
                 name = what.replace("_", " ")
-                raise HetmpError(f"the profiles are of unlike work: {name} {a} and {b}")
+                raise HetmpError(f"the profiles differ in {name}: {a} and {b}")
     return first
 
 
 def read_weights(path: str | Path) -> tuple[float, ...]:
-    """Relative speeds from a file: one rank a line, in rank order; # begins a comment.
+    """Read relative speeds from a file: one rank per line, in rank order; # begins a comment.
 
-    A line is a number, or what FuPerMod's partitioner writes into a ``.dist`` file: host, number
-    of the device on it, parts, and perhaps more columns, which are not looked at.
+    A line is a number, or a line of a ``.dist`` file of FuPerMod's partitioner: host, device
+    number, number of parts, and perhaps more columns, which are ignored.
 
     Raises:
         HetmpError: the file cannot be read, or a line has no number.
@@ -174,8 +174,8 @@ def read_weights(path: str | Path) -> tuple[float, ...]:
         except (ValueError, IndexError):
             raise HetmpError(
                 f"weights {path}, line {number}: {line.strip()!r} is neither a number nor host, "
-                "device and parts"
+                "device and number of parts"
             ) from None
     if not weights:
-        raise HetmpError(f"weights {path}: no line has a number")
+        raise HetmpError(f"weights {path}: there is no number in any line")
     return tuple(weights)

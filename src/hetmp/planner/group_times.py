@@ -1,4 +1,4 @@
-"""The time that each channel group takes, over all the work that its channels are in."""
+"""The time of each channel group, over all the work that uses its channels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +14,12 @@ from hetmp.slicing.schedule import CallStep, Schedule
 
 @dataclass(frozen=True)
 class GroupWork:
-    """A piece of work that a channel group has a part in.
+    """A piece of work that uses channels of a channel group.
 
     Attributes:
-        part: which part of the work's channels are the group's, from 0 to 1.
+        work: signature of the work.
+        kind: kind of the work.
+        part: share of the work's channels that are the group's, from 0 to 1.
     """
 
     work: str
@@ -25,26 +27,30 @@ class GroupWork:
     part: float
 
 
-def group_works(found: ChannelGroups, schedule: Schedule) -> dict[int, dict[GroupWork, int]]:
-    """What each channel group has a part in, and how often, by the group's number.
+def group_works(groups: ChannelGroups, schedule: Schedule) -> dict[int, dict[GroupWork, int]]:
+    """Count the work of each channel group, by the group's number.
 
     Args:
-        schedule: of any plan; which layout belongs to which group is told from how it is cut.
+        groups: the channel groups of the model.
+        schedule: the schedule of any plan for the model.
+
+    Returns:
+        By group number: each piece of work, and how often a training step does it.
     """
-    works: dict[int, dict[GroupWork, int]] = {group.number: {} for group in found.groups}
-    units = {group.number: group.units for group in found.groups}
+    works: dict[int, dict[GroupWork, int]] = {group.number: {} for group in groups.groups}
+    units = {group.number: group.units for group in groups.groups}
     pieces_of: dict[str, tuple[tuple[int, int], ...]] = {}
     for step in schedule.training.steps:
         own: tuple[tuple[int, int], ...] = ()
         for source in step.sources:
             own = own or pieces_of.get(source, ())
         if isinstance(step, CallStep) and step.node.rule.mixes:
-            taken = own
-            own = tuple((p.group.number, p.block) for p in found.pieces[step.node.path])
+            inputs = own
+            own = tuple((p.group.number, p.block) for p in groups.pieces[step.node.path])
             if step.run.scheme is not None and not step.run.scheme.cuts_outputs:
                 own = ()
             work, kind, state = step_work(step)
-            _add(works, units, taken if kind == "inputs" else own, work, kind, state)
+            _add(works, units, inputs if kind == "inputs" else own, work, kind, state)
         elif isinstance(step, CallStep):
             work, kind, state = step_work(step)
             if isinstance(state, Sliced):
@@ -57,7 +63,7 @@ def group_works(found: ChannelGroups, schedule: Schedule) -> dict[int, dict[Grou
 def _joined(
     step: CallStep, pieces_of: Mapping[str, tuple[tuple[int, int], ...]]
 ) -> tuple[tuple[int, int], ...]:
-    """The pieces of a concatenation; those of the first operand elsewhere."""
+    """Return the pieces of all operands of a concatenation; empty for other operations."""
     if not step.node.rule.joins:
         return ()
     return tuple(piece for source in step.sources for piece in pieces_of.get(source, ()))
@@ -80,7 +86,7 @@ def _add(
 
 
 def group_times(tables: Tables, works: Mapping[GroupWork, int], units: int) -> Array:
-    """(ranks, units + 1) seconds of a step that a rank spends on so many units of a group."""
+    """Return (ranks, units + 1) seconds of a step, by rank and its number of a group's units."""
     times = np.zeros((tables.ranks, units + 1))
     for work, often in works.items():
         total = tables.total(work.work, work.kind)

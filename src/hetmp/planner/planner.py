@@ -12,10 +12,10 @@ from hetmp.core.partition import Partition, apportion
 from hetmp.core.text import bytes_text
 from hetmp.ops import SchemeName
 from hetmp.planner.balance import balanced, counts_on_grid
+from hetmp.planner.choose_schemes import choose_schemes
 from hetmp.planner.group_times import group_times, group_works
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
 from hetmp.planner.profiling import GRID, Profile
-from hetmp.planner.schemes import choose_schemes
 from hetmp.planner.tables import Links, Tables
 from hetmp.slicing import make_table
 from hetmp.slicing.channel_groups import channel_groups, plan_from_shares
@@ -24,27 +24,27 @@ from hetmp.slicing.plan import Plan, PredictedLayer
 from hetmp.slicing.scheduler import schedule_model
 
 WORTH = 0.02
-"""A scheme other than ``filters``, or one more rank, must promise this much of the step's time:
-less is within what a prediction can be wrong by."""
+"""Least share of the step's time that a scheme other than ``filters``, or one more rank, must
+save: less is within the error of a prediction."""
 
 ON_GRID = 0.03
 """Counts on the grid that is measured are preferred unless others promise this much: between its
 points, times are interpolated and a staircase may be missed."""
 
 TRIES = 12
-"""How often shares are cut down until they fit in memory."""
+"""Most attempts to reduce shares until they fit in memory."""
 
 EVERY = 16
-"""Up to so many ranks, every number of ranks is tried when slow ones are left out."""
+"""Up to this many ranks, every number of ranks is tried when slow ones are left out."""
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a plan must keep to.
+    """Constraints and objective of a plan.
 
     Attributes:
-        memory_limit: the most bytes that any rank may need; what is free on each if None.
-        objective: the least time, or the least memory of the fullest rank.
+        memory_limit: most bytes of any rank; the free memory of each if None.
+        objective: ``time`` for the least time, ``memory`` to share by the ranks' memory.
         schemes: whether layers may follow other schemes than ``filters``.
         leave_out: whether ranks may be left out.
     """
@@ -57,14 +57,14 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and what is predicted of it.
+    """A plan with its prediction.
 
     Attributes:
-        plan: for all ranks.
-        prediction: of the ranks that take part, in their order.
+        plan: the plan for all ranks.
+        prediction: for the ranks that take part, in their order.
         alternatives: seconds of a step by other ways to use the ranks.
-        left_out: why each rank that takes no part does not.
-        limits: bytes that each rank may need, 0 where nobody knows.
+        left_out: the reason for each rank that takes no part.
+        limits: bytes that each rank may use, 0 if unknown.
     """
 
     plan: Plan
@@ -75,7 +75,7 @@ class Planned:
 
 
 def make_plan(graph: ModelGraph, profile: Profile, options: PlanOptions | None = None) -> Planned:
-    """The plan with the least predicted time of a training step for the ranks of *profile*.
+    """Make the plan with the least predicted time of a training step for the ranks of *profile*.
 
     Raises:
         HetmpError: the profile is of another model, or the model does not fit in memory.
@@ -106,12 +106,12 @@ class _Planner:
         self.limits = tuple(
             device.memory if limit is None else limit for device in self.profile.devices
         )
-        one = schedule_model(self.graph, self._shared_by([1.0]))
-        table = make_table(self.graph, one)
+        schedule = schedule_model(self.graph, self._shared_by([1.0]))
+        table = make_table(self.graph, schedule)
         self.alone = np.array(
             [
                 predict(
-                    self.graph, one, table, self.tables.of([rank]), self._links(1),
+                    self.graph, schedule, table, self.tables.of([rank]), self._links(1),
                     self.profile.batch_size,
                 ).seconds
                 for rank in self._representatives()
@@ -122,7 +122,7 @@ class _Planner:
     # --- the choice
 
     def plan(self) -> Planned:
-        """The best candidate, spread over all ranks."""
+        """Return the best candidate, spread over all ranks."""
         order = [int(rank) for rank in np.argsort(self.alone, kind="stable")]
         chooses = self.options.leave_out and self.options.objective == "time"
         members = self._least(order) if chooses else order
@@ -145,7 +145,7 @@ class _Planner:
         )
 
     def _least(self, order: Sequence[int]) -> Sequence[int]:
-        """The best of the fastest one, two, ... ranks, as long as all layers follow ``filters``."""
+        """Return the best of the fastest one, two, ... ranks, with scheme ``filters`` alone."""
         ranks = len(order)
         tried: dict[int, _Candidate | HetmpError] = {}
 
@@ -155,8 +155,8 @@ class _Planner:
                     tried[count] = self._candidate(sorted(order[:count]))
                 except HetmpError as error:
                     tried[count] = error
-            found = tried[count]
-            return found.prediction.seconds if isinstance(found, _Candidate) else np.inf
+            candidate = tried[count]
+            return candidate.prediction.seconds if isinstance(candidate, _Candidate) else np.inf
 
         counts = list(range(1, ranks + 1)) if ranks <= EVERY else _bracket(seconds, ranks)
         for count in counts:
@@ -172,10 +172,10 @@ class _Planner:
         return fits[best].members
 
     def _candidate(self, members: Sequence[int], *, thorough: bool = False) -> _Candidate:
-        """The best plan in which all of *members* may have a part.
+        """Return the best plan in which all of *members* may have a part.
 
         Args:
-            thorough: try simpler splits and other schemes than ``filters``, too.
+            thorough: also try simpler splits and schemes other than ``filters``.
         """
         tables, links = self.tables.of(members), self._links(len(members))
         caps = [1.0] * len(members)
@@ -199,9 +199,9 @@ class _Planner:
             (prediction.memory[i] - self.limits[rank], rank) for i, rank in enumerate(members)
         )
         raise HetmpError(
-            f"the model does not fit: rank {rank} may use {bytes_text(self.limits[rank])} and "
-            f"would need {bytes_text(self.limits[rank] + need)}. Give it more ranks or memory, "
-            "or a smaller batch"
+            f"the model does not fit: rank {rank} may use {bytes_text(self.limits[rank])} but "
+            f"needs {bytes_text(self.limits[rank] + need)}. Use more ranks or memory, or a "
+            "smaller batch"
         )
 
     def _planned(
@@ -245,7 +245,7 @@ class _Planner:
         plan: Plan,
         schemes: Mapping[str, SchemeName],
     ) -> Plan:
-        """Balanced counts on the grid that was measured, or *plan* where it promises more."""
+        """Return balanced counts on the measured grid, or *plan* if it is predicted faster."""
         snapped = self._cut(tables, caps, plan, schemes, grid=GRID)
         before = self._predict(plan, tables, links).seconds
         after = self._predict(snapped, tables, links).seconds
@@ -259,21 +259,21 @@ class _Planner:
         schemes: Mapping[str, SchemeName],
         grid: int = 1,
     ) -> Plan:
-        """Balanced counts for every channel group, where layers follow *schemes*.
+        """Make a plan with balanced counts for every channel group, and *schemes* for the layers.
 
         Args:
-            grid: the counts are multiples of this where they are large enough.
+            grid: counts that are large enough are multiples of this.
         """
         works = group_works(self.found, schedule_model(self.graph, like))
         shares = {}
-        found: dict[tuple[object, ...], Partition] = {}
+        partitions: dict[tuple[object, ...], Partition] = {}
         for group in self.found.groups:
             key = (group.units, *sorted(works[group.number].items(), key=str))
-            if key not in found:
+            if key not in partitions:
                 times = group_times(tables, works[group.number], group.units)
                 most = [max(0, int(np.ceil(cap * group.units))) for cap in caps]
-                found[key] = Partition(counts_on_grid(balanced(times, most), grid))
-            shares[group.number] = found[key]
+                partitions[key] = Partition(counts_on_grid(balanced(times, most), grid))
+            shares[group.number] = partitions[key]
         speeds = [sum(share.counts[rank] for share in shares.values()) for rank in range(len(caps))]
         return plan_from_shares(self.graph, self.found, shares, speeds, schemes)
 
@@ -294,42 +294,42 @@ class _Planner:
         return plan_from_shares(self.graph, self.found, shares, weights)
 
     def _alternatives(self) -> dict[str, float]:
-        """Seconds of a step by other ways to use all the ranks."""
-        found = {"the fastest rank alone": float(self.alone.min())}
+        """Predict the seconds of a step by other ways to use all the ranks."""
+        seconds = {"the fastest rank alone": float(self.alone.min())}
         ranks = self.tables.ranks
         if ranks == 1:
-            return found
+            return seconds
         links = self._links(ranks)
         for name, weights in (
             ("equal split", np.ones(ranks)),
             ("split in proportion to speed", self.alone.min() / self.alone),
         ):
             plan = self._shared_by(weights.tolist())
-            found[name] = self._predict(plan, self.tables, links).seconds
+            seconds[name] = self._predict(plan, self.tables, links).seconds
         # Each rank computes the whole network for its part of the batch; gradients are summed.
         shared = links.seconds("Allreduce", self.parameters, 0.0)
-        found["weighted data parallelism"] = float(1 / (1 / self.alone).sum()) + shared
-        return found
+        seconds["weighted data parallelism"] = float(1 / (1 / self.alone).sum()) + shared
+        return seconds
 
     def _reasons(self, best: _Candidate, order: Sequence[int]) -> dict[int, str]:
         reasons = {}
         for rank in order:
             if rank not in best.members:
                 reasons[rank] = (
-                    f"a step with it is not predicted to be faster; alone it would take "
+                    f"no faster step is predicted with it; alone it would take "
                     f"{_seconds(self.alone[rank])}, the fastest rank {_seconds(self.alone.min())}"
                 )
         return reasons
 
     def _representatives(self) -> list[int]:
-        """A rank of every distinct device."""
+        """Return one rank of every distinct device."""
         first: dict[int, int] = {}
         for rank, device in enumerate(self.profile.devices):
             first.setdefault(id(device), rank)
         return list(first.values())
 
     def _which(self) -> list[int]:
-        """Each rank's place among the representatives."""
+        """Return each rank's index among the representatives."""
         devices = self.profile.devices
         place = {id(devices[rank]): i for i, rank in enumerate(self._representatives())}
         return [place[id(device)] for device in devices]
@@ -348,9 +348,9 @@ def _predicted(prediction: Prediction) -> tuple[PredictedLayer, ...]:
 
 
 def summary(planned: Planned) -> str:
-    """What is predicted, as JSON."""
+    """Return the plan and its prediction as JSON."""
     plan, prediction = planned.plan, planned.prediction
-    told = {
+    fields = {
         "plan": plan.model_dump(mode="json"),
         "predicted_seconds": prediction.seconds,
         "alternatives": dict(planned.alternatives),
@@ -358,11 +358,11 @@ def summary(planned: Planned) -> str:
         "bytes_received": prediction.received,
         "memory": dict(zip(map(str, plan.members), prediction.memory.tolist(), strict=True)),
     }
-    return json.dumps(told, indent=1)
+    return json.dumps(fields, indent=1)
 
 
 def _bracket(seconds: Callable[[int], float], ranks: int) -> list[int]:
-    """Numbers of ranks worth trying: powers of two, then halving around the best of them."""
+    """Return the numbers of ranks to try: powers of two, then halving around the best of them."""
     counts = sorted({min(ranks, 2**i) for i in range(ranks.bit_length() + 1)})
     best = min(counts, key=seconds)
     i = counts.index(best)
@@ -384,7 +384,7 @@ def _with_schemes(plan: Plan, schemes: Mapping[str, SchemeName]) -> Plan:
 
 
 def _share(plan: Plan, rank: int) -> float:
-    """The largest share of a layer that a rank has."""
+    """Return the largest share of a layer that a rank has."""
     return max(layer.counts[rank] / layer.channels for layer in plan.layers if layer.channels)
 
 

@@ -1,4 +1,4 @@
-"""The predicted time of a training step: every rank's clock, run through the program.
+"""Predict the time of a training step by running every rank's clock through the program.
 
 A rank that is early waits: an exchange ends when the last rank is there and the bytes have moved.
 On the way back a rank computes parameter gradients while it waits for others to arrive.
@@ -20,10 +20,10 @@ from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, Sc
 
 @dataclass
 class LayerPrediction:
-    """What a mixing layer and the channel-wise work behind it take.
+    """Predicted times of a mixing layer with the channel-wise work behind it.
 
     Attributes:
-        name: the layer's path; empty for what comes before the first.
+        name: the layer's path; empty for the work before the first.
         compute: seconds of each rank, forward and backward.
         exchange: seconds of the exchanges in front of it.
         idle: seconds that each rank waits for others there.
@@ -37,14 +37,14 @@ class LayerPrediction:
 
 @dataclass
 class Prediction:
-    """A training step.
+    """Predicted time, memory and traffic of a training step.
 
     Attributes:
-        seconds: of the step.
-        layers: by path, in order.
-        memory: bytes of each rank: parameters, gradients, momentum, what is kept for the
-            backward pass.
-        received: bytes that all ranks receive.
+        seconds: time of the step.
+        layers: the layers' times by path, in order.
+        memory: (ranks,) bytes: parameters, gradients, momentum, values saved for the backward
+            pass.
+        received: bytes that all ranks receive together.
     """
 
     seconds: float
@@ -75,7 +75,7 @@ class _Clock:
         self.layer(name).compute += seconds
 
     def exchange(self, name: str, seconds: float, meanwhile: Array | None = None) -> None:
-        """All ranks meet; each computes *meanwhile* once it is there."""
+        """Advance all ranks to the end of an exchange; each first computes *meanwhile*."""
         free = self.now if meanwhile is None else self.now + meanwhile
         all_there = float(self.now.max())
         after = np.maximum(free, all_there)
@@ -94,7 +94,12 @@ def predict(
     links: Links,
     batch_size: int,
 ) -> Prediction:
-    """What a training step takes under a schedule.
+    """Predict a training step under a schedule.
+
+    Args:
+        table: the sliced tensors of the schedule.
+        tables, links: measured times of the ranks that take part.
+        batch_size: images of the step.
 
     Raises:
         HetmpError: the profile does not know an operation of the model.
@@ -150,7 +155,7 @@ def predict(
 
 
 def parameter_bytes(table: Table) -> int:
-    """Bytes of the model's parameters."""
+    """Return the bytes of the model's parameters."""
     return sum(
         entry.shape.numel() * entry.dtype.itemsize
         for entry in table.values()
@@ -159,7 +164,7 @@ def parameter_bytes(table: Table) -> int:
 
 
 def held_bytes(table: Table, ranks: int) -> np.ndarray:
-    """Bytes of parameters that each rank holds."""
+    """Return (ranks,) bytes of the parameters that each rank holds, int64."""
     held = np.zeros(ranks, dtype=np.int64)
     for entry in table.values():
         if entry.parameter and entry.alias_of is None:
@@ -178,7 +183,7 @@ def _cost(tables: Tables, step: CallStep) -> Array:
 
 
 def exchange_seconds(links: Links, step: ExchangeStep, name: str, batch_size: int) -> float:
-    """Seconds of the collective *name* for the value that a step exchanges."""
+    """Return the seconds of the collective *name* for the value that a step exchanges."""
     size = step.value.image_bytes * batch_size
     return links.seconds(name, size, max(_largest(step.before), _largest(step.after)))
 
@@ -190,13 +195,13 @@ def _largest(state: State) -> float:
 
 
 def _needing_gradients(graph: ModelGraph, program: Program) -> set[str]:
-    """The steps whose values a backward pass reaches."""
+    """Return the names of the steps that need a gradient in the backward pass."""
     parameters = dict(graph.skeleton.named_parameters())
-    found = {name for name, place in program.attributes.items() if place in parameters}
+    needing = {name for name, place in program.attributes.items() if place in parameters}
     for step in program.steps:
         learns = isinstance(step, CallStep) and step.run.layer is not None and any(
             parameter.requires_grad for parameter in step.run.layer.parameters()
         )  # fmt: skip
-        if learns or isinstance(step, BiasStep) or any(name in found for name in step.sources):
-            found.add(step.name)
-    return found
+        if learns or isinstance(step, BiasStep) or any(name in needing for name in step.sources):
+            needing.add(step.name)
+    return needing

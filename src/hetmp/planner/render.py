@@ -1,4 +1,4 @@
-"""A profile and a plan as a person reads them in a terminal."""
+"""Tables of a profile and of a plan for a terminal."""
 
 from collections.abc import Sequence
 
@@ -14,20 +14,20 @@ from hetmp.planner.profiling import Profile
 from hetmp.planner.tables import Links
 
 WIDE = 6
-"""From so many ranks on, layers show the range over the ranks instead of each one's figure."""
+"""Most ranks whose figures a layer shows one by one; more are shown as a range."""
 
 
 def render_plan(planned: Planned, *, narrow: bool = False) -> RenderableType:
-    """Layer by layer what each rank has and takes, and what other splits would take.
+    """Make tables of a plan's layers and ranks, and compare its time with other splits.
 
     Args:
-        narrow: leave out how long each rank waits at each layer.
+        narrow: leave out each rank's waiting at each layer.
     """
     return Lines(_layers(planned, narrow), Text(), _ranks(planned), Text(), *_summary(planned))
 
 
 def render_profile(profile: Profile) -> RenderableType:
-    """What was measured: devices and links."""
+    """Make tables of a profile's devices and links."""
     devices = _table("Devices")
     for heading in ("rank", "host", "device", "free memory", "works"):
         devices.add_column(heading, justify="right" if heading in ("rank", "works") else "left")
@@ -121,8 +121,8 @@ def _summary(planned: Planned) -> list[Text]:
     if data_parallel is not None and data_parallel < seconds:
         lines.append(
             Text(
-                "  where a whole copy of the model fits on every rank, data parallelism with "
-                "batches by speed would be faster",
+                "  data parallelism with batches by speed would be faster, if every rank can hold "
+                "a copy of the model",
                 style="yellow",
             )
         )

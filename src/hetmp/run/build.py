@@ -1,4 +1,4 @@
-"""What a run computes, from its configuration: the data set and the network's outline."""
+"""Build the data set and the network's outline from a configuration."""
 
 import torch
 from torch import nn
@@ -10,17 +10,16 @@ from hetmp.run.config import TrainConfig
 
 
 def load_dataset(config: TrainConfig, group: Group) -> Dataset:
-    """The data set that *config* names. Collective.
+    """Load the data set that *config* names. Collective.
 
     Raises:
-        HetmpError: on every rank: there is none of that name, its settings are wrong, or its
-            files are missing or damaged.
+        HetmpError: on every rank: an unknown name, wrong settings, or missing or damaged files.
     """
     return data.load(config.data, group, seed=config.seed, **config.data_settings())
 
 
 def outline(config: TrainConfig, dataset: Dataset) -> nn.Module:
-    """The network of *config* for *dataset*, on the meta device: it takes no memory."""
+    """Build the network of *config* for *dataset* on the meta device, without memory."""
     with torch.device("meta"):
         module = models.build(config.model, dataset.input_shape, dataset.classes)
     return module.to(getattr(torch, config.dtype))

@@ -1,4 +1,4 @@
-"""What a training run is told: checked when made, every field with its meaning.
+"""The settings of a training run: checked when made, every field with its meaning.
 
 The command line's flags are made from these fields, so each has one name and one description.
 """
@@ -16,10 +16,8 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.partition import checked_weights
 from hetmp.core.suggestions import unknown_name
 from hetmp.data.options import Options
+from hetmp.optim.schedule_names import SCHEDULES
 
-SCHEDULES = (
-    "constant", "cosine", "linear", "polynomial", "exponential", "step", "milestones", "onecycle",
-)  # fmt: skip
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
 SAVE_ERRORS = ("stop", "continue")
@@ -32,14 +30,14 @@ METRICS = ("csv", "tensorboard")
 HEADINGS = {
     "model": "The network",
     "data": "The data",
-    "weights": "Which rank computes what",
-    "batch_size": "How it is trained",
-    "device": "How it is computed",
-    "out": "What is kept",
-    "view": "What is seen",
+    "weights": "Division of the work",
+    "batch_size": "Training",
+    "device": "Computation",
+    "out": "Output",
+    "view": "Display",
     "slowdown": "For tests",
 }
-"""What the fields are about, by the first one of each kind; for help texts and files."""
+"""Headings for help texts and files, each by the first field under it."""
 
 CHOICES = {
     "schedule": SCHEDULES,
@@ -53,81 +51,81 @@ CHOICES = {
 """The fields that take one of a few names."""
 
 OF_DATA = tuple(name for name in Options.names() if name != "seed")
-"""The fields that say what the data set is."""
+"""The fields that define the data set."""
 
 MOVABLE = "data_path", "test_path"
-"""The fields that say where the data is: it may move between a run and its resumption."""
+"""The fields with the data's location, which may change between a run and its resumption."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=1)]
 
 
 class TrainConfig(BaseModel):
-    """One training run."""
+    """The settings of one training run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     model: str
     """Network by name (see `hetmp models`), or package.module:function for your own."""
     data: str
-    """Data set by name: digits, digits-segmentation (real images, in the box), synthetic, or
-    images of yours: mnist, cifar10, cifar100, hdf5, npz, folder, hyperspectral (see
+    """Data set by name: digits, digits-segmentation (real images, included), synthetic, or
+    your own images: mnist, cifar10, cifar100, hdf5, npz, folder, hyperspectral (see
     data/README.md)."""
     data_path: Path | None = None
-    """File or folder of the data, where they are yours."""
+    """File or folder of your own data."""
     test_path: Path | None = None
-    """File or folder of the test part, where it is not in data_path."""
+    """File or folder of the test part, if it is not in data_path."""
     images_key: str | None = None
     """Name of the images within an HDF5, npz or mat file."""
     labels_key: str | None = None
     """Name of the labels within an HDF5, npz or mat file."""
     test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the images that are for testing, where the data does not say which are."""
+    """Share of the images to use for testing, if the data does not mark them."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
-    """Which images are for testing, where the data does not say."""
+    """Seed that chooses the test images, if the data does not mark them."""
     shape: tuple[int, ...] | None = None
-    """Of an image: channels, then sides, for example 3,32,32. Synthetic images are made, and
-    files brought to it."""
+    """Shape of an image: channels, then sides, for example 3,32,32. Synthetic images get it, and
+    image files are converted to it."""
     classes: int | None = None
-    """How many classes there are (if not given, what the labels say)."""
+    """Number of classes (if not given, taken from the labels)."""
     samples: int | None = None
-    """Of synthetic data: how many images."""
+    """Number of synthetic images."""
     patch: int | None = None
-    """Of a hyperspectral scene: side of what is cut out around a pixel."""
+    """Hyperspectral scene: side of the patch around a pixel."""
     disjoint: bool | None = None
-    """Of a hyperspectral scene: training and test pixels whose patches share none."""
+    """Hyperspectral scene: patches of training and test pixels do not overlap."""
     mean: tuple[float, ...] | None = None
-    """What is subtracted from each channel; the mean of the training images if not given."""
+    """Value to subtract from each channel; the mean of the training images if not given."""
     std: tuple[float, ...] | None = None
-    """What each channel is then divided by; the deviation of the training images if not given."""
+    """Value to divide each channel by; the deviation of the training images if not given."""
     flip: bool = False
     """Mirror every other training image, at random."""
     crop: Annotated[int, Field(ge=0)] = 0
-    """Pad training images by so many pixels, and cut their size out again anywhere."""
+    """Pad training images by this many pixels, then crop them to their size at random."""
     readers: Whole = 1
     """Threads of each rank that read images ahead of the training."""
     weights: tuple[float, ...] | Literal["auto", "equal"] | None = None
-    """Relative speeds, one per rank, for example 70,25,5, or a file of them. equal: for as many
-    ranks as there are, the default. auto: measured, and the layers planned (see `hetmp profile`
-    and `hetmp plan`)."""
+    """Relative speeds, one per rank, for example 70,25,5, or a file of them. equal, the default:
+    the same for every rank. auto: measured, with a plan for every layer (see `hetmp profile` and
+    `hetmp plan`)."""
     plan: Path | None = None
     """A plan file (JSON) instead of weights: partitions and schemes layer by layer."""
     profile: Path | None = None
-    """What `hetmp profile` wrote on these ranks: with weights auto, instead of measuring now."""
+    """Profile of these ranks, from `hetmp profile`; with weights auto, replaces measuring."""
     profiles: Path | None = None
-    """Folder of what devices were measured to take, by kind of node. Kinds that are not there yet
-    are measured now and kept. Means weights auto where neither weights nor plan is given, and is
-    not used where they say."""
+    """Folder of measured times by kind of node. Kinds that it lacks are measured now and stored.
+    Implies weights auto if neither weights nor plan is given; unused with other weights or a
+    plan."""
     profile_seconds: Positive = 10.0
-    """How long the devices are measured, with weights auto and no profile."""
+    """Time for measuring the devices, with weights auto and no profile."""
     batch_size: Whole = 64
     """Images per step, over all ranks."""
     drop_last: bool = False
     """Leave out the short last batch of an epoch."""
     epochs: Whole | None = None
-    """How often to go through the training images; 10 if neither this nor steps is given."""
+    """Number of passes over the training images; 10 if neither this nor steps is given."""
     steps: Whole | None = None
-    """How many steps to take, instead of epochs."""
+    """Number of steps to take, instead of epochs."""
     lr: Positive = 0.05
     """Learning rate at the start."""
     optimizer: str = "sgd"
@@ -152,63 +150,63 @@ class TrainConfig(BaseModel):
     clip: Positive | None = None
     """Largest norm of all gradients together; not clipped if not given."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of each label that is spread over all classes in the training."""
+    """Share of each label to spread over all classes in training."""
     accumulate: Whole = 1
-    """Compute a step's batch in so many parts, one after the other: less memory."""
+    """Compute a step's batch in this many parts, one after the other: less memory."""
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay, such as 0.999, of an exponential moving average of the weights, which is then what is
-    evaluated and kept."""
+    """Decay, such as 0.999, of an exponential moving average of the weights, which is then
+    evaluated and saved."""
     on_nan: str = "stop"
-    """When the loss is not finite: stop; or skip such steps, and those with such gradients."""
+    """If the loss is not finite: stop; or skip such steps, and those with such gradients."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the initial weights, the order of the images and dropout."""
+    """Seed of the initial weights, the order of the images and dropout."""
     device: str = "auto"
     """auto (a GPU per rank of a host, ranks without one on the CPU), cpu or cuda."""
     dtype: str = "float32"
     """Precision of the weights, and of the computation: float32 or float64."""
     autocast: tuple[str, ...] | None = None
-    """Compute convolutions and the like in bfloat16 or float16: for all ranks, or one for each
+    """Compute convolutions and the like in bfloat16 or float16: one for all ranks, or one for each
     (bfloat16,none)."""
     layerwise: bool = False
-    """Start the weights layer by layer, so that no rank ever holds the network whole."""
+    """Initialize the weights layer by layer, so that no rank ever holds the whole network."""
     strict: bool = False
     """Refuse operations that hetmp has no rule for, instead of computing them on every rank."""
     regather: bool = False
     """Gather a layer's input again in the backward pass instead of keeping it: less memory."""
     no_shared_memory: bool = False
-    """Exchange by MPI's collectives also where the ranks of a host could share memory."""
+    """Exchange by MPI collectives even if the ranks of a host could share memory."""
     rounded: bool = False
     """Send float32 between layers as bfloat16: half the bytes, and each exchange rounds."""
     out: Path | None = None
-    """Folder for metrics.jsonl, plan.json, model.h5 and checkpoints; nothing is kept without."""
+    """Folder for metrics.jsonl, plan.json, model.h5 and checkpoints; nothing is saved without."""
     metrics: tuple[str, ...] | None = None
-    """Keep the metrics in out in more formats: csv (steps.csv, evaluations.csv), tensorboard."""
+    """Also write the metrics to out as csv (steps.csv, evaluations.csv) or tensorboard."""
     checkpoint_every: str | None = None
-    """How often a checkpoint is saved: in steps (500), epochs (2epochs) or time (90s, 10min, 1h).
-    One more at the end. They are in the folder out."""
+    """How often to save a checkpoint: in steps (500), epochs (2epochs) or time (90s, 10min, 1h).
+    One more is saved at the end. They go to the folder out."""
     keep: Whole = 2
-    """How many of the newest checkpoints are kept."""
+    """Number of the newest checkpoints to keep."""
     keep_every: Whole | None = None
-    """Keep checkpoints whose step is a multiple of this for good."""
+    """Keep every checkpoint whose step is a multiple of this."""
     save_behind: bool = False
-    """Write checkpoints while the training goes on; takes the memory of a copy."""
+    """Write checkpoints while training continues; needs memory for a copy."""
     on_save_error: str = "stop"
-    """When a checkpoint cannot be written: stop, or continue with the last one in place."""
+    """If a checkpoint cannot be written: stop, or continue and keep the last one."""
     stop_signal: str = "USR2"
-    """Signal that ends a run with `--out` at the next step: it saves a checkpoint and exits with
-    75. SIGTERM does so, too."""
+    """Signal that ends a run with `--out` after the current step: it saves a checkpoint and exits
+    with 75. SIGTERM does the same."""
     resume: str | None = None
-    """Go on from a checkpoint: auto (the newest sound one in out, or from the start), or its file
-    or folder."""
+    """Continue from a checkpoint: auto (the newest sound one in out, or from the start), or its
+    file or folder."""
     watch: Annotated[int, Field(ge=0)] = 5
-    """How many of the first steps are timed layer by layer, for `hetmp report`."""
+    """How many of the first steps to time layer by layer, for `hetmp report`."""
     view: str = "auto"
-    """What is seen while it runs: live (a frame with a bar per rank), lines (with the time, for
-    logs), or auto: live in a terminal, also that of mpirun, else lines."""
+    """Progress display: live (a frame with a bar per rank), lines (with the time, for logs), or
+    auto: live in a terminal, also that of mpirun, else lines."""
     quiet: bool = False
     """Print nothing but errors."""
     slowdown: tuple[float, ...] | None = None
-    """Test aid: how many times slower each rank behaves than it is, for example 1,2,4."""
+    """Test aid: factor by which to slow each rank down, for example 1,2,4."""
 
     @field_validator("weights")
     @classmethod
@@ -249,13 +247,13 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _one_of_two(self) -> "TrainConfig":
         if self.weights is not None and self.plan is not None:
-            raise HetmpError("weights and plan both say how to cut the layers: give one of them")
+            raise HetmpError("weights and plan both set how layers are cut: give one of them")
         if self.profile is not None and self.profiles is not None:
-            raise HetmpError("profile and profiles both say what devices take: give one of them")
+            raise HetmpError("profile and profiles both set the devices' times: give one of them")
         if self.profile is not None and self.weights != "auto":
-            raise HetmpError("--profile is what --weights auto plans with: give both, or neither")
+            raise HetmpError("--profile is only used by --weights auto: give both, or neither")
         if self.epochs is not None and self.steps is not None:
-            raise HetmpError("epochs and steps both say how long to train: give one of them")
+            raise HetmpError("epochs and steps both set how long to train: give one of them")
         if self.checkpoint_every is not None:
             Cadence.parse(self.checkpoint_every)
         if self.out is None and (self.checkpoint_every is not None or self.resume == "auto"):
@@ -267,53 +265,55 @@ class TrainConfig(BaseModel):
 
     @property
     def plans(self) -> bool:
-        """Whether the layers are planned when the run starts."""
+        """Return whether the run plans its layers when it starts."""
         unsaid = self.weights is None and self.plan is None
         return self.weights == "auto" or (unsaid and self.profiles is not None)
 
     def in_order(self, order: Sequence[int]) -> "TrainConfig":
-        """The same run on ranks of which the first is the present rank ``order[0]``, and so on."""
+        """Return the same run for reordered ranks: new rank *i* is the present ``order[i]``."""
         lists = {
-            name: tuple(told[rank] for rank in order)
+            name: tuple(values[rank] for rank in order)
             for name in ("weights", "slowdown", "autocast")
-            if isinstance(told := getattr(self, name), tuple) and len(told) == len(order)
+            if isinstance(values := getattr(self, name), tuple) and len(values) == len(order)
         }
         return self.model_copy(update=lists)
 
     def lasting(self, steps: int) -> dict[str, Any]:
-        """What must be the same when a run of *steps* steps is resumed, as plain values."""
+        """Return the settings that must not change when a run of *steps* steps is resumed."""
         names = (
             "model", "batch_size", "lr", "optimizer", "optimizer_options", "momentum",
             "weight_decay", "schedule", "warmup", "gamma", "power", "milestones", "clip",
             "label_smoothing", "accumulate", "average", "seed", "dtype", "drop_last", "flip",
             "crop", "data", *OF_DATA,
         )  # fmt: skip
-        told = self.model_dump(mode="json", include=set(names))
+        settings = self.model_dump(mode="json", include=set(names))
         # The learning rate follows the length of the run, unless it is constant.
         if self.schedule != "constant":
-            told["steps"] = steps
+            settings["steps"] = steps
         for name in MOVABLE:
-            told[name] = None if told[name] is None else str(Path(told[name]).absolute())
-        return told
+            settings[name] = (
+                None if settings[name] is None else str(Path(settings[name]).absolute())
+            )
+        return settings
 
     def data_settings(self) -> dict[str, Any]:
-        """The settings of the data set: the fields of ``hetmp.data.Options``."""
+        """Return the settings of the data set: the fields of ``hetmp.data.Options``."""
         return {name: getattr(self, name) for name in OF_DATA}
 
     def total_steps(self, per_epoch: int) -> int:
-        """How many steps the run takes, at *per_epoch* steps an epoch."""
+        """Return the number of steps of the run, at *per_epoch* steps an epoch."""
         return self.steps if self.steps is not None else (self.epochs or 10) * per_epoch
 
     def total_epochs(self, per_epoch: int) -> int:
-        """How many epochs the run begins."""
+        """Return the number of epochs that the run begins, at *per_epoch* steps an epoch."""
         return math.ceil(self.total_steps(per_epoch) / per_epoch)
 
 
 def train_config(**values: Any) -> TrainConfig:
-    """A checked configuration; fields whose value is None keep their default.
+    """Make a checked configuration; fields whose value is None keep their default.
 
     Raises:
-        HetmpError: the first wrong field, its value and what it may be.
+        HetmpError: the first wrong field, its value and the values it may have.
     """
     try:
         return TrainConfig(**{name: v for name, v in values.items() if v is not None})

@@ -22,45 +22,45 @@ else:
     import tomli as tomllib
 
 VERSIONS = "versions"
-"""The table that says what wrote a file."""
+"""The table with the versions that wrote a file."""
 
 OPPOSITES = (("weights", "plan"), ("epochs", "steps"), ("profile", "profiles"))
-"""Fields of which a run has one: a flag takes the place of the file's other one."""
+"""Pairs of exclusive fields: a flag for one replaces the file's other."""
 
 _WORDS = {
     "a valid tuple": "a list",
     "a valid dictionary": "a table",
     " for <class 'pathlib.Path'>": "",
 }
-"""What TOML calls things, by what pydantic calls them."""
+"""TOML's names for types, by pydantic's."""
 
 
 class ConfigFile(NamedTuple):
-    """What a file says: fields of ``TrainConfig`` as plain values, and what wrote it."""
+    """The content of a file: fields of ``TrainConfig`` as plain values, and its versions."""
 
     fields: dict[str, Any]
     versions: dict[str, str]
 
 
 def read_config(path: str | Path) -> ConfigFile:
-    """The fields that a TOML file says; its relative paths start in its own folder.
+    """Read the fields in a TOML file; its relative paths start in its own folder.
 
-    Each is checked on its own. What they come to together is checked where they become a
-    ``TrainConfig``, since flags may say the rest.
+    Each field is checked alone. Combinations are checked when a ``TrainConfig`` is made, since
+    flags may add the rest.
 
     Raises:
-        HetmpError: it cannot be read, a name is unknown, or a value is wrong: its place, the
-            reason and the value.
+        HetmpError: the file cannot be read, a name is unknown, or a value is wrong: its place,
+            the reason and the value.
     """
     what = f"config {path}"
     try:
         fields = tomllib.loads(read(path, "config").removeprefix("\ufeff"))
     except tomllib.TOMLDecodeError as error:
-        twice = ": this is said twice" if "overwrite" in str(error) else ""
+        twice = ": this is set twice" if "overwrite" in str(error) else ""
         raise HetmpError(f"{what} cannot be read: {error}{twice}") from error
     versions = fields.pop(VERSIONS, {})
     if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
-        raise HetmpError(f"{what}: {VERSIONS}: names and versions as text, got {versions!r}")
+        raise HetmpError(f"{what}: {VERSIONS} must be names and versions as text, got {versions!r}")
     for name, value in fields.items():
         if name not in TrainConfig.model_fields:
             raise HetmpError(f"{what}: {_unknown(name, value)}")
@@ -68,8 +68,8 @@ def read_config(path: str | Path) -> ConfigFile:
     if isinstance(weights, str) and weights not in ("auto", "equal"):
         if not (folder / weights).is_file():
             raise HetmpError(
-                f"{what}: weights: {weights!r} is no list such as [70, 25, 5], no file, and "
-                "neither 'equal' nor 'auto'"
+                f"{what}: weights: {weights!r} is neither a list such as [70, 25, 5] nor a file "
+                "nor 'equal' nor 'auto'"
             )
         from hetmp.planner.cluster_file import read_weights
 
@@ -85,24 +85,24 @@ def read_config(path: str | Path) -> ConfigFile:
 
 
 def flags_over(fields: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """A file's *fields* with *flags* in their place, and in the place of their opposites."""
-    kept = dict(fields)
+    """Merge *flags* into a file's *fields*; a flag also replaces the field it excludes."""
+    rest = dict(fields)
     for pair in OPPOSITES:
         for flag, other in (pair, pair[::-1]):
             if flag in flags and other not in flags:
-                kept.pop(other, None)
-    tables = {name: {**kept.get(name, {}), **v} for name, v in flags.items() if isinstance(v, dict)}
-    told = {**kept, **flags, **tables}
-    if ("weights" in flags or "plan" in flags) and told.get("weights") != "auto":
-        told = {name: v for name, v in told.items() if name != "profile" or name in flags}
-    return told
+                rest.pop(other, None)
+    tables = {name: {**rest.get(name, {}), **v} for name, v in flags.items() if isinstance(v, dict)}
+    merged = {**rest, **flags, **tables}
+    if ("weights" in flags or "plan" in flags) and merged.get("weights") != "auto":
+        merged = {name: v for name, v in merged.items() if name != "profile" or name in flags}
+    return merged
 
 
 def _unknown(name: str, value: Any) -> str:
     near = nearest(name.replace("-", "_"), TrainConfig.model_fields, cutoff=0.6)
     hint = f": did you mean {near!r}?" if near else ""
     if isinstance(value, dict) and value.keys() & TrainConfig.model_fields.keys():
-        hint = ": settings stand above all [tables]."
+        hint = ": put settings above all [tables]"
     return f"unknown setting {name!r}{hint} (hetmp train --help lists all)"
 
 
@@ -124,31 +124,31 @@ def _check_each(error: ValidationError, what: str) -> None:
 
 
 def is_path(name: str, value: Any) -> bool:
-    """Whether the value of a field is a file or folder."""
+    """Return whether the value of a field is a file or folder."""
     if name == "resume":
         return value is not None and value != "auto"
     annotation = TrainConfig.model_fields[name].annotation
     return value is not None and Path in (annotation, *get_args(annotation))
 
 
-_READ_AS = """Flags win over what stands here. Lists are written as [70, 25, 5], and a path that is
-not absolute starts in this file's folder."""
+_READ_AS = """Flags win over this file. Lists are written as [70, 25, 5], and relative paths start
+in this file's folder."""
 
-HEADER = f"A run of `hetmp train`, whole: `hetmp train --config FILE` starts it. {_READ_AS}"
+HEADER = f"A complete run of `hetmp train`: `hetmp train --config FILE` starts it. {_READ_AS}"
 
 _NOT_REPEATED = {
-    "out": "Not repeated, so that the first run's files stay: give --out anew.",
-    "metrics": "Not repeated: it needs --out, and is given with it.",
-    "checkpoint_every": "Not repeated: it needs --out, and is given with it.",
+    "out": "Not repeated, so that the first run's files stay: give --out again.",
+    "metrics": "Not repeated: it needs --out; give it with --out.",
+    "checkpoint_every": "Not repeated: it needs --out; give it with --out.",
     "resume": "Not repeated: a repetition starts at the beginning.",
 }
-"""What a run's file leaves out, and why."""
+"""Fields that a run's file leaves out, with the reason."""
 
 _OF_PLANNING = ("profile", "profiles", "profile_seconds")
 
 
 def config_text(config: TrainConfig, header: str = HEADER) -> str:
-    """A file that says all of *config*, every field with its description; paths are absolute."""
+    """Return *config* as the text of a file, each field with its description, absolute paths."""
     return _text(config, header, None, {}, {})
 
 
@@ -158,22 +158,22 @@ def write_run_config(
     """Write ``config.toml``, which repeats a run, into the run's *folder*.
 
     Args:
-        config: as the user told it: what names every rank is in the ranks' own order.
-        plan_used: whether the work was shared by a plan, which is then read from ``plan.json``.
+        config: as the user gave it: lists per rank are in the job's own order.
+        plan_used: whether a plan shared the work; the file then refers to ``plan.json``.
         versions: see `present_versions`.
-        ranks: of the job, idle ones included.
+        ranks: number of ranks of the job, idle ones included.
     """
     left_out = _NOT_REPEATED | dict.fromkeys(_OF_PLANNING, "Not repeated: nothing was planned.")
     if plan_used:
-        why = "Not repeated: the plan beside this file is what came of it."
+        why = "Not repeated: the plan beside this file is its result."
         left_out |= dict.fromkeys(("weights", *_OF_PLANNING), why)
         config = config.model_copy(update={"plan": folder / "plan.json"})
     count = f"{ranks} rank" + ("s" if ranks != 1 else "")
-    header = f"""What a run on {count} was told. It is repeated by `hetmp train --config` with this
-file, on as many ranks; --out FOLDER keeps what comes of it. {_READ_AS}"""
+    header = f"""The settings of a run on {count}. `hetmp train --config` with this file repeats
+it, on as many ranks; --out FOLDER keeps the results. {_READ_AS}"""
     text = _text(config, header, folder, left_out, versions)
     with replacing(folder / "config.toml") as beside:
-        # A path may have bytes that are no text: rather a file that is refused than a failed run.
+        # A path may have bytes that are not text: an unusable file is better than a failed run.
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -184,26 +184,26 @@ def _text(
     left_out: Mapping[str, str],
     versions: Mapping[str, str],
 ) -> str:
-    """The file's text. Paths below *folder* are relative to it, others absolute."""
+    """Return the file's text. Paths below *folder* are relative to it, others absolute."""
     lines, tables = _comment(header), []
-    for name, told in config.model_dump().items():
-        value = _in_toml(told)
+    for name, setting in config.model_dump().items():
+        value = _in_toml(setting)
         if is_path(name, value):
             value = _written_path(value, folder)
-        about = _comment(TrainConfig.model_fields[name].description or "")
+        comment = _comment(TrainConfig.model_fields[name].description or "")
         if isinstance(value, dict):
-            about += [tomlkit.dumps({name: value}).strip()]
-            tables += ["", *about]
+            comment += [tomlkit.dumps({name: value}).strip()]
+            tables += ["", *comment]
             continue
-        said = f"{name} = " + ("..." if value is None else tomlkit.item(value).as_string())
+        entry = f"{name} = " + ("..." if value is None else tomlkit.item(value).as_string())
         if value is None:
-            said = f"# {said}"
+            entry = f"# {entry}"
         elif name in left_out:
-            about, said = [*about, *_comment(left_out[name])], f"# {said}"
+            comment, entry = [*comment, *_comment(left_out[name])], f"# {entry}"
         heading = ["", f"# ---- {HEADINGS[name]} ----"] if name in HEADINGS else []
-        lines += [*heading, "", *about, said]
+        lines += [*heading, "", *comment, entry]
     if versions:
-        tables += ["", *_comment("What the run was computed with."), f"[{VERSIONS}]"]
+        tables += ["", *_comment("The versions that the run was computed with."), f"[{VERSIONS}]"]
         tables += [
             f"{name} = {tomlkit.item(number).as_string()}" for name, number in versions.items()
         ]
@@ -223,10 +223,10 @@ def _written_path(path: str, folder: Path | None) -> str:
 
 
 def _in_toml(value: Any) -> Any:
-    """*value* in what TOML has words for, which are none for None: such entries are left out."""
+    """Convert *value* for TOML, which has no null: entries that are None are left out."""
     if isinstance(value, dict):
-        told = {key: _in_toml(entry) for key, entry in value.items()}
-        return {key: entry for key, entry in told.items() if entry is not None}
+        entries = {key: _in_toml(entry) for key, entry in value.items()}
+        return {key: entry for key, entry in entries.items() if entry is not None}
     if isinstance(value, list | tuple):
         return None if None in value else [_in_toml(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value

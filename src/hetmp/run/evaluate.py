@@ -1,4 +1,4 @@
-"""How good a network is on a test set: within a run, and of a checkpoint alone."""
+"""Evaluate a network on a test set, within a run or from a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(model: SlicedModel, feed: Feed, batch_size: int) -> tuple[float, float]:
-    """(mean cross-entropy, accuracy from 0 to 1) over all labels of *feed*'s part. Collective."""
+    """Return (mean cross-entropy, accuracy from 0 to 1) over all labels of *feed*. Collective."""
     model.eval()
     loss, correct, labelled = 0.0, 0, 0
     with torch.no_grad():
@@ -31,23 +31,29 @@ def evaluate(model: SlicedModel, feed: Feed, batch_size: int) -> tuple[float, fl
 
 
 def count_correct(output: Tensor, labels: Tensor) -> int:
-    """How many labels have the highest score."""
+    """Count the labels with the highest score.
+
+    Args:
+        output: (n, classes, *spatial) scores.
+        labels: (n, *spatial).
+    """
     return int((output.argmax(dim=1) == labels).sum())
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a checkpoint is worth.
+    """The result of evaluating a checkpoint.
 
     Attributes:
         file: the checkpoint.
-        model, data: network and data set, by name.
+        model, data: names of the network and the data set.
         dtype: precision of the computation.
-        steps: that the network was trained for; None where the file does not say.
-        images: of the test set.
-        loss, accuracy: mean cross-entropy, and the share from 0 to 1, of all labels.
-        ranks: of the job.
-        passed_over: what is wrong with newer checkpoints of the folder.
+        steps: number of training steps; None if the file does not say.
+        images: number of test images.
+        loss: mean cross-entropy over all labels.
+        accuracy: share of the labels predicted, from 0 to 1.
+        ranks: number of ranks of the job.
+        passed_over: a reason for each newer checkpoint of the folder that cannot be used.
     """
 
     file: str
@@ -63,14 +69,13 @@ class Evaluation:
 
 
 def evaluate_checkpoint(
-    path: Path, given: Mapping[str, Any], comm: "MPI.Intracomm | None" = None
+    path: Path, settings: Mapping[str, Any], comm: "MPI.Intracomm | None" = None
 ) -> Evaluation:
-    """Loss and accuracy of a checkpoint on a test set, the same on any ranks. Collective.
+    """Compute loss and accuracy of a checkpoint, the same on any ranks. Collective.
 
     Args:
         path: a checkpoint, or a run's folder: its ``model.h5``, else its newest sound checkpoint.
-        given: fields of ``TrainConfig``: how the work is shared, and what the file does not say
-            or what is to be another. Those that are None are not given.
+        settings: fields of ``TrainConfig``; they win over the file's own. None counts as missing.
 
     Raises:
         HetmpError: on every rank at once: bad input, or a file that cannot be used.
@@ -80,7 +85,7 @@ def evaluate_checkpoint(
         feed = trained.feed(model, trained.dataset.test)
         return list(evaluate(model, feed, trained.config.batch_size))
 
-    trained, (loss, accuracy) = run_on_trained(path, given, comm, work, 2)
+    trained, (loss, accuracy) = run_on_trained(path, settings, comm, work, 2)
     return Evaluation(
         file=str(trained.file),
         model=trained.config.model,

@@ -1,4 +1,4 @@
-"""A trained network taken up from a checkpoint, on any ranks, to be used."""
+"""Load a trained network from a checkpoint, on any ranks, and use it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,16 +34,16 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Trained:
-    """Where a network comes from, and what it is used on.
+    """A checkpoint and the settings with which its network is used.
 
     Attributes:
         file: the checkpoint.
-        origin: what it says of itself.
-        config: how it is used.
-        dataset: what it is used on.
-        device: of this rank.
-        ranks: of the job.
-        passed_over: what is wrong with newer checkpoints of the folder.
+        origin: metadata of the checkpoint.
+        config: settings of this use.
+        dataset: the data set to use it on.
+        device: device of this rank.
+        ranks: number of ranks of the job.
+        passed_over: a reason for each newer checkpoint of the folder that cannot be used.
     """
 
     file: Path
@@ -56,12 +56,12 @@ class Trained:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's parameters."""
-        found: torch.dtype = getattr(torch, self.config.dtype)
-        return found
+        """Return the dtype of the network's parameters."""
+        dtype: torch.dtype = getattr(torch, self.config.dtype)
+        return dtype
 
     def feed(self, model: SlicedModel, part: Part) -> Feed:
-        """Batches of *part* for *model*."""
+        """Return a feed of the batches of *part* for *model*."""
         reading = Reading(model.hetmp.plan.held, self.config.readers, self.device, self.dtype)
         return Feed(self.dataset, part, model.hetmp.group, reading)
 
@@ -72,20 +72,22 @@ Load = Callable[[TrainConfig, Origin, Group], Dataset]
 
 def run_on_trained(
     path: Path,
-    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
     comm: "MPI.Intracomm | None",
     work: Work,
     figures: int,
     load: Load = lambda config, origin, group: load_dataset(config, group),
 ) -> tuple[Trained, list[float]]:
-    """What *work* finds with a checkpoint's network, the same on every rank. Collective.
+    """Load a checkpoint's network and call *work* with it. Collective.
 
     Args:
         path: a checkpoint, or a run's folder: its ``model.h5``, else its newest sound checkpoint.
-        given: fields of ``TrainConfig``: how the work is shared, and what the file does not say
-            or what is to be another. Those that are None are not given.
-        work: is called on the ranks that take part, and gives so many *figures*.
-        load: the data set that is used. Collective.
+        settings: fields of ``TrainConfig``; they win over the file's own. None counts as missing.
+        work: called on the ranks that take part; returns as many numbers as *figures* says.
+        load: loads the data set to use. Collective.
+
+    Returns:
+        The checkpoint with its settings, and the result of *work*, the same on every rank.
 
     Raises:
         HetmpError: on every rank at once: bad input, or a file that cannot be used.
@@ -97,7 +99,7 @@ def run_on_trained(
         raise AgreedError("\n".join([f"there is no sound checkpoint in {path}", *damaged]))
     origin = read_origin(group, file)
     with group.together():
-        config = _config(origin, file, given).in_order(ranks.order)
+        config = _config(origin, file, settings).in_order(ranks.order)
     dataset = load(config, origin, group)
     setup = set_up_rank(ranks, config.device, autocast=config.autocast, seed=config.seed)
     trained = Trained(file, origin, config, dataset, setup.device, group.size, tuple(damaged))
@@ -109,52 +111,55 @@ def run_on_trained(
         with setup.casting():
             return work(model, trained)
 
-    found = among_members(ranks.comm, group, sharing.plan, run, (0.0,) * figures)
-    told = group.broadcast(np.array(found, dtype=np.float64), sharing.first_member)
-    return trained, told.tolist()
+    result = among_members(ranks.comm, group, sharing.plan, run, (0.0,) * figures)
+    shared = group.broadcast(np.array(result, dtype=np.float64), sharing.first_member)
+    return trained, shared.tolist()
 
 
 def _pointed_at(group: Group, path: Path) -> Path:
-    """What to look at in place of a run's folder or of a link, as rank 0 sees it. Collective.
+    """Return the file that a run's folder or a link stands for, as rank 0 sees it. Collective.
 
-    A link is followed now, once for all ranks: a run that goes on moves ``latest.h5``.
+    A link is followed once for all ranks, since a run that is still going moves ``latest.h5``.
     """
-    found = path
+    target = path
     with group.together():
         if group.is_root:
             if (path / "model.h5").is_file():
-                found = path / "model.h5"
+                target = path / "model.h5"
             elif path.is_symlink() and path.is_file():
-                found = path.parent / path.readlink()
-    return Path(group.broadcast_text(str(found)))
+                target = path.parent / path.readlink()
+    return Path(group.broadcast_text(str(target)))
 
 
-def _config(origin: Origin, file: Path, given: Mapping[str, Any]) -> TrainConfig:
-    """What is evaluated and how: as *given*, else as the file says."""
-    chosen = {name: value for name, value in given.items() if value is not None}
-    told = {
+def _config(origin: Origin, file: Path, settings: Mapping[str, Any]) -> TrainConfig:
+    """Make the configuration of the use: as *settings*, else as in the file."""
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    stored = {
         name: origin.config[name]
         for name in ("model", "data", "seed", *OF_DATA)
         if name in origin.config
     }
-    if "data" in chosen and chosen["data"] != told.get("data"):
-        told = {name: value for name, value in told.items() if name not in OF_DATA}
-    told |= _normalisation(origin, chosen.get("data", told.get("data")))
-    if "model" not in chosen and ":" in str(told.get("model", "")):
+    if "data" in chosen and chosen["data"] != stored.get("data"):
+        stored = {name: value for name, value in stored.items() if name not in OF_DATA}
+    stored |= _normalisation(origin, chosen.get("data", stored.get("data")))
+    if "model" not in chosen and ":" in str(stored.get("model", "")):
         raise HetmpError(
-            f"{file} is of {told['model']}, and no file chooses which code is run: give --model"
+            f"{file} holds a network of your own code, {stored['model']}, and a file must not "
+            "choose which code is run: give --model"
         )
-    missing = [name for name in ("model", "data") if name not in chosen and name not in told]
+    missing = [name for name in ("model", "data") if name not in chosen and name not in stored]
     if missing:
         raise HetmpError(
-            f"{file} does not say its {' and '.join(missing)}: give "
+            f"{file} does not name its {' and '.join(missing)}: give "
             + " and ".join(f"--{name}" for name in missing)
         )
-    return train_config(**{"batch_size": EVALUATION_BATCH, **told, "dtype": origin.dtype, **chosen})
+    return train_config(
+        **{"batch_size": EVALUATION_BATCH, **stored, "dtype": origin.dtype, **chosen}
+    )
 
 
 def _normalisation(origin: Origin, data: str | None) -> dict[str, Any]:
-    """Mean and deviation that the network was trained with, where data set *data* takes them."""
+    """Return mean and deviation of the training, if the data set *data* takes them."""
     images = origin.config.get("images")
     if not isinstance(images, dict) or images["normalised"] or "mean" not in options_of(data):
         return {}
@@ -167,7 +172,7 @@ def _loaded(
     tuning: Tuning,
     comm: "MPI.Intracomm | None",
 ) -> SlicedModel:
-    """The network with the numbers of a checkpoint, whose digests were compared. Collective."""
+    """Slice the network and fill it from a checkpoint with verified digests. Collective."""
     group, dataset, name = Group(comm), trained.dataset, trained.config.model
     # A network of the user's own may make tensors that no file has: it is built as it trains.
     shipped = name in models.names()
@@ -190,7 +195,7 @@ def _loaded(
 
 
 def _nothing(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """A parameter that is read from a file afterwards: it takes no memory."""
+    """Return a placeholder without memory for a parameter that is read from a file later."""
     return torch.zeros(()).expand(shape)
 
 
@@ -198,20 +203,20 @@ def check_output(trace: Trace, dataset: Dataset, name: str) -> None:
     """Refuse a network *name* whose output, in the mode of *trace*, does not fit the labels.
 
     Raises:
-        AgreedError: the output is the same on every rank.
+        AgreedError: the output is not one tensor, or has a shape that does not fit the labels.
     """
     value = trace.values.get(getattr(trace.result, "name", ""), None)
     if value is None or not value.is_tensor:
         raise AgreedError(
-            f"{name} does not return one tensor: hetmp train and hetmp evaluate want class scores; "
+            f"{name} does not return one tensor: hetmp train and hetmp evaluate need class scores; "
             "use it in a loop of your own with hetmp.slice_model"
         )
     wanted = (dataset.classes, *dataset.test.label_shape)
-    given = value.shape[1:]
-    if len(given) != len(wanted) or given[1:] != wanted[1:] or (given[0] or 0) < wanted[0]:
+    scores = value.shape[1:]
+    if len(scores) != len(wanted) or scores[1:] != wanted[1:] or (scores[0] or 0) < wanted[0]:
         raise AgreedError(
-            f"{name} gives {_sizes(given)} scores per image, the labels of {dataset.name} "
-            f"want {_sizes(wanted)}: choose a network and data for the same task"
+            f"{name} returns {_sizes(scores)} scores per image, but the labels of {dataset.name} "
+            f"need {_sizes(wanted)}: choose a network and data for the same task"
         )
 
 

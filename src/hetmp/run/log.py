@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes on: to its metrics files, and to the person who waits."""
+"""The log of a run: its metrics files and its progress display."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -19,7 +19,7 @@ class RunLog:
 
     Args:
         ready: the run.
-        step: how many steps were taken before, by a run that this one resumes.
+        step: number of steps that the resumed run had taken; 0 for a new run.
     """
 
     def __init__(self, ready: Prepared, step: int) -> None:
@@ -48,14 +48,14 @@ class RunLog:
 
     @property
     def error(self) -> str:
-        """Why this rank can write no more, in words; empty while it can."""
+        """Return why this rank can no longer write metrics; empty while it can."""
         return self._metrics.error
 
     def begin(self, resumed: str) -> None:
-        """Record what is run, and say so; keep the files that repeat it. Collective.
+        """Record and print what is run; write the files that repeat it. Collective.
 
         Args:
-            resumed: what it goes on from, in words; empty for a new run.
+            resumed: text on the checkpoint it continues from; empty for a new run.
         """
         ready, config = self._ready, self._ready.config
         record = run_record(config, ready.model, ready.plan, ready.places, ready.setup.threads)
@@ -74,14 +74,14 @@ class RunLog:
         seconds: dict[str, list[float]],
         images: int,
     ) -> None:
-        """Record a step that was taken.
+        """Record a step.
 
         Args:
-            step: how many were taken before it.
+            step: its number, from 0.
             figures: its loss, accuracy and learning rate.
-            skipped: whether the weights were left as they were.
+            skipped: whether the weights were left unchanged.
             seconds: by kind and rank.
-            images: of the batch.
+            images: number of images in the batch.
         """
         more = {"skipped": True} if skipped else {}
         self._metrics.write(
@@ -90,17 +90,17 @@ class RunLog:
         self._progress.step(step + 1, epoch, figures["loss"], figures["accuracy"], images, seconds)
 
     def records(self, records: Mapping[str, dict[str, Any]]) -> None:
-        """Record what is due, by kind."""
+        """Write records, by kind."""
         for kind, record in records.items():
             self._metrics.write(kind, **record)
 
     def evaluated(self, epoch: int, figures: Mapping[str, float], seconds: float) -> None:
-        """Record an evaluation, which took *seconds*: step, loss and accuracy."""
+        """Record an evaluation that took *seconds*; *figures* are step, loss and accuracy."""
         self._metrics.write("evaluation", epoch=epoch, **figures, seconds=round(seconds, 6))
         self._progress.evaluated(figures["accuracy"], seconds)
 
     def note(self, text: str) -> None:
-        """Say something beside the progress."""
+        """Print a note beside the progress."""
         self._progress.note(text)
 
     def end(self, position: Position, stopped: bool) -> None:

@@ -1,4 +1,4 @@
-"""What a trained network says of images: the class and its probability, in a file."""
+"""Write the predictions of a trained network to a file: class and probability by image."""
 
 import csv
 import io
@@ -34,15 +34,15 @@ SUFFIXES = ".csv", ".h5", ".hdf5"
 
 @dataclass(frozen=True)
 class PredictionSummary:
-    """What was said, of how much.
+    """The result of a prediction.
 
     Attributes:
         file: the checkpoint.
-        out: where the predictions are.
-        images: how many there are.
-        accuracy: share of the labels that were met; None where the images have none.
-        ranks: of the job.
-        passed_over: what is wrong with newer checkpoints of the folder.
+        out: the file of the predictions.
+        images: number of images.
+        accuracy: share of the labels predicted, 0 to 1; None if the images have no labels.
+        ranks: number of ranks of the job.
+        passed_over: a reason for each newer checkpoint of the folder that cannot be used.
     """
 
     file: str
@@ -56,7 +56,7 @@ class PredictionSummary:
 def predict(
     path: Path,
     out: Path,
-    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
     comm: "MPI.Intracomm | None" = None,
     *,
     part: str = "test",
@@ -67,9 +67,9 @@ def predict(
     Args:
         path: a checkpoint, or a run's folder, as for ``evaluate_checkpoint``.
         out: the file to write: ``.csv``, or ``.h5`` for HDF5.
-        given: fields of ``TrainConfig``, as for ``evaluate_checkpoint``.
-        part: of the data set that the network was trained on, or of the given one.
-        images: a folder of pictures without classes, instead; or one picture.
+        settings: fields of ``TrainConfig``, as for ``evaluate_checkpoint``.
+        part: ``test`` or ``train``: the part of the data set to use.
+        images: a folder of pictures without classes, or one picture, instead of a data set.
 
     Raises:
         HetmpError: on every rank at once: bad input, or a file that cannot be used or written.
@@ -79,7 +79,9 @@ def predict(
         if part not in PARTS:
             raise unknown_name("part", part, PARTS)
         if out.suffix.lower() not in SUFFIXES:
-            raise HetmpError(f"{out} is to be written as what? Choose one of {', '.join(SUFFIXES)}")
+            raise HetmpError(
+                f"cannot tell the format of {out} from its suffix: use {', '.join(SUFFIXES)}"
+            )
         if group.is_root:
             _make_room(out)
 
@@ -87,21 +89,20 @@ def predict(
         dataset = _images(images, config, origin, group)
         if dataset.test.label_shape and out.suffix.lower() == ".csv":
             raise AgreedError(
-                "the network gives every pixel a class, which no table holds: write HDF5 "
-                "(--out predictions.h5)"
+                "a class per pixel does not fit in a table: write HDF5 (--out predictions.h5)"
             )
         return dataset
 
     def work(model: SlicedModel, trained: Trained) -> list[float]:
         chosen = getattr(trained.dataset, part)
-        found = _predictions(model, trained, chosen)
+        predictions = _predictions(model, trained, chosen)
         group = model.hetmp.group
         with group.together():
             if group.is_root:
-                _write(out, found, trained.dataset, chosen, labelled=images is None)
-        return [len(chosen), float((found.classes == found.labels).mean())]
+                _write(out, predictions, trained.dataset, chosen, labelled=images is None)
+        return [len(chosen), float((predictions.classes == predictions.labels).mean())]
 
-    trained, (count, accuracy) = run_on_trained(path, given, comm, work, 2, load)
+    trained, (count, accuracy) = run_on_trained(path, settings, comm, work, 2, load)
     return PredictionSummary(
         file=str(trained.file),
         out=str(out),
@@ -113,28 +114,32 @@ def predict(
 
 
 def _images(pictures: Path | None, config: TrainConfig, origin: Origin, group: Group) -> Dataset:
-    """What the network is used on: pictures, or a data set. Collective."""
+    """Load the images to classify: pictures, or a data set. Collective."""
     if pictures is None:
         return load_dataset(config, group)
-    about = origin.config.get("images")
-    if not isinstance(about, dict):
-        raise AgreedError("the checkpoint does not say what images it is for: give --data")
-    return load_pictures(pictures, about, group)
+    description = origin.config.get("images")
+    if not isinstance(description, dict):
+        raise AgreedError("the checkpoint does not describe its images: give --data")
+    return load_pictures(pictures, description, group)
 
 
 def _make_room(out: Path) -> None:
-    """The folder of a file that will be written, before there is anything to lose."""
+    """Make the folder of an output file, before any work is done.
+
+    Raises:
+        HetmpError: it cannot be made or written to.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(out.parent, os.W_OK):
-            raise PermissionError(f"{out.parent} may not be written to")
+            raise PermissionError(f"no permission to write to {out.parent}")
     except OSError as error:
         raise HetmpError(f"{out} cannot be written: {error}") from error
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Of every image, or of every pixel of it: class, its probability, and label."""
+    """Class, its probability, and label of every image, or of every pixel: (n, *spatial)."""
 
     classes: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
@@ -142,23 +147,25 @@ class _Found:
 
 
 def _predictions(model: SlicedModel, trained: Trained, part: Part) -> _Found:
-    """What the network says of all images of *part*. Collective."""
+    """Classify all images of *part*. Collective."""
     model.eval()
-    classes, probabilities, told = [], [], []
+    classes, probabilities, label_parts = [], [], []
     with torch.no_grad():
         for images, labels in trained.feed(model, part).in_order(trained.config.batch_size):
             best = wide(model(images)).softmax(dim=1).max(dim=1)
             classes.append(best.indices.cpu().numpy())
             probabilities.append(best.values.cpu().to(torch.float32).numpy())
-            told.append(labels.cpu().numpy())
-    return _Found(np.concatenate(classes), np.concatenate(probabilities), np.concatenate(told))
+            label_parts.append(labels.cpu().numpy())
+    return _Found(
+        np.concatenate(classes), np.concatenate(probabilities), np.concatenate(label_parts)
+    )
 
 
-def _write(out: Path, found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> None:
+def _write(out: Path, predictions: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> None:
     if out.suffix.lower() == ".csv":
-        content = _csv(found, dataset, part, labelled=labelled).encode()
+        content = _csv(predictions, dataset, part, labelled=labelled).encode()
     else:
-        content = _hdf5(found, dataset, part, labelled=labelled)
+        content = _hdf5(predictions, dataset, part, labelled=labelled)
     try:
         with replacing(out) as beside:
             beside.write_bytes(content)
@@ -166,8 +173,8 @@ def _write(out: Path, found: _Found, dataset: Dataset, part: Part, *, labelled: 
         raise HetmpError(f"{out} cannot be written: {error}") from error
 
 
-def _csv(found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> str:
-    """A row per image: image, class, its name if it has one, probability, label if known."""
+def _csv(predictions: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> str:
+    """Return a row per image: image, class, its name if it has one, probability, label if known."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     names = dict(enumerate(dataset.class_names))
@@ -177,24 +184,30 @@ def _csv(found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> str:
     )
     titles = part.titles(np.arange(len(part)))
     for i, title in enumerate(titles):
-        name = [names.get(int(found.classes[i]), "")] if names else []
-        label = [int(found.labels[i])] if labelled else []
+        name = [names.get(int(predictions.classes[i]), "")] if names else []
+        label = [int(predictions.labels[i])] if labelled else []
         rows.writerow(
-            [title, int(found.classes[i]), *name, f"{found.probabilities[i]:.6f}", *label]
+            [
+                title,
+                int(predictions.classes[i]),
+                *name,
+                f"{predictions.probabilities[i]:.6f}",
+                *label,
+            ]
         )
     return text.getvalue()
 
 
-def _hdf5(found: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> bytes:
-    """Datasets ``image``, ``class``, ``probability`` and ``label``; ``names`` of the classes."""
+def _hdf5(predictions: _Found, dataset: Dataset, part: Part, *, labelled: bool) -> bytes:
+    """Return an HDF5 file with ``image``, ``class``, ``probability``, ``label`` and ``names``."""
     # In memory, then written in one go: HDF5 does not survive a full disk.
     with h5py.File("predictions", "w", driver="core", backing_store=False) as file:
         titles = part.titles(np.arange(len(part)))
         file["image"] = np.array(titles, dtype=object)
-        file["class"] = found.classes
-        file["probability"] = found.probabilities
+        file["class"] = predictions.classes
+        file["probability"] = predictions.probabilities
         if labelled:
-            file["label"] = found.labels
+            file["label"] = predictions.labels
         if dataset.class_names:
             file["names"] = np.array(dataset.class_names, dtype=object)
         file.flush()

@@ -1,4 +1,4 @@
-"""A run made ready: its data, its ranks, how the work is shared, the sliced model, its steps."""
+"""Prepare a run: its data, ranks, division of the work, sliced model and training step."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -38,11 +38,12 @@ class Prepared:
         setup: of this rank.
         places: where all ranks of the job run.
         resident: bytes of memory that this rank had before the model was made.
-        interruption: whether the run was asked to end.
+        interruption: tells whether a signal asked the run to end.
         group: the ranks that take part.
-        sharing: how the work is shared over all ranks of the job, and ``plan`` the plan for them.
-        model: with the network's first weights.
-        steps: how many the run takes, ``per_epoch`` in each epoch.
+        sharing: how the work is shared over all ranks of the job.
+        plan: the plan for all ranks of the job.
+        model: the sliced network with its initial weights.
+        steps: number of steps of the run, ``per_epoch`` in each epoch.
         feed, test_feed: batches of the training and test images.
     """
 
@@ -70,9 +71,11 @@ def run_prepared(
     run: Callable[[Prepared], Any],
     waiting: Any,
 ) -> tuple[Any, int, Group]:
-    """Make a run ready: *run* gives the result of ranks that take part, *waiting* is the others'.
+    """Prepare a run and call *run* with it on the ranks that take part. Collective.
 
-    Collective.
+    Args:
+        run: called on the ranks that take part.
+        waiting: result on the other ranks.
 
     Returns:
         The result, the first rank that takes part, and the group of all ranks.
@@ -143,7 +146,7 @@ def _sliced(
     comm: "MPI.Intracomm | None",
     weights: tuple[float, ...] | Plan,
 ) -> SlicedModel:
-    """The network of *config* in slices over the ranks of *comm*. Collective."""
+    """Slice the network of *config* over the ranks of *comm*. Collective."""
     group, dtype = Group(comm), getattr(torch, config.dtype)
     with group.together():
         torch.manual_seed(config.seed)
@@ -164,12 +167,12 @@ def _sliced(
 
 
 def augmentation(config: TrainConfig) -> Augmentation:
-    """What happens to the training images."""
+    """Return the augmentation of the training images."""
     return Augmentation(config.flip, config.crop)
 
 
 def tuning_of(config: TrainConfig) -> Tuning:
-    """How the work of a run is done."""
+    """Return the tuning that *config* asks for."""
     return Tuning(
         shared_memory=not config.no_shared_memory,
         regather=config.regather,
@@ -179,9 +182,9 @@ def tuning_of(config: TrainConfig) -> Tuning:
 
 
 def _build(config: TrainConfig, dataset: Dataset, group: Group) -> nn.Module:
-    """The whole network; the values are rank 0's, so other ranks spare the memory.
+    """Build the whole network, with values on rank 0 alone to save memory.
 
-    Layer by layer, no rank has values.
+    With ``layerwise``, no rank has values.
     """
     shipped = config.model in models.names()
     here = not config.layerwise and (group.is_root or not shipped)

@@ -1,4 +1,4 @@
-"""Set up the ranks, as every command does that computes: their order, devices, cores, precision."""
+"""Set up the ranks of a command that computes: order, devices, cores, precision."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -24,7 +24,7 @@ class RankOrder:
 
     Attributes:
         comm, group: all ranks; *comm* is None for ``MPI.COMM_WORLD`` as it stands.
-        order: which rank of the job as it was started each of them is.
+        order: for each rank, its number in the job as it was started.
     """
 
     comm: "MPI.Intracomm | None"
@@ -34,7 +34,7 @@ class RankOrder:
     def arrange(self, values: tuple[T, ...] | None) -> tuple[T, ...] | None:
         """Return *values*, one per rank as the job was started, in the present order.
 
-        What is not one per rank stays as it is: a single value is for all.
+        Values of another length are returned unchanged: a single value is for all ranks.
         """
         if values is None or len(values) != len(self.order):
             return values
@@ -48,8 +48,8 @@ class RankSetup:
     Attributes:
         ranks: of the job.
         device, threads: of this rank.
-        autocast: what this rank's convolutions are computed in, if not as the weights are.
-        slowdown: how many times slower than it is this rank behaves, on purpose.
+        autocast: dtype of this rank's convolutions; None for that of the weights.
+        slowdown: factor by which this rank is slowed on purpose.
     """
 
     ranks: RankOrder
@@ -60,18 +60,18 @@ class RankSetup:
 
     @property
     def group(self) -> Group:
-        """All ranks of the job."""
+        """Return the group of all ranks of the job."""
         return self.ranks.group
 
     def casting(self) -> AbstractContextManager[Any]:
-        """Compute in this rank's precision."""
+        """Return a context in which this rank computes in its own precision."""
         return casting(self.autocast, self.device)
 
 
 def order_ranks(comm: "MPI.Intracomm | None", slowdown: Sequence[float] | None = None) -> RankOrder:
     """Check the ranks of *comm* and put those of a host next to each other. Collective.
 
-    All ranks of the job if *comm* is None. It comes before anything is read, so that a list for
+    *comm* None means all ranks of the job. Call it before anything is read, so that a list for
     another number of ranks is refused at once.
 
     Args:

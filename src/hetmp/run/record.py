@@ -1,4 +1,4 @@
-"""What a run says of itself: in a headline, in its metrics, and in files that repeat it."""
+"""Descriptions of a run: its headline, its ``run`` record, and the files that repeat it."""
 
 import platform
 import time
@@ -16,7 +16,7 @@ from hetmp.slicing.plan import Plan
 
 
 def headline(config: TrainConfig, model: SlicedModel, dataset: Dataset, steps: int) -> str:
-    """What is about to be trained, by whom, for a person."""
+    """Return the lines that announce a run to the user: network, data, ranks and shares."""
     runtime = model.hetmp
     counts = runtime.plan.held
     shares = ", ".join(f"{100 * count / max(1, sum(counts)):.0f} %" for count in counts)
@@ -34,10 +34,10 @@ def headline(config: TrainConfig, model: SlicedModel, dataset: Dataset, steps: i
 def run_record(
     config: TrainConfig, model: SlicedModel, plan: Plan, places: Sequence[RankPlace], threads: int
 ) -> dict[str, object]:
-    """The ``run`` record of the metrics: all that there is to know of how it was computed.
+    """Return the ``run`` record of the metrics: settings, ranks, devices, versions and plan.
 
     Args:
-        plan: of all ranks of the job, as *places* are.
+        plan: for all ranks of the job, as *places* are.
         threads: of this rank.
     """
     return {
@@ -53,20 +53,20 @@ def run_record(
     }
 
 
-def keep_settings(told: TrainConfig, plan: Plan, group: Group) -> None:
+def keep_settings(config: TrainConfig, plan: Plan, group: Group) -> None:
     """Write ``plan.json`` and ``config.toml``, which repeat the run. Collective.
 
     Args:
-        told: the configuration as the user gave it, in the job's own order of the ranks.
+        config: the configuration as the user gave it, in the job's own order of the ranks.
         plan: of all ranks.
 
     Raises:
         HetmpError: on every rank, if they cannot be written.
     """
-    if told.out is None:
+    if config.out is None:
         return
     with group.together():
         if group.is_root:
-            plan.save(told.out / "plan.json")
-            planned = told.plan is not None or (told.plans and plan.ranks > 1)
-            write_run_config(told.out, told, planned, present_versions(), plan.ranks)
+            plan.save(config.out / "plan.json")
+            planned = config.plan is not None or (config.plans and plan.ranks > 1)
+            write_run_config(config.out, config, planned, present_versions(), plan.ranks)

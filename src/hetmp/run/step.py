@@ -1,4 +1,4 @@
-"""One step of the training: forward, backward, and what is done to the gradients and weights."""
+"""One training step: forward, backward, clipping, scaling, optimizer and averages."""
 
 import json
 import math
@@ -20,16 +20,16 @@ from hetmp.slicing import SlicedModel
 from hetmp.slicing.not_finite import first_not_finite, is_finite
 
 MOST_SKIPPED = 20
-"""After so many skipped steps in a row a run ends: nothing is learnt any more."""
+"""Skipped steps in a row after which a run ends, since it learns nothing any more."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What became of a step.
+    """The result of a step.
 
     Attributes:
         loss: mean over the labels of the batch.
-        correct: how many labels had the highest score.
+        correct: number of labels that had the highest score.
         skipped: whether the weights were left as they were.
     """
 
@@ -39,7 +39,7 @@ class StepResult:
 
 
 class TrainStep:
-    """Takes the steps of a run, as its configuration says.
+    """The training step of a run, made from its configuration.
 
     Attributes:
         optimizer, schedule: of the sliced model's parameters.
@@ -57,12 +57,12 @@ class TrainStep:
     ) -> None:
         """
         Args:
-            steps: how many the run takes.
+            steps: number of steps of the run.
             device: of this rank.
-            autocast: what this rank's convolutions are computed in, if not as the weights are.
+            autocast: dtype of this rank's convolutions; None for that of the weights.
 
         Raises:
-            HetmpError: an optimizer that cannot be, or options that it does not take.
+            HetmpError: an optimizer that cannot be sliced, or options that it does not take.
         """
         self._config, self._model, self._device = config, model, device
         self._steps = steps
@@ -85,14 +85,18 @@ class TrainStep:
         self._skips, self._skipped = config.on_nan == "skip", 0
 
     def casting(self) -> AbstractContextManager[Any]:
-        """Within it this rank computes in the precision that it is to."""
+        """Return a context in which this rank computes in its own precision."""
         return casting(self._autocast, self._device)
 
     def take(self, images: Tensor, labels: Tensor) -> StepResult:
-        """One step on a whole batch. Collective.
+        """Take one step on a whole batch, the same on every rank. Collective.
+
+        Args:
+            images: (n, c, *spatial), floating-point.
+            labels: (n,) or (n, *spatial), int64.
 
         Raises:
-            HetmpError: on every rank, where the loss is not finite and the run is to stop.
+            AgreedFailure: on every rank, if the loss is not finite and the run must stop.
         """
         self.optimizer.zero_grad()
         # A forward pass leaves its mark on running statistics, which a skipped one must not.
@@ -110,17 +114,17 @@ class TrainStep:
         if not self._skips:
             raise AgreedFailure(
                 f"the loss is {loss} at step {self.schedule.last_epoch + 1} of {self._steps}: the "
-                f"first number that is not finite is in {self._culprit(images)}; lower --lr, use "
+                f"first value that is not finite is in {self._culprit(images)}; lower --lr, use "
                 "--clip, or give --on-nan skip"
             )
         self._skipped += 1
         if self._skipped == MOST_SKIPPED:
             raise AgreedFailure(
-                f"{MOST_SKIPPED} steps in a row were skipped because loss or gradients were not "
-                f"finite, the last time in {self._culprit(images)}"
+                f"{MOST_SKIPPED} steps in a row were skipped because the loss or gradients were "
+                f"not finite, the last time in {self._culprit(images)}: lower --lr, or use --clip"
             )
-        for buffer, kept in zip(self._model.buffers(), before, strict=True):
-            buffer.copy_(kept)
+        for buffer, saved in zip(self._model.buffers(), before, strict=True):
+            buffer.copy_(saved)
         return StepResult(loss, correct, skipped=True)
 
     def _phase(self, name: str) -> None:
@@ -133,7 +137,7 @@ class TrainStep:
             return first_not_finite(self._model, images)
 
     def _gradients(self, images: Tensor, labels: Tensor, share: float) -> tuple[float, int]:
-        """Add the gradients of a part of a batch; its part of the mean loss, and labels right."""
+        """Add the gradients of a part of a batch; return (part of the mean loss, labels right)."""
         with self.casting():
             output = self._model(images)
         output = wide(output)
@@ -143,16 +147,16 @@ class TrainStep:
         return float(loss.detach()), count_correct(output, labels)
 
     def _is_good(self, loss: float) -> bool:
-        """Whether all ranks can use the gradients. Collective."""
+        """Return whether all ranks can use the gradients. Collective."""
         good = math.isfinite(loss)
         if self._skips and self.scaler is None:
             gradients = (p.grad for p in self._model.parameters() if p.grad is not None)
             good = good and all(map(is_finite, (*gradients, *self._model.buffers())))
-        told = self._model.hetmp.group.allgather(np.array([good], dtype=np.int8))
-        return bool(told.all())
+        flags = self._model.hetmp.group.allgather(np.array([good], dtype=np.int8))
+        return bool(flags.all())
 
     def _update(self) -> bool:
-        """Clip, step, average; whether the step was taken, which the scaler decides."""
+        """Clip, step, average; return whether the step was taken, which the scaler decides."""
         if self._config.clip is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(self.optimizer)
@@ -170,23 +174,23 @@ class TrainStep:
         return True
 
     def evaluated(self) -> AbstractContextManager[Any]:
-        """Within it the model has the weights that the run is judged by."""
+        """Return a context in which the model has the weights to evaluate: the averages, if any."""
         return nullcontext() if self.averages is None else self.averages.in_place()
 
     def averaged(self) -> Mapping[str, Tensor]:
-        """The moving averages, by parameter's name; none where nothing is averaged."""
+        """Return the moving averages by parameter name; empty if nothing is averaged."""
         return {} if self.averages is None else self.averages.tensors
 
     def state(self) -> str:
-        """What a resumed run must know besides the tensors, as JSON."""
+        """Return the state that a resumed run needs besides the tensors, as JSON."""
         scaler = None if self.scaler is None else self.scaler.state_dict()
         updates = 0 if self.averages is None else self.averages.updates
-        told = {"schedule": self.schedule.state_dict(), "scaler": scaler, "updates": updates}
-        return json.dumps(told)
+        values = {"schedule": self.schedule.state_dict(), "scaler": scaler, "updates": updates}
+        return json.dumps(values)
 
-    def resume(self, told: str) -> None:
-        """Go on from what ``state`` said."""
-        state = json.loads(told)
+    def resume(self, text: str) -> None:
+        """Restore a state that ``state`` returned."""
+        state = json.loads(text)
         self.schedule.load_state_dict(state["schedule"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
@@ -195,7 +199,7 @@ class TrainStep:
 
 
 def _options(config: TrainConfig) -> dict[str, Any]:
-    """The optimizer's options; its own entries win over the fields that many share."""
+    """Return the optimizer's options; ``optimizer_options`` win over the shared fields."""
     shared: dict[str, Any] = {"weight_decay": config.weight_decay}
     name = config.optimizer.lower()
     if name in ("sgd", "lars"):

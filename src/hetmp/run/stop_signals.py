@@ -1,4 +1,4 @@
-"""Being asked to end early: a batch system's signal before the time limit, or SIGTERM."""
+"""Signals that ask a run to end early: a batch system's before the time limit, or SIGTERM."""
 
 import signal
 import threading
@@ -7,27 +7,27 @@ from types import FrameType, TracebackType
 from typing import Any
 
 EXIT_CODE = 75
-"""How a run ends that was asked to and can be resumed (EX_TEMPFAIL of sysexits.h)."""
+"""Exit code of a run that a signal ended and that can be resumed (EX_TEMPFAIL)."""
 
 _received: list[str] = []
 _heeded_early: dict[str, Any] = {}
-"""By signal: how it was handled before."""
+"""Former handlers, by signal."""
 
 
 def heed_early() -> None:
-    """Note SIGUSR1 and SIGUSR2 from now on, which would end a process that does not listen.
+    """Record SIGUSR1 and SIGUSR2 from now on, instead of letting them end the process.
 
-    Called before torch is imported, which takes many seconds on a slow node. Those that no run
-    asks for do what they did before once it begins.
+    Call it before torch is imported, which takes many seconds on a slow node. When a run begins,
+    signals that it does not use get their former handlers back.
     """
     for name in ("USR1", "USR2"):
         _heeded_early[name] = signal.signal(signal.Signals[f"SIG{name}"], _note)
 
 
 class Interruption:
-    """While it is entered, notes the signals of these *names* (``USR2``) instead of dying of them.
+    """A context that records signals of these *names* (``USR2``) instead of letting them kill.
 
-    Entered in another thread than the main one, it does nothing: Python gives signals to that.
+    Does nothing outside the main thread, the only one Python delivers signals to.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ class Interruption:
 
     @property
     def asked(self) -> bool:
-        """Whether one of the signals has come."""
+        """Return whether one of the signals has arrived."""
         return any(name in _received for name in self._names)
 
     def __enter__(self) -> "Interruption":
@@ -58,7 +58,7 @@ class Interruption:
 
 
 def _give_up(handlers: dict[str, Any]) -> None:
-    """Give signals that were heeded early to their former *handlers*, those received included."""
+    """Restore the former *handlers* of signals recorded early, and raise those received again."""
     for name, handler in handlers.items():
         number = signal.Signals[f"SIG{name}"]
         signal.signal(number, handler)

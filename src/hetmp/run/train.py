@@ -1,4 +1,4 @@
-"""A training run, top to bottom: epochs, steps, evaluation, what is kept."""
+"""A training run, top to bottom: epochs, steps, evaluation, checkpoints."""
 
 import math
 import time
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        steps: taken, in all.
-        loss: of the last step.
-        accuracy: over all labels of the test set, at the last evaluation.
-        stopped: whether it was asked to end before its last step.
-        ranks: how many took part.
+        steps: total number of steps taken.
+        loss: loss of the last step.
+        accuracy: share of all test labels predicted, 0 to 1, at the last evaluation.
+        stopped: whether a signal ended it before its last step.
+        ranks: number of ranks that took part.
     """
 
     steps: int
@@ -44,9 +44,9 @@ class Result:
 
     @classmethod
     def from_rank(cls, rank: int, own: "Result", group: Group) -> "Result":
-        """*rank*'s result on every rank. Collective."""
-        told = np.array([own.steps, own.loss, own.accuracy, own.stopped, own.ranks])
-        steps, loss, accuracy, stopped, ranks = group.broadcast(told, rank).tolist()
+        """Broadcast the result of *rank*. Collective."""
+        figures = np.array([own.steps, own.loss, own.accuracy, own.stopped, own.ranks])
+        steps, loss, accuracy, stopped, ranks = group.broadcast(figures, rank).tolist()
         return cls(int(steps), loss, accuracy, bool(stopped), int(ranks))
 
 
@@ -101,11 +101,11 @@ def _train(ready: Prepared) -> Result:
 
 
 class Training:
-    """A run under way.
+    """The loop of a run.
 
     Attributes:
-        position: how far it has come.
-        stopping: whether it was asked to end before its last step.
+        position: the run's progress, as a checkpoint saves it.
+        stopping: whether a signal asked it to end before its last step.
     """
 
     def __init__(
@@ -118,14 +118,14 @@ class Training:
         self._first = FirstSteps(model, config.watch, left, ready.setup.device, ready.resident)
 
     def epochs_left(self) -> range:
-        """The epochs that have steps left, the first of which may have begun."""
+        """Return the epochs that have steps left; the first may have begun."""
         if self.position.step >= self._ready.steps:
             return range(0)
         epochs = self._ready.config.total_epochs(self._ready.per_epoch)
         return range(self.position.epoch, epochs)
 
     def train_epoch(self, epoch: int) -> None:
-        """Take the steps that an epoch has left, or those until the run is to end. Collective."""
+        """Take the remaining steps of an epoch, or fewer if the run ends. Collective."""
         config, feed, position = self._ready.config, self._ready.feed, self.position
         self._ready.model.train()
         waited = feed.waited
@@ -169,7 +169,7 @@ class Training:
         self.stopping = asked and position.step < ready.steps
 
     def evaluate_epoch(self, epoch: int) -> None:
-        """Go through the test set, record the result, and save where it is time to. Collective."""
+        """Evaluate on the test set, record the result, and save if it is time to. Collective."""
         ready, position = self._ready, self.position
         began = time.perf_counter()
         with ready.train_step.evaluated(), ready.train_step.casting():
@@ -182,7 +182,7 @@ class Training:
 
 
 def _keeping(config: TrainConfig, group: Group) -> Keeping:
-    """How the run is saved; what an earlier one left half-written is removed. Collective."""
+    """Return how the run is saved; remove what an earlier run left half-written. Collective."""
     if config.out is None:
         return Keeping(None, None)
     folder = Folder(config.out / "checkpoints", config.keep, config.keep_every)

@@ -9,7 +9,7 @@ from hetmp.core.version import __version__
 
 
 def present_versions() -> dict[str, str]:
-    """The versions of what a run's numbers come from, by name."""
+    """Return the versions of hetmp, Python and the packages that affect a run's numbers."""
     versions = {"hetmp": __version__, "python": platform.python_version()}
     for name in ("torch", "mpi4py", "numpy", "h5py"):
         try:
@@ -20,15 +20,13 @@ def present_versions() -> dict[str, str]:
 
 
 def differing_versions(path: str | Path | None, written: Mapping[str, str]) -> str:
-    """In words, what wrote the file and is another version now; empty if all are as they were."""
+    """Return a note on packages whose version differs from that in a file; empty if none does."""
     present = present_versions() if written else {}
     unlike = [
-        f"{name} {told} (here {present.get(name, 'unknown')})"
-        for name, told in written.items()
-        if told != present.get(name)
+        f"{name} {number} (here {present.get(name, 'unknown')})"
+        for name, number in written.items()
+        if number != present.get(name)
     ]
     if not unlike:
         return ""
-    return (
-        f"{path} was written with {', '.join(unlike)}: the loss curve may differ in its last digits"
-    )
+    return f"{path} was written with {', '.join(unlike)}: the loss may differ in its last digits"

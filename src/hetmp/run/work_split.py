@@ -1,4 +1,4 @@
-"""How a run's work is shared: weights, a plan file, or speeds, measured now or by earlier jobs."""
+"""Choose how a run's work is shared: by weights, a plan file, or measured speeds."""
 
 import contextlib
 import sys
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sharing:
-    """Who computes what.
+    """The division of the work over the ranks.
 
     Attributes:
-        plan: of all ranks; None where ``weights`` say.
+        plan: for all ranks of the job; None if ``weights`` decide.
         weights: relative speeds, one per rank.
-        told: what was decided, in words; empty where the user decided.
+        told: the decision as text for the user; empty if the user decided.
     """
 
     plan: Plan | None
@@ -44,7 +44,7 @@ class Sharing:
 
     @property
     def first_member(self) -> int:
-        """The first rank that takes part."""
+        """Return the first rank that takes part."""
         return self.plan.members[0] if self.plan is not None else 0
 
 
@@ -52,8 +52,8 @@ def share_work(config: TrainConfig, dataset: Dataset, setup: RankSetup, tuning: 
     """Decide how *config* shares the work of its network over the ranks. Collective.
 
     Raises:
-        HetmpError: on every rank: a file that cannot be used, or one for other ranks, another
-            model or other work.
+        HetmpError: on every rank: a plan or profile that cannot be read, or is for other ranks,
+            another model or another batch.
     """
     group = setup.group
     equal = (1.0,) * group.size
@@ -77,20 +77,20 @@ def share_work(config: TrainConfig, dataset: Dataset, setup: RankSetup, tuning: 
         with group.together():
             module = outline(config, dataset)
         profile = _profile(config, module, example, setup, tuning)
-    text, told = "", ""
+    text, decision = "", ""
     with group.together():
         # Unlike processors may round unlike: rank 0's plan is the truth.
         if group.is_root:
             planned = make_plan(read_graph(module, example), profile)
-            text, told = planned.plan.model_dump_json(), _told(planned)
+            text, decision = planned.plan.model_dump_json(), _told(planned)
     plan = Plan.model_validate_json(group.broadcast_text(text))
-    return Sharing(plan, equal, group.broadcast_text(told))
+    return Sharing(plan, equal, group.broadcast_text(decision))
 
 
 def _profile(
     config: TrainConfig, module: nn.Module, example: Tensor, setup: RankSetup, tuning: Tuning
 ) -> "Profile":
-    """Read the ranks' speeds from a file, or measure what earlier jobs have not kept. Collective.
+    """Read the ranks' speeds from a file, or measure those that are not stored. Collective.
 
     Args:
         module, example: the network and a batch, on the meta device.
@@ -109,7 +109,7 @@ def _profile(
         if config.profiles is not None:
             measure = partial(profile_by_kind, folder=config.profiles, kind=node_kind())
         else:
-            group.say(f"measuring the ranks for about {config.profile_seconds:g} s")
+            group.say(f"measuring the ranks, about {config.profile_seconds:g} s")
         return measure(
             module,
             example,
@@ -132,14 +132,14 @@ def _check_plan(plan: Plan, titles: list[str], graph: Callable[[], ModelGraph]) 
     plan.check_ranks(len(titles))
     if plan.fingerprint and plan.fingerprint != fingerprint(graph()):
         raise HetmpError(
-            "the plan was made for another model, or for images of another size: make a plan for "
-            "this one"
+            "the plan was made for another model, or for images of another size: make one for "
+            "this model"
         )
     for rank, (title, planned) in enumerate(zip(titles, plan.devices or titles, strict=True)):
         if title != planned:
             raise HetmpError(
-                f"the plan was made for {planned} as rank {rank}, which is {title}: make a plan "
-                "for these ranks, or remove 'devices' from the file to use it as it is"
+                f"rank {rank} is {title}, but the plan was made for {planned}: make a plan for "
+                "these ranks, or remove 'devices' from the file to use it as it is"
             )
 
 
@@ -156,12 +156,16 @@ def among_members(
     run: "Callable[[MPI.Intracomm | None, Plan | None], Any]",
     waiting: Any,
 ) -> Any:
-    """What *run* gives on the ranks that take part; the others wait and give *waiting*. Collective.
+    """Call *run* on the ranks that take part; the others wait. Collective.
 
     Args:
-        comm: of all ranks, whose *group* it is.
-        plan: of all ranks; None where all take part.
+        comm: communicator of all ranks, that of *group*.
+        plan: for all ranks; None if all take part.
         run: called with the members' communicator and the plan for them.
+        waiting: result on ranks that do not take part.
+
+    Returns:
+        The result of *run* on members, else *waiting*.
     """
     if plan is None or not plan.left_out:
         return run(comm, plan)
@@ -171,7 +175,7 @@ def among_members(
 def _among_some(
     group: Group, plan: Plan, run: "Callable[[MPI.Intracomm, Plan], Any]", waiting: Any
 ) -> Any:
-    """``among_members`` where some are left out."""
+    """Do the work of ``among_members`` if some ranks are left out."""
     comm = group.part(plan.members)
     with contextlib.ExitStack() as stack:
         if comm is not None and comm.rank == 0 and not group.is_root:

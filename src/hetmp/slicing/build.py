@@ -68,7 +68,8 @@ def slice_model(
             layer that cannot be sliced, a plan for another model or number of ranks, modules
             or weights that differ between the ranks, a meta module without ``init``.
     """
-    group = Group(comm)
+    tuning = tuning or Tuning()
+    group = Group(comm, wire=tuning.wire)
     with group.together():
         graph = read_graph(module, example_input)
         if strict:
@@ -79,7 +80,6 @@ def slice_model(
         target = _device(module, device)
         if RESERVED in dict(graph.skeleton.named_children()):
             raise HetmpError(f"a child module named {RESERVED!r} hides hetmp's own: rename it")
-    tuning = tuning or Tuning()
     _agree_on_model(group, graph, plan, schedule, tuning)
     model = SlicedModel(graph, plan, schedule, table, group, tuning)
     add_layers(model, target)

@@ -54,7 +54,6 @@ class SlicedModel(nn.Module):
                 different batches or autocasts on the ranks.
         """
         runtime = self.hetmp
-        runtime.group.wire = runtime.tuning.wire
         tensors = runtime.inputs.bind(args, kwargs)
         runtime.check(tensors)
         runtime.check_modes(self)

@@ -1,1 +1,1 @@
-"""What stands beside training, a file or a folder for each command. Nothing below imports it."""
+"""The commands beside training, a file or a folder each. Nothing below imports this package."""

@@ -1,4 +1,4 @@
-"""Is everything in place for ranks to work together? One line each, and a remedy where not."""
+"""Check that ranks can work together: one line per check, with a remedy if it fails."""
 
 import os
 import platform
@@ -13,20 +13,20 @@ from hetmp.core.suggestions import nearest
 from hetmp.core.version import __version__
 
 VARIABLES = ("HETMP_GRACE_SECONDS", "HETMP_NODE_KIND", "HETMP_RUN", "HETMP_SRUN_MPI")
-"""What hetmp and its jobs read of the environment, as docs/commands.md has it."""
+"""Environment variables that hetmp and its jobs read: see docs/commands.md."""
 
 OF_TESTS = ("HETMP_TEST_", "HETMP_CLUSTER_", "HETMP_PARALLEL_HDF5")
-"""How the names of those begin that tests read."""
+"""Prefixes of environment variables that tests read."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: its name.
-        found: how it is.
-        remedy: what to do about it; empty where nothing is off.
+        what: its subject.
+        found: its finding.
+        remedy: what to do if it failed; empty if it passed.
     """
 
     what: str
@@ -35,7 +35,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Everything that can be looked at from here. Collective over all ranks that were started."""
+    """Run all checks that are possible here. Collective over all ranks that were started."""
     findings = [Check("hetmp", f"{__version__}, Python {platform.python_version()}")]
     findings += _variables()
     findings.append(_looked("MPI", _library))
@@ -52,23 +52,23 @@ def examine() -> list[Check]:
 
 
 def _variables() -> list[Check]:
-    """What the environment tells hetmp, where it does."""
+    """Check the environment variables whose names begin with ``HETMP_``."""
     names = [name for name in os.environ if name.startswith("HETMP_")]
-    told = sorted(name for name in names if not name.startswith(OF_TESTS))
-    shown = ", ".join(f"{name}={os.environ[name]}" for name in told)
-    for name in told:
+    variables = sorted(name for name in names if not name.startswith(OF_TESTS))
+    shown = ", ".join(f"{name}={os.environ[name]}" for name in variables)
+    for name in variables:
         if name not in VARIABLES:
             meant = nearest(name, VARIABLES)
             hint = f": did you mean {meant}?" if meant else ""
             return [Check("environment", shown, f"nothing reads {name}{hint}")]
-    return [Check("environment", shown)] if told else []
+    return [Check("environment", shown)] if variables else []
 
 
 def _looked(what: str, look: Callable[[], Check]) -> Check:
     try:
         return look()
     except HetmpError as error:
-        return Check(what, "not as it should be", str(error))
+        return Check(what, "not usable", str(error))
 
 
 def _library() -> Check:
@@ -105,7 +105,7 @@ def _torch() -> Check:
 
 
 def _devices(group: Group | None) -> list[Check]:
-    """A line per rank, or one where they are alike. Collective."""
+    """Check the devices: a line per rank, or one for neighbours that are alike. Collective."""
     from hetmp.cluster.device import choose_device, share_cores, unseen_gpus
     from hetmp.cluster.machine import device_name
 
@@ -114,21 +114,21 @@ def _devices(group: Group | None) -> list[Check]:
     try:
         threads, device = share_cores(group), choose_device(group, "auto")
     except HetmpError as error:
-        return [Check("devices", "not as they should be", str(error))]
+        return [Check("devices", "not usable", str(error))]
     own = device_name(device)
     if device.type == "cpu":
         own += f", {threads} thread{'s' * (threads != 1)}"
     own += f" on {platform.node()}"
     blind = unseen_gpus() > 0
-    told = group.gather_texts(own + ("|blind" if blind else ""))
-    return _by_rank(told)
+    texts = group.gather_texts(own + ("|blind" if blind else ""))
+    return _by_rank(texts)
 
 
-def _by_rank(told: Sequence[str]) -> list[Check]:
+def _by_rank(texts: Sequence[str]) -> list[Check]:
     findings: list[Check] = []
     first = 0
-    for rank, text in enumerate(told):
-        if rank + 1 < len(told) and told[rank + 1] == text:
+    for rank, text in enumerate(texts):
+        if rank + 1 < len(texts) and texts[rank + 1] == text:
             continue
         name, _, blind = text.partition("|")
         who = f"rank {first}" if first == rank else f"ranks {first}-{rank}"

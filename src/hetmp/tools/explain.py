@@ -1,4 +1,4 @@
-"""What a plan means for a model, for a person to read: layers, exchanges, groups. No MPI."""
+"""Explain a plan for a model: its layers, exchanges and channel groups. No MPI."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from hetmp.core.state import PARTIAL, Sliced
+from hetmp.core.text import bytes_text
 from hetmp.exchange import collective, share_shape
 from hetmp.slicing import SlicedTensor, Table, make_table
 from hetmp.slicing.channel_groups import ChannelGroups, channel_groups
@@ -19,23 +20,24 @@ from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
 
 NAMED = 3
-"""How many layers of a channel group are named."""
+"""Most layers of a channel group to name."""
 
 
 @dataclass
 class LayerRow:
-    """One layer, or one operation for which something moves.
+    """One layer, or one operation that needs an exchange.
 
     Attributes:
-        name, kind: its place in the module, and what it is.
-        channels, counts: how many it gives, and how many each rank has of them.
-        groups: the channel groups of its output.
-        scheme: what a layer that mixes channels does with the states.
-        exchanges: the collectives in front of it; behind it for scheme ``inputs``.
-        shared: the layer for which the same value was already exchanged.
+        name, kind: its path in the module, and its type.
+        channels: number of its output channels; None if it has none of its own.
+        counts: each rank's number of them.
+        groups: numbers of the channel groups of its output.
+        scheme: the scheme of a layer that mixes channels.
+        exchanges: the collectives before it; after it for scheme ``inputs``.
+        shared: the earlier layer for which the same value was exchanged.
         received: bytes per image that each rank receives, forward and backward together.
-        reason: why every rank computes it whole, where it has no rule.
-        mixes: whether a plan speaks of it.
+        reason: why every rank computes it whole, if it has no rule.
+        mixes: whether it mixes channels, so that a plan has an entry for it.
     """
 
     name: str
@@ -52,19 +54,19 @@ class LayerRow:
 
     @property
     def matters(self) -> bool:
-        """Whether the row belongs in the short table."""
+        """Return whether the row belongs in the short table."""
         return bool(self.mixes or self.exchanges or self.reason)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything that ``hetmp explain`` says of a model and a plan.
+    """The content of ``hetmp explain`` for a model and a plan.
 
     Attributes:
-        rows: in the order in which they run; of training where evaluation runs other operations.
-        groups: the channel groups, and ``plan`` how they are cut.
-        held: how many parameters each rank holds, and ``parameters`` how many there are.
-        modes: whether training and evaluation run other operations.
+        rows: the operations of training, in the order in which they run.
+        groups: the channel groups, cut as ``plan`` says.
+        held: number of parameters of each rank, out of ``parameters``.
+        modes: whether evaluation runs different operations.
     """
 
     rows: tuple[LayerRow, ...]
@@ -76,7 +78,7 @@ class Explanation:
 
     @property
     def received(self) -> list[float]:
-        """Bytes per image that each rank receives, forward and backward."""
+        """Return the bytes per image that each rank receives, forward and backward."""
         return [
             sum(row.received[rank] for row in self.rows if row.received)
             for rank in range(self.plan.ranks)
@@ -84,7 +86,7 @@ class Explanation:
 
 
 def explain(graph: ModelGraph, plan: Plan) -> Explanation:
-    """What *plan* means for the model of *graph*.
+    """Explain *plan* for the model of *graph*.
 
     Raises:
         HetmpError: the plan is for another model.
@@ -181,7 +183,7 @@ def _add(row: LayerRow, exchange: ExchangeStep, ranks: int) -> None:
 
 
 def _parameters(table: Table) -> list[SlicedTensor]:
-    """Every parameter once."""
+    """Return every parameter once."""
     return [entry for entry in table.values() if entry.parameter and entry.alias_of is None]
 
 
@@ -197,11 +199,11 @@ def _held(table: Table, rank: int) -> int:
 def render(
     explanation: Explanation, *, everything: bool = False, narrow: bool = False
 ) -> RenderableType:
-    """Tables of the layers and of the groups, and what they come to.
+    """Make tables of the layers and the groups, with totals.
 
     Args:
-        everything: show operations too that only pass slices on.
-        narrow: leave out what can be told from the rest.
+        everything: also show operations that only pass slices on.
+        narrow: leave out columns that follow from the others.
     """
     rows = [row for row in explanation.rows if everything or row.matters]
     parts: list[RenderableType] = [_layer_table(rows, explanation.plan.ranks, narrow)]
@@ -225,7 +227,7 @@ def _layer_table(rows: Sequence[LayerRow], ranks: int, narrow: bool) -> RichTabl
         "group": [row.groups for row in rows],
         "scheme": [row.scheme for row in rows],
         "exchange": [_exchange_text(row) for row in rows],
-        "per image": [_bytes(sum(row.received)) if row.received else "" for row in rows],
+        "per image": [bytes_text(sum(row.received)) if row.received else "" for row in rows],
     }
     if {row.scheme for row in rows if row.mixes} == {"filters"}:
         del columns["scheme"]
@@ -259,8 +261,8 @@ def _group_table(explanation: Explanation) -> RenderableType:
     shared = [group for group in explanation.groups.groups if len(group.layers) > 1]
     alone = len(explanation.groups.groups) - len(shared)
     if not shared:
-        return Text("\nChannel groups: no layer's channels must be cut like another's")
-    table = _table("\nChannel groups: channels of several layers that are cut alike")
+        return Text("\nChannel groups: every layer's channels can be cut independently")
+    table = _table("\nChannel groups: layers whose channels must be cut in the same way")
     table.add_column("group", justify="right")
     table.add_column("channels", justify="right")
     table.add_column("layers", overflow="fold")
@@ -278,21 +280,22 @@ def _totals(explanation: Explanation) -> Text:
     ranks = range(explanation.plan.ranks)
     held = explanation.held
     received = explanation.received
-    lines = [f"\n{explanation.parameters:,} parameters; each image moves {_bytes(sum(received))}"]
+    moved = bytes_text(sum(received))
+    lines = [f"\n{explanation.parameters:,} parameters; each image moves {moved}"]
     lines += [
         f"  rank {rank}: holds {held[rank]:,} parameters "
         f"({100 * held[rank] / max(1, explanation.parameters):.1f} %), receives "
-        f"{_bytes(received[rank])} per image"
+        f"{bytes_text(received[rank])} per image"
         for rank in ranks
     ]
-    lines.append("exchange: in front of the layer; per image: bytes that all ranks receive for it,")
+    lines.append("exchange: before the layer; per image: bytes that all ranks receive for it,")
     lines.append("forward and backward, in the model's precision")
     if {row.scheme for row in explanation.rows if row.mixes} == {"filters"}:
         lines.append("scheme: filters everywhere (every rank owns its output channels' filters)")
     if any(_exchange_text(row) == "as above" for row in explanation.rows):
         lines.append("as above: the value was gathered for an earlier layer and is used again")
     if explanation.modes:
-        lines.append("training and evaluation run other operations: shown is training")
+        lines.append("training and evaluation run different operations: this shows training")
     return Text("\n".join(lines))
 
 
@@ -300,17 +303,7 @@ def _fallback_text(rows: Sequence[LayerRow]) -> Text:
     lines = [f"{len(rows)} operation{'s' if len(rows) > 1 else ''} computed whole on every rank:"]
     lines += [
         f"  {row.name or 'the module'}: {row.kind}: {row.reason}"
-        + (f"; {_bytes(sum(row.received))} per image to gather" if row.received else "")
+        + (f"; {bytes_text(sum(row.received))} per image to gather" if row.received else "")
         for row in rows
     ]
     return Text("\n".join(lines), style="yellow")
-
-
-def _bytes(count: float) -> str:
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB"):
-        count /= 1000
-        if count < 1000:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1000:.1f} GB"

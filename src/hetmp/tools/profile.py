@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """What is measured, and where it is kept.
+    """The settings of a measurement.
 
     Attributes:
         model, input_shape, classes: the network, and the images that it is built for.
         batch_size: images per step, of all ranks together.
         dtype: of the weights, by torch's name.
         device: ``auto``, ``cpu`` or ``cuda``.
-        autocast: in which precision convolutions are computed: one name, or one per rank.
-        seconds: how long the devices are measured.
+        autocast: precision of convolutions: one name, or one per rank.
+        seconds: time for measuring the devices.
         filters_only: whether every layer follows scheme ``filters``.
-        profiles: the folder of what kinds of nodes take; None keeps nothing there.
-        kind: of all these nodes; what Slurm or the host says if None.
-        slowdown: how many times slower each rank behaves than it is, on purpose.
+        profiles: the folder of profiles by kind of node; None stores nothing there.
+        kind: kind of all these nodes; from Slurm or the host if None.
+        slowdown: factor by which each rank is slowed on purpose.
     """
 
     model: str
@@ -50,17 +50,17 @@ class ProfileConfig:
     slowdown: tuple[float, ...] | None = None
 
     def check(self) -> None:
-        """Refuse what cannot be measured.
+        """Refuse settings that cannot be measured.
 
         Raises:
-            HetmpError: naming the first wrong value.
+            HetmpError: the first wrong value.
         """
         if self.kind is not None and self.profiles is None:
             raise HetmpError(
-                "--kind names nodes in the folder of --profiles: give both, or neither"
+                "--kind names a kind of node in the folder --profiles: give both, or neither"
             )
         if self.batch_size < 1:
-            raise HetmpError(f"a batch has 1 image or more, got {self.batch_size}")
+            raise HetmpError(f"batch_size must be 1 or more, got {self.batch_size}")
 
 
 def profile_network(
@@ -115,7 +115,7 @@ def profile_network(
 
 
 def _outline(config: ProfileConfig) -> tuple[nn.Module, Tensor]:
-    """The network and a batch, on the meta device."""
+    """Build the network and a batch on the meta device."""
     dtype = getattr(torch, config.dtype)
     with torch.device("meta"):
         module = models.build(config.model, config.input_shape, config.classes).to(dtype)

@@ -1,1 +1,1 @@
-"""One file per command: its words, its call, its output."""
+"""One file per command: its options, its call, its output."""

@@ -28,11 +28,11 @@ from hetmp.cluster import Group
     help="Images per step, over all ranks.",
 )
 @option(
-    "--repeats", type=click.INT, metavar="N", default=15, help="Turns that count (default: 15)."
+    "--repeats", type=click.INT, metavar="N", default=15, help="Turns to measure (default: 15)."
 )
-@option("--data-parallel", is_flag=True, help="Measure torch's data parallelism, too.")
+@option("--data-parallel", is_flag=True, help="Also measure torch's data parallelism.")
 @option("--only", metavar="NAME,...", help="Measure these variants only.")
-@option("--append", type=PATH, metavar="FILE", help="Add the results to a file, as a line.")
+@option("--append", type=PATH, metavar="FILE", help="Append the results to a file, as a line.")
 @field_options("slowdown", heading="Options")
 def bench(
     model: str,
@@ -46,12 +46,12 @@ def bench(
     append: str | None,
     slowdown: tuple[float, ...] | None,
 ) -> None:
-    """Measure a training step beside other ways to do the same.
+    """Compare a training step with other ways to compute it.
 
     \b
     sliced                      as 'hetmp train' runs it
     sliced again                the same once more: shows the noise
-    floor                       no exchange: what is left is compute
+    floor                       no exchange: compute only
     plain exchange              plain collectives on packed copies
     one process, NCHW           the whole network with the cores of all ranks,
     one process, channels_last    in both memory formats
@@ -61,7 +61,7 @@ def bench(
     With --only, also: no shared memory, no overlap, no channels_last (sliced without one of
     these), regather and rounded (sliced with one).
 
-    On processors alone. The variants take turns. 'sliced / this' is the ratio of medians; its
+    Runs on CPUs only. The variants take turns. 'sliced / this' is the ratio of medians; its
     95 % interval is shown from 6 repeats on.
 
     \b

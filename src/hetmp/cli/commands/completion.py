@@ -27,7 +27,7 @@ for launcher in mpirun mpiexec srun; do
 done
 unset launcher
 """
-"""The same behind what starts ranks, where nothing completes that yet."""
+"""Bash completion of hetmp after a launcher that has no completion of its own."""
 
 
 class _Bash(BashComplete):
@@ -44,11 +44,11 @@ SHELLS: Mapping[str, type[ShellComplete]] = {
 @command()
 @click.argument("shell", type=Choice("shell", SHELLS))
 def completion(shell: str) -> None:
-    """Print what lets a shell complete hetmp's commands and options.
+    """Print a script that makes a shell complete hetmp's commands.
 
     SHELL is bash, zsh or fish. The shell then completes commands, options, their values, the names
-    of networks and data sets, and files. In bash also behind mpirun, mpiexec and srun, where
-    nothing else completes these.
+    of networks and data sets, and files. In bash also after mpirun, mpiexec and srun, unless
+    these have a completion of their own.
 
     \b
     Examples:

@@ -6,14 +6,12 @@ from hetmp.cli.command import command, option
 
 
 @command()
-@option(
-    "--srun-mpi", is_flag=True, help="Print only what srun --mpi= must be given here, for scripts."
-)
+@option("--srun-mpi", is_flag=True, help="Print only the value for srun --mpi= here, for scripts.")
 def doctor(srun_mpi: bool) -> None:
-    """Look whether all is in place for ranks to work together.
+    """Check that ranks can work together: MPI, torch, HDF5, devices.
 
-    Started alone, it looks at this machine; with mpirun or srun, at the ranks, too. A line for each
-    thing, with a remedy where something is off; exits with 1 if something is.
+    Started alone, it checks this machine; with mpirun or srun, also the ranks. Prints a line per
+    check, with a remedy if it fails; exits with 1 if one fails.
 
     \b
     Examples:

@@ -18,15 +18,15 @@ from hetmp.core.files import replacing
 @command()
 @click.argument("checkpoint", type=PATH)
 @option("--json", "as_json", is_flag=True, help="Print JSON.")
-@option("--out", type=FILE, metavar="FILE", help="File to write: what --json prints.")
+@option("--out", type=FILE, metavar="FILE", help="File to write: the output of --json.")
 @used_options
-def evaluate(checkpoint: str, as_json: bool, out: str | None, **given: Any) -> None:
-    """Loss and accuracy of a checkpoint on the test set.
+def evaluate(checkpoint: str, as_json: bool, out: str | None, **settings: Any) -> None:
+    """Compute loss and accuracy of a checkpoint on the test set.
 
-    CHECKPOINT is a file, or a run's folder: its model.h5 is taken, else its newest sound
-    checkpoint. Start it with any ranks: the figures are the same. What 'hetmp train' writes says
-    its network and data; for other files, say --model and --data. A network of your own always
-    takes --model, so that no file chooses which code is run.
+    CHECKPOINT is a file, or a run's folder: then its model.h5, else its newest sound checkpoint.
+    The figures are the same on any number of ranks. Files of 'hetmp train' name their network and
+    data; for other files, give --model and --data. A network of your own always needs --model, so
+    that no file chooses which code is run.
 
     \b
     Examples:
@@ -43,11 +43,11 @@ def evaluate(checkpoint: str, as_json: bool, out: str | None, **given: Any) -> N
         if out is not None and group.is_root:
             check_folder(out)
     with group.failing():
-        found = evaluate_checkpoint(Path(checkpoint), given)
-    told = asdict(found)
-    if not math.isfinite(found.loss):
-        told["loss"] = None  # JSON has no word for it
-    text = json.dumps(told, indent=1)
+        result = evaluate_checkpoint(Path(checkpoint), settings)
+    values = asdict(result)
+    if not math.isfinite(result.loss):
+        values["loss"] = None  # JSON has no word for it
+    text = json.dumps(values, indent=1)
     with group.together():
         if out is not None and group.is_root:
             with replacing(Path(out)) as beside:
@@ -55,10 +55,10 @@ def evaluate(checkpoint: str, as_json: bool, out: str | None, **given: Any) -> N
     if as_json:
         group.say(text)
         return
-    for why in found.passed_over:
+    for why in result.passed_over:
         group.say(f"passed over: {why}")
-    steps = "" if found.steps is None else f" ({found.steps} steps)"
+    steps = "" if result.steps is None else f" ({result.steps} steps)"
     group.say(
-        f"{100 * found.accuracy:.2f} % test accuracy, loss {found.loss:.4f}, over {found.images} "
-        f"images, on {count_ranks(found.ranks)}: {found.file}{steps}"
+        f"{100 * result.accuracy:.2f} % test accuracy, loss {result.loss:.4f}, over "
+        f"{result.images} images, on {count_ranks(result.ranks)}: {result.file}{steps}"
     )

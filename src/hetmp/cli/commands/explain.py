@@ -18,7 +18,7 @@ from hetmp.core.errors import HetmpError
 )
 @field_options("plan", heading="Options")
 @image_options
-@option("--all", "everything", is_flag=True, help="Show operations that move nothing, too.")
+@option("--all", "everything", is_flag=True, help="Also show operations that move nothing.")
 @field_options("strict", heading="Options")
 def explain(
     model: str,
@@ -32,7 +32,7 @@ def explain(
     """Show how a network is cut, and what moves between the ranks.
 
     MODEL is a name (see 'hetmp models') or package.module:function for your own. Runs without
-    MPI, and takes no memory for parameters.
+    MPI, and allocates no parameters.
 
     \b
     Examples:
@@ -50,7 +50,7 @@ def explain(
     from hetmp.tools.explain import render
 
     if (weights is None) == (plan is None):
-        raise HetmpError("say how the work is shared: either --weights 70,25,5 or --plan FILE")
+        raise HetmpError("give either --weights 70,25,5 or --plan FILE")
     input_shape, count = image_sizes(model, shape, classes)
     with torch.device("meta"):
         module = models.build(model, input_shape, count)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE [OTHER]", type=FILE)
-@option("--all", "everything", is_flag=True, help="Show the optimizer's tensors, too.")
-@option("--tensor", metavar="NAME", help="Statistics and a histogram of one tensor.")
-@option("--diff", is_flag=True, help="What differs between FILE and OTHER.")
+@option("--all", "everything", is_flag=True, help="Also show the optimizer's tensors.")
+@option("--tensor", metavar="NAME", help="Show statistics and a histogram of one tensor.")
+@option("--diff", is_flag=True, help="Show the differences between FILE and OTHER.")
 @option("--verify", is_flag=True, help="Compare all numbers with their digests.")
 @option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(
@@ -31,10 +31,10 @@ def inspect(
     verify: bool,
     as_json: bool,
 ) -> None:
-    """Show what a checkpoint holds.
+    """Show the contents of a checkpoint.
 
-    Runs without MPI and without torch; a file that is torn or made to do harm is refused before
-    memory is taken.
+    Runs without MPI and without torch; a damaged or malicious file is refused before memory is
+    allocated.
 
     \b
     Examples:
@@ -58,16 +58,16 @@ def inspect(
         if diff:
             with opened(Path(files[1])) as other:
                 names = dict.fromkeys([*catalog.stored, *other.stored])
-                found = [difference(catalog, other, name) for name in names]
+                differences = [difference(catalog, other, name) for name in names]
             if as_json:
-                click.echo(json.dumps([asdict(one) for one in found], indent=1))
+                click.echo(json.dumps([asdict(row) for row in differences], indent=1))
             else:
-                console.print(show.differences(found))
+                console.print(show.differences(differences))
             return
         if verify:
             for stored in catalog.stored.values():
                 catalog.verify(stored)
-            click.echo(f"sound: {len(catalog.stored)} datasets of {files[0]} have their digests")
+            click.echo(f"sound: {len(catalog.stored)} datasets of {files[0]} match their digests")
         elif tensor is not None:
             console.print(show.one_tensor(catalog, _found(catalog.stored, tensor)))
         elif as_json:
@@ -77,7 +77,7 @@ def inspect(
 
 
 def _found(stored: "dict[str, Stored]", name: str) -> "Stored":
-    """The dataset of a name, with or without its group."""
+    """Return the dataset of a name, with or without its group."""
     for path in (name.lstrip("/"), f"model/{name}", f"buffers/{name}", f"optimizer/{name}"):
         if path in stored:
             return stored[path]

@@ -35,17 +35,17 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg]
     type=FILE,
     metavar="FILE",
     multiple=True,
-    help="What 'hetmp profile' wrote on these ranks: given more than once, the ranks of all.",
+    help="Profile of these ranks, from 'hetmp profile'; repeat it to join the ranks of several.",
 )
 @option(
     "--ranks-from",
     type=FILE,
     metavar="FILE",
-    help="A cluster (TOML) put together from profiles of its kinds of nodes.",
+    help="A cluster (TOML) described by profiles of its kinds of nodes.",
 )
 @image_options
 @option(
-    "--memory-limit", type=_Bytes(), metavar="BYTES", help="The most that a rank may need, as 4GiB."
+    "--memory-limit", type=_Bytes(), metavar="BYTES", help="Most memory of a rank, such as 4GiB."
 )
 @option(
     "--objective",
@@ -53,10 +53,10 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg]
     metavar="time|memory",
     default="time",
     show_default=True,
-    help="Least time of a step, or shares that follow the ranks' memory.",
+    help="Minimize the time of a step, or share by the ranks' memory.",
 )
 @option("--filters-only", is_flag=True, help="Every layer follows scheme 'filters', none 'inputs'.")
-@option("--keep-all", is_flag=True, help="Leave no rank out.")
+@option("--keep-all", is_flag=True, help="Give every rank a share.")
 @option(
     "--out",
     type=FILE,
@@ -65,7 +65,7 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg]
     show_default=True,
     help="File to write.",
 )
-@option("--json", "as_json", is_flag=True, help="Print JSON: what is predicted.")
+@option("--json", "as_json", is_flag=True, help="Print JSON: the prediction.")
 def plan(
     model: str,
     profiles: tuple[str, ...],
@@ -82,8 +82,8 @@ def plan(
     """Choose every rank's shares for the least time of a step.
 
     MODEL is a name (see 'hetmp models') or package.module:function for your own, as it was
-    profiled. Runs without MPI, and takes no memory for parameters. The plan is a file that can be
-    edited by hand; 'hetmp train --plan FILE' obeys it.
+    profiled. Runs without MPI, and allocates no parameters. The plan is a file that can be edited
+    by hand; 'hetmp train --plan FILE' uses it.
 
     \b
     Examples:
@@ -101,18 +101,18 @@ def plan(
     from hetmp.slicing.graph import read_graph
 
     if bool(profiles) == (ranks_from is not None):
-        raise HetmpError("say what the ranks are: either --profile FILE or --ranks-from FILE")
+        raise HetmpError("give either --profile FILE or --ranks-from FILE to describe the ranks")
     check_folder(out)
-    found = (
+    profile = (
         cluster_profile(ranks_from)
         if ranks_from is not None
         else joined_profiles([Profile.load(path) for path in profiles])
     )
     input_shape, count = image_sizes(model, shape, classes)
     with torch.device("meta"):
-        module = models.build(model, input_shape, count).to(getattr(torch, found.dtype))
+        module = models.build(model, input_shape, count).to(getattr(torch, profile.dtype))
     example = torch.empty(
-        (found.batch_size, *input_shape), dtype=getattr(torch, found.dtype), device="meta"
+        (profile.batch_size, *input_shape), dtype=getattr(torch, profile.dtype), device="meta"
     )
     options = PlanOptions(
         memory_limit,
@@ -120,7 +120,7 @@ def plan(
         schemes=not filters_only,
         leave_out=not keep_all,
     )
-    planned = make_plan(read_graph(module, example), found, options)
+    planned = make_plan(read_graph(module, example), profile, options)
     planned.plan.save(out)
     if as_json:
         click.echo(summary(planned))
@@ -129,6 +129,6 @@ def plan(
     if not console.is_terminal:
         console.width = 140
     sizes = "×".join(str(size) for size in input_shape)
-    console.print(f"{model}, batch {found.batch_size} of {sizes}")
+    console.print(f"{model}, batch {profile.batch_size} of {sizes}")
     console.print(render_plan(planned, narrow=console.width < 100))
     click.echo(f"wrote {out}")

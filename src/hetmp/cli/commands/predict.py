@@ -26,7 +26,7 @@ from hetmp.cluster import Group
     metavar="test|train",
     default="test",
     show_default=True,
-    help="Which images of the data set.",
+    help="Part of the data set to use.",
 )
 @option(
     "--images",
@@ -35,12 +35,12 @@ from hetmp.cluster import Group
     help="A folder of pictures without classes, or one picture, instead of the data set.",
 )
 @used_options
-def predict(checkpoint: str, out: str, part: str, images: str | None, **given: Any) -> None:
-    """Class and probability of every image, to CSV or HDF5.
+def predict(checkpoint: str, out: str, part: str, images: str | None, **settings: Any) -> None:
+    """Write class and probability of every image to CSV or HDF5.
 
-    CHECKPOINT is a file, or a run's folder: its model.h5 is taken, else its newest sound
-    checkpoint. Start it with any ranks: the predictions are the same. The images are the test
-    images of the data that the network was trained on, unless another is given.
+    CHECKPOINT is a file, or a run's folder: then its model.h5, else its newest sound checkpoint.
+    The predictions are the same on any number of ranks. The images are the test images of the
+    data set that the network was trained on, unless you give others.
 
     \b
     Examples:
@@ -53,13 +53,21 @@ def predict(checkpoint: str, out: str, part: str, images: str | None, **given: A
 
     group = Group()
     with group.failing():
-        found = predicted(
-            Path(checkpoint), Path(out), given, part=part, images=Path(images) if images else None
+        result = predicted(
+            Path(checkpoint),
+            Path(out),
+            settings,
+            part=part,
+            images=Path(images) if images else None,
         )
-    for why in found.passed_over:
+    for why in result.passed_over:
         group.say(f"passed over: {why}")
-    right = "" if found.accuracy is None else f", {100 * found.accuracy:.2f} % of the labels met"
+    right = (
+        ""
+        if result.accuracy is None
+        else f", {100 * result.accuracy:.2f} % of the labels predicted"
+    )
     group.say(
-        f"wrote the classes of {found.images} images to {found.out}{right}, on "
-        f"{count_ranks(found.ranks)}: {found.file}"
+        f"wrote the classes of {result.images} images to {result.out}{right}, on "
+        f"{count_ranks(result.ranks)}: {result.file}"
     )

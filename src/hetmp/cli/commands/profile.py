@@ -11,8 +11,8 @@ from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 
 KINDS = (
-    "Folder of what devices were measured to take, by kind of node. What is measured now is kept "
-    "there, for 'hetmp train --profiles'."
+    "Folder of measured times by kind of node. This measurement is stored there for "
+    "'hetmp train --profiles'."
 )
 
 
@@ -27,7 +27,7 @@ KINDS = (
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long the devices are measured; a slow one takes longer for its first share.",
+    help="Time for measuring the devices; a slow one needs longer for its first share.",
 )
 @option("--filters-only", is_flag=True, help="Every layer follows scheme 'filters', none 'inputs'.")
 @option(
@@ -40,7 +40,7 @@ KINDS = (
 @option(
     "--kind",
     metavar="NAME",
-    help="Of all these nodes, with --profiles (default: what Slurm or the host says).",
+    help="Kind of all these nodes, with --profiles (default: from Slurm or the host).",
 )
 @option("--show", type=FILE, metavar="FILE", help="Show a profile instead of measuring one.")
 @field_options("slowdown", heading="Options")
@@ -64,8 +64,8 @@ def profile(
 
     MODEL is a name (see 'hetmp models') or package.module:function for your own. Start it with
     the ranks that will train, and with the batch size and precision of the training; 'hetmp plan'
-    and 'hetmp train --weights auto --profile FILE' use what it writes. With --profiles, what each
-    kind of node takes is kept for later jobs on any mix of these kinds.
+    and 'hetmp train --weights auto --profile FILE' read the file. With --profiles, the times of
+    each kind of node are stored for later jobs on any mix of these kinds.
 
     \b
     Examples:
@@ -80,11 +80,11 @@ def profile(
     from hetmp.tools.profile import ProfileConfig, profile_network
 
     if (model is None) == (show is None):
-        raise HetmpError("give either a MODEL to measure or --show FILE, one of them")
+        raise HetmpError("give either a MODEL to measure or --show FILE")
     if show is not None:
-        kept = Profile.load(show)
-        click.echo(f"{kept.model}, batch {kept.batch_size}, {kept.dtype}, {kept.created}")
-        Console().print(render_profile(kept))
+        stored = Profile.load(show)
+        click.echo(f"{stored.model}, batch {stored.batch_size}, {stored.dtype}, {stored.created}")
+        Console().print(render_profile(stored))
         return
     assert model is not None
     if out is None and profiles is None:

@@ -19,7 +19,7 @@ ENV_FILE = Path("jobs", "env.sh")
 
 
 def _command(template: str) -> click.Command:
-    """hetmp's command that a template's job runs, to look at its arguments before it waits."""
+    """Return the hetmp command that a template's job runs."""
     if template == "profile":
         from hetmp.cli.commands.profile import profile
 
@@ -34,7 +34,7 @@ def _command(template: str) -> click.Command:
 
 
 def _check_arguments(template: str, job: "Job") -> None:
-    """Refuse what the job's command would refuse: now, and not after hours in the queue."""
+    """Refuse arguments that the job's command would refuse, before the job waits in the queue."""
     command = _command(template)
     context = command.make_context(f"hetmp {command.name}", list(job.arguments))
     if command.name == "train":
@@ -49,7 +49,7 @@ def _check_arguments(template: str, job: "Job") -> None:
 
 
 class _Submit(Command):
-    """A command that knows whose a flag is that was given to it."""
+    """A command that recognizes flags that belong to the job's command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -61,30 +61,30 @@ class _Submit(Command):
             if error.option_name not in flags:
                 raise
             raise HetmpError(
-                f"{error.option_name} belongs to the job: put it behind --, as in "
+                f"{error.option_name} belongs to the job: put it after --, as in "
                 f"hetmp submit {template} -- {error.option_name} ..."
             ) from None
 
 
 class _Template(Choice):
-    """The kind of job; with --config, the words behind the -- may stand in its place."""
+    """The job template; with --config it may be missing, with the job's arguments in its place."""
 
     def __init__(self) -> None:
         super().__init__("job template", JOBS, others=True)
 
 
 class _Arguments(click.ParamType):  # type: ignore[type-arg]
-    """What the job's command is given: completed as that command completes it."""
+    """An argument of the job's command, completed as that command completes it."""
 
     name = "argument"
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """As ``hetmp train`` (or profile, evaluate) itself."""
+        """Return the completions of ``hetmp train`` (or profile, evaluate)."""
         job = _command(ctx.params.get("template") or "train")
-        given = [str(word) for word in ctx.params.get("arguments") or ()]
-        return ShellComplete(job, {}, f"hetmp {job.name}", "").get_completions(given, incomplete)
+        words = [str(word) for word in ctx.params.get("arguments") or ()]
+        return ShellComplete(job, {}, f"hetmp {job.name}", "").get_completions(words, incomplete)
 
 
 _job = partial(option, heading="The job")
@@ -96,9 +96,9 @@ _run = partial(option, heading="Its run")
 @click.argument("template", type=_Template(), required=False)
 @click.argument("arguments", nargs=-1, type=_Arguments(), metavar="[-- ARGUMENT...]")
 @_job("--config", type=FILE, metavar="FILE", help="A job in a file (TOML); flags win.")
-@_job("--name", metavar="NAME", help="What the queue calls it.")
-@_job("--time", metavar="TIME", help="Time limit, as 8:00:00.")
-@_job("--account", metavar="NAME", help="Whom the site charges.")
+@_job("--name", metavar="NAME", help="Name of the job in the queue.")
+@_job("--time", metavar="TIME", help="Time limit, such as 8:00:00.")
+@_job("--account", metavar="NAME", help="Account to charge.")
 @_job("--qos", metavar="NAME", help="Quality of service.")
 @_job(
     "--option",
@@ -107,50 +107,55 @@ _run = partial(option, heading="Its run")
     metavar="--NAME=VALUE",
     help="More options of sbatch; once for each.",
 )
-@_job("--mpi", metavar="TYPE", help="What srun --mpi= is given, if not what fits.")
+@_job("--mpi", metavar="TYPE", help="Value for srun --mpi= (default: the one that fits).")
 @_job(
     "--env-file",
     type=FILE,
     metavar="FILE",
-    help="What the job reads first (default: jobs/env.sh if there is one).",
+    help="Shell file that the job sources first (default: jobs/env.sh, if it exists).",
 )
 @option("--dry-run", is_flag=True, help="Print the script, and submit nothing.")
 @option("--follow", is_flag=True, help="Show the run's progress until the job ends.")
-@_nodes("--nodes", metavar="N|MIN-MAX", help="Number of nodes, or as many as can be had.")
-@_nodes("--partition", metavar="NAME", help="The partition that they are in.")
-@_nodes("--constraint", metavar="FEATURES", help="Features that they must have.")
+@_nodes("--nodes", metavar="N|MIN-MAX", help="Number of nodes, or a range of it.")
+@_nodes("--partition", metavar="NAME", help="Partition of the nodes.")
+@_nodes("--constraint", metavar="FEATURES", help="Features that the nodes must have.")
 @_nodes("--tasks-per-node", type=click.INT, metavar="N", help="Ranks on each node.")
 @_nodes("--cpus-per-task", type=click.INT, metavar="N", help="Cores for each rank.")
-@_nodes("--gpus-per-task", type=click.INT, metavar="N", help="GPUs for each rank, which uses one.")
-@_nodes("--mem", metavar="SIZE", help="Memory of each node, as 16G.")
+@_nodes("--gpus-per-task", type=click.INT, metavar="N", help="GPUs for each rank; it uses one.")
+@_nodes("--mem", metavar="SIZE", help="Memory of each node, such as 16G.")
 @_nodes(
     "--component",
     "components",
     multiple=True,
     metavar="NAME=VALUE,...",
-    help="Nodes of one kind, as partition=new,nodes=2,gpus_per_task=1; once for each kind.",
+    help="Nodes of one kind, such as partition=new,nodes=2,gpus_per_task=1; once for each kind.",
 )
-@_run("--run", type=FOLDER, metavar="FOLDER", help="Its folder, to go on with an older one.")
+@_run(
+    "--run",
+    type=FOLDER,
+    metavar="FOLDER",
+    help="Folder of the run; give an older one to continue it.",
+)
 @_run(
     "--profiles",
     type=FOLDER,
     metavar="FOLDER",
-    help="Folder of what devices were measured to take, by kind of node.",
+    help="Folder of measured times by kind of node.",
 )
 @_run(
     "--checkpoint-every",
     metavar="INTERVAL",
-    help="How often a checkpoint is saved: in steps (500), epochs (2epochs) or time (90s, 10min, "
+    help="How often to save a checkpoint: in steps (500), epochs (2epochs) or time (90s, 10min, "
     "1h).",
 )
 @_run(
     "--signal",
     type=Choice("signal", ("USR1", "USR2")),
     metavar="USR1|USR2",
-    help="The signal that says that the time is nearly up.",
+    help="Signal to send before the time limit.",
 )
-@_run("--notice", type=click.INT, metavar="SECONDS", help="How long before the limit it does.")
-@_run("--max-restarts", type=click.INT, metavar="N", help="How often it may be queued again.")
+@_run("--notice", type=click.INT, metavar="SECONDS", help="When to send it, before the limit.")
+@_run("--max-restarts", type=click.INT, metavar="N", help="How often the job may be requeued.")
 def submit(
     template: str | None,
     arguments: tuple[str, ...],
@@ -163,9 +168,9 @@ def submit(
 ) -> None:
     """Submit a Slurm job: train, train_hetero, profile or evaluate.
 
-    It writes the job's script, gives it to sbatch and prints the job's number. What follows '--'
-    goes to 'hetmp train' (or profile, evaluate) in the job. The run's folder is
-    runs/NAME-NUMBER unless --run says another.
+    Writes the job's script, gives it to sbatch and prints the job's number. Arguments after '--'
+    go to 'hetmp train' (or profile, evaluate) in the job. The run's folder is runs/NAME-NUMBER
+    unless --run names another.
 
     \b
     Examples:
@@ -184,18 +189,18 @@ def submit(
     from hetmp.tools.submit import follow as followed
     from hetmp.tools.submit import submit as submitted
 
-    told = read_job(config) if config else {}
-    if "template" in told and template is not None and template not in JOBS:
+    settings = read_job(config) if config else {}
+    if "template" in settings and template is not None and template not in JOBS:
         arguments, template = (template, *arguments), None  # all of them stand behind the --
-    template = template or told.get("template")
+    template = template or settings.get("template")
     if template is None:
-        raise HetmpError(f"say which job: {', '.join(JOBS)}")
+        raise HetmpError(f"give the kind of job: {', '.join(JOBS)}")
     flags["components"] = [Component.parse(text) for text in components]
     flags = {**flags, "arguments": arguments}
     flags = {name: value for name, value in flags.items() if value not in (None, (), [])}
     nodes = {name: flags.pop(name) for name in Component.model_fields if name in flags}
-    told = {name: value for name, value in told.items() if name != "template"}
-    job = make_job(str(template), {**told, **flags}, nodes, config or "job")
+    settings = {name: value for name, value in settings.items() if name != "template"}
+    job = make_job(str(template), {**settings, **flags}, nodes, config or "job")
     if not dry_run:
         _check_arguments(str(template), job)
     if job.mpi == "auto" and available() and not dry_run:

@@ -17,7 +17,7 @@ LEFT_OUT = (
     "epochs", "steps", "out", "metrics", "checkpoint_every", "keep", "keep_every", "save_behind",
     "on_save_error", "stop_signal", "resume", "watch", "view",
 )  # fmt: skip
-"""Settings of a run that a trace has no use for: it takes a few steps and keeps nothing of them."""
+"""Settings of a run that a trace ignores: it takes a few steps and saves nothing of the run."""
 
 
 def _trace(**values: Any) -> None:
@@ -44,7 +44,7 @@ def _trace(**values: Any) -> None:
 
 
 def trace_command() -> click.Command:
-    """``hetmp trace``, with the flags of a run's configuration that make sense here."""
+    """Make ``hetmp trace``, with the flags of a run's configuration that apply to it."""
     from hetmp.run.config import TrainConfig
 
     own = "The trace"
@@ -57,7 +57,7 @@ def trace_command() -> click.Command:
             default=3,
             show_default=True,
             heading=own,
-            help="How many steps are recorded.",
+            help="How many steps to record.",
         ),
         Option(
             ["--skip", SKIPPED],
@@ -66,7 +66,7 @@ def trace_command() -> click.Command:
             default=2,
             show_default=True,
             heading=own,
-            help="How many steps are taken before: the first ones allocate memory.",
+            help="How many steps to take before that: the first ones allocate memory.",
         ),
         Option(
             ["--out", TARGET],
@@ -75,7 +75,7 @@ def trace_command() -> click.Command:
             default="trace.json",
             show_default=True,
             heading=own,
-            help="File to write; compressed where its name ends in .gz.",
+            help="File to write; compressed if its name ends in .gz.",
         ),
         *(field_option(name) for name in TrainConfig.model_fields if name not in LEFT_OUT),
     ]
@@ -83,7 +83,7 @@ def trace_command() -> click.Command:
 
     Writes what every rank does and when, in the Chrome trace format: forward, backward, each
     exchange with its bytes and partners, and waiting. Open the file at ui.perfetto.dev, which
-    reads it in the browser and uploads nothing. Nothing of the run is kept.
+    reads it in the browser and uploads nothing. The trained network is not saved.
 
     \b
     Examples:

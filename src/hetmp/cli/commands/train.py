@@ -20,14 +20,14 @@ IN_A_FILE = "A run in a file"
 
 
 def told_config(values: Mapping[str, Any], **job: Any) -> "tuple[TrainConfig, str]":
-    """What the command's parameters come to, with the file that they name; flags win.
+    """Make the configuration from the command's parameters and their file; flags win.
 
     Args:
         values: the parameters by name, as click parsed them.
-        job: more flags, which a job gives; *values* win over them.
+        job: flags set by a job; *values* win over them.
 
     Returns:
-        The configuration, and what is to be known of the file in words.
+        The configuration, and a note on the file's versions, empty if they are the same.
 
     Raises:
         HetmpError: a file that cannot be read, a wrong value, or no model or data.
@@ -36,21 +36,21 @@ def told_config(values: Mapping[str, Any], **job: Any) -> "tuple[TrainConfig, st
     from hetmp.run.config_file import ConfigFile, flags_over, read_config
     from hetmp.run.versions import differing_versions
 
-    given = {name: value for name, value in values.items() if value not in (None, ())}
-    flags = job | {name: given[name] for name in TrainConfig.model_fields if name in given}
+    present = {name: value for name, value in values.items() if value not in (None, ())}
+    flags = job | {name: present[name] for name in TrainConfig.model_fields if name in present}
     for name, value in flags.items():
         if isinstance(TrainConfig.model_fields[name].default, dict):
             flags[name] = dict(value)
     path = values.get(CONFIG_FILE)
     file = read_config(path) if path else ConfigFile({}, {})
-    told = flags_over(file.fields, flags)
+    settings = flags_over(file.fields, flags)
     for name, field in TrainConfig.model_fields.items():
-        if field.is_required() and name not in told:
+        if field.is_required() and name not in settings:
             raise HetmpError(
-                f"{name}: give --{name} NAME, or a --config file that says it"
+                f"{name}: give --{name} NAME, or a --config file that sets it"
                 + (f" ({path} does not)" if path else "")
             )
-    return train_config(**told), differing_versions(path, file.versions)
+    return train_config(**settings), differing_versions(path, file.versions)
 
 
 def _train(**values: Any) -> None:
@@ -78,8 +78,8 @@ def _train_as_told(config: "TrainConfig", group: Group) -> None:
         result = train(config)
     if result.stopped:
         group.say(
-            f"stopped after step {result.steps}, as asked by a signal; the run goes on from "
-            f"{config.out} with --resume auto"
+            f"stopped after step {result.steps} by a signal; continue the run in {config.out} "
+            "with --resume auto"
         )
         raise SystemExit(EXIT_CODE)
     group.say(
@@ -92,7 +92,7 @@ def _train_as_told(config: "TrainConfig", group: Group) -> None:
 
 
 def config_option() -> Option:
-    """The flag of a run in a file."""
+    """Return the flag ``--config``."""
     return Option(
         ["--config", CONFIG_FILE],
         type=FILE,
@@ -103,7 +103,7 @@ def config_option() -> Option:
 
 
 def train_command() -> click.Command:
-    """``hetmp train``, with a flag per field of the configuration."""
+    """Make ``hetmp train``, with a flag per field of the configuration."""
     from hetmp.cli.fields import field_option
     from hetmp.run.config import TrainConfig
 
@@ -113,14 +113,14 @@ def train_command() -> click.Command:
             ["--print-config", PRINT_CONFIG],
             is_flag=True,
             heading=IN_A_FILE,
-            help="Print such a file of this run, complete and with comments, and train nothing.",
+            help="Print such a file for this run, complete and with comments, and do not train.",
         ),
         *(field_option(name) for name in TrainConfig.model_fields),
     ]
     text = """Train a network, every rank with a slice of each layer's filters.
 
-    --model and --data must be told, here or in a file. Every other setting has a default. Signals
-    that end a run so that it can go on later: see --stop-signal.
+    --model and --data are required, here or in a file. Every other setting has a default. For
+    signals that end a run so that it can be continued later, see --stop-signal.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""Slurm, as a job sees it from inside and a login node from outside. Neither MPI nor torch."""
+"""Slurm, seen from inside a job and from a login node. Imports neither MPI nor torch."""
 
 from hetmp.cluster.slurm.commands import available, called
 from hetmp.cluster.slurm.environment import (

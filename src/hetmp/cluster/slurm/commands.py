@@ -6,22 +6,22 @@ import subprocess
 from hetmp.core.errors import HetmpError
 
 SECONDS = 60
-"""How long a command may take: a busy controller answers late."""
+"""Time limit of a command: a busy controller answers late."""
 
 NOBODY = ("configuration source", "Unable to contact", "fetch config")
-"""What the commands say where no controller answers."""
+"""Parts of the commands' messages where no controller answers."""
 
 
 def available() -> bool:
-    """Whether Slurm's commands are on this machine."""
+    """Return whether Slurm's commands are on this machine."""
     return shutil.which("srun") is not None
 
 
 def called(*command: str) -> str:
-    """What a command of Slurm's prints.
+    """Run a Slurm command and return what it prints.
 
     Raises:
-        HetmpError: it is not there, takes too long, or fails: with its own words.
+        HetmpError: it does not exist, takes too long, or fails; quotes its message.
     """
     try:
         done = subprocess.run(
@@ -35,12 +35,12 @@ def called(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise HetmpError(f"{command[0]} gave no answer within {SECONDS} s: try again") from None
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        if any(words in line for words in NOBODY for line in said):
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        if any(words in line for words in NOBODY for line in lines):
             raise HetmpError(
-                f"Slurm is installed, but no cluster answers here ({said[-1].strip()}): submit "
+                f"Slurm is installed, but no cluster answers here ({lines[-1].strip()}): submit "
                 "from a login node; without one, jobs/mpirun.sh starts the same runs"
             )
-        raise HetmpError(f"{command[0]} failed: {'; '.join(said[-2:])}")
+        raise HetmpError(f"{command[0]} failed: {'; '.join(lines[-2:])}")
     # `srun --mpi=list` answers on stderr.
     return done.stdout or done.stderr

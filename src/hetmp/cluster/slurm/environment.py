@@ -1,4 +1,4 @@
-"""The job that this process is part of, from the variables that Slurm sets (srun(1))."""
+"""This process's Slurm job, from the variables that Slurm sets (srun(1))."""
 
 import os
 import platform
@@ -9,28 +9,28 @@ from hetmp.core.errors import HetmpError
 
 
 def inside_job() -> bool:
-    """Whether this process belongs to a Slurm job."""
+    """Return whether this process belongs to a Slurm job."""
     return "SLURM_JOB_ID" in os.environ
 
 
 def component_tasks() -> tuple[int, ...]:
-    """How many tasks each component of a heterogeneous job has; empty for any other job."""
-    told = [
+    """Return the number of tasks of each component of a heterogeneous job; () for other jobs."""
+    counts = [
         os.environ.get(f"SLURM_NTASKS_HET_GROUP_{number}", "")
         for number in range(_number("SLURM_HET_SIZE") or 0)
     ]
-    return tuple(int(tasks) for tasks in told) if all(map(str.isdigit, told)) else ()
+    return tuple(int(tasks) for tasks in counts) if all(map(str.isdigit, counts)) else ()
 
 
 def gpus_per_task() -> int | None:
-    """How many GPUs this task was promised; None if that was not said by task."""
+    """Return how many GPUs this task was promised; None if that was not set per task."""
     component = _component()
     group = "" if component is None else f"_HET_GROUP_{component}"
     return _number(f"SLURM_GPUS_PER_TASK{group}")
 
 
 def _component() -> int | None:
-    """Which component of a heterogeneous job this task is in; None in any other job."""
+    """Return this task's component of a heterogeneous job; None in any other job."""
     rank, below = _number("SLURM_PROCID"), 0
     for component, tasks in enumerate(component_tasks()):
         below += tasks
@@ -40,27 +40,27 @@ def _component() -> int | None:
 
 
 def cpus_per_task() -> int | None:
-    """How many cores each task was promised; None if that was not said by task."""
+    """Return how many cores each task was promised; None if that was not set per task."""
     return _number("SLURM_CPUS_PER_TASK")
 
 
 def node_kind() -> str:
-    """The kind of node that this process is on, fit for a file's name.
+    """Return the kind of this process's node, fit for a file's name.
 
     ``HETMP_NODE_KIND`` if it is set; else the node's features in Slurm, or else the job's
     partition; outside Slurm the host's name.
     """
-    told = os.environ.get("HETMP_NODE_KIND", "")
-    if not told and "SLURMD_NODENAME" in os.environ:
-        told = _features(os.environ["SLURMD_NODENAME"])
-        # A heterogeneous job's tasks are all told the last component's partition: no kind.
-        if not told and not component_tasks():
-            told = os.environ.get("SLURM_JOB_PARTITION", "")
-    return safe_name(told or platform.node()) or "node"
+    kind = os.environ.get("HETMP_NODE_KIND", "")
+    if not kind and "SLURMD_NODENAME" in os.environ:
+        kind = _features(os.environ["SLURMD_NODENAME"])
+        # In a heterogeneous job all tasks see the last component's partition: it is not a kind.
+        if not kind and not component_tasks():
+            kind = os.environ.get("SLURM_JOB_PARTITION", "")
+    return safe_name(kind or platform.node()) or "node"
 
 
 def safe_name(text: str) -> str:
-    """*text* with what has a meaning in file names or shells replaced.
+    """Replace what has a meaning in file names or shells in *text*.
 
     >>> safe_name("gpu,a100")
     'gpu-a100'
@@ -73,10 +73,10 @@ def _features(node: str) -> str:
         shown = called("scontrol", "show", "node", "--oneliner", node)
     except HetmpError:  # no client commands on this site's compute nodes
         return ""
-    found = re.search(r"\bActiveFeatures=(\S+)", shown)
-    return "" if found is None or found[1] == "(null)" else found[1]
+    match = re.search(r"\bActiveFeatures=(\S+)", shown)
+    return "" if match is None or match[1] == "(null)" else match[1]
 
 
 def _number(name: str) -> int | None:
-    told = os.environ.get(name, "")
-    return int(told) if told.isdigit() else None
+    text = os.environ.get(name, "")
+    return int(text) if text.isdigit() else None

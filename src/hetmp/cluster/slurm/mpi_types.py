@@ -1,4 +1,4 @@
-"""What ``srun --mpi=`` must be given for an MPI library to find its other ranks."""
+"""The value of ``srun --mpi=`` with which an MPI library finds its other ranks."""
 
 import re
 
@@ -19,33 +19,33 @@ which its name does not tell; a site that did so sets the type in jobs/env.sh.
 
 
 def offered_mpi_types() -> tuple[str, ...]:
-    """What this site's ``srun --mpi=list`` names, versions of a plugin included.
+    """List the types that this site's ``srun --mpi=list`` names, plugin versions included.
 
     Raises:
         HetmpError: there is no srun, or it fails.
     """
-    found: list[str] = []
+    types: list[str] = []
     for line in called("srun", "--mpi=list").splitlines():
         # Old ones begin every line with `srun:`, new ones end with a line for the versions of a
         # plugin.
-        told = line.rpartition(":")[2].strip()
-        if re.fullmatch(r"[a-z]\w*(, *[a-z]\w*)*", told):
-            found += re.split(", *", told)
-    return tuple(dict.fromkeys(found))
+        names = line.rpartition(":")[2].strip()
+        if re.fullmatch(r"[a-z]\w*(, *[a-z]\w*)*", names):
+            types += re.split(", *", names)
+    return tuple(dict.fromkeys(types))
 
 
 def fitting(vendor: str, offered: tuple[str, ...]) -> str:
-    """The type among those *offered* that a vendor's MPI library starts with.
+    """Return the type among those *offered* that a vendor's MPI library starts with.
 
     Raises:
-        HetmpError: none does.
+        HetmpError: none of them does.
     """
     wanted = FITTING.get(vendor, ("pmix", "pmi2"))
     for kind in wanted:
         # The plain name comes before those of its versions, as pmix_v5.
-        found = sorted(name for name in offered if re.fullmatch(rf"{kind}(_v\d+)?", name))
-        if found:
-            return found[0]
+        matches = sorted(name for name in offered if re.fullmatch(rf"{kind}(_v\d+)?", name))
+        if matches:
+            return matches[0]
     raise HetmpError(
         f"{vendor} starts with srun --mpi={' or '.join(wanted)}, and this Slurm offers "
         f"{', '.join(offered) or 'nothing'}: use the site's own MPI (make setup MPI=system), or "
@@ -54,9 +54,9 @@ def fitting(vendor: str, offered: tuple[str, ...]) -> str:
 
 
 def chosen_mpi_type(vendor: str) -> str:
-    """What to give to this site's ``srun --mpi=`` for a vendor's MPI library.
+    """Return the value of this site's ``srun --mpi=`` for a vendor's MPI library.
 
     Raises:
-        HetmpError: there is no srun, or nothing that it offers will do.
+        HetmpError: there is no srun, or it offers no fitting type.
     """
     return fitting(vendor, offered_mpi_types())

@@ -1,1 +1,1 @@
-"""The file formats that data sets are read from, a file each."""
+"""The file formats that data sets are read from, one file each."""

@@ -14,14 +14,14 @@ LARGEST = 2**30
 
 
 def read_tar(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
-    """The *wanted* files that are in the archive, by their names without the folders.
+    """Return the contents of the *wanted* files in the archive, by name without folders.
 
     Everything is read to the end, so that a compressed archive's checksum is compared.
 
     Raises:
-        HetmpError: it is damaged, is no such archive, or a wanted file is absurdly large.
+        HetmpError: it is damaged, not such an archive, or a wanted file is over ``LARGEST``.
     """
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     with open_file(path) as file:
         try:
             packed = file.read(2) == b"\x1f\x8b"
@@ -31,7 +31,7 @@ def read_tar(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
                 for member in archive:
                     name = PurePosixPath(member.name).name
                     if member.isreg() and name in wanted:
-                        found[name] = _content(archive, member)
+                        contents[name] = _content(archive, member)
             while stream.read(PIECE):
                 pass
         except HetmpError as error:
@@ -40,14 +40,14 @@ def read_tar(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
             if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
                 raise unreadable(path, error) from error
             raise HetmpError(
-                f"{path} is no .tar or .tar.gz archive, or damaged ({error}): get it again"
+                f"{path} is not a .tar or .tar.gz archive, or is damaged ({error}): get it again"
             ) from error
-    return found
+    return contents
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     if member.size > LARGEST:
-        raise HetmpError(f"{member.name} has {member.size} bytes, of {LARGEST} at most")
+        raise HetmpError(f"{member.name} has {member.size} bytes, more than the limit of {LARGEST}")
     stream = archive.extractfile(member)
     assert stream is not None  # a regular file has a content
     content = bytes(read_up_to(stream, member.size))

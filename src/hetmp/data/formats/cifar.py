@@ -1,4 +1,4 @@
-"""The files of CIFAR-10 and CIFAR-100: where they are, and what is in them."""
+"""The files of CIFAR-10 and CIFAR-100: their places and their contents."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ Labels = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class CifarFormat:
-    """How one version of a set is laid out in files."""
+    """The files of one version of a set."""
 
     folder: str
-    """What the folder is called that the archive unpacks to."""
+    """Name of the folder that the archive unpacks to."""
     train: tuple[str, ...]
     test: str
     names: str
@@ -53,7 +53,7 @@ class Source:
     unpacked: bytes = b""
 
     def read(self) -> bytes:
-        """Its content, which is not empty.
+        """Return the content, which is not empty.
 
         Raises:
             HetmpError: it cannot be read, or is empty.
@@ -68,13 +68,13 @@ class Source:
 def locate(
     name: str, path: Path, layouts: tuple[CifarFormat, ...]
 ) -> tuple[CifarFormat, dict[str, Source]]:
-    """The first of the *layouts* of data set *name* that *path* has, and its files by name.
+    """Find the first of the *layouts* of data set *name* in *path*, and its files by name.
 
     Args:
         path: the folder of the files, one that it is in, or an archive of it.
 
     Raises:
-        HetmpError: there is none, a file of images is missing, or the archive is damaged.
+        HetmpError: none exists, a file of images is missing, or the archive is damaged.
     """
     for layout, where, files in _versions(path, layouts):
         if any(image in files for image in layout.images):
@@ -93,7 +93,7 @@ def locate(
 def _versions(
     path: Path, layouts: tuple[CifarFormat, ...]
 ) -> list[tuple[CifarFormat, Path, dict[str, Source]]]:
-    """For each version, and each place where it may be, those of its files that are there."""
+    """List, for each version and possible place, those of its files that exist."""
     if not isdir(path):
         content = read_tar(path, {file for layout in layouts for file in layout.files})
         inside = {file: Source(f"{file} in {path}", None, content[file]) for file in content}
@@ -112,17 +112,17 @@ def _versions(
 def read_records(
     source: Source, labels: Labels
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Labels (n,) of a file of the binary version, and records (n, labels + PIXELS) of bytes.
+    """Return labels (n,) and records (n, labels + PIXELS) of bytes of a binary file.
 
     Raises:
-        HetmpError: its length is no number of records, or a label is out of range.
+        HetmpError: its length is not a whole number of records, or a label is out of range.
     """
     content, length = source.read(), len(labels) + PIXELS
     count, rest = divmod(len(content), length)
     if rest:
         raise HetmpError(
-            f"{source.where} has {len(content)} bytes, which is no number of images of {length} "
-            "bytes: get it again, in the binary version"
+            f"{source.where} has {len(content)} bytes, which is not a whole number of images of "
+            f"{length} bytes: get it again, in the binary version"
         )
     records = np.frombuffer(content, np.uint8).reshape(count, length)
     columns = {name: records[:, column] for column, (name, _) in enumerate(labels)}
@@ -132,7 +132,7 @@ def read_records(
 def read_batch(
     source: Source, labels: Labels
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Labels (n,) and images (n, *SHAPE) of a file of the Python version.
+    """Return labels (n,) and images (n, *SHAPE) of a file of the Python version.
 
     Raises:
         HetmpError: it is damaged, would run code, or holds something else.
@@ -140,26 +140,28 @@ def read_batch(
     where, table = source.where, read_pickle(source.where, source.read())
     missing = [key for key in ("data", labels[-1][0]) if key not in table]
     if missing:
-        raise HetmpError(f"{where} has no {' and no '.join(missing)}: it is no file of this set")
+        raise HetmpError(
+            f"{where} has no {' and no '.join(missing)}: it is not a file of this data set"
+        )
     images = byte_array(f"data in {where}", table["data"])
     if images.ndim != 2 or images.shape[1] != PIXELS or not len(images):
         raise HetmpError(f"data in {where} has shape {images.shape}, not (images, {PIXELS})")
-    found = {name: table[name] for name, _ in labels if name in table}
-    for name, told in found.items():
-        if not isinstance(told, list) or not all(type(label) is int for label in told):
-            raise HetmpError(f"{name} in {where} is no list of whole numbers: get it again")
-        if len(told) != len(images):
+    listed = {name: table[name] for name, _ in labels if name in table}
+    for name, values in listed.items():
+        if not isinstance(values, list) or not all(type(label) is int for label in values):
+            raise HetmpError(f"{name} in {where} is not a list of whole numbers: get it again")
+        if len(values) != len(images):
             raise HetmpError(
-                f"{where} has {len(images)} images with {len(told)} {name}: get it again"
+                f"{where} has {len(images)} images with {len(values)} {name}: get it again"
             )
-    columns = {name: np.asarray(told) for name, told in found.items()}
+    columns = {name: np.asarray(values) for name, values in listed.items()}
     return _checked(where, columns, labels), images.reshape(-1, *SHAPE)
 
 
 def _checked(
     where: str, columns: Mapping[str, npt.NDArray[np.generic]], labels: Labels
 ) -> npt.NDArray[np.int64]:
-    """The labels that are learnt; the others too are checked, for they tell of damage."""
+    """Return the labels to learn; the others are checked too, as they reveal damage."""
     limits = dict(labels)
     checked = [
         checked_labels(f"{name} in {where}", column, limits[name])
@@ -169,7 +171,7 @@ def _checked(
 
 
 def read_names(source: Source, key: str | None, count: int) -> list[str]:
-    """What the *count* classes are called: the words of a text, or item *key* of a pickle.
+    """Return the names of the *count* classes: a text's words, or item *key* of a pickle.
 
     Raises:
         HetmpError: it is damaged, or names another number of classes.
@@ -179,11 +181,11 @@ def read_names(source: Source, key: str | None, count: int) -> list[str]:
     if key is None:
         names = content.decode("utf-8", "replace").split()
     else:
-        told = read_pickle(source.where, content).get(key)
-        if isinstance(told, list) and all(isinstance(name, bytes | str) for name in told):
-            names = [n if isinstance(n, str) else n.decode("utf-8", "replace") for n in told]
+        listed = read_pickle(source.where, content).get(key)
+        if isinstance(listed, list) and all(isinstance(name, bytes | str) for name in listed):
+            names = [n if isinstance(n, str) else n.decode("utf-8", "replace") for n in listed]
     if len(names) != count:
         raise HetmpError(
-            f"{source.where} names {len(names)} classes, not {count}: get it again, or take it away"
+            f"{source.where} names {len(names)} classes, not {count}: get it again, or remove it"
         )
     return names

@@ -35,14 +35,14 @@ class H5File:
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
-        """The h5py file, for one thread at a time."""
+        """Yield the h5py file, to one thread at a time."""
         with self._lock:
             if self._file is None:
                 self._file = _opened(self.path)
             yield self._file
 
     def __contains__(self, key: str) -> bool:
-        """Whether there is something of this name, whatever it is."""
+        """Return whether anything has this name."""
         with self._open() as file:
             try:
                 return key in file
@@ -50,7 +50,7 @@ class H5File:
                 return False
 
     def describe(self, key: str) -> tuple[tuple[int, ...], np.dtype]:
-        """(shape, type) of dataset *key*.
+        """Return (shape, dtype) of dataset *key*.
 
         Raises:
             HetmpError: the file cannot be opened; it has no such dataset, or not its numbers.
@@ -60,7 +60,7 @@ class H5File:
             return tuple(dataset.shape), dataset.dtype
 
     def rows(self, key: str, chosen: Indices) -> npt.NDArray[np.generic]:
-        """Those rows of dataset *key*, (k, ...), in the order *chosen*; any may be repeated.
+        """Return rows of dataset *key*, (k, ...), in the order *chosen*; any may be repeated.
 
         Raises:
             HetmpError: the file is damaged there.
@@ -123,49 +123,49 @@ def _opened(path: Path) -> Any:
 
 
 def _checked(path: Path, file: Any, key: str) -> Any:
-    """Dataset *key* of an open file: an array of numbers that lies in this file."""
+    """Return dataset *key* of an open file: an array of numbers stored in this file."""
     import h5py
 
-    found: Any = None
+    item: Any = None
     try:
         if isinstance(file.get(key, getlink=True), h5py.ExternalLink):
             raise _elsewhere(path, key)
-        found = file[key]
-        if isinstance(found, h5py.Dataset):
+        item = file[key]
+        if isinstance(item, h5py.Dataset):
             # A link on the way to it may lead elsewhere, too.
-            sources = found.virtual_sources() if found.is_virtual else []
+            sources = item.virtual_sources() if item.is_virtual else []
             if (
-                found.file.filename != file.filename
-                or found.external
+                item.file.filename != file.filename
+                or item.external
                 or any(source.file_name != "." for source in sources)
             ):
                 raise _elsewhere(path, key)
-            if found.shape is not None and found.dtype.kind in "biufc":
-                return found
+            if item.shape is not None and item.dtype.kind in "biufc":
+                return item
     except HetmpError:
         raise
     except KeyError as error:
         raise unknown_name(f"dataset of {path},", key, _datasets(file, key)) from error
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise HetmpError(f"{path}: dataset {key!r} cannot be read: {error}") from error
-    if isinstance(found, h5py.Group):
-        within = ", ".join(list(found)[:_NAMES]) or "nothing"
+    if isinstance(item, h5py.Group):
+        within = ", ".join(list(item)[:_NAMES]) or "nothing"
         raise HetmpError(
             f"{path}: {key!r} is a group, not a dataset; in it: {within}. Name one of its datasets"
         )
-    kind = f"holds {found.dtype}" if isinstance(found, h5py.Dataset) else "is a type"
+    kind = f"holds {item.dtype}" if isinstance(item, h5py.Dataset) else "is a type"
     raise HetmpError(f"{path}: {key!r} is not a dataset of numbers: it {kind}")
 
 
 def _elsewhere(path: Path, key: str) -> HetmpError:
     return HetmpError(
         f"{path}: dataset {key!r} is a link to, or has its numbers in, another file: hetmp reads "
-        "the file that it is given and no other; copy the numbers into it (h5repack, h5copy)"
+        "no file but the given one; copy the numbers into it (h5repack, h5copy)"
     )
 
 
 def _datasets(file: Any, key: str) -> list[str]:
-    """The names of all datasets, or of those most like *key* where there are many."""
+    """List the names of all datasets, or those most like *key* where there are many."""
     import h5py
 
     names: list[str] = []

@@ -25,17 +25,17 @@ _GZIP = b"\x1f\x8b"
 
 
 def is_zipped(path: Path) -> bool:
-    """Whether the file is compressed, by its name: it cannot be read in parts."""
+    """Return whether the file is compressed, by its name: it cannot be read in parts."""
     return path.suffix == ".gz"
 
 
 def header_bytes(axes: int) -> int:
-    """Where the numbers begin in a file of so many *axes*."""
+    """Return where the numbers begin in a file of so many *axes*."""
     return 4 + 4 * axes
 
 
 def read_idx(path: Path, axes: int) -> npt.NDArray[np.uint8]:
-    """All numbers of a file, plain or compressed, (n, ...) with so many *axes*.
+    """Read all numbers of a file, plain or compressed, (n, ...) with so many *axes*.
 
     Raises:
         HetmpError: it is damaged, empty, or another kind of file.
@@ -49,7 +49,7 @@ def read_idx(path: Path, axes: int) -> npt.NDArray[np.uint8]:
 
 
 def idx_sides(path: Path, axes: int) -> tuple[int, ...]:
-    """The sides (n, ...) that a plain file tells, and has the bytes for. Reads its head alone.
+    """Return the sides (n, ...) of a plain file, whose length is checked. Reads its header alone.
 
     Raises:
         HetmpError: as `read_idx`.
@@ -62,7 +62,7 @@ def idx_sides(path: Path, axes: int) -> tuple[int, ...]:
 
 @contextmanager
 def _reading(path: Path) -> Generator[Readable, None, None]:
-    """The file's bytes, unpacked; what gzip and the system object to, in words."""
+    """Yield the file's bytes, unpacked; errors of gzip and the system become `HetmpError`."""
     try:
         with open_file(path) as file:
             if is_zipped(path):
@@ -85,7 +85,7 @@ def _sides(path: Path, stream: Readable, axes: int) -> tuple[int, ...]:
         raise HetmpError(f"{path} is compressed by gzip: add .gz to its name, or unpack it")
     if len(head) >= 4 and (head[0], head[1]) != (0, 0):
         raise HetmpError(
-            f"{path} is no IDX file: it begins with the bytes {head[:4].hex(' ')}, not with "
+            f"{path} is not an IDX file: it begins with the bytes {head[:4].hex(' ')}, not with "
             f"00 00 08 {axes:02x}"
         )
     if len(head) >= 4 and head[2] != UBYTE:
@@ -95,12 +95,12 @@ def _sides(path: Path, stream: Readable, axes: int) -> tuple[int, ...]:
     if len(head) >= 4 and head[3] != axes:
         raise HetmpError(
             f"{path} has {head[3]} axes, not {axes}: labels have 1, images 3 (number, height, "
-            "width); see that the files have not changed places"
+            "width); check that the files are not interchanged"
         )
     if len(head) < header_bytes(axes):
         raise HetmpError(
-            f"{path} ends after {len(head)} bytes, within its head of {header_bytes(axes)}: get it "
-            "again"
+            f"{path} ends after {len(head)} bytes, within its header of {header_bytes(axes)}: "
+            "get it again"
         )
     sides = tuple(int(side) for side in np.frombuffer(head, ">u4", axes, offset=4))
     if 0 in sides:
@@ -108,10 +108,10 @@ def _sides(path: Path, stream: Readable, axes: int) -> tuple[int, ...]:
     return sides
 
 
-def _check_length(path: Path, sides: tuple[int, ...], found: int) -> None:
-    if found != prod(sides):
-        follow = "more" if found > prod(sides) else f"only {found}"
+def _check_length(path: Path, sides: tuple[int, ...], length: int) -> None:
+    if length != prod(sides):
+        follow = "more" if length > prod(sides) else f"only {length}"
         raise HetmpError(
-            f"{path} is damaged: its head tells of {'×'.join(map(str, sides))} = {prod(sides)} "
+            f"{path} is damaged: its header promises {'×'.join(map(str, sides))} = {prod(sides)} "
             f"bytes, and {follow} follow: get it again"
         )

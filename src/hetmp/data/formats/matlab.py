@@ -27,7 +27,7 @@ class Variable:
 
 
 def variables(path: Path) -> list[Variable]:
-    """The arrays of numbers in a .mat file; cells, texts and structures are left out.
+    """List the arrays of numbers in a .mat file; cells, texts and structures are left out.
 
     Raises:
         HetmpError: no such file, not of MATLAB, damaged.
@@ -60,7 +60,7 @@ def variables(path: Path) -> list[Variable]:
 
 
 def read(variable: Variable) -> npt.NDArray[np.generic]:
-    """The array, with its axes in MATLAB's order.
+    """Read the array, with its axes in MATLAB's order.
 
     Raises:
         HetmpError: the file is damaged; the numbers are complex.

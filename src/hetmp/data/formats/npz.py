@@ -1,4 +1,4 @@
-"""NumPy's .npz archives, read without pickles and without trusting what they say of their size.
+"""NumPy's .npz archives, read without pickles and without trusting the sizes they claim.
 
 As ``numpy.load(path, allow_pickle=False)``, but memory is taken for the bytes that a member has,
 not for those that its header asks for.
@@ -31,10 +31,10 @@ class NpzFile:
         """The arrays' names, and those of the members that hold them."""
 
     def read(self, key: str) -> npt.NDArray[np.generic]:
-        """The array *key*, one that can be written to.
+        """Read the array *key* into writable memory.
 
         Raises:
-            HetmpError: there is none, it holds objects, or it is damaged.
+            HetmpError: it is missing, holds objects, or is damaged.
         """
         where = f"{key} in {self.path}"
         if key not in self.keys:
@@ -54,7 +54,7 @@ class NpzFile:
                         "array with one type and one shape"
                     )
                 if dtype.kind not in "biufc":
-                    raise HetmpError(f"{where} is no array of numbers, but of {dtype}")
+                    raise HetmpError(f"{where} is not an array of numbers, but of {dtype}")
                 if min(shape, default=0) < 0:
                     raise ValueError(f"shape {shape}")
                 size = prod(shape) * dtype.itemsize
@@ -76,10 +76,10 @@ class NpzFile:
 
 @contextmanager
 def open_npz(path: Path) -> Generator[NpzFile, None, None]:
-    """The archive, opened.
+    """Open the archive.
 
     Raises:
-        HetmpError: there is none, it is damaged, or it is another kind of file.
+        HetmpError: it is missing, damaged, or another kind of file.
     """
     with open_file(path) as file:
         try:
@@ -88,7 +88,7 @@ def open_npz(path: Path) -> Generator[NpzFile, None, None]:
             raise unreadable(path, error) from error
         except Exception as error:  # as above
             raise HetmpError(
-                f"{path} is no .npz archive, or damaged ({error}): write it with numpy.savez"
+                f"{path} is not a .npz archive, or is damaged ({error}): write it with numpy.savez"
             ) from error
         with archive:
             yield NpzFile(path, archive)

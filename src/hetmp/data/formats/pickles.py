@@ -1,4 +1,4 @@
-"""Pickles of plain values and NumPy arrays, read without running anything that they name.
+"""Pickles of plain values and NumPy arrays, read without running anything they name.
 
 A pickle is a program: Python's own reader calls whatever it names. Here every name becomes a
 `Fragment`, which keeps what it would have been called with and does nothing; and names other than
@@ -23,7 +23,7 @@ NAMES = {
     ("numpy.core.multiarray", "_reconstruct"): "reconstruct",
     ("numpy._core.multiarray", "_reconstruct"): "reconstruct",
 }
-"""What an array in a pickle is made of, by module and name; the modules of NumPy 1 and of 2."""
+"""The callables of which an array is pickled, by module and name, for NumPy 1 and 2."""
 
 NEWEST = 4
 """The newest protocol that is read. The files of CIFAR have 2; 5 has buffers of its own."""
@@ -65,13 +65,13 @@ class _Reader(pickle.Unpickler):
 
 
 def read_pickle(where: str, content: bytes) -> dict[str, Any]:
-    """The table that a pickle holds: plain values and, unread yet, arrays for `byte_array`.
+    """Return a pickle's table: plain values and, unread yet, arrays for `byte_array`.
 
     Args:
-        where: what the content is of, for the message.
+        where: the source of the content, for the message.
 
     Raises:
-        HetmpError: it is damaged, names anything else, or holds no table.
+        HetmpError: it is damaged, names other callables, or holds no table.
     """
     try:
         # Unread: numbers so large that the reader itself would take all memory.
@@ -84,17 +84,19 @@ def read_pickle(where: str, content: bytes) -> dict[str, Any]:
     except HetmpError:
         raise
     except Exception as error:  # damage makes the reader raise nearly anything
-        raise HetmpError(f"{where} is no pickle, or damaged ({error}): get it again") from error
+        raise HetmpError(
+            f"{where} is not a pickle, or is damaged ({error}): get it again"
+        ) from error
     if not isinstance(table, dict):
         raise HetmpError(f"{where} holds a {type(table).__name__}, not a table: get the right file")
     return {_text(key): value for key, value in table.items()}
 
 
 def byte_array(where: str, value: Any) -> npt.NDArray[np.uint8]:
-    """The array of unsigned bytes that a `Fragment` stands for.
+    """Return the array of unsigned bytes that a `Fragment` stands for.
 
     Raises:
-        HetmpError: it is no array, has another type, or its bytes do not fill its shape.
+        HetmpError: it is not an array, has another type, or its bytes do not fill its shape.
     """
     try:
         _, shape, dtype, by_column, raw = value.state
@@ -102,7 +104,7 @@ def byte_array(where: str, value: Any) -> npt.NDArray[np.uint8]:
         sides = tuple(int(side) for side in shape)
         assert isinstance(raw, bytes | list)
     except Exception as error:  # anything can stand where the array should
-        raise HetmpError(f"{where} is no array, but a {type(value).__name__}") from error
+        raise HetmpError(f"{where} is not an array, but a {type(value).__name__}") from error
     if kind.lstrip("|") != "u1" or isinstance(raw, list):
         raise HetmpError(f"{where} has numbers of type {kind}, not bytes (u1): get the right file")
     if min(sides, default=0) < 0 or prod(sides) != len(raw):

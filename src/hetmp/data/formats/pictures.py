@@ -1,4 +1,4 @@
-"""Images in files of their own, as people have them: PNG, JPEG and the like."""
+"""Image files: PNG, JPEG and the like."""
 
 import os
 from pathlib import Path
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-"""Of files that are taken for images, in small letters."""
+"""Suffixes of image files, in lower case."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-"""What the decoder calls these formats. A file may have another's suffix: many do."""
+"""The decoder's names of these formats. A file may have another format's suffix."""
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """The decoder's name for so many channels of uint8: grey; colours; colours and opacity."""
@@ -34,34 +34,34 @@ _ORIENTATION = 0x0112  # the number of this EXIF entry; from 5 on, the image lie
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The images in *folder*, in the order of their names; subfolders are not looked into.
+    """List the images in *folder*, in the order of their names; subfolders are not looked into.
 
-    Hidden files and those whose suffix is none of ``SUFFIXES`` are passed over.
+    Hidden files and those with other suffixes than ``SUFFIXES`` are skipped.
 
     Raises:
-        HetmpError: *folder* cannot be listed; something is named like an image and is no file.
+        HetmpError: *folder* cannot be listed; something named like an image is not a file.
     """
-    found = []
+    pictures = []
     for entry in entries(folder):
         if Path(entry.name).suffix.lower() in SUFFIXES:
             if not entry.is_file():
-                what = "a folder" if entry.is_dir() else "no file, or a link to nowhere"
+                what = "a folder" if entry.is_dir() else "neither a file nor a link to one"
                 raise HetmpError(
                     f"{entry.path} is named like an image but is {what}: rename or remove it"
                 )
-            found.append(Path(entry.path))
-    return found
+            pictures.append(Path(entry.path))
+    return pictures
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in *folder* and not hidden, in the order of the names.
+    """List the entries of *folder* that are not hidden, in the order of the names.
 
     Raises:
-        HetmpError: it is missing, no folder, or may not be listed.
+        HetmpError: it is missing, not a folder, or may not be listed.
     """
     try:
-        with os.scandir(folder) as found:
-            visible = [entry for entry in found if not entry.name.startswith(".")]
+        with os.scandir(folder) as listing:
+            visible = [entry for entry in listing if not entry.name.startswith(".")]
     except OSError as error:
         raise HetmpError(
             f"{folder} cannot be listed as a folder: {error.strerror}{near_path(folder)}"
@@ -70,7 +70,7 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def header(path: Path) -> tuple[int, int, int]:
-    """(channels, height, width) of an image as it is meant to be seen, without its pixels.
+    """Return an image's (channels, height, width) when upright, without decoding its pixels.
 
     1 channel for grey and 3 for all colours; opacity is not counted.
 
@@ -89,7 +89,7 @@ def header(path: Path) -> tuple[int, int, int]:
 
 
 def decode(path: Path, shape: tuple[int, ...] | None = None) -> npt.NDArray[np.uint8]:
-    """The image as uint8 (c, height, width), turned as its EXIF orientation says.
+    """Decode an image as uint8 (c, height, width), turned as its EXIF orientation says.
 
     Args:
         path: of the file, of one of ``FORMATS``.
@@ -99,7 +99,7 @@ def decode(path: Path, shape: tuple[int, ...] | None = None) -> npt.NDArray[np.u
 
     Raises:
         HetmpError: no such file; not an image; damaged; animated; of more than 8
-            bits; of more than `MAX_PIXELS`; a *shape* that is none of these.
+            bits; of more than `MAX_PIXELS`; a *shape* other than these.
     """
     from PIL import Image, ImageOps
 
@@ -131,7 +131,7 @@ def decode(path: Path, shape: tuple[int, ...] | None = None) -> npt.NDArray[np.u
 
 
 def _opened(path: Path) -> "Image.Image":
-    """The image, of which only the header is read yet."""
+    """Open an image, of which only the header is read yet."""
     from PIL import Image
 
     image = Image.open(path, formats=FORMATS)
@@ -139,12 +139,11 @@ def _opened(path: Path) -> "Image.Image":
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} times {image.height} pixels")
         # Many cameras' JPEG files (MPO) carry a preview as a second image. All others that have
-        # several are films or books of pages, and which one has the label nobody says.
+        # several are films or books of pages, and it is unknown which one has the label.
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":
             raise HetmpError(
-                f"{path} is animated or has pages, {frames} in all: save the one that is meant as "
-                "an image by itself"
+                f"{path} has {frames} frames or pages: save the one you want as an image of its own"
             )
         if image.mode not in _CHANNELS:
             raise HetmpError(
@@ -166,11 +165,13 @@ def _in_words(path: Path, error: Exception) -> HetmpError:
         return error
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return HetmpError(
-            f"{path} says that it has more than {MAX_PIXELS:,} pixels ({error}): too many to read; "
+            f"{path} claims to have more than {MAX_PIXELS:,} pixels ({error}): too many to read; "
             "is it damaged? Else make it smaller"
         )
     if isinstance(error, UnidentifiedImageError):
-        what = "is empty" if path.stat().st_size == 0 else f"is no image of {', '.join(FORMATS)}"
+        what = (
+            "is empty" if path.stat().st_size == 0 else f"is not an image of {', '.join(FORMATS)}"
+        )
         return HetmpError(f"{path} {what}: is it damaged? Copy it anew, or remove it")
     if isinstance(error, OSError) and error.errno is not None:
         return HetmpError(f"{path} cannot be opened: {error.strerror}")

@@ -1,1 +1,1 @@
-"""The data sets that have a name, a file each."""
+"""The data sets that have a name, one file each."""

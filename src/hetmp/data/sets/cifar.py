@@ -34,40 +34,40 @@ class Cifar:
     NAME: str
     labels: Labels
     names: str
-    """Of the classes' names, in the file of the Python version."""
+    """Key of the classes' names in the file of the Python version."""
     layouts: tuple[CifarFormat, ...]
     """In the order in which they are looked for."""
 
     def survey(self, options: Options) -> Found:
-        """The files, checked: lengths, shapes and every label.
+        """Read and check the files: lengths, shapes and every label.
 
         Raises:
-            HetmpError: a file is missing or damaged, or is none of this set.
+            HetmpError: a file is missing or damaged, or not of this set.
         """
         layout, files = locate(self.NAME, options.path(self.NAME), self.layouts)
         classes = self.labels[-1][1]
-        found: Found = {
+        metadata: Found = {
             "shape": list(SHAPE),
             "classes": classes,
             "split_name": f"{self.NAME}-files",
         }
         if layout.names in files:
             key = None if layout.binary else self.names
-            found["class_names"] = read_names(files[layout.names], key, classes)
+            metadata["class_names"] = read_names(files[layout.names], key, classes)
         for part, names in (("train", layout.train), ("test", (layout.test,))):
             pieces = [self._read(layout, files[name]) for name in names]
             for what in pieces[0]:
                 values = [piece[what] for piece in pieces]
                 key = f"{part}_{what}"
-                found[key] = values if what == "files" else np.concatenate(values)
-        return with_moments(options, found)
+                metadata[key] = values if what == "files" else np.concatenate(values)
+        return with_moments(options, metadata)
 
-    def assemble(self, options: Options, found: Found) -> Dataset:
-        """The images (n, 3, 32, 32) as bytes, red, green and blue."""
-        return assembled(self.NAME, found)
+    def assemble(self, options: Options, metadata: Found) -> Dataset:
+        """Return the data set: images (n, 3, 32, 32) as bytes, red, green and blue."""
+        return assembled(self.NAME, metadata)
 
     def _read(self, layout: CifarFormat, source: Source) -> Found:
-        """Labels of a file, and its images or, where they can be read later, where they are."""
+        """Return labels of a file, and its images or, if they can be read later, their place."""
         if not layout.binary:
             labels, images = read_batch(source, self.labels)
             return {"labels": labels, "images": images}

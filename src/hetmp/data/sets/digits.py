@@ -15,12 +15,12 @@ SPLIT_NAME = "digits-80-20"
 
 
 def survey(options: Options) -> Found:
-    """Nothing: every rank has the digits."""
+    """Return nothing: every rank has the digits."""
     return {}
 
 
-def assemble(options: Options, found: Found) -> Dataset:
-    """The digits, standardised with the mean and deviation of the training part.
+def assemble(options: Options, metadata: Found) -> Dataset:
+    """Return the digits, standardised with the mean and deviation of the training part.
 
     Images are (n, 1, 8, 8); the source's pixels are whole numbers, 0 (paper) to 16 (ink).
     """

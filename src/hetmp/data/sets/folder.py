@@ -19,33 +19,33 @@ TEST_FOLDERS = ("test", "val", "valid")
 """Names of the test part beside ``train``; the first that is there."""
 
 
-def find_parts(root: Path, told: Path | None) -> tuple[Path, Path, Path, Path | None]:
-    """(base, classes' folder) of the training part, then of the test part; None: no test part.
+def find_parts(root: Path, test_path: Path | None) -> tuple[Path, Path, Path, Path | None]:
+    """Return (base, classes' folder) of the training and the test part; None: no test part.
 
     Files are known to people by their paths within the bases.
 
     Raises:
-        HetmpError: there should be a test part, and is none.
+        HetmpError: the test part is missing.
     """
     train = root / "train"
     # Without folders in it, "train" is a class: pictures of railways.
     nested = train.is_dir() and bool(_folders(train))
-    if told is not None:
-        if not Path(told).is_dir():
+    if test_path is not None:
+        if not Path(test_path).is_dir():
             raise HetmpError(
-                f"test_path {told} is no folder{near_path(told)}: give the folder of the test "
-                "part's classes"
+                f"test_path {test_path} is not a folder{near_path(test_path)}: give the folder "
+                "of the test part's classes"
             )
-        return root, train if nested else root, Path(told), Path(told)
+        return root, train if nested else root, Path(test_path), Path(test_path)
     if not nested:
         return root, root, root, None
     for name in TEST_FOLDERS:
         if (root / name).is_dir():
             return root, train, root, root / name
     raise HetmpError(
-        f"{root} has a folder train but none called {', '.join(TEST_FOLDERS)}: add the test part, "
-        "say where it is with test_path (--test-path), or give the folder train itself as "
-        "data_path to have a share of it for testing"
+        f"{root} has a folder train but none called {', '.join(TEST_FOLDERS)}: add the test "
+        "part, say where it is with test_path (--test-path), or give the folder train itself as "
+        "data_path to set aside a share of it for testing"
     )
 
 
@@ -56,13 +56,13 @@ def _folders(root: Path) -> list[str]:
 def list_classes(
     root: Path, base: Path, known: list[str] | None = None
 ) -> tuple[list[str], list[str], npt.NDArray[np.int64]]:
-    """Classes, files (their paths within *base*) and labels (n,) of the folders in *root*.
+    """Return classes, files (paths within *base*) and labels (n,) of the folders in *root*.
 
     Args:
         known: the classes; else the folders are, in the order of their names.
 
     Raises:
-        HetmpError: no folders; one without images, or one that is none of the *known* classes.
+        HetmpError: no folders; a folder without images or that is not a *known* class.
     """
     folders = _folders(root)
     if not folders:
@@ -128,12 +128,12 @@ class Pictures(Part):
         return images, self._labels[chosen]
 
     def titles(self, chosen: Indices) -> list[str]:
-        """The files' paths within the folder of the data."""
+        """Return the files' paths within the folder of the data."""
         return [self._files[index] for index in chosen]
 
 
 def survey(options: Options) -> Found:
-    """Which files there are, their classes and parts, the shape, and what to normalise with."""
+    """Find the files, their classes and parts, the shape, and the figures to normalise with."""
     root = options.path(NAME)
     if not root.is_dir():
         raise HetmpError(f"data_path {root} is a file: give the folder of the folders of images")
@@ -141,38 +141,38 @@ def survey(options: Options) -> Found:
     names, files, labels = list_classes(train_root, train_base)
     if len(names) < 2:
         raise HetmpError(
-            f"{train_root} has one folder with images, {names[0]}: there is one for each class, "
-            "and it takes two classes to tell apart; data/README.md shows where folders go"
+            f"{train_root} has only one folder with images, {names[0]}: give at least two, one "
+            "for each class; data/README.md shows where folders go"
         )
-    found: Found = {"names": names}
+    metadata: Found = {"names": names}
     if test_root is None:
         train, test, share, seed = drawn(options, labels, lambda k: f"an image of {names[k]}")
-        found |= _part("test", train_base, [files[i] for i in test], labels[test])
+        metadata |= _part("test", train_base, [files[i] for i in test], labels[test])
         files, labels = [files[i] for i in train], labels[train]
-        found |= {"split_name": f"folder-by-class-{share!r}", "split_seed": seed}
+        metadata |= {"split_name": f"folder-by-class-{share!r}", "split_seed": seed}
     else:
         refuse_split(options, test_root)
-        found |= _part("test", test_base, *list_classes(test_root, test_base, names)[1:])
-        found |= {"split_name": "folder-given", "split_seed": 0}
-    found |= _part("train", train_base, files, labels)
-    found["shape"] = list(_told_shape(options) or _common_shape(found))
-    mean, std = told_or_measured(options, _pictures(found, "train"))
-    return found | {"mean": list(mean), "std": list(std)}
+        metadata |= _part("test", test_base, *list_classes(test_root, test_base, names)[1:])
+        metadata |= {"split_name": "folder-given", "split_seed": 0}
+    metadata |= _part("train", train_base, files, labels)
+    metadata["shape"] = list(_told_shape(options) or _common_shape(metadata))
+    mean, std = told_or_measured(options, _pictures(metadata, "train"))
+    return metadata | {"mean": list(mean), "std": list(std)}
 
 
-def assemble(options: Options, found: Found) -> Dataset:
-    """The two parts, none of whose files is opened."""
+def assemble(options: Options, metadata: Found) -> Dataset:
+    """Return the data set without opening any file."""
     return Dataset(
         name=NAME,
-        train=_pictures(found, "train"),
-        test=_pictures(found, "test"),
-        classes=len(found["names"]),
-        input_shape=tuple(found["shape"]),
-        split_name=found["split_name"],
-        split_seed=found["split_seed"],
-        mean=tuple(found["mean"]),
-        std=tuple(found["std"]),
-        class_names=tuple(found["names"]),
+        train=_pictures(metadata, "train"),
+        test=_pictures(metadata, "test"),
+        classes=len(metadata["names"]),
+        input_shape=tuple(metadata["shape"]),
+        split_name=metadata["split_name"],
+        split_seed=metadata["split_seed"],
+        mean=tuple(metadata["mean"]),
+        std=tuple(metadata["std"]),
+        class_names=tuple(metadata["names"]),
     )
 
 
@@ -180,9 +180,9 @@ def _part(name: str, base: Path, files: list[str], labels: npt.NDArray[np.int64]
     return {f"{name}_base": str(base), f"{name}_files": files, f"{name}_labels": labels}
 
 
-def _pictures(found: dict[str, Any], part: str) -> Pictures:
-    base, files, labels = (found[f"{part}_{what}"] for what in ("base", "files", "labels"))
-    return Pictures(Path(base), files, labels, tuple(found["shape"]))
+def _pictures(metadata: dict[str, Any], part: str) -> Pictures:
+    base, files, labels = (metadata[f"{part}_{what}"] for what in ("base", "files", "labels"))
+    return Pictures(Path(base), files, labels, tuple(metadata["shape"]))
 
 
 def _told_shape(options: Options) -> tuple[int, ...] | None:
@@ -197,19 +197,19 @@ def _told_shape(options: Options) -> tuple[int, ...] | None:
     return shape
 
 
-def _common_shape(found: Found) -> tuple[int, int, int]:
-    """The shape of all images, by their headers."""
+def _common_shape(metadata: Found) -> tuple[int, int, int]:
+    """Return the shape of all images, by their headers."""
     first: tuple[Path, tuple[int, int, int]] | None = None
     for part in ("train", "test"):
-        for file in found[f"{part}_files"]:
-            path = Path(found[f"{part}_base"]) / file
+        for file in metadata[f"{part}_files"]:
+            path = Path(metadata[f"{part}_base"]) / file
             shape = header(path)
             first = first or (path, shape)
             if shape != first[1]:
                 raise HetmpError(
-                    f"{path} is {_in_words(shape)}, but {first[0]} is {_in_words(first[1])}: say "
-                    "what all images are to be made with shape (--shape 3,64,64: channels, height, "
-                    "width)"
+                    f"{path} is {_in_words(shape)}, but {first[0]} is {_in_words(first[1])}: set "
+                    "shape, which all images are then converted to (--shape 3,64,64: channels, "
+                    "height, width)"
                 )
     assert first is not None  # every class has an image
     return first[1]

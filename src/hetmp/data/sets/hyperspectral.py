@@ -26,10 +26,10 @@ OPTIONS = (
 )
 
 PATCH = 9
-"""Pixels along the side of a patch, if not told otherwise."""
+"""Default side of a patch in pixels."""
 
 TEST_SHARE = 0.85
-"""Of the labelled pixels, if not told otherwise: in this field few are trained on."""
+"""Default share of the labelled pixels for testing: in this field few are trained on."""
 
 
 class ScenePatches(Part):
@@ -65,12 +65,12 @@ class ScenePatches(Part):
         return patches, self._labels[chosen]
 
     def titles(self, chosen: Indices) -> list[str]:
-        """Where the pixels are, counted from 0 at the top left."""
+        """Return where the pixels are, counted from 0 at the top left."""
         return [f"row {row}, column {column}" for row, column in self._pixels[chosen]]
 
 
 def survey(options: Options) -> Found:
-    """The scene, standardised and with its borders mirrored, and the pixels of both parts."""
+    """Read the scene, standardised and with mirrored borders, and find the pixels of both parts."""
     image, truth = find_scene(options.path(NAME), options.images_key, options.labels_key)
     height, width, _ = image.shape
     patch = whole_number("patch", PATCH if options.patch is None else options.patch, 1)
@@ -84,10 +84,10 @@ def survey(options: Options) -> Found:
     pixels = np.argwhere(classes > 0)
     if not len(pixels):
         raise HetmpError(f"{truth}: no pixel has a label above 0, so there is nothing to learn")
-    told = None if options.classes is None else whole_number("classes", options.classes, 2)
-    labels = checked_labels(f"{truth}, less 1", classes[classes > 0] - 1, told)
-    if told is None and int(labels.max()) < 1:
-        raise HetmpError(f"{truth}: every label is 1, and it takes two classes to tell apart")
+    count = None if options.classes is None else whole_number("classes", options.classes, 2)
+    labels = checked_labels(f"{truth}, less 1", classes[classes > 0] - 1, count)
+    if count is None and int(labels.max()) < 1:
+        raise HetmpError(f"{truth}: every label is 1: there must be at least two classes")
     train, test, share, seed = drawn(
         options, labels, lambda label: f"a pixel of class {label + 1} of {truth}", TEST_SHARE
     )
@@ -100,7 +100,7 @@ def survey(options: Options) -> Found:
     return {
         "cube": np.pad(cube, ((0, 0), (margin, margin), (margin, margin)), mode="reflect"),
         "patch": patch,
-        "classes": told or int(labels.max()) + 1,
+        "classes": count or int(labels.max()) + 1,
         "train_pixels": pixels[train],
         "test_pixels": pixels[test],
         "train_labels": labels[train],
@@ -110,21 +110,21 @@ def survey(options: Options) -> Found:
     }
 
 
-def assemble(options: Options, found: Found) -> Dataset:
-    """Both parts, which share the scene.
+def assemble(options: Options, metadata: Found) -> Dataset:
+    """Return the data set, whose two parts share the scene.
 
     It is normalised already: each band by its own mean and deviation, of all pixels of the
     scene, which belong to neither part. So ``mean`` is 0 and ``std`` is 1.
     """
-    cube, patch = found["cube"], found["patch"]
+    cube, patch = metadata["cube"], metadata["patch"]
     return Dataset(
         name=NAME,
-        train=ScenePatches(cube, found["train_pixels"], found["train_labels"], patch),
-        test=ScenePatches(cube, found["test_pixels"], found["test_labels"], patch),
-        classes=found["classes"],
+        train=ScenePatches(cube, metadata["train_pixels"], metadata["train_labels"], patch),
+        test=ScenePatches(cube, metadata["test_pixels"], metadata["test_labels"], patch),
+        classes=metadata["classes"],
         input_shape=(1, len(cube), patch, patch),
-        split_name=found["split_name"],
-        split_seed=found["split_seed"],
+        split_name=metadata["split_name"],
+        split_seed=metadata["split_seed"],
         mean=(0.0,),
         std=(1.0,),
         normalised=True,

@@ -23,11 +23,11 @@ SPLIT_NAME = "mnist-files"
 """The files beginning with ``train`` and with ``t10k``. Another way gets another name."""
 
 STEMS = {"train": "train", "test": "t10k"}
-"""How the names of a part's files begin."""
+"""Prefixes of the names of a part's files."""
 
 
 def survey(options: Options) -> Found:
-    """The four files, checked: every head, length and label.
+    """Read and check the four files: every header, length and label.
 
     Raises:
         HetmpError: a file is missing or damaged, or two do not belong together.
@@ -42,38 +42,38 @@ def survey(options: Options) -> Found:
         part: (_find(folder, f"{stem}-images", 3), _find(folder, f"{stem}-labels", 1))
         for part, stem in STEMS.items()
     }
-    sides, found = {}, Found()
+    sides, metadata = {}, Found()
     for part, (images, labels) in files.items():
         sides[part], pixels = _images(images)
-        found |= {f"{part}_{how}": value for how, value in pixels.items()}
-        found[f"{part}_labels"] = read_idx(labels, 1)
-        if len(found[f"{part}_labels"]) != sides[part][0]:
+        metadata |= {f"{part}_{how}": value for how, value in pixels.items()}
+        metadata[f"{part}_labels"] = read_idx(labels, 1)
+        if len(metadata[f"{part}_labels"]) != sides[part][0]:
             raise HetmpError(
                 f"{images} has {sides[part][0]} images, {labels} has "
-                f"{len(found[f'{part}_labels'])} labels: get the two that belong together"
+                f"{len(metadata[f'{part}_labels'])} labels: get the two that belong together"
             )
     if sides["test"][1:] != sides["train"][1:]:
         raise HetmpError(
             f"{files['test'][0]} has images of {_text(sides['test'])}, those for training are of "
             f"{_text(sides['train'])}: get the files that belong together"
         )
-    classes = class_count(options, found["train_labels"], str(files["train"][1]))
+    classes = class_count(options, metadata["train_labels"], str(files["train"][1]))
     for part, (_, labels) in files.items():
-        checked_labels(str(labels), found[f"{part}_labels"], classes)
-    found |= {"classes": classes, "shape": [1, *sides["train"][1:]], "split_name": SPLIT_NAME}
-    return with_moments(options, found)
+        checked_labels(str(labels), metadata[f"{part}_labels"], classes)
+    metadata |= {"classes": classes, "shape": [1, *sides["train"][1:]], "split_name": SPLIT_NAME}
+    return with_moments(options, metadata)
 
 
-def assemble(options: Options, found: Found) -> Dataset:
-    """The images (n, 1, height, width) as bytes, 0 (paper) to 255 (ink) in MNIST.
+def assemble(options: Options, metadata: Found) -> Dataset:
+    """Return the data set: images (n, 1, height, width) as bytes, 0 (paper) to 255 (ink) in MNIST.
 
-    The classes are as many as told, or as the training labels ask for.
+    The number of classes is ``classes``, or as the training labels need.
     """
-    return assembled(NAME, found)
+    return assembled(NAME, metadata)
 
 
 def _images(path: Path) -> tuple[tuple[int, ...], Found]:
-    """Sides (n, height, width) of a file's images; and the images, or where to read them."""
+    """Return sides (n, height, width) of a file's images; and the images, or their place."""
     if is_zipped(path):
         pixels = read_idx(path, 3)
         return pixels.shape, {"images": pixels[:, np.newaxis]}
@@ -84,7 +84,7 @@ def _images(path: Path) -> tuple[tuple[int, ...], Found]:
 
 
 def _names(stem: str, axes: int) -> list[str]:
-    """What a file may be called, the preferred name first."""
+    """Return the possible names of a file, the preferred one first."""
     plain = [f"{stem}-idx{axes}-ubyte", f"{stem}.idx{axes}-ubyte"]
     return plain + [f"{name}.gz" for name in plain]
 

@@ -1,6 +1,6 @@
 """Images and labels of your own, as arrays in a NumPy .npz archive or in two of them.
 
-Which axis of the images is the channels is told in `hetmp.data.arrays.ordered_images`.
+`hetmp.data.arrays.ordered_images` says which axis of the images is the channels.
 """
 
 from pathlib import Path
@@ -37,14 +37,14 @@ Keys = tuple[str, str]
 TRAIN_KEYS: tuple[Keys, ...] = (("x_train", "y_train"), ("train_images", "train_labels"))
 TEST_KEYS: tuple[Keys, ...] = (("x_test", "y_test"), ("test_images", "test_labels"))
 WHOLE_KEYS: Keys = ("images", "labels")
-"""Of an archive that is not in two parts, or holds one of them alone."""
+"""The names in an archive that is not in two parts, or holds one of them alone."""
 
 Pair = tuple[Array, npt.NDArray[np.int64]]
 """Images (n, c, *spatial) with labels (n,) or (n, *spatial)."""
 
 
 def survey(options: Options) -> Found:
-    """All images and labels, checked, in the two parts.
+    """Read and check all images and labels, in the two parts.
 
     With ``test_path`` the archives are the parts. Else the archive has both, by the names of its
     arrays; or we divide it by class, or by image where each pixel has a label.
@@ -59,32 +59,32 @@ def survey(options: Options) -> Found:
         train = _read(options, file, keys)
         classes = class_count(options, train[1], f"{keys[1]} in {path}")
         checked_labels(f"{keys[1]} in {path}", train[1], classes)
-        told = options.images_key is not None or options.labels_key is not None
-        if test_path is None and keys in TRAIN_KEYS and not told:
+        named = options.images_key is not None or options.labels_key is not None
+        if test_path is None and keys in TRAIN_KEYS and not named:
             parts = {"train": train, "test": _test(options, file, TEST_KEYS, train, classes)}
-            found: Found = {"split_name": f"{NAME}-parts"}
+            metadata: Found = {"split_name": f"{NAME}-parts"}
             refuse_split(options, path)
         elif test_path is None:
-            parts, found = _divided(options, train)
+            parts, metadata = _divided(options, train)
     if test_path is not None:
         refuse_split(options, test_path)
         with open_npz(Path(test_path)) as file:
             test = _test(options, file, (*TEST_KEYS, WHOLE_KEYS), train, classes)
         parts = {"train": train, "test": test}
-        found = {"split_name": f"{NAME}-files"}
+        metadata = {"split_name": f"{NAME}-files"}
     for part, (images, labels) in parts.items():
-        found |= {f"{part}_images": images, f"{part}_labels": labels}
-    found |= {"classes": classes, "shape": list(train[0].shape[1:])}
-    return with_moments(options, found)
+        metadata |= {f"{part}_images": images, f"{part}_labels": labels}
+    metadata |= {"classes": classes, "shape": list(train[0].shape[1:])}
+    return with_moments(options, metadata)
 
 
-def assemble(options: Options, found: Found) -> Dataset:
-    """The images (n, c, *spatial), as bytes or float32, with a label for each or for its pixels."""
-    return assembled(NAME, found)
+def assemble(options: Options, metadata: Found) -> Dataset:
+    """Return the data set: images (n, c, *spatial), bytes or float32, and their labels."""
+    return assembled(NAME, metadata)
 
 
 def _keys(options: Options, file: NpzFile, usual: tuple[Keys, ...]) -> Keys:
-    """What a part is called in *file*: as told, else the first of the *usual* that is there."""
+    """Return a part's names in *file*: those of the options, else the first *usual* that exist."""
     if options.images_key is not None or options.labels_key is not None:
         return options.images_key or WHOLE_KEYS[0], options.labels_key or WHOLE_KEYS[1]
     for keys in usual:
@@ -92,9 +92,9 @@ def _keys(options: Options, file: NpzFile, usual: tuple[Keys, ...]) -> Keys:
             return keys
     known = ", ".join(images for images, _ in usual)
     raise HetmpError(
-        f"{file.path} has no images by the name of {known}: it has "
-        f"{', '.join(sorted(file.keys)) or 'no arrays'}; say with images_key and labels_key "
-        "(--images-key, --labels-key) which they are"
+        f"{file.path} has no array of images named {known}: it has "
+        f"{', '.join(sorted(file.keys)) or 'no arrays'}; name the arrays with images_key and "
+        "labels_key (--images-key, --labels-key)"
     )
 
 
@@ -108,7 +108,7 @@ def _read(options: Options, file: NpzFile, keys: Keys) -> Pair:
 def _test(
     options: Options, file: NpzFile, usual: tuple[Keys, ...], train: Pair, classes: int
 ) -> Pair:
-    """The test part, which must be of one kind with *train*."""
+    """Read the test part, which must be like *train*."""
     keys = _keys(options, file, usual)
     images, labels = _read(options, file, keys)
     checked_labels(f"{keys[1]} in {file.path}", labels, classes)
@@ -126,7 +126,7 @@ def _test(
 
 
 def _divided(options: Options, whole: Pair) -> tuple[dict[str, Pair], Found]:
-    """Both parts: of each class the same share is for testing, or of all if pixels have them."""
+    """Divide into both parts: a share of each class is for testing, or of all if per pixel."""
     images, labels = whole
     kinds = labels if labels.ndim == 1 else None
     train, test, how = divided(options, NAME, kinds, len(labels))

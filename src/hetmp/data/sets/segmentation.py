@@ -20,13 +20,13 @@ PAPER = 10
 
 
 def survey(options: Options) -> Found:
-    """Nothing: every rank has the digits."""
+    """Return nothing: every rank has the digits."""
     return {}
 
 
-def assemble(options: Options, found: Found) -> Dataset:
-    """The images of ``digits``, in the same two parts, with labels (n, 8, 8) of 11 classes."""
-    whole = digits.assemble(options, found)
+def assemble(options: Options, metadata: Found) -> Dataset:
+    """Return the images of ``digits``, in the same parts, with labels (n, 8, 8) of 11 classes."""
+    whole = digits.assemble(options, metadata)
 
     def split(part: Part) -> Split:
         assert isinstance(part, Split)

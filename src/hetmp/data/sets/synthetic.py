@@ -25,15 +25,15 @@ PROTOTYPE_SIDE = 4
 
 
 def survey(options: Options) -> Found:
-    """Nothing: every rank makes the images."""
+    """Return nothing: every rank makes the images."""
     return {}
 
 
-def assemble(options: Options, found: Found) -> Dataset:
-    """So many training images as told (1000), and a fifth as many test images (at least one).
+def assemble(options: Options, metadata: Found) -> Dataset:
+    """Make ``samples`` training images (1000) and a fifth as many test images (at least one).
 
-    Image i has label ``i % classes`` (10 classes if not told), so the classes are even; its
-    pixels are in [-2, 2) and depend on the seed, the shape (3, 32, 32 if not told), its label and
+    Image i has label ``i % classes`` (10 classes by default), so the classes are even; its
+    pixels are in [-2, 2) and depend on the seed, the shape (default (3, 32, 32)), its label and
     i only, so a larger set begins with a smaller one.
 
     Raises:
@@ -76,7 +76,7 @@ def _prototypes(seed: int, classes: int, shape: tuple[int, ...]) -> npt.NDArray[
 
 
 def _uniform(seed: int, purpose: Purpose, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Numbers in [-1, 1), each a multiple of 2**-23, so that none of them was rounded."""
+    """Return numbers in [-1, 1), each a multiple of 2**-23, so that none of them was rounded."""
     size = int(np.prod(shape, dtype=np.int64))
     pairs = words(seed, purpose, 0, (size + 1) // 2)
     halves = pairs.astype("<u8", copy=False).view("<u4")[:size]  # the low half comes first

@@ -1,4 +1,4 @@
-"""Pictures without classes, for a trained network to say which they have."""
+"""Pictures without classes, for a trained network to classify."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,16 +17,17 @@ NAME = "pictures"
 
 
 def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = None) -> Dataset:
-    """The pictures in a folder, or one of them, as the images of a trained network. Collective.
+    """Load the pictures of a folder, or one picture, for a trained network. Collective.
 
     Each has label 0, or each pixel of it.
 
     Args:
         path: the folder, whose subfolders are not looked into, or one file.
-        about: `Dataset.about` of what the network was trained on.
+        about: `Dataset.about` of the data set that the network was trained on.
+        group: the ranks that load them; None: this process alone.
 
     Raises:
-        HetmpError: on every rank: no picture there, or a network that is not for pictures.
+        HetmpError: on every rank: no picture exists, or the network does not take pictures.
     """
     shape = tuple(about["shape"])
 
@@ -39,18 +40,19 @@ def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = No
         ):
             raise HetmpError(
                 f"the network was trained on images of shape {shape} and dtype {about['dtype']}, "
-                "which no picture becomes: give images of that kind with --data and --data-path"
+                "which picture files cannot provide: give images of that kind with --data and "
+                "--data-path"
             )
         if path.is_file():
             return {"folder": str(path.parent), "names": [path.name]}
         names = [file.name for file in list_pictures(path)]
         if not names:
-            raise HetmpError(f"{path} has no picture in it")
+            raise HetmpError(f"{path} contains no picture")
         return {"folder": str(path), "names": names}
 
-    found = read_once(group, survey)
-    names, nobody_knows = found["names"], (len(found["names"]), *about["label_shape"])
-    part = Pictures(Path(found["folder"]), names, np.zeros(nobody_knows, np.int64), shape)
+    listing = read_once(group, survey)
+    names, sizes = listing["names"], (len(listing["names"]), *about["label_shape"])
+    part = Pictures(Path(listing["folder"]), names, np.zeros(sizes, np.int64), shape)
     return Dataset(
         name=NAME,
         train=part,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from hetmp.ops.layers.mixing import Mixing
 
 
-class Filters(Scheme):
+class FiltersScheme(Scheme):
     """Every rank computes its filters' channels from all input channels.
 
     Where the layer has groups, it takes its groups' channels alone.

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from hetmp.ops.layers.mixing import Mixing
 
 
-class Inputs(Scheme):
+class InputsScheme(Scheme):
     """Every rank computes a summand of all output channels from its input channels.
 
     Slices are taken as they come; a full input is cut with the ranks' shares of the output. The

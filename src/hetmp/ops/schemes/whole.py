@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from hetmp.ops.layers.mixing import Mixing
 
 
-class WholeLayer(Scheme):
+class WholeScheme(Scheme):
     """Every rank computes all output channels from all input channels."""
 
     name = "whole"

@@ -1,6 +1,6 @@
-"""Measuring the devices and the links between them: ``profile_model`` -> ``Profile``.
+"""Measure the devices and the links between them: ``profile_model`` -> ``Profile``.
 
-Or, in part, taking them from what earlier jobs kept: ``profile_by_kind``.
+``profile_by_kind`` reuses the devices' times that earlier jobs stored.
 """
 
 from hetmp.planner.profiling.by_node_kind import keep_kinds, profile_by_kind

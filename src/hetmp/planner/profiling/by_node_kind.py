@@ -1,4 +1,4 @@
-"""Profiles across jobs: devices by their kind of node from a library, the links from this job."""
+"""Profiles across jobs: devices from a library by kind of node, links measured in this job."""
 
 import json
 import time
@@ -25,7 +25,7 @@ Key = tuple[str, str]
 """(kind of node, device)."""
 
 SHOWN = 6
-"""How many of the kinds of nodes are named, at most."""
+"""Most kinds of nodes to name in a message."""
 
 
 def profile_by_kind(
@@ -41,21 +41,20 @@ def profile_by_kind(
     tuning: Tuning,
     slowdown: float,
 ) -> Profile:
-    """The ranks' profile, with the devices as *folder* has them, measured if it lacks one.
+    """Read the ranks' devices from *folder*, or measure them if one is missing. Collective.
 
-    Collective. If every rank's device is kept, only the links are measured. Else all devices are
-    measured, and those that were missing are kept; for the others the kept figures count. Says
-    which it is.
+    If every rank's device is stored, only the links are measured. Else all devices are measured
+    and the missing ones stored; stored ones keep their figures. Prints which case it is.
 
     Args:
-        folder: of kept profiles. Only rank 0 reads and writes there.
-        kind: of this rank's node.
+        folder: the library of profiles. Only rank 0 reads and writes there.
+        kind: kind of this rank's node.
 
-    And the others as in ``profile_model``.
+    The other arguments are those of ``profile_model``.
 
     Returns:
-        The same profile on every rank. Kept devices have the memory that is free now; ranks of
-        one kind and device share the least that any of them has.
+        The same profile on every rank. Stored devices get the memory that is free now: the least
+        of the ranks with that kind and device.
 
     Raises:
         HetmpError: on every rank: a file cannot be used, or none can be written.
@@ -67,33 +66,33 @@ def profile_by_kind(
     ranks = [json.loads(text) for text in group.gather_texts(json.dumps(own))]
     keys: list[Key] = [(kind, title) for kind, title, _ in ranks]
     distinct = sorted(set(keys))
-    kept, missing = "", list[Key]()
+    stored, missing = "", list[Key]()
     with group.together():
         if group.is_root:
-            found = {key: one for key in distinct if (one := library.find(*key))}
-            missing = [key for key in distinct if key not in found]
+            matches = {key: match for key in distinct if (match := library.find(*key))}
+            missing = [key for key in distinct if key not in matches]
             for key in missing:
                 library.check_writable(key[0])
-            if found:
+            if matches:
                 free = _least(zip(keys, [memory for _, _, memory in ranks], strict=True))
-                kept = _joined(library.task, found, free)
-    kept = group.broadcast_text(kept)
+                stored = _joined(library.task, matches, free)
+    stored = group.broadcast_text(stored)
     # One object for all ranks of a kind: the planner has one table for them.
     by_key: dict[Key, DeviceProfile] = {}
     missing = [tuple(key) for key in json.loads(group.broadcast_text(json.dumps(missing)))]
-    if kept:
-        profile = Profile.model_validate_json(kept)
+    if stored:
+        profile = Profile.model_validate_json(stored)
         known = [key for key in distinct if key not in missing]
         by_key = dict(zip(known, profile.devices, strict=True))
-    if kept and not missing:
+    if stored and not missing:
         kinds = _some(sorted({kind for kind, _ in keys}))
-        group.say(f"nodes of kind {kinds} as kept in {folder}: measuring the links alone")
+        group.say(f"nodes of kind {kinds}: times read from {folder}, measuring only the links")
         links = profile_links(graph, example, group, device=device, tuning=tuning)
         devices = tuple(by_key[key] for key in keys)
         return profile.model_copy(update={"devices": devices, "links": links})
     lacks = _some([_lacking(library, key) for key in missing])
     group.say(
-        f"measuring the ranks for about {budget.seconds:g} s: {folder} has nothing yet of nodes of "
+        f"measuring the ranks, about {budget.seconds:g} s: {folder} has no times yet of nodes of "
         f"kind {lacks}"
     )
     profile = profile_model(
@@ -121,13 +120,13 @@ def keep_kinds(
     profile: Profile,
     only: Sequence[Key] | None = None,
 ) -> list[Path]:
-    """Keep what was measured on these ranks: of those of one kind and device the slowest.
+    """Store the devices of a profile; of equal kind and title, the slowest. Collective.
 
-    Collective: rank 0 writes.
+    Rank 0 writes.
 
     Args:
-        kinds: of every rank's node.
-        only: what is kept of it, as rank 0 says; all if None.
+        kinds: the kind of every rank's node.
+        only: the keys to store, as on rank 0; all if None.
 
     Returns:
         The files, on rank 0.
@@ -148,29 +147,29 @@ def keep_kinds(
 
 
 def _least(known: Iterable[tuple[Key, int]]) -> dict[Key, int]:
-    """The least memory that any of one kind and device has free; 0 where nobody knows."""
+    """Return the least free memory by kind and device; 0 if unknown."""
     least: dict[Key, int] = {}
     for key, memory in known:
         least[key] = min(filter(None, (least.get(key, 0), memory)), default=0)
     return least
 
 
-def _joined(task: Task, found: Mapping[Key, DeviceProfile], free: Mapping[Key, int]) -> str:
-    """One profile of kept devices with the memory that is free now, as JSON."""
+def _joined(task: Task, stored: Mapping[Key, DeviceProfile], free: Mapping[Key, int]) -> str:
+    """Join stored devices into one profile with the memory that is free now, as JSON."""
     return Profile(
         created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         model=task.model,
         batch_size=task.batch_size,
         dtype=task.dtype,
         devices=tuple(
-            device.model_copy(update={"memory": free[key]}) for key, device in found.items()
+            device.model_copy(update={"memory": free[key]}) for key, device in stored.items()
         ),
     ).model_dump_json()
 
 
 def _lacking(library: Library, key: Key) -> str:
     kind, title = key
-    return f"{kind} ({title}{'; of another device only' if library.has_others(kind) else ''})"
+    return f"{kind} ({title}{'; only of another device' if library.has_others(kind) else ''})"
 
 
 def _some(names: Sequence[str]) -> str:

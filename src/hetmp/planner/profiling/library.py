@@ -1,4 +1,4 @@
-"""A folder of kept profiles, one file per task, kind of node and device.
+"""A folder of stored profiles, one file per task, kind of node and device.
 
 ``FOLDER/TASK/KIND/DEVICE.json``, each an ordinary profile of one device without links: see
 ``docs/profile-format.md``. Plain files: one process reads and writes them.
@@ -22,10 +22,10 @@ from hetmp.slicing.graph import ModelGraph, fingerprint
 
 @dataclass(frozen=True)
 class Task:
-    """What devices are measured at: the steps of a model with a batch.
+    """The work for which devices are measured: the steps of a model with a batch.
 
     Attributes:
-        name: fit for a folder, and another one wherever a device could take another time.
+        name: folder name, unique for everything that affects a device's times.
         model: the network's name, for the reader.
         batch_size: images of a step.
         dtype: precision of the computation.
@@ -38,7 +38,7 @@ class Task:
 
     @classmethod
     def of(cls, model: str, graph: ModelGraph, example: Tensor, tuning: Tuning) -> "Task":
-        """The steps of a model on batches of an example's shape and dtype."""
+        """Make the task of a model on batches like *example*, (n, c, *spatial)."""
         batch_size, *shape = example.shape
         dtype = str(example.dtype).removeprefix("torch.")
         sizes = "x".join(map(str, shape))
@@ -48,7 +48,7 @@ class Task:
 
 
 def _unusual(tuning: Tuning) -> list[str]:
-    """The choices that are not the usual ones: ``regather``, ``no-shared-memory``."""
+    """Return names of the choices that differ from the default: ``regather``, ``no-overlap``."""
     usual = Tuning()
     return [
         ("no-" if getattr(usual, field.name) else "") + field.name.replace("_", "-")
@@ -59,57 +59,57 @@ def _unusual(tuning: Tuning) -> list[str]:
 
 @dataclass(frozen=True)
 class Library:
-    """What is kept of one task.
+    """The stored profiles of one task.
 
-    The devices of one kind of node may be several: a GPU and the processor beside it, or one
-    processor with other numbers of threads. Each has a file.
+    A kind of node may have several devices: a GPU and the processor beside it, or one processor
+    with different numbers of threads. Each has a file.
 
     Attributes:
-        folder: of all tasks.
-        task: what the devices are measured at.
+        folder: the folder of all tasks.
+        task: the task of the profiles.
     """
 
     folder: Path
     task: Task
 
     def place(self, kind: str, title: str) -> Path:
-        """The file of a kind of node's device."""
+        """Return the file of the device *title* of a kind of node."""
         return self._shelf(kind) / f"{safe_name(title)}.json"
 
     def _shelf(self, kind: str) -> Path:
         name = safe_name(kind)
         if not name:
             raise HetmpError(
-                f"{kind!r} is no name for a kind of node: use letters and digits, as in gpu-a100"
+                f"{kind!r} cannot name a kind of node: use letters and digits, as in gpu-a100"
             )
         return self.folder / self.task.name / name
 
     def find(self, kind: str, title: str) -> DeviceProfile | None:
-        """What was kept of a kind of node's device; None if nothing was.
+        """Return the stored profile of the device *title* of a kind of node; None if there is none.
 
         Raises:
-            HetmpError: the file is torn or of something else: its name and the remedy.
+            HetmpError: the file is damaged or of other work: its name and the remedy.
         """
         path = self.place(kind, title)
         if not os.path.exists(path):
             return None
         try:
-            kept = Profile.load(path)
-            kept.check_batch(self.task.batch_size, self.task.dtype)
+            stored = Profile.load(path)
+            stored.check_batch(self.task.batch_size, self.task.dtype)
         except HetmpError as error:
-            raise HetmpError(f"{error}. Remove {path}, and the device is measured again") from error
+            raise HetmpError(f"{error}. Remove {path} to measure the device again") from error
         # A name that was made safe may be another device's, too.
-        return next((device for device in kept.devices if device.title == title), None)
+        return next((device for device in stored.devices if device.title == title), None)
 
     def has_others(self, kind: str) -> bool:
-        """Whether anything is kept of a kind of node, be it of another device."""
+        """Return whether a profile of any device of a kind of node is stored."""
         return any(self._shelf(kind).glob("*.json"))
 
     def check_writable(self, kind: str) -> None:
-        """Refuse a folder that nothing can be kept in, before anything is measured.
+        """Refuse a folder that cannot be written, before anything is measured.
 
         Raises:
-            HetmpError: naming the folder.
+            HetmpError: the folder and the reason.
         """
         shelf = self._shelf(kind)
         try:
@@ -120,13 +120,13 @@ class Library:
             raise self._unwritable(shelf, error) from error
 
     def keep(self, kind: str, device: DeviceProfile, created: str) -> Path:
-        """Keep what a kind of node's device takes, in the place of what was kept before.
+        """Store the profile of a device of a kind of node, replacing an older one.
 
         Returns:
             The file.
 
         Raises:
-            HetmpError: it cannot be written; what was there stays.
+            HetmpError: it cannot be written; the older one stays.
         """
         path = self.place(kind, device.title)
         profile = Profile(
@@ -145,13 +145,13 @@ class Library:
 
     def _unwritable(self, path: Path, error: OSError) -> HetmpError:
         return HetmpError(
-            f"{path} cannot be written, so no profile can be kept: {error.strerror}. Choose a "
-            f"folder that can be written instead of {self.folder}"
+            f"{path} cannot be written, so the profile cannot be stored: {error.strerror}. Choose "
+            f"a writable folder instead of {self.folder}"
         )
 
 
 def slowest(devices: Sequence[DeviceProfile]) -> DeviceProfile:
-    """The one that takes longest for the largest shares that were measured on all of them."""
+    """Return the device with the longest time for the largest shares measured on all of them."""
     measured = [_seconds(device) for device in devices]
     common = set(measured[0]).intersection(*measured)
     # By work, the largest count.
@@ -164,7 +164,7 @@ def slowest(devices: Sequence[DeviceProfile]) -> DeviceProfile:
 
 
 def _seconds(device: DeviceProfile) -> dict[tuple[str, str, int], float]:
-    """Seconds of every (work, kind, count) that was measured."""
+    """Return the seconds of every (work, kind, count) that was measured."""
     return {
         (times.work, times.kind, count): forward + backward + parameters
         for times in device.works

@@ -1,4 +1,4 @@
-"""How long exchanges take between these ranks, for a range of sizes and of unevenness."""
+"""Measure exchanges between the ranks, for several sizes and degrees of unevenness."""
 
 import statistics
 import time
@@ -18,17 +18,17 @@ from hetmp.slicing.schedule import ExchangeStep, Program
 
 REPEATS = 5
 CACHE = 1 << 24
-"""Numbers that are touched between exchanges, more than caches hold."""
+"""Numbers to touch between exchanges, more than caches hold."""
 
 SIZES = 5
-"""How many of a model's exchanges are measured, from the smallest to the largest."""
+"""Number of a model's exchanges to measure, from the smallest to the largest."""
 
 SKEWS = (0.0, 0.7)
 """How much more than its equal share one rank has: 0 nothing, 1 everything."""
 
 
 def exchanged_shapes(program: Program, batch_size: int) -> list[tuple[int, ...]]:
-    """The shapes that a program exchanges, *SIZES* of them over the range of sizes."""
+    """Choose up to *SIZES* shapes of a program's exchanges, over their range of sizes."""
     shapes = {
         (batch_size, *step.value.sizes[0][1:])
         for step in program.steps
@@ -46,14 +46,18 @@ def measure_links(
     device: torch.device,
     tuning: Tuning,
 ) -> tuple[LinkTimes, ...]:
-    """Seconds of every kind of exchange between the ranks of *group*. Collective.
+    """Measure every kind of exchange between the ranks of *group*. Collective.
 
-    Shapes whose axis 1 holds fewer channels than there are ranks are measured all the same: some
-    ranks then have none.
+    Args:
+        shapes: of the whole values, (n, c, *spatial). With fewer channels than ranks, some ranks
+            have none.
+
+    Returns:
+        The same on every rank; empty for one rank.
     """
     if group.size == 1:
         return ()
-    found: dict[str, list[tuple[int, float, float]]] = {}
+    measured: dict[str, list[tuple[int, float, float]]] = {}
     for shape in shapes:
         size = int(np.prod(shape)) * torch.empty((), dtype=dtype).element_size()
         for skew in SKEWS:
@@ -70,7 +74,7 @@ def measure_links(
                     continue
                 exchange = Exchange(group, source, target)
                 seconds = _time(exchange, shape, dtype, device, tuning)
-                found.setdefault(exchange.collective, []).append((size, largest, seconds))
+                measured.setdefault(exchange.collective, []).append((size, largest, seconds))
     return tuple(
         LinkTimes(
             collective=name,
@@ -78,7 +82,7 @@ def measure_links(
             largest=tuple(largest for _, largest, _ in rows),
             seconds=tuple(seconds for _, _, seconds in rows),
         )
-        for name, rows in found.items()
+        for name, rows in measured.items()
     )
 
 
@@ -95,7 +99,7 @@ def _time(
     device: torch.device,
     tuning: Tuning,
 ) -> float:
-    """The median over repeats of the slowest rank's seconds."""
+    """Return the median over repeats of the slowest rank's seconds. Collective."""
     group = exchange.group
     share = share_shape(torch.Size(shape), exchange.source, group.rank)
     x = torch.randn(share, dtype=dtype, device=device)

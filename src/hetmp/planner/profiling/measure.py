@@ -1,4 +1,4 @@
-"""How long a rank takes for its share of a model, as a function of the share.
+"""Measure a rank's time for its share of a model, as a function of the share.
 
 The whole model runs, forward, backward and the optimizer's step, with the exchanges rehearsed
 (see ``exchange/rehearsal.py``), so that every operation is measured in the place, with the
@@ -50,10 +50,10 @@ MISS = 0.05
 """Halve an interval while a straight line misses the time in its middle by more than this."""
 
 FIRST = 1 / 16, 1 / 4, 1.0, 1 / 2, 0.0
-"""The shares that come first."""
+"""The shares to measure first."""
 
 LEAST = 2
-"""So many of them are measured however long they take: one alone tells no slope."""
+"""Shares to measure however long they take: one alone gives no slope."""
 
 INPUTS = 1 / 4, 1.0, 1 / 2
 """The shares at which layers are measured under scheme ``inputs``."""
@@ -61,11 +61,11 @@ INPUTS = 1 / 4, 1.0, 1 / 2
 
 @dataclass(frozen=True)
 class Budget:
-    """How long measuring may take.
+    """Limits of a measurement.
 
     Attributes:
-        seconds: on this rank; the first shares are measured even if they take longer.
-        schemes: whether to measure layers under scheme ``inputs``, too.
+        seconds: time on this rank; the first shares are measured even if they take longer.
+        schemes: whether to measure layers under scheme ``inputs`` too.
     """
 
     seconds: float = 60.0
@@ -74,7 +74,7 @@ class Budget:
 
 @dataclass
 class _Sample:
-    """One piece of work at one share; counts are None where all of it is done."""
+    """One piece of work at one share; *count* is None if all of it is done."""
 
     work: str
     kind: Kind
@@ -85,12 +85,12 @@ class _Sample:
 
 
 class ShareMeter:
-    """Measures one rank's device. Not collective: ranks of a host do it at the same time.
+    """The measurement of one rank's device. Not collective: ranks of a host run it in parallel.
 
     Args:
-        graph: of the model.
-        example: the arguments of a call, with the batch that is to be measured.
-        memory: bytes that this rank may use; 0 where nobody tells.
+        graph: the graph of the model.
+        example: the arguments of a call, with the batch to measure.
+        memory: bytes that this rank may use; 0 if unknown.
         slowdown: see ``cluster/slowdown.py``.
     """
 
@@ -119,7 +119,7 @@ class ShareMeter:
         self.again: Callable[[], object] = lambda: None
 
     def run(self, budget: Budget) -> None:
-        """Measure as many shares as there is time for."""
+        """Measure as many shares as *budget* allows."""
         ends = time.monotonic() + budget.seconds
         self.most = budget.seconds / 8
         for share in FIRST:
@@ -144,12 +144,12 @@ class ShareMeter:
                 intervals += [(low, middle), (middle, high)]
 
     def measure(self, share: float) -> None:
-        """Measure a step with this share of every channel group."""
+        """Measure a step with *share*, from 0 to 1, of every channel group."""
         seconds, need = self._point(self._plan(share, "filters"))
         self.seconds[share], self.needs[share] = seconds, need
 
     def _fits(self, share: float, ends: float) -> bool:
-        """Whether there is time and memory for a share, judged by those already measured."""
+        """Return whether time and memory suffice for a share, judged by those already measured."""
         known = sorted(self.seconds)
         nearest = min(known, key=lambda other: abs(other - share))
         slope = self.seconds[known[-1]] / max(known[-1], 1 / 16)
@@ -159,14 +159,14 @@ class ShareMeter:
         return time.monotonic() + step * (2 + REPEATS[0]) < ends
 
     def _bytes(self, share: float) -> float:
-        """Bytes that a step with a share would take, on the line through the last two measured."""
+        """Estimate the bytes of a step with a share, on the line through the last two measured."""
         (low, some), (high, more) = sorted(self.needs.items())[-2:] if len(self.needs) > 1 else (
             (0.0, 0.0), *self.needs.items()
         )  # fmt: skip
         return more + (share - high) * (more - some) / max(high - low, 1e-9)
 
     def _plan(self, share: float, scheme: SchemeName, more: int = 0) -> Plan:
-        """A plan in which this rank has a share of every group, and *more* channels."""
+        """Make a plan in which this rank has a share of every group, and *more* channels."""
         shares = {}
         for group in self.groups.groups:
             count = min(group.units, on_grid(share, group.units) + more)
@@ -177,7 +177,7 @@ class ShareMeter:
         )
 
     def _point(self, plan: Plan) -> tuple[float, float]:
-        """Measure a plan; (seconds, bytes) of a step."""
+        """Measure a plan; return (seconds, bytes) of a step."""
         model = rehearsal_model(self.graph, plan, self.group, self.device, self.tuning)
         watch = model.hetmp.watch = Stopwatch(self.device)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
@@ -246,7 +246,7 @@ class ShareMeter:
         return total + update + rest + handling
 
     def works(self) -> tuple[WorkTimes, ...]:
-        """What was measured, by work."""
+        """Return the measured times, by work."""
         by_work: dict[tuple[str, Kind], list[_Sample]] = {}
         for sample in self.samples:
             by_work.setdefault((sample.work, sample.kind), []).append(sample)
@@ -254,17 +254,17 @@ class ShareMeter:
 
     @property
     def rest(self) -> float:
-        """Seconds of a step that belong to no operation."""
+        """Return the seconds of a step outside all operations."""
         return statistics.median(self.rests)
 
     @property
     def handling(self) -> float:
-        """Seconds around an exchange, there and back."""
+        """Return the seconds around an exchange, forward and backward."""
         return statistics.median(self.handlings)
 
 
 def on_grid(share: float, units: int) -> int:
-    """A share of *units* channels, at a count that vector units fill, where there are enough."""
+    """Return a share of *units* channels as a count, rounded to the grid if there are enough."""
     count = share * units
     for grid in (GRID, 8, 4):
         if count >= 1.5 * grid and units >= 4 * grid:
@@ -273,13 +273,13 @@ def on_grid(share: float, units: int) -> int:
 
 
 def _neighbours(points: list[float]) -> list[tuple[float, float]]:
-    """The intervals above 0, the widest first."""
+    """Return the intervals above 0, the widest first."""
     above = [point for point in points if point > 0]
     return sorted(itertools.pairwise(above), key=lambda pair: pair[0] - pair[1])
 
 
 def _can_follow(graph: ModelGraph, scheme: SchemeName) -> Mapping[str, SchemeName]:
-    """The layers that can follow a scheme."""
+    """Return the layers that can follow a scheme."""
     return {
         node.path: scheme
         for node in graph.mixing()
@@ -303,7 +303,7 @@ def _enough(runs: list[Any], spent: float, window: float, most: float) -> bool:
 
 
 def _stretch(runs: list[dict[str, StepTimes]], names: set[str]) -> float:
-    """How much longer work took by the wall clock than on the CPU: others were there, or a quota.
+    """Return the ratio of wall-clock to CPU time of the work: above 1 on a shared or limited CPU.
 
     Short operations are stretched by luck; all of them together are not.
     """
@@ -341,7 +341,7 @@ def _times(work: str, kind: Any, samples: list[_Sample]) -> WorkTimes:
 
 
 def _arguments(example: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Made-up numbers of the example's shapes and dtypes."""
+    """Make up arguments of the example's shapes and dtypes."""
 
     def made_up(item: Any) -> Any:
         if not isinstance(item, Tensor):
@@ -357,7 +357,7 @@ def _arguments(example: Any, device: torch.device) -> tuple[tuple[Any, ...], dic
 
 
 def _loss(output: Any) -> Tensor:
-    """A number that every floating-point output has a part in."""
+    """Return a scalar that depends on every floating-point output."""
     if isinstance(output, Tensor):
         return output.square().mean() if output.is_floating_point() else output.new_zeros(())
     items = output.values() if isinstance(output, Mapping) else output

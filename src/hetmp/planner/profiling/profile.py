@@ -1,4 +1,4 @@
-"""The profile: measured times of a model's operations on each rank, and of the links between.
+"""The profile: measured times of a model's operations on each rank, and of the links.
 
 JSON, so that it can be looked at, merged and used again: see ``docs/profile-format.md``.
 """
@@ -23,12 +23,12 @@ THOUSANDTHS = 1000
 
 
 class WorkTimes(BaseModel):
-    """What one kind of work takes on a device, as a function of how much of it is done there."""
+    """Times of one kind of work on a device, as a function of the share done there."""
 
     model_config = _CONFIG
 
     work: str
-    """The operation, its settings and the sizes of the whole values that it meets."""
+    """The operation, its settings and the sizes of the whole values."""
     kind: Kind
     """The scheme of a layer that mixes channels; channelwise for any other operation."""
     total: int = Field(ge=1)
@@ -40,24 +40,26 @@ class WorkTimes(BaseModel):
     backward: tuple[NonNegativeFloat, ...]
     """Seconds of its backward pass without *parameters*."""
     parameters: tuple[NonNegativeFloat, ...]
-    """Seconds of the parameters' gradients where they are computed while the input's travels."""
+    """Seconds of the parameters' gradients, if computed while the input's gradient travels."""
     saved: tuple[NonNegativeFloat, ...]
     """Bytes that are kept from the forward to the backward pass."""
 
     @model_validator(mode="after")
     def _columns_are_alike(self) -> "WorkTimes":
         if list(self.counts) != sorted(set(self.counts)):
-            raise ValueError(f"the counts of {self.work!r} do not ascend: {self.counts}")
+            raise ValueError(f"the counts of {self.work!r} must ascend: {self.counts}")
         if self.counts[0] < 0 or self.counts[-1] > self.total:
-            raise ValueError(f"the counts of {self.work!r} leave 0 to {self.total}: {self.counts}")
+            raise ValueError(
+                f"the counts of {self.work!r} must be within 0 to {self.total}: {self.counts}"
+            )
         for name in ("forward", "backward", "parameters", "saved"):
             if len(getattr(self, name)) != len(self.counts):
-                raise ValueError(f"{name} of {self.work!r} has not one figure for every count")
+                raise ValueError(f"{name} of {self.work!r} needs one figure for every count")
         return self
 
 
 class DeviceProfile(BaseModel):
-    """One rank's device, and what the model's operations take on it."""
+    """One rank's device, and the times of the model's operations on it."""
 
     model_config = _CONFIG
 
@@ -67,9 +69,9 @@ class DeviceProfile(BaseModel):
     threads: int = Field(ge=1)
     """Threads that the rank computes with, where it computes on a processor."""
     slowdown: float = Field(default=1.0, ge=1, allow_inf_nan=False)
-    """How many times slower it was made on purpose: a test aid."""
+    """Factor by which it was slowed on purpose: a test aid."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Of torch, MPI and the like when it was measured."""
+    """Versions of torch, MPI and the like at the measurement."""
     memory: int = Field(ge=0)
     """Bytes that were free for the rank."""
     rest: NonNegativeFloat
@@ -80,42 +82,42 @@ class DeviceProfile(BaseModel):
 
     @property
     def title(self) -> str:
-        """What is measured here, apart from the host."""
+        """Return the name of the device with its settings, without the host."""
         return title_of(self.device, self.threads, self.slowdown)
 
 
 def title_of(device: str, threads: int, slowdown: float) -> str:
-    """What tells one rank's device from another's, in words."""
+    """Return a text that identifies a device with its threads and slowdown."""
     several = f" x{threads}" if threads > 1 else ""
     slowed = f", slowed {slowdown:g} times" if slowdown > 1 else ""
     return f"{device}{several}{slowed}"
 
 
 class LinkTimes(BaseModel):
-    """What one kind of exchange takes on these ranks."""
+    """Times of one kind of exchange on these ranks."""
 
     model_config = _CONFIG
 
     collective: str
     """``Allgatherv``, ``Reduce_scatter``, ``Allreduce`` or ``Alltoallv``."""
     bytes: tuple[int, ...]
-    """Of the whole value, for every measurement."""
+    """Size of the whole value, for every measurement."""
     largest: tuple[float, ...]
     """The largest rank's share of it, from 0 to 1."""
     seconds: tuple[NonNegativeFloat, ...]
-    """From the moment when all ranks are there until the last one has its part."""
+    """Seconds from the moment when all ranks have arrived until the last one has its part."""
 
     @model_validator(mode="after")
     def _columns_are_alike(self) -> "LinkTimes":
         if not len(self.bytes) == len(self.largest) == len(self.seconds):
             raise ValueError(
-                f"bytes, largest and seconds of {self.collective} are of unequal length"
+                f"bytes, largest and seconds of {self.collective} must have the same length"
             )
         return self
 
 
 class Profile(BaseModel):
-    """What was measured of one model on one set of ranks."""
+    """The measured times of one model on one set of ranks."""
 
     model_config = _CONFIG
 
@@ -131,7 +133,7 @@ class Profile(BaseModel):
     devices: tuple[DeviceProfile, ...] = Field(min_length=1)
     """One per rank."""
     links: tuple[LinkTimes, ...] = ()
-    """Between these ranks; none of one rank."""
+    """Links between these ranks; empty for one rank."""
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON."""
@@ -149,7 +151,7 @@ class Profile(BaseModel):
         return load(cls, path, "profile")
 
     def check_batch(self, batch_size: int, dtype: str) -> None:
-        """Refuse to use this profile for other work than was measured.
+        """Refuse work that differs from the measured one.
 
         Raises:
             HetmpError: another batch size or dtype.
@@ -160,24 +162,24 @@ class Profile(BaseModel):
         ):
             if measured != wanted:
                 raise HetmpError(
-                    f"the profile was measured with {what} {measured}, this is {what} {wanted}: "
-                    f"run hetmp profile again with {wanted}"
+                    f"the profile was measured with {what} {measured}, this run has {what} "
+                    f"{wanted}: run hetmp profile again with {wanted}"
                 )
 
     def check_devices(self, titles: Sequence[str]) -> None:
-        """Refuse to use this profile on other ranks than were measured.
+        """Refuse ranks that differ from the measured ones.
 
         Raises:
             HetmpError: not one device per rank, or another device on one of them.
         """
         if len(titles) != len(self.devices):
             raise HetmpError(
-                f"the profile is of {len(self.devices)} ranks, this job has {len(titles)}: run "
+                f"the profile has {len(self.devices)} ranks, this job has {len(titles)}: run "
                 "hetmp profile on them, or plan with --ranks-from"
             )
         for rank, (title, measured) in enumerate(zip(titles, self.devices, strict=True)):
             if title != measured.title:
                 raise HetmpError(
-                    f"rank {rank} is {title}, the profile is of {measured.title}: run hetmp "
+                    f"rank {rank} is {title}, the profile has {measured.title} there: run hetmp "
                     "profile on these ranks"
                 )

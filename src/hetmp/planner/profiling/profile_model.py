@@ -1,4 +1,4 @@
-"""``profile_model``: every rank measures its device at the same time, then all the links."""
+"""``profile_model``: all ranks measure their devices at the same time, then the links."""
 
 import platform
 import time
@@ -34,18 +34,18 @@ def profile_model(
     slowdown: float = 1.0,
     told: Callable[[str], None] = lambda text: None,
 ) -> Profile:
-    """Measure what *module*'s operations take on every rank, and the links between. Collective.
+    """Measure the times of *module*'s operations on every rank, and of the links. Collective.
 
     Args:
-        module: as it will be sliced; the meta device will do, values are not looked at.
-        example_input: a tensor of the batch's shape and dtype (the meta device will do), or a
+        module: the module as it will be sliced, also on the meta device: values are not used.
+        example_input: a tensor of the batch's shape and dtype, also on the meta device, or a
             tuple or dict of arguments.
-        name: of the model, for the reader.
-        device: this rank's.
-        budget: how long measuring may take.
-        tuning: as the model will run.
-        slowdown: of this rank, see ``cluster/slowdown.py``.
-        told: is told on every rank what is being done.
+        name: name of the model, for the reader.
+        device: device of this rank.
+        budget: limits of the measurement.
+        tuning: the tuning with which the model will run.
+        slowdown: factor of this rank, see ``cluster/slowdown.py``.
+        told: called on every rank with a text on each stage.
 
     Returns:
         The same profile on every rank.
@@ -103,12 +103,12 @@ def profile_links(
     device: torch.device,
     tuning: Tuning,
 ) -> tuple[LinkTimes, ...]:
-    """Measure what a model's exchanges take between the ranks; none of one rank. Collective.
+    """Measure the times of a model's exchanges between the ranks. Collective.
 
     Takes seconds. The arguments are as in ``profile_model``.
 
     Returns:
-        The same on every rank.
+        The same on every rank; empty for one rank.
 
     Raises:
         HetmpError: on every rank, for an example without a batch.
@@ -121,9 +121,9 @@ def profile_links(
 
 
 def free_for_rank(group: Group, device: torch.device) -> int:
-    """Bytes that are free for this rank now; 0 where nobody tells. Collective.
+    """Return the bytes that are free for this rank now; 0 if unknown. Collective.
 
-    What is free on a host, or on a GPU, is divided equally among the ranks that compute there.
+    Free memory of a host, or of a GPU, is divided equally among the ranks that compute there.
     """
     with group.together():
         free = free_memory(device)
@@ -133,12 +133,12 @@ def free_for_rank(group: Group, device: torch.device) -> int:
 
 
 def device_title(device: torch.device, slowdown: float = 1.0) -> str:
-    """What a profile calls this rank's device."""
+    """Return the title of this rank's device in a profile."""
     return title_of(_computing(device), _threads(device), slowdown)
 
 
 def _computing(device: torch.device) -> str:
-    """The device's name, with the precision that it is to compute in: what its speed is of."""
+    """Return the device's name with the precision of the computation, since speed depends on it."""
     name = device_name(device)
     if not torch.is_autocast_enabled(device.type):
         return name
@@ -155,4 +155,6 @@ def _batch(example: Any) -> tuple[int, torch.dtype]:
     for item in [example] if isinstance(example, Tensor) else items:
         if isinstance(item, Tensor) and item.is_floating_point() and item.dim():
             return int(item.shape[0]), item.dtype
-    raise HetmpError("the example has no floating-point tensor whose first axis is the batch")
+    raise HetmpError(
+        "the example input needs a floating-point tensor whose first axis is the batch"
+    )

@@ -1,4 +1,4 @@
-"""What a rank does of an operation, and how much of it."""
+"""The kind of work of an operation, and the share of it that a rank does."""
 
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ Kind = Literal["filters", "inputs", "channelwise"]
 
 
 def work(run: OperatorRun) -> tuple[Kind, Sliced | None]:
-    """What kind of work a run is, and the state whose share says how much a rank does of it.
+    """Return (kind of work, state whose share a rank computes) of an operator's run.
 
-    The state is None where every rank does all of it.
+    The state is None if every rank does all of the work.
     """
     if run.scheme is not None and run.scheme.cuts_inputs:
         return "inputs", run.source if isinstance(run.source, Sliced) else None
@@ -30,6 +30,6 @@ def work(run: OperatorRun) -> tuple[Kind, Sliced | None]:
 
 
 def step_work(step: CallStep) -> tuple[str, Kind, Sliced | None]:
-    """(signature, kind, state whose share is done) of a step."""
+    """Return (signature, kind, state whose share a rank computes) of a step."""
     kind, state = work(step.run)
     return step.run.call.signature, kind, state

@@ -1,4 +1,4 @@
-"""What a run records: where the seconds of its steps went, and files of it in several formats."""
+"""A run's metrics: the seconds of its steps by kind, and files in several formats."""
 
 from hetmp.run.metrics.clock import KINDS, StepClock
 from hetmp.run.metrics.files import Metrics, check_formats

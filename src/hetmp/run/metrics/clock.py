@@ -1,4 +1,4 @@
-"""Where the seconds of a step went, on every rank."""
+"""The seconds of a step on every rank, by kind."""
 
 import time
 
@@ -8,11 +8,11 @@ from hetmp.cluster import AgreedFailure
 from hetmp.slicing import SlicedModel
 
 KINDS = ("compute", "exchange", "waiting", "reading")
-"""What a rank's seconds are spent on; the last one before the step."""
+"""The kinds of a rank's time; reading is before the step."""
 
 
 class StepClock:
-    """Where the seconds of a step went, on every rank.
+    """A clock that divides the seconds of a step on every rank by kind.
 
     The rank that enters an exchange last does not wait in it, so the shortest time that any
     rank spent in an exchange is its cost, and what a rank spent beyond that is waiting.
@@ -24,44 +24,48 @@ class StepClock:
         self._before = np.zeros(0)
 
     def start(self) -> None:
-        """A step begins."""
+        """Start a step."""
         self._before = np.array(self._runtime.exchange_seconds(self._model))
         self._began = time.perf_counter()
 
     def stop(
         self, asked: bool = False, reading: float = 0.0, error: str = ""
     ) -> tuple[dict[str, list[float]], bool]:
-        """What became of the step, on every rank the same. Collective.
+        """Stop the step's clock and share its seconds with all ranks. Collective.
 
-        What a rank has to say is told along with the times, so that agreeing on it costs no
-        message of its own.
+        The arguments travel with the times, so that agreeing on them costs no message of its own.
 
         Args:
             asked: whether this rank was asked to end the run.
             reading: seconds that this rank waited for the step's images, before it.
-            error: what went wrong on this rank beside the step, in words; empty if nothing did.
+            error: message of a failure on this rank outside the step; empty if there is none.
 
         Returns:
-            Seconds of compute, exchange, waiting and reading, by rank; whether any rank was asked.
+            (seconds of compute, exchange, waiting and reading by rank, whether any rank was
+            asked), the same on every rank.
 
         Raises:
-            AgreedFailure: on every rank, the first error of any.
+            AgreedFailure: on every rank, the first error of any rank.
         """
         elapsed = time.perf_counter() - self._began
         group = self._runtime.group
         spent = np.array(self._runtime.exchange_seconds(self._model)) - self._before
         own = np.array([*spent, elapsed, reading, float(asked), float(bool(error))])
-        told = group.allgather(own)
-        if told[:, -1].any():
-            raise AgreedFailure(group.broadcast_text(error, root=int(told[:, -1].argmax())))
-        exchanges, elapsed_by_rank, any_asked = told[:, :-4], told[:, -4], told[:, -2].any()
+        by_rank = group.allgather(own)
+        if by_rank[:, -1].any():
+            raise AgreedFailure(group.broadcast_text(error, root=int(by_rank[:, -1].argmax())))
+        exchanges, elapsed_by_rank, any_asked = (
+            by_rank[:, :-4],
+            by_rank[:, -4],
+            by_rank[:, -2].any(),
+        )
         cost = exchanges.min(axis=0).sum()
         waited = exchanges.sum(axis=1) - cost
         seconds = {
             "compute": _rounded(elapsed_by_rank - exchanges.sum(axis=1)),
-            "exchange": _rounded(np.full(len(told), cost)),
+            "exchange": _rounded(np.full(len(by_rank), cost)),
             "waiting": _rounded(waited),
-            "reading": _rounded(told[:, -3]),
+            "reading": _rounded(by_rank[:, -3]),
         }
         return seconds, bool(any_asked)
 

@@ -1,4 +1,4 @@
-"""What a run records, in all the formats that were asked for."""
+"""Write a run's records in all requested formats."""
 
 import contextlib
 import time
@@ -14,18 +14,18 @@ from hetmp.run.metrics.json_lines import JsonLines, plain
 from hetmp.run.metrics.tensorboard import Events, check_tensorboard
 
 TIMED = ("step", "evaluation", "end", "stopped")
-"""Kinds of records that say when they were made."""
+"""Kinds of records with a ``time``."""
 
 
 class MetricsWriter(Protocol):
-    """Writes records in one format."""
+    """A writer of records in one format."""
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add one record; what the format has no place for is left out."""
+        """Add one record; leave out what the format cannot hold."""
         ...
 
     def close(self) -> None:
-        """No record comes any more."""
+        """Close the files."""
         ...
 
 
@@ -33,25 +33,26 @@ def check_formats(formats: Sequence[str] | None) -> None:
     """Refuse formats that cannot be written here.
 
     Raises:
-        HetmpError: the package that is missing.
+        HetmpError: a package is missing.
     """
     if "tensorboard" in (formats or ()):
         check_tensorboard()
 
 
 class Metrics:
-    """What rank 0 records of a run; on other ranks, and without a folder, it writes nothing.
+    """The metrics files of a run. Only rank 0 writes, and only if there is a folder.
 
-    Opening is collective over *group*, and fails on every rank if rank 0 cannot write. Where
-    rank 0 cannot write later, it says so in ``error``, which ``StepClock.stop`` tells the others.
+    Opening is collective over *group*, and fails on every rank if rank 0 cannot write. If rank 0
+    cannot write later, it sets ``error``, which ``StepClock.stop`` passes on to the others.
 
     Args:
-        folder: for ``metrics.jsonl``, and the files of more *formats* (``csv``, ``tensorboard``).
-        after: how many steps a resumed run has taken: what older files tell of them is kept,
-            and what they tell of later ones, which were lost, is not.
+        folder: folder for ``metrics.jsonl``, and the files of more *formats* (``csv``,
+            ``tensorboard``).
+        after: number of steps that a resumed run had taken: older records of these steps are
+            kept, those of later steps dropped.
 
     Attributes:
-        error: why this rank can write no more, in words; empty while it can.
+        error: why this rank can no longer write; empty while it can.
     """
 
     def __init__(
@@ -83,13 +84,13 @@ class Metrics:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # What is to be heard of a failure was heard at the last write, or in ``finish``.
+        # A failure was reported at the last write, or in ``finish``.
         for writer in self._writers:
             with contextlib.suppress(OSError):
                 writer.close()
 
     def write(self, kind: str, **record: Any) -> None:
-        """Add one record."""
+        """Add one record of a kind."""
         if not self._writers or self.error:
             return
         if kind in TIMED:
@@ -97,7 +98,7 @@ class Metrics:
         self._try(lambda writer: writer.write(plain({"kind": kind, **record})))
 
     def finish(self) -> None:
-        """All is recorded. Collective.
+        """Close the files and check that everything was written. Collective.
 
         Raises:
             FailedError: on every rank, if rank 0 could not write it.
@@ -113,6 +114,6 @@ class Metrics:
                 work(writer)
         except OSError as error:
             self.error = self.error or (
-                f"the metrics in {self._folder} cannot be written: {error.strerror or error}: make "
-                "room there, or give another --out"
+                f"the metrics in {self._folder} cannot be written: {error.strerror or error}: free "
+                "space there, or give another --out"
             )

@@ -1,4 +1,4 @@
-"""The records of a run as JSON lines: one object per line, which say what they are by ``kind``."""
+"""The records of a run as JSON lines: one object per line, with its ``kind``."""
 
 import json
 import math
@@ -9,15 +9,15 @@ from typing import Any
 from hetmp.core.files import replacing
 
 LAST_PARTS = ("run", "memory")
-"""Kinds of what stays true of a part of the run, however many of its steps were lost."""
+"""Kinds of records that hold for a part of the run even if some of its steps were lost."""
 
 
 class JsonLines:
     """Rank 0's ``metrics.jsonl``.
 
     Args:
-        after: how many steps a resumed run has taken: what an older file tells of them is kept,
-            and what it tells of later ones, which were lost, is not.
+        after: number of steps that a resumed run had taken: older records of these steps are
+            kept, those of later steps dropped.
     """
 
     def __init__(self, path: Path, after: int) -> None:
@@ -32,12 +32,12 @@ class JsonLines:
         self._file.write(_line(record))
 
     def close(self) -> None:
-        """No record comes any more."""
+        """Close the file."""
         self._file.close()
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file, one after the other; a torn last one is passed over."""
+    """Read the records of a file one by one; skip lines that are not JSON, such as a torn last."""
     if not path.exists():
         return
     with path.open() as file:
@@ -50,7 +50,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """*value* in what JSON has words for: a number that is not finite is None."""
+    """Convert *value* for JSON: a number that is not finite becomes None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -65,7 +65,7 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def _is_told_until(step: int, record: Mapping[str, Any]) -> bool:
-    """Whether a record tells of the first *step* steps."""
+    """Return whether a record belongs to the first *step* steps."""
     kind = record["kind"]
     return (
         kind in LAST_PARTS

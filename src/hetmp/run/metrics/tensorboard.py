@@ -1,4 +1,4 @@
-"""A run as TensorBoard shows it."""
+"""A run's records as TensorBoard events."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from typing import Any
 from hetmp.core.errors import HetmpError
 
 PREFIX = "events.out.tfevents"
-"""How the name of a file of events begins, which TensorBoard looks for."""
+"""Prefix of the names of event files, which TensorBoard looks for."""
 
 
 def check_tensorboard() -> None:
-    """Refuse to go on without the package.
+    """Refuse to continue without the package tensorboard.
 
     Raises:
-        HetmpError: how to install it.
+        HetmpError: it is missing, with the way to install it.
     """
     try:
         import tensorboard  # noqa: F401
@@ -31,14 +31,14 @@ def check_tensorboard() -> None:
 
 
 class Events:
-    """Rank 0's files of events in ``tensorboard/``: a new one for each part of the run.
+    """Rank 0's event files in ``tensorboard/``: a new one for each part of the run.
 
-    Events are at the number of steps taken. They are written at once, and by the thread that
-    trains: TensorBoard's own writer has a thread whose failures nobody can catch.
+    The step of an event is the number of steps taken. Events are written at once by the thread
+    that trains: TensorBoard's own writer has a thread whose failures cannot be caught.
 
     Args:
-        after: how many steps a resumed run has taken: TensorBoard drops what older files tell of
-            later ones. Before a new run older files are removed.
+        after: number of steps that a resumed run had taken: TensorBoard drops events of later
+            steps in older files. A new run removes older files.
     """
 
     def __init__(self, folder: Path, after: int) -> None:
@@ -64,7 +64,7 @@ class Events:
             self._add(now, step=after + 1, session_log=start)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add what there is to show of a record."""
+        """Add the figures of a record."""
         values = [
             self._summary.Summary.Value(tag=tag, simple_value=value)
             for tag, value in _scalars(record)
@@ -73,12 +73,12 @@ class Events:
         if record["kind"] == "run":
             values.append(self._text("config", _settings(record["config"])))
         if values:
-            taken = record.get("resumed", record.get("step", 0)) + (record["kind"] == "step")
+            steps = record.get("resumed", record.get("step", 0)) + (record["kind"] == "step")
             summary = self._summary.Summary(value=values)
-            self._add(record.get("time", time.time()), step=taken, summary=summary)
+            self._add(record.get("time", time.time()), step=steps, summary=summary)
 
     def close(self) -> None:
-        """No event comes any more."""
+        """Close the file."""
         self._file.close()
 
     def _add(self, seconds: float, **event: Any) -> None:
@@ -96,7 +96,7 @@ class Events:
 
 
 def _scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
-    """The curves' names, and what a record adds to them."""
+    """Return (name of a curve, new value) for the curves that a record extends."""
     if record["kind"] == "step":
         for name in ("loss", "accuracy", "lr"):
             yield name, record[name]
@@ -114,11 +114,11 @@ def _scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
 
 
 def _settings(config: Mapping[str, Any]) -> str:
-    """The settings as a block of code, in TensorBoard's Markdown."""
-    told = (f"    {name} = {json.dumps(v)}" for name, v in config.items() if v is not None)
-    return "\n".join(told)
+    """Return the settings as a block of code in Markdown."""
+    lines = (f"    {name} = {json.dumps(v)}" for name, v in config.items() if v is not None)
+    return "\n".join(lines)
 
 
 def _second(path: Path) -> int:
-    told = path.name.removeprefix(f"{PREFIX}.").split(".")[0]
-    return int(told) if told.isdigit() else 0
+    number = path.name.removeprefix(f"{PREFIX}.").split(".")[0]
+    return int(number) if number.isdigit() else 0

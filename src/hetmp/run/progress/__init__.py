@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a frame in a terminal, lines with the time elsewhere."""
+"""The progress display of a run: a frame in a terminal, else lines with the time."""
 
 from hetmp.run.progress.progress import Progress, silent
 from hetmp.run.progress.status import About

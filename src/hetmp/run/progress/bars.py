@@ -1,4 +1,4 @@
-"""Bars and curves of characters, which are told apart without colours, too."""
+"""Bars and curves of characters, which can be told apart without colours."""
 
 import itertools
 import math
@@ -14,12 +14,12 @@ COLOURS = dict(zip(KINDS, ("green", "yellow", "red", "magenta"), strict=True))
 
 @dataclass(frozen=True)
 class Glyphs:
-    """The characters that are drawn with.
+    """The characters of the drawings.
 
     Attributes:
-        kinds: of compute, exchange, waiting and reading.
-        done, open: of what is done, and of what is not yet.
-        heights: of a curve, the lowest first.
+        kinds: for compute, exchange, waiting and reading.
+        done, open: for the done part of a bar, and the rest.
+        heights: for the heights of a curve, the lowest first.
     """
 
     kinds: str
@@ -33,7 +33,7 @@ ASCII = Glyphs("#=.~", "=", "-", "_.-^")
 
 
 def apart(parts: Sequence[float], width: int) -> list[int]:
-    """*width* characters shared out like *parts*, which are not all 0.
+    """Divide *width* characters in proportion to *parts*, which are not all 0.
 
     >>> apart([3, 1, 0], 6)
     [5, 1, 0]
@@ -47,7 +47,7 @@ def apart(parts: Sequence[float], width: int) -> list[int]:
 
 
 def spent_bar(seconds: Sequence[float], longest: float, width: int, glyphs: Glyphs) -> Text:
-    """What a rank spent its time on, one after the other.
+    """Draw a rank's time as a bar with a part per kind.
 
     Args:
         seconds: by kind, in the order of ``KINDS``.
@@ -63,21 +63,21 @@ def spent_bar(seconds: Sequence[float], longest: float, width: int, glyphs: Glyp
 
 
 def done_bar(done: float, width: int, glyphs: Glyphs) -> Text:
-    """How much is done, *done* being from 0 to 1."""
+    """Draw a bar of which *done*, from 0 to 1, is filled."""
     count = min(width, math.floor(width * done))
     return Text.assemble((glyphs.done * count, "cyan"), (glyphs.open * (width - count), "dim"))
 
 
 def curve(points: Sequence[float], width: int, glyphs: Glyphs) -> str:
-    """All *points* as heights, each of several if they are many; logarithms if all are above 0."""
+    """Draw *points* as heights, averaged if they are many; logarithmic if all are above 0."""
     count = min(len(points), width)
     if count < 2:
         return ""
     bounds = [len(points) * place // count for place in range(count + 1)]
-    kept = [sum(points[b:e]) / (e - b) for b, e in itertools.pairwise(bounds)]
-    if min(kept) > 0:
-        kept = [math.log(point) for point in kept]
-    low, high = min(kept), max(kept)
+    means = [sum(points[b:e]) / (e - b) for b, e in itertools.pairwise(bounds)]
+    if min(means) > 0:
+        means = [math.log(point) for point in means]
+    low, high = min(means), max(means)
     top = len(glyphs.heights) - 1
     scale = top / (high - low) if high > low else 0.0
-    return "".join(glyphs.heights[round(scale * (point - low))] for point in kept)
+    return "".join(glyphs.heights[round(scale * (point - low))] for point in means)

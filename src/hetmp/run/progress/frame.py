@@ -1,4 +1,4 @@
-"""The frame that is seen in a terminal while a run goes on, with a row for each rank."""
+"""The frame that shows a run in a terminal, with a row for each rank."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class RankRow:
     """A rank, or the mean of several.
 
     Attributes:
-        name: the rank's number, or how many there are.
-        share: of the channels, from 0 to 1; of several ranks each one's.
+        name: the rank's number, or how many ranks the row stands for.
+        share: share of the channels, from 0 to 1; the mean over several ranks.
         seconds: by kind, in the order of ``KINDS``.
     """
 
@@ -33,7 +33,7 @@ class RankRow:
 def rows_for(
     shares: Sequence[float], spent: Mapping[str, Sequence[float]], room: int
 ) -> list[RankRow]:
-    """A row per rank where *room* allows it; else the slowest, the mean of the others, the fastest.
+    """Make a row per rank if *room* allows; else the slowest, the others' mean, the fastest.
 
     The slowest rank is the one that computes longest; it comes first where not all are shown.
 
@@ -52,35 +52,37 @@ def rows_for(
     slowest = room // 2
     fastest = room - 1 - slowest
     others = rows[slowest : len(rows) - fastest]
-    mean = tuple(sum(told) / len(others) for told in zip(*(o.seconds for o in others), strict=True))
+    mean = tuple(
+        sum(values) / len(others) for values in zip(*(o.seconds for o in others), strict=True)
+    )
     share = sum(other.share for other in others) / len(others)
     return [*rows[:slowest], RankRow(f"{len(others)} others", share, mean), *rows[-fastest:]]
 
 
 WIDEST = 110
-"""Columns beyond which the frame does not grow: what belongs together would be far apart."""
+"""Most columns of the frame."""
 
 NARROW = 60
-"""Columns below which borders, and what is not needed, are left out."""
+"""Columns below which borders and less important figures are left out."""
 
 LABEL = 12
-"""Columns of what names a line, at least."""
+"""Least columns of a line's label."""
 
 LOW = 14
-"""Lines of the terminal below which the borders are left out, too, and it is used whole."""
+"""Lines of the terminal below which borders are left out and all lines are used."""
 
 ABOVE = 6
-"""Lines that the frame leaves to what is printed above it, in a terminal that is not low."""
+"""Lines left free above the frame in a higher terminal."""
 
 
 class Frame:
-    """How a run stands, drawn anew for the size that the terminal has when it is rendered.
+    """A renderable that draws the state of a run for the present size of the terminal.
 
-    It ends in an empty line, where the cursor rests: whatever is printed by others, or by the
-    shell once the run is gone, begins below the frame.
+    It ends in an empty line, where the cursor rests: other output, and the shell's after the run,
+    begins below the frame.
 
     Attributes:
-        widths: of the lines that were drawn last.
+        widths: widths of the lines drawn last.
     """
 
     def __init__(self, standing: Standing) -> None:
@@ -116,7 +118,7 @@ class Frame:
 
 
 def _lines(standing: Standing, width: int, height: int, glyphs: Glyphs) -> list[Text]:
-    """The frame's lines, the most important ones if not all have room."""
+    """Return the frame's lines, only the most important ones if there is little room."""
     about = standing.about
     figures = f"{standing.step}/{about.steps}  {clock_text(standing.left)} left"
     of_epoch = f"{standing.batch}/{about.per_epoch}"
@@ -172,7 +174,7 @@ def _speed_line(label: str, standing: Standing, width: int) -> Text:
 def _ranks(
     rows: Sequence[RankRow], spent: dict[str, list[float]], width: int, glyphs: Glyphs
 ) -> list[Text]:
-    """A legend, and a bar for each row."""
+    """Draw a legend, and a bar for each row."""
     wide = width >= NARROW
     longest = max(map(sum, zip(*spent.values(), strict=True)))
     names = max(len("ranks"), *(len(row.name) for row in rows))
@@ -207,7 +209,7 @@ def _figures(row: RankRow, wide: bool) -> str:
 
 
 def _seconds_text(seconds: float) -> str:
-    """``0.36 ms``, ``36 ms``, ``1.2 s``."""
+    """Format seconds: ``0.36 ms``, ``36 ms``, ``1.2 s``."""
     if seconds >= 1:
         return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
     return f"{1e3 * seconds:.{0 if seconds >= 0.01 else 1 if seconds >= 1e-3 else 2}f} ms"

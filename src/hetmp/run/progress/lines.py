@@ -1,4 +1,4 @@
-"""How far a run has come, in a line."""
+"""The progress of a run in one line."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,19 +9,19 @@ _DOING = {"compute": "computes", "exchange": "exchanges", "waiting": "waits", "r
 
 
 def epoch_line(standing: Standing) -> str:
-    """After an evaluation: the images per second are those of the steps before it."""
+    """Return the line after an evaluation, with the images per second of the steps before it."""
     accuracy = 100 * (standing.test or 0.0)
     return _line(standing, f"test {accuracy:5.2f} %", standing.images_per_second_of_epoch)
 
 
 def step_line(standing: Standing) -> str:
-    """Within an epoch."""
+    """Return the line within an epoch, with the recent images per second."""
     rate = standing.recent_images_per_second
     return _line(standing, f"batch {100 * standing.accuracy:5.2f} %", rate)
 
 
 def waiting_line(by_rank: Mapping[str, Sequence[float]]) -> str:
-    """What the rank that waits most does, in shares of its time.
+    """Return how the rank that waits most spends its time, in percent; empty if not of interest.
 
     Args:
         by_rank: seconds by kind and rank.
@@ -30,7 +30,7 @@ def waiting_line(by_rank: Mapping[str, Sequence[float]]) -> str:
     if ranks == 0:
         return ""
     rank = max(range(ranks), key=lambda r: by_rank["waiting"][r])
-    seconds = {kind: told[rank] for kind, told in by_rank.items()}
+    seconds = {kind: times[rank] for kind, times in by_rank.items()}
     whole = max(1e-9, sum(seconds.values()))
     shares = {kind: round(100 * spent / whole) for kind, spent in seconds.items()}
     if ranks == 1 and not shares["reading"]:
@@ -40,13 +40,13 @@ def waiting_line(by_rank: Mapping[str, Sequence[float]]) -> str:
 
 
 def stamped(text: str) -> str:
-    """*text*, with the local time in front of each of its lines."""
+    """Put the local time in front of each line of *text*."""
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     return "\n".join(f"{now}  {line}".rstrip() for line in text.splitlines())
 
 
 def clock_text(seconds: float | None) -> str:
-    """``0:07``, ``12:30``, ``30:00:05``; a question mark for None."""
+    """Format seconds: ``0:07``, ``12:30``, ``30:00:05``; a question mark for None."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
@@ -56,7 +56,7 @@ def clock_text(seconds: float | None) -> str:
 
 
 def rate_text(images_per_second: float) -> str:
-    """``1758 images/s``, ``0.4 images/s``."""
+    """Format a rate: ``1758 images/s``, ``0.4 images/s``."""
     digits = 0 if images_per_second >= 9.95 else 1
     return f"{images_per_second:.{digits}f} images/s"
 

@@ -1,4 +1,4 @@
-"""Progress of a run: what it says of itself while it goes on."""
+"""The progress display of a run."""
 
 import contextlib
 import os
@@ -12,10 +12,10 @@ from hetmp.run.progress.view import Silent, View, view_of
 
 
 class Progress:
-    """Progress of a run on rank 0; the other ranks are silent.
+    """The progress display of a run on rank 0; the other ranks are silent.
 
     Args:
-        about: what is run.
+        about: title and size of the run.
         view: ``auto``, ``live`` or ``lines``, as in ``TrainConfig``.
         quiet: whether nothing is shown at all.
     """
@@ -36,25 +36,25 @@ class Progress:
         self._view.close()
 
     def begin(self, headline: str) -> None:
-        """The first step is about to run."""
+        """Print the headline and start the clock."""
         self.note(headline)
         self._standing.begin()
 
     def step(
         self, step: int, epoch: int, loss: float, accuracy: float, images: int, seconds: Seconds
     ) -> None:
-        """A step has ended; *step* of them have been taken."""
+        """Show a step that has ended; *step* is the number of steps taken."""
         self._standing.took(step, epoch, loss, accuracy, images, seconds)
         if self._view.stands(self._standing):
             self._line(step_line(self._standing))
 
     def evaluated(self, accuracy: float, seconds: float) -> None:
-        """An evaluation over the test set has ended, which took *seconds*."""
+        """Show an evaluation on the test set that took *seconds*."""
         self._standing.evaluated(accuracy, seconds)
         self._line(epoch_line(self._standing))
 
     def note(self, text: str) -> None:
-        """Say something beside the progress."""
+        """Print a note beside the progress."""
         if text:
             self._view.say(text)
 
@@ -65,7 +65,7 @@ class Progress:
 
 @contextlib.contextmanager
 def silent(quiet: bool) -> Iterator[None]:
-    """While it is entered, nothing is printed but errors, if *quiet*."""
+    """Print nothing but errors inside the context, if *quiet*."""
     with contextlib.ExitStack() as stack:
         if quiet:
             nowhere = stack.enter_context(open(os.devnull, "w"))

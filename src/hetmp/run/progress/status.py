@@ -1,4 +1,4 @@
-"""How far a run has come and how fast it goes: all that is shown of it."""
+"""The state of a run that the progress display shows: steps, speed, loss."""
 
 import math
 import time
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from hetmp.run.metrics import KINDS
 
 RECENT = 32
-"""Over how many of the last steps the speed and the ranks' seconds are told."""
+"""Number of the last steps over which recent speed and seconds are averaged."""
 
 POINTS = 96
-"""How many points the curve of the losses has at most."""
+"""Most points of the loss curve."""
 
 Seconds = Mapping[str, Sequence[float]]
 """Seconds by kind (compute, exchange, waiting, reading), each a number per rank."""
@@ -20,14 +20,14 @@ Seconds = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class About:
-    """What is run.
+    """Title and size of a run.
 
     Attributes:
         title: network and data set.
-        shares: how much of the channels each rank holds; only ratios matter.
-        steps: of the whole run.
+        shares: share of the channels of each rank; only ratios matter.
+        steps: number of steps of the whole run.
         per_epoch: steps in an epoch.
-        before: how many steps were taken before this run was resumed.
+        before: steps taken before this run was resumed; 0 for a new run.
     """
 
     title: str
@@ -38,13 +38,13 @@ class About:
 
     @property
     def epochs(self) -> int:
-        """How many epochs the whole run begins."""
+        """Return the number of epochs that the whole run begins."""
         return math.ceil(self.steps / self.per_epoch)
 
 
 @dataclass
 class Curve:
-    """A curve that keeps its form: when it has many points, each is the mean of several values."""
+    """A curve of limited length: with many values, each point is the mean of several."""
 
     points: list[float] = field(default_factory=list)
     each: int = 1
@@ -52,7 +52,7 @@ class Curve:
     _count: int = 0
 
     def add(self, value: float) -> None:
-        """One more value; what is not finite has no place on it."""
+        """Add a value, unless it is not finite."""
         if not math.isfinite(value):
             return
         self._sum, self._count = self._sum + value, self._count + 1
@@ -66,13 +66,13 @@ class Curve:
 
 
 class Standing:
-    """How far a run has come.
+    """The state of a run.
 
-    Speed and time left are of the training steps; evaluations count towards what is left.
+    Speed counts training steps only; the time left also counts evaluations.
 
     Attributes:
-        step: steps taken.
-        epoch: that the last of them was in, from 0.
+        step: number of steps taken.
+        epoch: the epoch of the last step, from 0.
         loss, accuracy: of the last step.
         test: accuracy of the last evaluation; None before the first.
         losses: of this part of the run.
@@ -95,13 +95,13 @@ class Standing:
         self._evaluations, self._evaluating = 0, 0.0
 
     def begin(self) -> None:
-        """The first step is about to run."""
+        """Start the clock before the first step."""
         self._began = self._last = self._clock()
 
     def took(
         self, step: int, epoch: int, loss: float, accuracy: float, images: int, seconds: Seconds
     ) -> None:
-        """A step has ended; *step* have been taken. Does next to nothing."""
+        """Record a step that has ended; *step* is the number of steps taken. Cheap."""
         now = self._clock()
         passed, self._last = now - self._last, now
         if self.step == self.about.before:
@@ -116,7 +116,7 @@ class Standing:
         self._epoch_training += passed
 
     def evaluated(self, accuracy: float, seconds: float) -> None:
-        """An evaluation has ended, which took *seconds*."""
+        """Record an evaluation that took *seconds*."""
         self.test = accuracy
         self._evaluations, self._evaluating = self._evaluations + 1, self._evaluating + seconds
         self._epoch_ended = True
@@ -124,44 +124,44 @@ class Standing:
 
     @property
     def batch(self) -> int:
-        """Steps taken in the epoch."""
+        """Return the number of steps taken in the epoch."""
         return self.step - self.epoch * self.about.per_epoch
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the first step began."""
+        """Return the seconds since the first step began."""
         return self._clock() - self._began
 
     @property
     def images_per_second(self) -> float:
-        """Over all steps of this part of the run."""
+        """Return the images per second over all steps of this part of the run."""
         return self._images / max(1e-9, self._training)
 
     @property
     def images_per_second_of_epoch(self) -> float:
-        """Over the steps of the epoch, until the next one begins."""
+        """Return the images per second over the steps of the epoch, until the next one begins."""
         return self._epoch_images / max(1e-9, self._epoch_training)
 
     @property
     def recent_images_per_second(self) -> float:
-        """Over the last steps."""
+        """Return the images per second over the last steps."""
         images = sum(images for _, images, _ in self._recent)
         return images / max(1e-9, sum(passed for passed, _, _ in self._recent))
 
     @property
     def recent_seconds(self) -> float:
-        """Of a step, over the last ones."""
+        """Return the mean seconds of the last steps."""
         return sum(passed for passed, _, _ in self._recent) / max(1, len(self._recent))
 
     @property
     def left(self) -> float | None:
-        """Seconds until the run ends; None before they can be told."""
-        taken = self.step - self.about.before
-        if taken == 0:
+        """Estimate the seconds until the run ends; None before the first step."""
+        steps = self.step - self.about.before
+        if steps == 0:
             return None
         # The first step is no measure of the others: much is made ready in it.
-        first = self._first if taken > 1 else 0.0
-        per_step = (self._training - first) / max(1, taken - 1)
+        first = self._first if steps > 1 else 0.0
+        per_step = (self._training - first) / max(1, steps - 1)
         per_evaluation = self._evaluating / max(1, self._evaluations)
         evaluations = self.about.epochs - self.about.before // self.about.per_epoch
         return per_step * (self.about.steps - self.step) + per_evaluation * max(
@@ -169,14 +169,14 @@ class Standing:
         )
 
     def recent_by_rank(self) -> dict[str, list[float]]:
-        """Mean seconds of the last steps, by kind and rank; empty before the first step."""
+        """Return the mean seconds of the last steps, by kind and rank; empty before the first."""
         if not self._recent:
             return {}
         steps = len(self._recent)
-        told = {
+        by_kind = {
             kind: zip(*(seconds[kind] for _, _, seconds in self._recent), strict=True)
             for kind in KINDS
         }
         return {
-            kind: [sum(of_rank) / steps for of_rank in by_rank] for kind, by_rank in told.items()
+            kind: [sum(of_rank) / steps for of_rank in by_rank] for kind, by_rank in by_kind.items()
         }

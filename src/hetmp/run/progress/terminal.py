@@ -1,7 +1,7 @@
-"""Where what a rank prints is seen: in which terminal, and how large that is.
+"""Find the terminal that shows a rank's output, and its size.
 
 Under ``mpirun`` a rank's standard output is a pipe, or a terminal that the launcher made for it,
-and the launcher hands the text on to its own standard output. So it is that one which counts.
+and the launcher forwards the text to its own standard output. So the launcher's output counts.
 """
 
 import os
@@ -15,10 +15,10 @@ from rich.console import Console, ConsoleDimensions
 LAUNCHERS = frozenset(
     {"mpirun", "mpiexec", "mpiexec.hydra", "mpiexec.gforker", "prterun", "orterun"}
 )
-"""Programs that start ranks and hand on what they print, by the names that the kernel keeps."""
+"""Programs that start ranks and forward their output, by their names in the kernel."""
 
 FALLBACK = (80, 24)
-"""Columns and lines of a terminal that does not say."""
+"""Columns and lines of a terminal whose size is unknown."""
 
 
 class Process(NamedTuple):
@@ -31,54 +31,54 @@ class Process(NamedTuple):
 
     @classmethod
     def of(cls, number: int) -> "Process | None":
-        """The one of this number; None if the system does not tell."""
+        """Return the process of a number; None if the system does not show it."""
         try:
-            told = Path(f"/proc/{number}/stat").read_text(errors="replace")
+            text = Path(f"/proc/{number}/stat").read_text(errors="replace")
         except OSError:
             return None
-        name, _, rest = told.partition("(")[2].rpartition(")")
+        name, _, rest = text.partition("(")[2].rpartition(")")
         _state, parent, group, _session, _tty, foreground, *_ = rest.split()
         return cls(number, name, int(parent), int(foreground) not in (-1, int(group)))
 
     def ancestry(self) -> Iterator["Process"]:
-        """This one, its parent, and so on."""
-        found: Process | None = self
-        while found is not None:
-            yield found
-            found = Process.of(found.parent) if found.parent else None
+        """Return this process, its parent, and so on."""
+        process: Process | None = self
+        while process is not None:
+            yield process
+            process = Process.of(process.parent) if process.parent else None
 
 
 class Terminal:
-    """The terminal where this program's output is seen.
+    """The terminal that shows this program's output.
 
     Attributes:
-        file: an open file descriptor of it; None where its size cannot be asked for.
-        errors: whether the errors are seen there, too.
+        file: an open file descriptor of it; None if its size cannot be queried.
+        errors: whether standard error goes there too.
     """
 
     def __init__(self, file: int | None, errors: bool = False) -> None:
         self.file, self.errors = file, errors
 
     def size(self) -> tuple[int, int]:
-        """Columns and lines, as they are now."""
+        """Return the present (columns, lines)."""
         with_environment = tuple(
-            int(told) if (told := os.environ.get(name, "")).isdigit() else fallback
+            int(text) if (text := os.environ.get(name, "")).isdigit() else fallback
             for name, fallback in zip(("COLUMNS", "LINES"), FALLBACK, strict=True)
         )
         columns, lines = with_environment
         try:
             if self.file is not None:
-                found = os.get_terminal_size(self.file)
-                columns, lines = found.columns or columns, found.lines or lines
+                measured = os.get_terminal_size(self.file)
+                columns, lines = measured.columns or columns, measured.lines or lines
         except OSError:  # closed under the running program
             pass
         return columns, lines
 
 
 def find_terminal(stream: IO[str]) -> Terminal | None:
-    """The terminal where what is written to *stream* is seen; None if it is seen in none.
+    """Return the terminal that shows the output to *stream*; None if there is none.
 
-    A program in the background of its terminal has none: what it draws would be in the way.
+    A program in the background of its terminal has none: its drawing would be in the way.
     """
     try:
         file = stream.fileno()
@@ -88,23 +88,23 @@ def find_terminal(stream: IO[str]) -> Terminal | None:
     own = Process.of(os.getpid())
     if own is None:
         return Terminal(file) if os.isatty(file) else None
-    found = launcher(own)
-    if found is None or file != 1:
+    parent = launcher(own)
+    if parent is None or file != 1:
         seen = os.isatty(file) and not own.background
         return Terminal(file, _same(f"/proc/self/fd/{file}", "/proc/self/fd/2")) if seen else None
-    handed_on = os.isatty(file) or stat.S_ISSOCK(mode) or _is_read_by(own, found)
-    return _of_launcher(found) if handed_on and not found.background else None
+    handed_on = os.isatty(file) or stat.S_ISSOCK(mode) or _is_read_by(own, parent)
+    return _of_launcher(parent) if handed_on and not parent.background else None
 
 
 def launcher(process: Process) -> Process | None:
-    """What started a rank on this host; None if nothing of `LAUNCHERS` did."""
-    return next((found for found in process.ancestry() if found.name in LAUNCHERS), None)
+    """Return the ancestor of *process* that is one of `LAUNCHERS`; None if there is none."""
+    return next((ancestor for ancestor in process.ancestry() if ancestor.name in LAUNCHERS), None)
 
 
 def _is_read_by(own: Process, last: Process) -> bool:
-    """Whether what *own* prints goes down a pipe to one of its parents up to *last*.
+    """Return whether *own*'s output goes through a pipe to one of its ancestors up to *last*.
 
-    Else another program reads it, such as the ``tee`` of ``mpirun sh -c 'hetmp train | tee log'``.
+    Else another program reads it, such as ``tee`` in ``mpirun sh -c 'hetmp train | tee log'``.
     """
     pipe = _leads_to("/proc/self/fd/1")
     if not pipe.startswith("pipe:"):
@@ -143,12 +143,12 @@ def _leads_to(path: str) -> str:
         return ""
 
 
-def _same(one: str, other: str) -> bool:
-    return _leads_to(one) == _leads_to(other) != ""
+def _same(path: str, other: str) -> bool:
+    return _leads_to(path) == _leads_to(other) != ""
 
 
 class TerminalConsole(Console):
-    """A console that draws in a `Terminal`, whatever the program's own output is.
+    """A console that draws in a `Terminal`, wherever the program's own output goes.
 
     It never hides the cursor: a rank may be killed at any time, and would leave it hidden.
     """
@@ -159,13 +159,13 @@ class TerminalConsole(Console):
 
     @property
     def size(self) -> ConsoleDimensions:
-        """Of the terminal, as it is now."""
+        """Return the present size of the terminal."""
         return ConsoleDimensions(*self._terminal.size())
 
     @size.setter
     def size(self, size: tuple[int, int]) -> None:
-        raise AttributeError("a terminal's size is the terminal's")
+        raise AttributeError("the size of a terminal cannot be set")
 
     def show_cursor(self, show: bool = True) -> bool:
-        """Do nothing; whether that is what was asked for."""
+        """Ignore the request: the view owns the cursor. Return *show*."""
         return show

@@ -1,4 +1,4 @@
-"""How a run is seen: in a frame that is drawn again and again, in lines, or not at all."""
+"""The ways to show a run: in a frame that is redrawn, in lines, or not at all."""
 
 import sys
 import time
@@ -16,55 +16,55 @@ from hetmp.run.progress.status import Standing
 from hetmp.run.progress.terminal import Terminal, TerminalConsole, find_terminal
 
 DRAWN_SECONDS = 0.2
-"""How long a frame stays at least."""
+"""Least seconds between two frames."""
 
 DRAWING_SHARE = 0.01
-"""The most of the time that is spent on drawing."""
+"""Largest share of the time to spend on drawing."""
 
 SIGN_OF_LIFE_SECONDS = 60.0
-"""After how long without one a line is printed."""
+"""Seconds without output after which a line is printed."""
 
 
 class View(Protocol):
-    """Shows a run.
+    """A display of a run.
 
     Attributes:
-        shows_ranks: whether what each rank does is seen beside the lines, or not at all.
+        shows_ranks: whether lines omit what the ranks do: a frame shows it, or nothing does.
     """
 
     shows_ranks: bool
 
     def say(self, text: str) -> None:
-        """Show lines that stay."""
+        """Print lines that stay."""
         ...
 
     def stands(self, standing: Standing) -> bool:
-        """The run has come further; whether a line on it is due."""
+        """Show the new state of the run; return whether a line on it is due."""
         ...
 
     def close(self) -> None:
-        """Nothing more is shown."""
+        """End the display."""
         ...
 
 
 class Silent:
-    """Shows nothing."""
+    """A display that shows nothing."""
 
     shows_ranks = True
 
     def say(self, text: str) -> None:
-        """Nothing is shown."""
+        """Print nothing."""
 
     def stands(self, standing: Standing) -> bool:
-        """No line is ever due."""
+        """Return False: no line is ever due."""
         return False
 
     def close(self) -> None:
-        """Nothing was shown."""
+        """Do nothing."""
 
 
 class Lines:
-    """Prints lines with the time.
+    """A display of lines with the time.
 
     Args:
         clock: the time in seconds, from any moment.
@@ -82,18 +82,18 @@ class Lines:
         self._said = self._clock()
 
     def stands(self, standing: Standing) -> bool:
-        """Whether there was no line for long."""
+        """Return whether no line was printed for long."""
         return self._clock() - self._said >= SIGN_OF_LIFE_SECONDS
 
     def close(self) -> None:
-        """All is printed."""
+        """Do nothing."""
 
 
 class Drawn:
-    """Draws a frame in a terminal, and what is said above it.
+    """A display of a frame in a terminal, with lines above it.
 
-    It is drawn by the thread that trains, between two steps, and never while a rank may be
-    waiting for others: what one of them says before it ends the job stays where it was printed.
+    The thread that trains draws it between two steps, never while a rank may be waiting for
+    others: the message of a rank that ends the job stays where it was printed.
     """
 
     shows_ranks = True
@@ -109,7 +109,7 @@ class Drawn:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def stands(self, standing: Standing) -> bool:
-        """Draw the frame, if the last one is old enough; a line is never due."""
+        """Draw the frame, if the last one is old enough; return False: no line is ever due."""
         began = time.perf_counter()
         if began >= self._due:
             if self._live is None:
@@ -121,15 +121,15 @@ class Drawn:
         return False
 
     def close(self) -> None:
-        """Take the frame away; what was said stays."""
+        """Remove the frame; printed lines stay."""
         if self._live is not None:
             self._live.stop()
 
 
 class _Live(Live):
-    """A frame that also goes when the terminal has become narrower in the meantime.
+    """A live frame that is removed correctly even if the terminal became narrower.
 
-    Its lines are then wrapped, and take more room than they did when they were drawn.
+    Its lines are then wrapped, and take more room than when they were drawn.
     """
 
     def __init__(self, frame: Frame, console: TerminalConsole, errors: bool) -> None:
@@ -144,7 +144,7 @@ class _Live(Live):
         self._frame = frame
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """What is printed, with what takes the last frame away before it, and the next behind."""
+        """Return the renderables, preceded by control codes that remove the last frame."""
         width = max(1, self.console.width)
         wrapped = sum(max(0, -(-drawn // width) - 1) for drawn in self._frame.widths)
         up = [(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * wrapped
@@ -152,9 +152,9 @@ class _Live(Live):
 
 
 def view_of(name: str, quiet: bool) -> View:
-    """The view of this *name* (``auto``, ``live``, ``lines``) for what this program prints.
+    """Return the view of a name (``auto``, ``live``, ``lines``) for this program's output.
 
-    A terminal that can only be written to line by line (``TERM=dumb``) has lines.
+    A terminal that can only be written line by line (``TERM=dumb``) gets lines.
     """
     if quiet:
         return Silent()

@@ -1,13 +1,13 @@
-"""How long a training step takes, beside other ways to do the same step: ``hetmp bench``.
+"""Compare the time of a training step with other ways to compute it: ``hetmp bench``.
 
-Variants take turns, in another order every turn, so that a noisy machine is noisy for all of
-them, and medians are compared.
+Variants take turns, in a new order every turn, so that noise of the machine affects all of them,
+and medians are compared.
 
 | variant | what runs |
 | --- | --- |
 | sliced | the sliced model, as `hetmp train` runs it |
-| sliced again | the same once more: how far apart two equal things come out here |
-| floor | the same slices, with barriers in the place of exchanges |
+| sliced again | the same once more: the difference is noise |
+| floor | the same slices, with barriers instead of exchanges |
 | plain exchange | the same slices, with plain collectives on packed copies |
 | one process, NCHW | the whole network on rank 0, with the cores of all ranks of its host |
 | one process, channels_last | the same, with the channels of each pixel together in memory |

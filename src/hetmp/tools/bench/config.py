@@ -1,4 +1,4 @@
-"""What is measured, and which variants that comes to."""
+"""The settings of a bench, and the variants that follow from them."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ TUNINGS = {
     "regather": Tuning(regather=True),
     "rounded": Tuning(rounded=True),
 }
-"""How the sliced model of a variant does its work."""
+"""The tuning of the sliced model, by variant."""
 ONE_PROCESS = ("one process, NCHW", "one process, channels_last")
 DATA_PARALLEL = ("data parallel", "data parallel, weighted")
 VARIANTS = (*TUNINGS, *ONE_PROCESS, *DATA_PARALLEL)
@@ -27,16 +27,16 @@ VARIANTS = (*TUNINGS, *ONE_PROCESS, *DATA_PARALLEL)
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What is measured.
+    """The settings of a bench.
 
     Attributes:
         model, input_shape, classes: the network, and the images that it is built for.
         weights: the ranks' relative speeds.
         batch_size: images per step, of all ranks together.
-        repeats: turns of every variant that count.
-        slowdown: how many times slower each rank behaves than it is, a test aid.
-        only: the variants that are measured; None for the usual ones.
-        data_parallel: whether data parallel is measured too.
+        repeats: measured turns of every variant.
+        slowdown: factor by which each rank is slowed on purpose, a test aid.
+        only: the variants to measure; None for the usual ones.
+        data_parallel: whether to measure data parallelism too.
     """
 
     model: str
@@ -50,14 +50,14 @@ class BenchConfig:
     data_parallel: bool = False
 
     def check(self, ranks: int) -> None:
-        """Refuse what cannot be measured.
+        """Refuse settings that cannot be measured.
 
         Raises:
-            HetmpError: naming the first wrong value.
+            HetmpError: the first wrong value.
         """
         for name in ("batch_size", "repeats"):
             if getattr(self, name) < 1:
-                raise HetmpError(f"{name} is 1 or more, got {getattr(self, name)}")
+                raise HetmpError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.slowdown is not None:
             check_slowdown(self.slowdown, ranks)
         for name in self.only or ():
@@ -65,12 +65,12 @@ class BenchConfig:
                 raise unknown_name("variant", name, VARIANTS)
             if self.slowdown is not None and name in ONE_PROCESS:
                 raise HetmpError(
-                    f"{name!r} is not measured among slowed ranks: it would run at full speed. "
+                    f"{name!r} cannot be measured among slowed ranks: it would run at full speed. "
                     "Choose other variants, or no slowdown"
                 )
 
     def variants(self) -> list[str]:
-        """The variants that are asked for, in the order they are shown in."""
+        """Return the requested variants, in the order of the table."""
         wanted = self.only or (*SLICED, *(ONE_PROCESS if self.slowdown is None else ()))
         if self.data_parallel:
             wanted += DATA_PARALLEL
@@ -78,14 +78,14 @@ class BenchConfig:
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Variants separated by commas, though some have a comma in their name.
+    """Split variants at commas, although some have a comma in their name.
 
     >>> split_names("sliced, one process,NCHW,floor")
     ('sliced', 'one process, NCHW', 'floor')
     """
     parts, names = [part.strip() for part in text.split(",")], []
     while parts:
-        taken = 2 if ", ".join(parts[:2]) in VARIANTS else 1
-        names.append(", ".join(parts[:taken]))
-        del parts[:taken]
+        count = 2 if ", ".join(parts[:2]) in VARIANTS else 1
+        names.append(", ".join(parts[:count]))
+        del parts[:count]
     return tuple(names)

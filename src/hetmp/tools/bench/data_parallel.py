@@ -1,4 +1,4 @@
-"""Data parallel training by PyTorch itself, in the same MPI processes: something to compare with.
+"""Data parallel training by PyTorch itself, in the same MPI processes, for comparison.
 
 Every rank has the whole network and a part of the batch, and DistributedDataParallel averages the
 gradients over gloo. Batch norm takes its statistics from each rank's own part there, so with such
@@ -24,28 +24,28 @@ from hetmp.core.errors import HetmpError
 
 @contextmanager
 def process_group(group: Group) -> Iterator[None]:
-    """torch's process group over the ranks of *group*, while the body runs. Collective.
+    """Make torch's process group over the ranks of *group* inside the context. Collective.
 
     Raises:
-        HetmpError: on every rank, where torch has no gloo or a process group exists already.
+        HetmpError: on every rank, if torch has no gloo or a process group exists already.
     """
     _, here = local_sharing(group, "this host")
     with group.together():
         if not (dist.is_available() and dist.is_gloo_available()):
-            raise HetmpError("this PyTorch has no gloo: bench without data parallel")
+            raise HetmpError("this PyTorch has no gloo: run the bench without data parallel")
         if dist.is_initialized():
             raise HetmpError(
-                "torch.distributed has a process group already: destroy it before the bench, or "
-                "bench without data parallel"
+                "torch.distributed already has a process group: destroy it before the bench, or "
+                "run the bench without data parallel"
             )
         tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
         host, port = "127.0.0.1" if here == group.size else socket.gethostname(), 0
         if group.is_root:
             store = tcp_store(host, 0, is_master=True, wait_for_workers=False)
             port = store.port
-    host, _, told = group.broadcast_text(f"{host} {port}").partition(" ")
+    host, _, port_text = group.broadcast_text(f"{host} {port}").partition(" ")
     if not group.is_root:
-        store = tcp_store(host, int(told), is_master=False)
+        store = tcp_store(host, int(port_text), is_master=False)
     dist.init_process_group("gloo", store=store, rank=group.rank, world_size=group.size)
     try:
         yield
@@ -59,13 +59,13 @@ def process_group(group: Group) -> Iterator[None]:
 def data_parallel(
     group: Group, module: nn.Module, counts: Sequence[int], slowdown: Slowdown | None
 ) -> tuple[nn.Module, slice, float]:
-    """A copy of *module* in channels_last whose gradients are averaged.
+    """Copy *module* in channels_last, with gradients averaged over the ranks. Collective.
 
-    Collective, in a ``process_group``.
+    Call it inside a ``process_group``.
 
     Args:
-        counts: the images of each rank.
-        slowdown: of this rank, where ranks are slowed: it sleeps before gradients are reduced.
+        counts: number of images of each rank.
+        slowdown: of this rank, if ranks are slowed: it sleeps before gradients are reduced.
 
     Returns:
         The model, this rank's part of the batch, and the factor of its mean loss that makes the

@@ -1,4 +1,4 @@
-"""``bench``: build what is compared, let the variants take turns, take the time."""
+"""``bench``: build the variants, let them take turns, measure their times."""
 
 import dataclasses
 import time
@@ -24,14 +24,17 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 WARM_UP = 3
-"""Turns that are not counted."""
+"""Turns that do not count."""
 
 
 def bench(config: BenchConfig, comm: "MPI.Intracomm | None" = None) -> BenchResult:
-    """Measure a training step (forward, backward, SGD). Collective.
+    """Measure a training step (forward, backward, SGD) in every variant. Collective.
+
+    Returns:
+        The same on every rank.
 
     Raises:
-        HetmpError: on every rank, for a configuration that cannot be measured.
+        HetmpError: on every rank, for settings that cannot be measured.
     """
     ranks = order_ranks(comm, config.slowdown)
     config = dataclasses.replace(
@@ -68,7 +71,7 @@ def bench(config: BenchConfig, comm: "MPI.Intracomm | None" = None) -> BenchResu
 
 
 def _build(config: BenchConfig, group: Group) -> nn.Module:
-    """The whole network, where it is needed; a sliced model takes its values from rank 0."""
+    """Build the whole network, on the meta device if this rank needs no values."""
     torch.manual_seed(0)
     shipped = config.model in models.names()
     parallel = set(config.variants()) & set(DATA_PARALLEL)
@@ -77,7 +80,7 @@ def _build(config: BenchConfig, group: Group) -> nn.Module:
 
 
 def _labels(config: BenchConfig, model: SlicedModel, random: torch.Generator) -> Tensor:
-    """A class per image, or per place in it where the network gives scores for places."""
+    """Make random labels: (n,), or (n, *spatial) if the network scores every place."""
     trace = model.hetmp.graph.training
     scores = trace.values[getattr(trace.result, "name", "")].shape
     places = [size for size in scores[2:] if size is not None]
@@ -104,12 +107,12 @@ def _take_turns(
             elapsed = time.perf_counter() - began
             _meet(group)
             spent = sum(runtime.exchange_seconds(model)) - before
-            told = group.allgather(np.array([elapsed, spent]))
+            by_rank = group.allgather(np.array([elapsed, spent]))
             if turn >= WARM_UP:
-                seconds[name].append(float(told[:, 0].max()))
+                seconds[name].append(float(by_rank[:, 0].max()))
                 if name in exchange:
-                    exchange[name].append(told[:, 1])
-    medians = {name: np.median(np.stack(told), axis=0) for name, told in exchange.items()}
+                    exchange[name].append(by_rank[:, 1])
+    medians = {name: np.median(np.stack(by_rank), axis=0) for name, by_rank in exchange.items()}
     return seconds, {name: values.tolist() for name, values in medians.items()}
 
 

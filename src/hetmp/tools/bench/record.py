@@ -1,4 +1,4 @@
-"""Results as lines of JSON, one per bench, with what one must know to compare them."""
+"""Results as lines of JSON, one per bench, with the machine and versions."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from hetmp.tools.bench.result import BenchResult
 
 
 def check_appendable(path: Path) -> None:
-    """Refuse a file that no line can be appended to, before anything is measured.
+    """Refuse a file that cannot be appended to, before anything is measured.
 
     Raises:
-        HetmpError: naming the file and the reason.
+        HetmpError: the file and the reason.
     """
     if not path.parent.is_dir():
-        raise HetmpError(f"no folder {path.parent} for {path.name}: make it first")
+        raise HetmpError(f"{path.parent} is not a folder: make it before writing {path.name}")
     try:
         path.open("a").close()
     except OSError as error:
@@ -51,7 +51,7 @@ def append_result(path: Path, result: BenchResult, command: str) -> None:
 
 
 def _cpu() -> str:
-    """The processor's name as Linux tells it, else its architecture."""
+    """Return the processor's name from /proc/cpuinfo, else its architecture."""
     try:
         facts = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

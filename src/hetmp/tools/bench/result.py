@@ -1,4 +1,4 @@
-"""What was measured, and how variants compare."""
+"""The result of a bench, and the comparison of its variants."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from hetmp.tools.bench.config import ONE_PROCESS, BenchConfig
 RESAMPLES = 1000
 
 ENOUGH = 6
-"""Turns for an interval: of 5, all lie on one side of the true median in 6 of 100 benches."""
+"""Least turns for an interval: 5 turns all lie on one side of the true median in 6 % of cases."""
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was measured, the same on every rank.
+    """The result of a bench, the same on every rank.
 
     Attributes:
-        seconds: of every turn of every variant, by name: that of the slowest rank.
-        exchange: of a step of the variants that exchange, by name: the median seconds of
-            exchange and packing, by rank; waiting for slower ranks is part of it.
-        threads: of one rank, and of the one process.
-        left_out: variants that were asked for and could not run, with the reason.
+        seconds: by variant, the time of the slowest rank in every turn.
+        exchange: by variant that exchanges, each rank's median seconds of exchange and packing
+            in a step, including waiting for slower ranks.
+        threads: threads of one rank, and of the one process.
+        left_out: requested variants that could not run, with the reason.
     """
 
     config: BenchConfig
@@ -33,15 +33,15 @@ class BenchResult:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def median(self, variant: str) -> float:
-        """Seconds of a step."""
+        """Return the median seconds of a step of *variant*."""
         return statistics.median(self.seconds[variant])
 
     def ratio(self, variant: str, of: str = "sliced") -> float:
-        """What a step of *of* takes, as a multiple of *variant*."""
+        """Return the median time of *of* as a multiple of *variant*'s."""
         return self.median(of) / self.median(variant)
 
     def interval(self, variant: str, of: str = "sliced") -> tuple[float, float]:
-        """Where ``ratio`` lies with 95 % confidence: a bootstrap over turns, paired by turn."""
+        """Return the 95 % confidence interval of ``ratio``: a bootstrap over paired turns."""
         pair = np.array([self.seconds[of], self.seconds[variant]])  # (2, turns)
         turns = pair.shape[1]
         drawn = np.random.default_rng(0).integers(turns, size=(RESAMPLES, turns))
@@ -50,13 +50,13 @@ class BenchResult:
         return float(low), float(high)
 
     def fastest_process(self) -> str | None:
-        """The faster of the variants in one process; None if none was measured."""
+        """Return the faster of the variants in one process; None if none was measured."""
         return min((n for n in ONE_PROCESS if n in self.seconds), key=self.median, default=None)
 
 
 def rows(result: BenchResult) -> Sequence[tuple[str, str, str, str, str]]:
-    """(variant, milliseconds of a step, quartiles, sliced as a multiple of it, 95 % interval)."""
-    told = []
+    """Return rows of (variant, milliseconds of a step, quartiles, sliced / variant, 95 %)."""
+    table = []
     for name, seconds in result.seconds.items():
         milliseconds = 1000 * np.array(seconds)
         low, high = np.percentile(milliseconds, [25, 75])
@@ -64,12 +64,12 @@ def rows(result: BenchResult) -> Sequence[tuple[str, str, str, str, str]]:
         if name != "sliced" and "sliced" in result.seconds:
             ratio, interval = f"{result.ratio(name):.3f}", _interval(result, name)
         median = f"{np.median(milliseconds):.1f}"
-        told.append((name, median, f"{low:.1f}–{high:.1f}", ratio, interval))
-    return told
+        table.append((name, median, f"{low:.1f}–{high:.1f}", ratio, interval))
+    return table
 
 
 def summary(result: BenchResult) -> list[str]:
-    """Lines to read after the table: the noise, the limit, the exchanges, what is missing."""
+    """Return the lines after the table: noise, limit, exchanges, missing variants."""
     lines = []
     if {"sliced", "sliced again"} <= result.seconds.keys():
         lines.append("sliced again / sliced: " + _ratio(result, "sliced", "sliced again"))

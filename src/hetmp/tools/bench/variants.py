@@ -1,8 +1,9 @@
-"""The ways to do a training step that are compared: each is a function that does one."""
+"""The variants of a training step: each is a function that takes one step."""
 
 import copy
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,25 +19,25 @@ Step = Callable[[], None]
 
 
 def left_out(config: BenchConfig, ranks: int) -> dict[str, str]:
-    """Variants that are asked for but cannot run, with the reason."""
+    """Return the requested variants that cannot run, with the reason."""
     reasons = {}
     if len(config.input_shape) != 3:
         reasons["one process, channels_last"] = "images have no rows and columns"
     for name in DATA_PARALLEL:
         counts = batches(name, config, ranks)
         if 0 in counts:
-            reasons[name] = f"rank {counts.index(0)} has none of {config.batch_size} images"
+            reasons[name] = f"rank {counts.index(0)} gets none of the {config.batch_size} images"
     return {name: why for name, why in reasons.items() if name in config.variants()}
 
 
 def batches(name: str, config: BenchConfig, ranks: int) -> tuple[int, ...]:
-    """How many images each rank has in a data parallel variant."""
+    """Return the number of images of each rank in a data parallel variant."""
     weights = config.weights if name == "data parallel, weighted" else (1.0,) * ranks
     return apportion(config.batch_size, weights).counts
 
 
 def one_process_threads(group: Group, threads: int) -> int:
-    """As many as all ranks have, of *threads* each, on the cores that rank 0 may use."""
+    """Return the threads of one process: *threads* per rank, at most the cores it may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(threads * group.size, cores or 1)
 
@@ -48,7 +49,13 @@ def make_variants(
     model: SlicedModel,
     batch: tuple[Tensor, Tensor],
 ) -> dict[str, Step]:
-    """What each of *names* runs on this rank. Collective."""
+    """Make this rank's step of each of *names*. Collective.
+
+    Args:
+        module: the whole network, with values on rank 0 at least.
+        model: the sliced network.
+        batch: (images, labels) of the whole batch.
+    """
     group = model.hetmp.group
     threads = torch.get_num_threads()
     sliced = _step(model, *batch)
@@ -85,11 +92,11 @@ def _tuned(model: SlicedModel, tuning: Tuning, rehearsing: bool, step: Step) -> 
 
     def tuned() -> None:
         usual, runtime.tuning = runtime.tuning, tuning
-        runtime.group.rehearsing = rehearsing
         try:
-            step()
+            with runtime.group.rehearsed() if rehearsing else nullcontext():
+                step()
         finally:
-            runtime.tuning, runtime.group.rehearsing = usual, False
+            runtime.tuning = usual
 
     return tuned
 

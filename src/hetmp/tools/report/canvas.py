@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#010203"
-"""Of text and axes: black in a PNG, the page's own colour there."""
+"""Colour of text and axes: black in a PNG, replaced by the page's own colour there."""
 
 WIDTH = 8.9
 """Inches; a figure is drawn as wide as the page's column, so its text is of the page's size."""
@@ -24,17 +24,17 @@ WIDTH = 8.9
 DPI = 150
 
 LETTER = 0.075
-"""Inches of a letter, about."""
+"""Approximate width of a letter in inches."""
 
 FEW_RANKS = 12
-"""Ranks that have a colour and a pattern each; more have shades."""
+"""Most ranks with a colour and a pattern each; more get shades."""
 
 ROWS = 40
-"""Bars that can be told apart; more become an area."""
+"""Most bars that can be told apart; more become an area."""
 
 
 class Paint(NamedTuple):
-    """How a series looks."""
+    """The look of a series."""
 
     color: str
     hatch: str = ""
@@ -58,7 +58,7 @@ PARTS = {
     "optimizer": Paint(GREEN, "\\\\\\\\"),
     "activations": Paint(ORANGE, "xxxx"),
 }
-"""What a step's time, or a rank's memory, goes to."""
+"""The look of the parts of a step's time, and of a rank's memory."""
 
 _SERIES = GREEN, VERMILLION, SKY, PURPLE, BLUE, ORANGE
 _HATCHES = "", "////", "||||", "\\\\\\\\", "xxxx", "----"  # lines: dots take much room in SVG
@@ -66,14 +66,14 @@ _DASHES = "-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)
 
 
 def series(number: int) -> Paint:
-    """Of a run, or of one of a few ranks: 36 that differ, then again."""
+    """Return the look of a run or rank by its number: 36 different ones, then again."""
     turn, place = divmod(number, len(_SERIES))
     hatch = _HATCHES[(place + turn) % len(_HATCHES)]
     return Paint(_SERIES[place], hatch, _DASHES[(place + turn) % len(_DASHES)])
 
 
 def of_ranks(count: int) -> list[Paint]:
-    """Of each of *count* ranks; many go from dark to light, in their order."""
+    """Return the looks of *count* ranks; many go from dark to light, in rank order."""
     if count <= FEW_RANKS:
         return [series(number) for number in range(count)]
     from matplotlib import colormaps
@@ -84,7 +84,7 @@ def of_ranks(count: int) -> list[Paint]:
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Matplotlib's settings within: the same whatever a user's own are."""
+    """Use hetmp's settings of matplotlib inside the context, whatever the user's own are."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -125,7 +125,7 @@ def look() -> Iterator[None]:
 
 
 def drawn(figure: "Figure") -> tuple[str, bytes]:
-    """A figure as SVG, its ground transparent, and as PNG on white."""
+    """Draw a figure as (SVG with transparent background, PNG on white)."""
     as_text, as_bytes = io.StringIO(), io.BytesIO()
     log = logging.getLogger("matplotlib.font_manager")
     level, log.level = log.level, logging.ERROR  # a name in a script that the font does not have
@@ -143,11 +143,12 @@ def legend(
     lines: bool = False,
     upright: Sequence[str] = (),
 ) -> None:
-    """A legend above the axes, in as many rows as it takes.
+    """Draw a legend above the axes, in as many rows as needed.
 
     Args:
-        lines: of lines instead of areas.
-        upright: names of upright marks in the colour of the text.
+        paints: names and looks.
+        lines: show lines instead of areas.
+        upright: names of vertical marks in the colour of the text.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -193,19 +194,20 @@ def stacked(
     along: str,
     across: str,
 ) -> None:
-    """A bar for each label, from the top down, made of *values*; an area where they are many.
+    """Draw a stacked bar for each label, from the top down; areas if there are many.
 
     Args:
-        along: what the values are, with the unit.
-        across: what the labels are, where there are too many to write each.
+        values: look and values, one per label, of each part.
+        along: name of the values, with the unit.
+        across: name of the labels, if there are too many to write each.
     """
     import numpy as np
 
     count = len(labels)
     places = np.arange(count)
     before = np.zeros(count)
-    for paint, told in values:
-        width = np.nan_to_num(np.asarray(told, dtype=float))
+    for paint, sizes in values:
+        width = np.nan_to_num(np.asarray(sizes, dtype=float))
         style: Any = {"facecolor": paint.color, "hatch": paint.hatch, "edgecolor": "#ffffff"}
         if count <= ROWS:
             axes.barh(places, width, left=before, height=0.72, linewidth=0, **style)
@@ -236,7 +238,7 @@ def stacked(
 
 
 def names(axes: "Axes", labels: Sequence[str]) -> None:
-    """A name beside each bar, from the top down."""
+    """Write a name beside each bar, from the top down."""
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
@@ -244,5 +246,5 @@ def names(axes: "Axes", labels: Sequence[str]) -> None:
 
 
 def height(rows: int) -> float:
-    """Inches of a picture with so many bars."""
+    """Return the height in inches of a picture with *rows* bars."""
     return 1.25 + 0.27 * rows if rows <= ROWS else 3.6

@@ -1,8 +1,9 @@
-"""What a report shows: its runs, what limits each, and its pictures, in order."""
+"""The content of a report: its runs, their diagnosis and pictures, in order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from hetmp.core.text import NONE, digits
 from hetmp.tools.report import pictures
 from hetmp.tools.report.diagnosis import Diagnosis, Finding, diagnose
 from hetmp.tools.report.head import ended, facts, title
@@ -10,7 +11,7 @@ from hetmp.tools.report.measures import KINDS, TimeByKind, members, step_times
 from hetmp.tools.report.pictures import Missing, Picture
 from hetmp.tools.report.reading import Run
 from hetmp.tools.report.situation import situation
-from hetmp.tools.report.text import NONE, Table, digits, percent, seconds_text
+from hetmp.tools.report.text import Table, percent, seconds_text
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,14 @@ class Section:
 
 @dataclass(frozen=True)
 class RunContent:
-    """What is shown of one run.
+    """The content of one run.
 
     Attributes:
-        title: what was run.
-        facts: a word, and lines that say what there is to say of it.
-        figures: the figures that say most, each with its name.
-        diagnosis: what limits it.
-        sections: pictures.
+        title: network, data and ranks.
+        facts: (label, lines) of the header table.
+        figures: (name, value) of the most important figures.
+        diagnosis: the causes that limit it.
+        sections: its pictures.
     """
 
     label: str
@@ -45,11 +46,11 @@ class RunContent:
 
 @dataclass(frozen=True)
 class Content:
-    """What a report shows.
+    """The content of a report.
 
     Attributes:
-        compared: of several runs, what is shown of all together.
-        table: of several runs, a row for each.
+        compared: pictures of several runs together; None for one run.
+        table: a row for each of several runs; None for one run.
     """
 
     title: str
@@ -59,14 +60,14 @@ class Content:
 
     @property
     def pictures(self) -> list[Picture]:
-        """All, in the order of the page."""
+        """Return all pictures, in the order of the page."""
         sections = [self.compared] if self.compared else []
         sections += [section for run in self.runs for section in run.sections]
         return [picture for section in sections for picture in section.pictures]
 
 
 def content(runs: Sequence[Run]) -> Content:
-    """What a report of *runs* shows."""
+    """Make the content of a report of *runs*."""
     if len(runs) == 1:
         shown = _run(runs[0], curves=True)
         return Content(shown.title, (shown,))
@@ -92,7 +93,7 @@ HEADINGS = (
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
-    """A row for each run."""
+    """Make a table with a row for each run."""
     return Table(HEADINGS, tuple(_row(run) for run in runs), words=2)
 
 
@@ -131,8 +132,8 @@ def _run(run: Run, curves: bool) -> RunContent:
         ),
     ]
     if curves:
-        told = [pictures.loss([run]), pictures.accuracy([run]), pictures.throughput([run])]
-        sections.insert(0, _section("Training", told))
+        over_steps = [pictures.loss([run]), pictures.accuracy([run]), pictures.throughput([run])]
+        sections.insert(0, _section("Training", over_steps))
     return RunContent(
         run.label,
         title(run),
@@ -145,17 +146,21 @@ def _run(run: Run, curves: bool) -> RunContent:
 
 
 def _figures(run: Run, times: TimeByKind | None) -> tuple[tuple[str, str], ...]:
-    told = []
+    figures = []
     if times is not None:
-        told += [
+        figures += [
             ("images/s", digits(times.images_per_second)),
             ("a step", seconds_text(times.step)),
         ]
-        told += [(_NAMES[kind], percent(_share(times, kind))) for kind in KINDS]
-    tested = [one.accuracy for one in run.evaluations if one.accuracy == one.accuracy]
+        figures += [(_NAMES[kind], percent(_share(times, kind))) for kind in KINDS]
+    tested = [
+        evaluation.accuracy
+        for evaluation in run.evaluations
+        if evaluation.accuracy == evaluation.accuracy
+    ]
     if tested:
-        told.append(("test accuracy", f"{100 * tested[-1]:.2f} %"))
-    return tuple(told)
+        figures.append(("test accuracy", f"{100 * tested[-1]:.2f} %"))
+    return tuple(figures)
 
 
 _NAMES = {
@@ -166,30 +171,32 @@ _NAMES = {
 }
 
 
-def _with_what_lasts(told: Diagnosis, run: Run) -> Diagnosis:
-    """With a note on skipped steps, which no arithmetic on times shows."""
+def _with_what_lasts(diagnosis: Diagnosis, run: Run) -> Diagnosis:
+    """Add a note on skipped steps, which the times do not show."""
     skipped = sum(step.skipped for step in run.steps)
     if not skipped:
-        return told
+        return diagnosis
     note = f"{skipped} of {len(run.steps)} steps were left out, as their figures were not finite."
-    return replace(told, notes=(*told.notes, note))
+    return replace(diagnosis, notes=(*diagnosis.notes, note))
 
 
-def _section(name: str, told: Sequence[Picture | Missing]) -> Section:
+def _section(name: str, items: Sequence[Picture | Missing]) -> Section:
     return Section(
         name,
-        tuple(one for one in told if isinstance(one, Picture)),
-        tuple(one for one in told if isinstance(one, Missing)),
+        tuple(item for item in items if isinstance(item, Picture)),
+        tuple(item for item in items if isinstance(item, Missing)),
     )
 
 
 def _named_apart(run: RunContent, number: int) -> RunContent:
-    """With the run's number before the names of its pictures' files."""
+    """Put the run's number before the file names of its pictures."""
     before = f"run-{number + 1}-{_file_name(run.label)}-"
     sections = [
         replace(
             section,
-            pictures=tuple(replace(one, name=before + one.name) for one in section.pictures),
+            pictures=tuple(
+                replace(picture, name=before + picture.name) for picture in section.pictures
+            ),
         )
         for section in run.sections
     ]
@@ -197,8 +204,8 @@ def _named_apart(run: RunContent, number: int) -> RunContent:
 
 
 def _file_name(label: str) -> str:
-    kept = "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in label)
-    return kept.encode("ascii", "replace").decode().replace("?", "-")[:40].strip("-.") or "run"
+    cleaned = "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in label)
+    return cleaned.encode("ascii", "replace").decode().replace("?", "-")[:40].strip("-.") or "run"
 
 
 __all__ = ["Content", "Finding", "RunContent", "Section", "content", "runs_table"]

@@ -1,4 +1,4 @@
-"""What a run was, on what, and how it ended: pairs of a word and what there is to say of it."""
+"""The header table of a run, as (label, lines) pairs, and how the run ended."""
 
 import math
 from collections.abc import Sequence
@@ -12,47 +12,47 @@ from hetmp.tools.report.records import PlaceRecord, RunRecord
 from hetmp.tools.report.text import percent, ranges, seconds_text
 
 SHOWN_SHARES = 8
-"""Ranks whose shares are listed, at most."""
+"""Most ranks whose shares are listed."""
 
 _AIDS = "slowdown", "no_shared_memory", "rounded", "regather", "autocast", "accumulate", "layerwise"
-"""Settings that change times or memory, and are told where they are not as usual."""
+"""Settings that change times or memory, listed if they are not the default."""
 
 
 def title(run: Run) -> str:
-    """What was run: ``digits on digits, 3 ranks``."""
+    """Return the title of a run: ``digits on digits, 3 ranks``."""
     if run.about is None:
         return run.label
-    told = run.about.config
+    config = run.about.config
     ranks = count_ranks(len(members(run.last)) or run.about.ranks)
-    return f"{told.get('model', 'a model')} on {told.get('data', 'data')}, {ranks}"
+    return f"{config.get('model', 'a model')} on {config.get('data', 'data')}, {ranks}"
 
 
 def facts(run: Run) -> list[tuple[str, tuple[str, ...]]]:
-    """All there is to say, in order: a word, and lines."""
-    about = run.about
-    told: list[tuple[str, tuple[str, ...]]] = [
+    """Return the header table of a run: (label, lines) pairs, in order."""
+    record = run.about
+    rows: list[tuple[str, tuple[str, ...]]] = [
         ("run", (str(run.path.parent if run.path.name == NAME else run.path),))
     ]
-    if about is None:
-        told.append(("record", ("the file does not say what was run: its first line is missing",)))
-        return [*told, ("end", (ended(run),))]
+    if record is None:
+        rows.append(("record", ("the file does not say what was run: its first line is missing",)))
+        return [*rows, ("end", (ended(run),))]
     started = next((part.about.started for part in run.parts if part.about), "")
-    told += [("started", (_moment(started),)), ("end", (ended(run),))]
+    rows += [("started", (_moment(started),)), ("end", (ended(run),))]
     if len(run.parts) > 1:
-        told.append(("parts", _parts(run.parts)))
-    told += [("training", (_training(about),)), ("ranks", (_ranks(run.last, about),))]
-    told.append(("machines", _machines(about.placement)))
-    told.append(("software", (_software(about),)))
-    special = _special(about.config)
+        rows.append(("parts", _parts(run.parts)))
+    rows += [("training", (_training(record),)), ("ranks", (_ranks(run.last, record),))]
+    rows.append(("machines", _machines(record.placement)))
+    rows.append(("software", (_software(record),)))
+    special = _special(record.config)
     if special:
-        told.append(("settings", (special,)))
+        rows.append(("settings", (special,)))
     if run.unreadable:
-        told.append(("file", (_unreadable(run),)))
-    return [fact for fact in told if fact[1]]
+        rows.append(("file", (_unreadable(run),)))
+    return [fact for fact in rows if fact[1]]
 
 
 def ended(run: Run) -> str:
-    """How the run ended."""
+    """Return a sentence on how the run ended."""
     ending, last = run.ending, run.last
     planned = last.about.steps if last.about else 0
     of_steps = f" of {planned}" if planned else ""
@@ -74,7 +74,7 @@ def ended(run: Run) -> str:
 
 
 def _duration(run: Run) -> str:
-    """From the first step's end to the run's, where both are known and it ran in one go."""
+    """Return the time from the first step's end to the run's; empty if unknown or resumed."""
     first = next((step.time for step in run.steps if step.time is not None), None)
     last = run.ending.time if run.ending else None
     if first is None or last is None or len(run.parts) > 1:
@@ -83,50 +83,50 @@ def _duration(run: Run) -> str:
 
 
 def _moment(started: str) -> str:
-    """``2026-11-22T09:19:49+0000`` as ``2026-11-22 09:19:49 +0000``."""
+    """Format ``2026-11-22T09:19:49+0000`` as ``2026-11-22 09:19:49 +0000``."""
     day, _, clock = started.partition("T")
     return f"{day} {clock[:8]} {clock[8:]}".strip() or "not recorded"
 
 
 def _parts(parts: Sequence[RunPart]) -> tuple[str, ...]:
-    told = []
+    lines = []
     for part in parts:
         ranks = len(members(part)) or (part.about.ranks if part.about else 0)
-        taken = f"{len(part.steps)} step{'s' * (len(part.steps) != 1)}"
+        steps = f"{len(part.steps)} step{'s' * (len(part.steps) != 1)}"
         since = part.about.resumed if part.about else 0
-        told.append(f"{taken} from step {since} on {count_ranks(ranks)}")
-    return (*told, "figures by rank and layer are of the last part that took a step")
+        lines.append(f"{steps} from step {since} on {count_ranks(ranks)}")
+    return (*lines, "figures by rank and layer are of the last part that took a step")
 
 
-def _training(about: RunRecord) -> str:
-    told = about.config
-    parts = [f"{about.steps} steps of {told.get('batch_size', '?')} images"]
-    parts += [str(told[name]) for name in ("optimizer", "schedule", "dtype") if told.get(name)]
-    if told.get("lr") is not None:
-        parts.insert(2, f"learning rate {_plain(told['lr'])}")
+def _training(record: RunRecord) -> str:
+    config = record.config
+    parts = [f"{record.steps} steps of {config.get('batch_size', '?')} images"]
+    parts += [str(config[name]) for name in ("optimizer", "schedule", "dtype") if config.get(name)]
+    if config.get("lr") is not None:
+        parts.insert(2, f"learning rate {_plain(config['lr'])}")
     return ", ".join(parts)
 
 
-def _ranks(part: RunPart, about: RunRecord) -> str:
-    ranks, held, plan = members(part), shares(part), about.plan
-    told = count_ranks(len(ranks))
+def _ranks(part: RunPart, record: RunRecord) -> str:
+    ranks, held, plan = members(part), shares(part), record.plan
+    text = count_ranks(len(ranks))
     if held and len(ranks) <= SHOWN_SHARES:
-        told += f" with {', '.join(percent(share) for share in held)} of the channels"
+        text += f" with {', '.join(percent(share) for share in held)} of the channels"
     elif held:
-        told += f" with {percent(min(held))} to {percent(max(held))} of the channels each"
+        text += f" with {percent(min(held))} to {percent(max(held))} of the channels each"
     if plan and plan.left_out:
-        told += f"; left out of {plan.ranks}: rank{'s' * (len(plan.left_out) > 1)} "
-        told += ranges(plan.left_out)
-    weights = about.config.get("weights")
+        text += f"; left out of {plan.ranks}: rank{'s' * (len(plan.left_out) > 1)} "
+        text += ranges(plan.left_out)
+    weights = record.config.get("weights")
     if weights == "auto" or (plan and plan.predicted_seconds):
-        return f"{told}; planned from measured times"
+        return f"{text}; planned from measured times"
     if isinstance(weights, list) and len(weights) <= SHOWN_SHARES:
-        return f"{told}; weights {_plain(weights)}"
-    return told
+        return f"{text}; weights {_plain(weights)}"
+    return text
 
 
 def _machines(places: Sequence[PlaceRecord]) -> tuple[str, ...]:
-    """A line for the ranks that run alike."""
+    """Return a line for each set of ranks with the same host, device, cores and threads."""
     alike: dict[tuple[str, str, int, int], list[int]] = {}
     for rank, place in enumerate(places):
         alike.setdefault((place.host, place.device, place.cores, place.threads), []).append(rank)
@@ -143,19 +143,21 @@ def _machines(places: Sequence[PlaceRecord]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _software(about: RunRecord) -> str:
-    told = [f"{name} {version}" for name, version in about.versions.items()]
-    return ", ".join([*told, about.mpi] if about.mpi else told) or "not recorded"
+def _software(record: RunRecord) -> str:
+    texts = [f"{name} {version}" for name, version in record.versions.items()]
+    return ", ".join([*texts, record.mpi] if record.mpi else texts) or "not recorded"
 
 
 def _special(config: dict[str, Any]) -> str:
     usual: tuple[Any, ...] = (None, False, 1, [], "none")
-    told = [(name, config[name]) for name in _AIDS if config.get(name) not in usual]
-    return ", ".join(name if value is True else f"{name} {_plain(value)}" for name, value in told)
+    changed = [(name, config[name]) for name in _AIDS if config.get(name) not in usual]
+    return ", ".join(
+        name if value is True else f"{name} {_plain(value)}" for name, value in changed
+    )
 
 
 def _plain(value: Any) -> str:
-    """A setting as its flag takes it: ``1,2.5``."""
+    """Format a setting as its flag takes it: ``1,2.5``."""
     if isinstance(value, list):
         return ",".join(map(_plain, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,7 @@
-"""Arithmetic on what a run recorded: medians over its steps, by rank. No drawing, no words.
+"""Figures of a run's records: medians over its steps, by rank.
 
-A step's time on a rank is reading + compute + exchange + waiting, and as the ranks meet in every
-exchange, about the same on all of them.
+A step's time on a rank is reading + compute + exchange + waiting. As the ranks meet in every
+exchange, it is about the same on all ranks.
 """
 
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ from hetmp.tools.report.records import PlanRecord, StepRecord, WatchedExchange
 Array = npt.NDArray[np.float64]
 
 KINDS = "compute", "exchange", "waiting", "reading"
-"""What a step's time goes to."""
+"""The kinds of a step's time."""
 
 WINDOWS = 120
-"""Points of a curve, at most."""
+"""Most points of a curve."""
 
 
 @dataclass(frozen=True)
 class TimeByKind:
-    """Where the seconds of a part's steps went.
+    """The seconds of a part's steps, by kind.
 
     Attributes:
-        ranks: that take part, as the job numbers them.
-        median: by kind, of each rank, over the counted steps.
-        total: by kind, of each rank, over all steps.
-        step: the median of a step's time, all kinds together, in the mean over the ranks.
-        images_per_second: the median over the counted steps; NaN where it is not known.
-        counted: how many steps the medians are over: all but the first of the part.
+        ranks: the ranks that take part, as the job numbers them.
+        median: by kind, (ranks,) medians over the counted steps.
+        total: by kind, (ranks,) sums over all steps.
+        step: median over the counted steps of the mean time over the ranks, all kinds together.
+        images_per_second: the median over the counted steps; NaN if not known.
+        counted: number of counted steps: all but the first of the part.
     """
 
     ranks: tuple[int, ...]
@@ -48,8 +48,9 @@ class WindowedCurve:
     """A figure over the steps: the median of each window, and its quartiles.
 
     Attributes:
-        steps: how many steps were taken at the middle of each window.
-        per_window: how many steps a window has.
+        steps: (windows,) number of steps taken at the middle of each window.
+        median, low, high: (windows,) median and quartiles.
+        per_window: number of steps in a window.
     """
 
     steps: Array
@@ -60,7 +61,7 @@ class WindowedCurve:
 
 
 def members(part: RunPart) -> tuple[int, ...]:
-    """The ranks of a part's lists, as the job numbers them."""
+    """Return the ranks that a part's lists are for, as the job numbers them."""
     count = _rank_count(part)
     plan = plan_of(part)
     if plan is not None and len(plan.members) == count:
@@ -69,12 +70,12 @@ def members(part: RunPart) -> tuple[int, ...]:
 
 
 def plan_of(part: RunPart) -> PlanRecord | None:
-    """The plan that a part obeyed."""
+    """Return the plan of a part; None if it is not recorded."""
     return part.about.plan if part.about else None
 
 
 def shares(part: RunPart) -> tuple[float, ...]:
-    """Each member's share of all channels that are cut, 0 to 1; empty where it is not known."""
+    """Return each member's share of the channels that are cut, 0 to 1; empty if not known."""
     plan = plan_of(part)
     if plan is None or len(plan.members) != len(members(part)):
         return ()
@@ -86,7 +87,7 @@ def shares(part: RunPart) -> tuple[float, ...]:
 
 
 def step_times(part: RunPart) -> TimeByKind | None:
-    """Where a part's steps' time went; None where no step has times."""
+    """Compute the seconds of a part's steps by kind; None if no step has times."""
     ranks = members(part)
     timed = [step for step in part.steps if step.seconds is not None]
     timed = [step for step in timed if len(_seconds(step, "compute")) == len(ranks)]
@@ -94,13 +95,13 @@ def step_times(part: RunPart) -> TimeByKind | None:
         return None
     counted = timed[1:] or timed
     every = {kind: _matrix(timed, kind, len(ranks)) for kind in KINDS}
-    kept = {kind: rows[len(timed) - len(counted) :] for kind, rows in every.items()}
-    per_step = np.sum(list(kept.values()), axis=0).mean(axis=1)
+    counted_rows = {kind: rows[len(timed) - len(counted) :] for kind, rows in every.items()}
+    per_step = np.sum(list(counted_rows.values()), axis=0).mean(axis=1)
     images = np.array([_images(part, step) for step in counted])
     speed = _divided(images, per_step)
     return TimeByKind(
         ranks,
-        {kind: np.median(rows, axis=0) for kind, rows in kept.items()},
+        {kind: np.median(rows, axis=0) for kind, rows in counted_rows.items()},
         {kind: rows.sum(axis=0) for kind, rows in every.items()},
         float(np.median(per_step)),
         float(np.median(speed[np.isfinite(speed)])) if np.isfinite(speed).any() else np.nan,
@@ -109,7 +110,7 @@ def step_times(part: RunPart) -> TimeByKind | None:
 
 
 def throughput(run: Run) -> tuple[Array, Array]:
-    """(steps taken, images per second) of all steps that are counted, of all parts."""
+    """Return (steps taken, images per second) of all counted steps, both (steps,)."""
     steps: list[float] = []
     speeds: list[float] = []
     for part in run.parts:
@@ -124,7 +125,7 @@ def throughput(run: Run) -> tuple[Array, Array]:
 
 
 def curve(steps: Array, values: Array) -> WindowedCurve:
-    """A figure of many steps as at most ``WINDOWS`` points. What is not finite is left out."""
+    """Reduce a figure to at most ``WINDOWS`` points, leaving out values that are not finite."""
     finite = np.isfinite(values)
     steps, values = steps[finite], values[finite]
     if not len(steps):
@@ -140,25 +141,25 @@ def curve(steps: Array, values: Array) -> WindowedCurve:
 
 
 def bytes_received(exchange: WatchedExchange) -> float:
-    """Bytes that all ranks receive by an exchange in a step."""
+    """Return the bytes that all ranks receive by an exchange in a step."""
     return float(np.nansum(exchange.bytes))
 
 
 def mean_message(exchanges: Sequence[WatchedExchange]) -> float:
-    """Bytes that all ranks receive in one call, on average; NaN where it is not known."""
+    """Return the mean bytes that all ranks receive in one call; NaN if not known."""
     calls = sum(exchange.calls for exchange in exchanges)
     return sum(map(bytes_received, exchanges)) / calls if calls else np.nan
 
 
 def layer_seconds(compute: Array, exchange: float, waiting: Array) -> float:
-    """What a layer adds to a step: about the same on every rank, so the mean over them."""
+    """Return the seconds that a layer adds to a step, in the mean over the ranks."""
     return float(np.mean(compute + waiting)) + exchange
 
 
 def elapsed(run: Run) -> float:
-    """Seconds that all steps took together; NaN where no step has times."""
-    told = [_step_seconds(step) for step in run.steps if step.seconds is not None]
-    return float(np.nansum(told)) if told else np.nan
+    """Return the sum of the steps' seconds; NaN if no step has times."""
+    seconds = [_step_seconds(step) for step in run.steps if step.seconds is not None]
+    return float(np.nansum(seconds)) if seconds else np.nan
 
 
 def _rank_count(part: RunPart) -> int:
@@ -171,24 +172,24 @@ def _rank_count(part: RunPart) -> int:
 
 
 def _images(part: RunPart, step: StepRecord) -> float:
-    """Of a step's batch; older runs recorded only how many a whole batch has."""
+    """Return the number of images of a step; for older runs, that of a whole batch."""
     if step.images is not None:
         return step.images
-    told = part.about.config.get("batch_size") if part.about else None
-    return float(told) if isinstance(told, int) else np.nan
+    batch_size = part.about.config.get("batch_size") if part.about else None
+    return float(batch_size) if isinstance(batch_size, int) else np.nan
 
 
 def _seconds(step: StepRecord, kind: str) -> tuple[float, ...]:
-    told: tuple[float, ...] = getattr(step.seconds, kind)
-    return told
+    seconds: tuple[float, ...] = getattr(step.seconds, kind)
+    return seconds
 
 
 def _step_seconds(step: StepRecord) -> float:
-    return float(sum(np.mean(told) for kind in KINDS if (told := _seconds(step, kind))))
+    return float(sum(np.mean(by_rank) for kind in KINDS if (by_rank := _seconds(step, kind))))
 
 
 def _matrix(steps: Sequence[StepRecord], kind: str, ranks: int) -> Array:
-    """(steps, ranks); a list that is missing or too short counts as 0."""
+    """Return (steps, ranks) seconds; a list that is missing or too short counts as 0."""
     rows = [_seconds(step, kind) for step in steps]
     return np.nan_to_num(np.array([row if len(row) == ranks else (0.0,) * ranks for row in rows]))
 

@@ -1,4 +1,4 @@
-"""The page: one HTML file with everything in it, from a template."""
+"""The page: one self-contained HTML file, from a template."""
 
 import re
 from collections.abc import Mapping
@@ -14,11 +14,12 @@ PICTURES = "hetmp-pictures"
 """The name of the ``meta`` element that lists the files beside the page."""
 
 
-def page(told: Content, drawings: Mapping[str, str]) -> str:
-    """The text of the page.
+def page(content: Content, drawings: Mapping[str, str]) -> str:
+    """Return the HTML of the page.
 
     Args:
-        drawings: the pictures' SVG by their names.
+        content: the content of the report.
+        drawings: the SVG of each picture, by name.
     """
     environment = Environment(
         loader=PackageLoader("hetmp.tools.report"),
@@ -33,19 +34,19 @@ def page(told: Content, drawings: Mapping[str, str]) -> str:
         picture.name: Markup(
             inline(drawings[picture.name], f"p{number}", picture.title, picture.words)
         )
-        for number, picture in enumerate(told.pictures)
+        for number, picture in enumerate(content.pictures)
     }
     return environment.get_template("report.html.j2").render(
-        told=told, drawn=drawn, pictures=PICTURES, version=__version__
+        report=content, drawn=drawn, pictures=PICTURES, version=__version__
     )
 
 
 def pictures_beside(page: str) -> list[str]:
-    """The names of the pictures' files that a page's ``meta`` element lists."""
-    found = re.search(rf'<meta name="{PICTURES}" content="([\w.,-]*)">', page)
-    return found[1].split(",") if found and found[1] else []
+    """Return the file names of pictures in a page's ``meta`` element."""
+    match = re.search(rf'<meta name="{PICTURES}" content="([\w.,-]*)">', page)
+    return match[1].split(",") if match and match[1] else []
 
 
 def marked(text: str) -> Markup:
-    """Text for the page; what stands in backticks is code."""
+    """Escape text for the page, with code elements for text in backticks."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -1,4 +1,4 @@
-"""A run's metrics file as a `Run`: its parts, and what of the file could not be read."""
+"""Read a run's metrics file into a `Run`."""
 
 import json
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ NAME = "metrics.jsonl"
 
 @dataclass
 class RunPart:
-    """What was recorded from one start of a run to its end; a resumed run has several.
+    """The records from one start of a run to its end; a resumed run has several parts.
 
     Attributes:
-        about: None where the file does not say what was run.
-        ending: None where it was cut off, or goes on.
+        about: the ``run`` record; None if the file has none.
+        ending: None if the run was cut off, or is still going.
     """
 
     about: RunRecord | None = None
@@ -41,13 +41,13 @@ class RunPart:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its metrics file tells it.
+    """The records of a run's metrics file.
 
     Attributes:
-        path: of the metrics file.
-        label: a short name, not that of another run of the same report.
-        parts: in order; one at least.
-        unreadable: the numbers of the lines that could not be read, from 1.
+        path: the metrics file.
+        label: a short name, unique within a report.
+        parts: the parts in order; at least one.
+        unreadable: numbers of the lines that could not be read, from 1.
         torn: whether the last line is one of them, cut in the middle.
     """
 
@@ -59,36 +59,36 @@ class Run:
 
     @property
     def steps(self) -> list[StepRecord]:
-        """Of all parts."""
+        """Return the steps of all parts."""
         return [step for part in self.parts for step in part.steps]
 
     @property
     def evaluations(self) -> list[EvaluationRecord]:
-        """Of all parts."""
+        """Return the evaluations of all parts."""
         return [evaluation for part in self.parts for evaluation in part.evaluations]
 
     @property
     def last(self) -> RunPart:
-        """The last part that took a step, else the last one: figures by rank are of it."""
+        """Return the last part that took a step, else the last one; figures by rank are its."""
         took = [part for part in self.parts if part.steps]
         return (took or list(self.parts))[-1]
 
     @property
     def about(self) -> RunRecord | None:
-        """What the part of ``last`` was."""
+        """Return the ``run`` record of ``last``."""
         return self.last.about
 
     @property
     def ending(self) -> Ending | None:
-        """How the run ended; None where it was cut off, or goes on."""
+        """Return the last record; None if the run was cut off, or is still going."""
         return self.parts[-1].ending
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs of folders or metrics files, each with a label of its own.
+    """Read the runs of folders or metrics files, each with a unique label.
 
     Raises:
-        HetmpError: a file that is not there, cannot be read, or is something else; a run twice.
+        HetmpError: a file is missing, unreadable or something else; or a run is given twice.
     """
     files = [metrics_file(path) for path in paths]
     seen: dict[Path, Path] = {}
@@ -101,31 +101,31 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def metrics_file(path: Path) -> Path:
-    """The metrics file of a run's folder, or the file itself.
+    """Return the metrics file of a run's folder, or *path* itself if it is a file.
 
     Raises:
         HetmpError: there is none.
     """
     if not path.exists():
         raise HetmpError(
-            f"there is no {path}{near_path(path)}: give the folder that a run was told with --out, "
-            f"or its {NAME}"
+            f"{path} does not exist{near_path(path)}: give the folder of a run (its --out), or its "
+            f"{NAME}"
         )
     if not path.is_dir():
         return path
     if not (path / NAME).is_file():
         raise HetmpError(
-            f"{path} has no {NAME}: it is no run's folder, or its run has not begun; "
+            f"{path} has no {NAME}: it is not the folder of a run, or the run has not begun; "
             "'hetmp train --out FOLDER' writes one"
         )
     return path / NAME
 
 
 def read_run(path: Path, label: str = "") -> Run:
-    """The run of a metrics file. Lines that cannot be read are passed over and counted.
+    """Read the run of a metrics file. Lines that cannot be read are skipped and noted.
 
     Raises:
-        HetmpError: the file cannot be read, is empty, or is no metrics file.
+        HetmpError: the file cannot be read, is empty, or is not a metrics file.
     """
     try:
         text = path.read_bytes().decode("utf-8", errors="replace")
@@ -141,7 +141,7 @@ def read_run(path: Path, label: str = "") -> Run:
             unreadable.append(number)
     if len(unreadable) == sum(1 for line in lines if line.strip()):
         what = "torn in its first line" if len(lines) == 1 and lines[0].startswith('{"kind"') else (
-            "no metrics file of hetmp"
+            "not a metrics file of hetmp"
         )  # fmt: skip
         raise HetmpError(
             f"{path} is {what}: a report needs the {NAME} that 'hetmp train --out FOLDER' writes"
@@ -153,13 +153,13 @@ def read_run(path: Path, label: str = "") -> Run:
 
 
 def _take(line: str, parts: list[RunPart]) -> bool:
-    """Add a line to the last of the *parts*, or begin one; whether it was understood."""
+    """Add a line to the last of the *parts*, or begin one; return whether it was understood."""
     try:
-        told = json.loads(line)
-        kind = told["kind"]
+        fields = json.loads(line)
+        kind = fields["kind"]
         if kind not in KINDS:
             return isinstance(kind, str)
-        record = KINDS[kind].model_validate(told)
+        record = KINDS[kind].model_validate(fields)
     except (ValueError, ValidationError, TypeError, KeyError, RecursionError):
         return False
     part = parts[-1]
@@ -184,7 +184,7 @@ def _name(path: Path) -> str:
 
 
 def _labels(files: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many of those above as tell them apart."""
+    """Return the folders' names, with as many parent folders as make them unique."""
     whole = [file.absolute() for file in files]
     folders = [file.parent if file.name == NAME else file.with_suffix("") for file in whole]
     labels = []

@@ -1,8 +1,8 @@
-"""What a metrics file says, as far as a report needs it: read leniently, one model per record.
+"""The records of a metrics file that a report needs: read leniently, one model per record.
 
 ``docs/formats.md`` has the fields. Times are seconds, sizes bytes, lists a number per rank that
-takes part. What an older run did not record has a default here, and the report says that it is
-missing.
+takes part. Fields that an older run did not record have a default, and the report says that they
+are missing.
 """
 
 import math
@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-Number = Annotated[float, BeforeValidator(lambda told: math.nan if told is None else told)]
-"""A number, of which JSON's null says that it was not finite."""
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A number; JSON's null stands for one that is not finite."""
 
 Numbers = tuple[Number, ...]
 
@@ -21,7 +21,7 @@ class _Record(BaseModel):
 
 
 class PlannedLayer(_Record):
-    """How one layer is cut: of the plan."""
+    """One layer of the plan, with its cut."""
 
     name: str
     kind: str = ""
@@ -31,7 +31,7 @@ class PlannedLayer(_Record):
 
 
 class PredictedLayerRecord(_Record):
-    """What was predicted of one layer; lists are of the members."""
+    """Predicted times of one layer; lists are of the members."""
 
     name: str
     compute: Numbers
@@ -51,12 +51,12 @@ class PlanRecord(_Record):
 
     @property
     def members(self) -> tuple[int, ...]:
-        """The ranks that take part."""
+        """Return the ranks that take part."""
         return tuple(rank for rank in range(self.ranks) if rank not in self.left_out)
 
 
 class PlaceRecord(_Record):
-    """Where a rank of the job ran."""
+    """The place of a rank of the job: host, device, cores."""
 
     host: str = ""
     kind: str = ""
@@ -67,7 +67,7 @@ class PlaceRecord(_Record):
 
 
 class RunRecord(_Record):
-    """What a run, or a part of a resumed one, was."""
+    """The settings and ranks of a run, or of a part of a resumed one."""
 
     started: str = ""
     steps: int = 0
@@ -82,7 +82,7 @@ class RunRecord(_Record):
 
 
 class Seconds(_Record):
-    """Where a step's time went, by rank."""
+    """The seconds of a step, by kind and rank."""
 
     compute: Numbers
     exchange: Numbers
@@ -116,7 +116,7 @@ class EvaluationRecord(_Record):
 
 
 class WatchedLayer(_Record):
-    """What one layer takes, with the channel-wise work behind it."""
+    """Times of one layer, with the channel-wise work behind it."""
 
     name: str
     forward: Numbers
@@ -139,7 +139,7 @@ class WatchedExchange(_Record):
 
 
 class Layers(_Record):
-    """Some steps that were watched layer by layer: medians over them."""
+    """Medians over the steps that were timed layer by layer."""
 
     first: int = 0
     steps: int = 0
@@ -150,7 +150,7 @@ class Layers(_Record):
 
 
 class WholeModel(_Record):
-    """What one process would hold."""
+    """Memory that one process would need."""
 
     parameters: Number = 0.0
     gradients: Number = 0.0
@@ -158,7 +158,7 @@ class WholeModel(_Record):
 
 
 class Memory(_Record):
-    """What each rank holds."""
+    """Memory of each rank."""
 
     parameters: Numbers
     gradients: Numbers
@@ -171,7 +171,7 @@ class Memory(_Record):
 
 
 class Ending(_Record):
-    """How a run ended."""
+    """The last record of a run."""
 
     kind: str
     steps: int = 0
@@ -189,4 +189,4 @@ KINDS: dict[str, type[_Record]] = {
     "end": Ending,
     "stopped": Ending,
 }
-"""What each ``kind`` of line is; other kinds are passed over."""
+"""The model of each ``kind`` of line; other kinds are skipped."""

@@ -1,4 +1,4 @@
-"""What the diagnosis needs to know of a run's speed, and where a part of a run says it."""
+"""The figures of a run that the diagnosis needs, and their origin in the records."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,25 +15,25 @@ from hetmp.tools.report.records import PlaceRecord, WatchedLayer
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known of a run's speed. Seconds are of one step, tuples a number per member.
+    """Figures of a run's speed. Seconds are of one step; tuples have a number per member.
 
     Attributes:
-        ranks: that take part, as the job numbers them.
+        ranks: the ranks that take part, as the job numbers them.
         step: seconds of a whole step, reading included.
-        shares: of the channels that are cut, 0 to 1; empty where they are not known.
-        counted: steps that the figures are medians over.
+        shares: shares of the channels that are cut, 0 to 1; empty if not known.
+        counted: number of steps in the medians.
         planned: whether the shares come from measured times.
-        batch_size: images of a step; 0 where it is not known.
+        batch_size: images of a step; 0 if not known.
         readers: threads of each rank that read ahead.
-        rounded: whether bfloat16 is sent; None where it cannot be, or it is not known.
-        shared_memory: whether ranks of a host may exchange through it.
-        message: bytes of an exchange, of all ranks, on average; NaN where it is not known.
+        rounded: whether bfloat16 is sent; None if it cannot be, or is not known.
+        shared_memory: whether ranks of a host may exchange through shared memory.
+        message: mean bytes of an exchange, all ranks together; NaN if not known.
         costliest: the layer whose exchanges cost most, and their seconds.
-        awaited: the layer at which ranks wait most, and the seconds, in the mean.
-        predicted: seconds of the step; None where nothing was planned.
-        slowdown: by which the job's ranks were slowed on purpose; empty where no member was.
+        awaited: the layer at which ranks wait most, and the mean seconds.
+        predicted: predicted seconds of the step; None if nothing was planned.
+        slowdown: factors by which ranks were slowed on purpose; empty if no member was.
         left_out: ranks of the job that take no part.
-        crowded: (host, ranks, cores) where ranks may have to share a host's cores.
+        crowded: (host, ranks, cores) if ranks may have to share a host's cores.
     """
 
     ranks: tuple[int, ...]
@@ -59,30 +59,30 @@ class Situation:
 
     @property
     def read(self) -> float:
-        """Seconds that a step begins later for reading: the rank that reads longest holds it up."""
+        """Return the seconds by which reading delays a step: those of the slowest reader."""
         return max(self.reading)
 
     @property
     def waited(self) -> float:
-        """Seconds that ranks wait for each other's computing, in the mean."""
+        """Return the mean seconds that ranks wait for each other's computing."""
         return max(0.0, mean(self.waiting) - (self.read - mean(self.reading)))
 
 
 def situation(part: RunPart) -> Situation | None:
-    """None where no step of the part has times."""
+    """Collect the figures of a part of a run; None if no step of it has times."""
     times = step_times(part)
     if times is None:
         return None
-    about, plan = part.about, plan_of(part)
-    told: dict[str, Any] = about.config if about else {}
-    slowdown = told.get("slowdown") or ()
-    places = about.placement if about else ()
+    record, plan = part.about, plan_of(part)
+    config: dict[str, Any] = record.config if record else {}
+    slowdown = config.get("slowdown") or ()
+    places = record.placement if record else ()
     if max(times.ranks) < len(places):
         places = tuple(places[rank] for rank in times.ranks)
     slowed = [factor != 1 for rank, factor in enumerate(slowdown) if rank in times.ranks]
     rounded = None
-    if told.get("dtype") == "float32":
-        rounded = bool(told.get("rounded"))
+    if config.get("dtype") == "float32":
+        rounded = bool(config.get("rounded"))
     return Situation(
         ranks=times.ranks,
         step=times.step,
@@ -93,11 +93,11 @@ def situation(part: RunPart) -> Situation | None:
         counted=times.counted,
         shares=shares(part),
         planned=bool(plan and (plan.predicted_seconds or plan.devices))
-        or told.get("weights") == "auto",
-        batch_size=int(told.get("batch_size") or 0),
-        readers=int(told.get("readers") or 1),
+        or config.get("weights") == "auto",
+        batch_size=int(config.get("batch_size") or 0),
+        readers=int(config.get("readers") or 1),
         rounded=rounded,
-        shared_memory=not told.get("no_shared_memory"),
+        shared_memory=not config.get("no_shared_memory"),
         message=mean_message(part.layers.exchanges) if part.layers else float("nan"),
         predicted=plan.predicted_seconds if plan else None,
         left_out=plan.left_out if plan else (),
@@ -109,7 +109,7 @@ def situation(part: RunPart) -> Situation | None:
 
 
 def _largest(part: RunPart, of: Callable[[WatchedLayer], float]) -> tuple[str, float] | None:
-    """The layer with the largest figure, and the figure; None where there is none."""
+    """Return the layer with the largest figure, and the figure; None if there is none."""
     layers = part.layers.layers if part.layers else ()
     known = [(layer.name, of(layer)) for layer in layers if layer.name and layer.waiting]
     name, most = max(known, key=lambda pair: pair[1], default=("", 0.0))
@@ -117,18 +117,18 @@ def _largest(part: RunPart, of: Callable[[WatchedLayer], float]) -> tuple[str, f
 
 
 def crowded_hosts(places: Sequence[PlaceRecord]) -> tuple[tuple[str, int, int], ...]:
-    """(host, ranks, cores) of hosts with more ranks than each of them may use cores.
+    """Return (host, ranks, cores) of hosts with more ranks than cores that each may use.
 
-    A rank that computes with as many threads as it may use cores has them to itself.
+    A rank with as many threads as cores is taken to have its cores to itself.
 
-    >>> crowded_hosts([Place(host="a", cores=2, threads=1)] * 3)
+    >>> crowded_hosts([PlaceRecord(host="a", cores=2, threads=1)] * 3)
     (('a', 3, 2),)
-    >>> crowded_hosts([Place(host="a", cores=2, threads=2)] * 3)
+    >>> crowded_hosts([PlaceRecord(host="a", cores=2, threads=2)] * 3)
     ()
     """
     ranks = Counter(place.host for place in places)
-    found = {}
+    crowded = {}
     for place in places:
         if ranks[place.host] > place.cores > place.threads:
-            found[place.host] = (place.host, ranks[place.host], place.cores)
-    return tuple(found.values())
+            crowded[place.host] = (place.host, ranks[place.host], place.cores)
+    return tuple(crowded.values())

@@ -1,4 +1,4 @@
-"""A drawing of matplotlib's as a piece of a page: small, without ids that others have, inline."""
+"""Turn a drawing of matplotlib into an inline element of a page, small and with unique ids."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -11,12 +11,13 @@ _USED = re.compile(r"url\(#([^)]+)\)")
 
 
 def inline(drawing: str, name: str, label: str, description: str) -> str:
-    """The ``<svg>`` element of *drawing* for a page.
+    """Return the ``<svg>`` element of *drawing* for a page.
 
     Args:
-        name: before each of its ids; another for each picture of a page.
-        label: what it is called.
-        description: what it shows, in words.
+        drawing: the SVG document.
+        name: prefix of its ids, unique within the page.
+        label: its title.
+        description: its content in words.
     """
     # ElementTree reads no external entities, and the text is matplotlib's own.
     root = ElementTree.fromstring(drawing)
@@ -41,13 +42,13 @@ def inline(drawing: str, name: str, label: str, description: str) -> str:
 
 
 def _used_ids(root: ElementTree.Element) -> set[str]:
-    found: set[str] = set()
+    ids: set[str] = set()
     for element in root.iter():
         if _HREF in element.attrib:
-            found.add(element.attrib[_HREF].removeprefix("#"))
+            ids.add(element.attrib[_HREF].removeprefix("#"))
         for value in element.attrib.values():
-            found.update(_USED.findall(value))
-    return found
+            ids.update(_USED.findall(value))
+    return ids
 
 
 def _rewrite(element: ElementTree.Element, name: str, used: set[str]) -> None:
@@ -70,13 +71,13 @@ def _rewrite(element: ElementTree.Element, name: str, used: set[str]) -> None:
 
 
 def _text_style(style: str) -> str:
-    """The page's own font, and its colour where none is said."""
+    """Return a style with the page's own font, and its colour if the text has none."""
     size = re.search(r"([\d.]+)px", style)
-    kept = [
+    parts = [
         part.strip()
         for part in style.split(";")
         if part.strip() and not part.strip().startswith("font")
     ]
-    if not any(part.startswith("fill:") for part in kept):
-        kept.append("fill: currentColor")
-    return "; ".join([f"font-size: {size[1] if size else 9}px", *kept])
+    if not any(part.startswith("fill:") for part in parts):
+        parts.append("fill: currentColor")
+    return "; ".join([f"font-size: {size[1] if size else 9}px", *parts])

@@ -20,15 +20,15 @@ COLUMNS = (
     "reading",
     "test accuracy",
 )
-"""Of the table of runs: those that fit in 80 columns."""
+"""Columns of the table of runs that fit in a terminal of 80 columns."""
 
 
-def gist(told: Content, runs: Sequence[Run]) -> RenderableType:
-    """A table of the runs, and what limits each."""
+def gist(content: Content, runs: Sequence[Run]) -> RenderableType:
+    """Make a table of the runs, with the diagnosis of each."""
     parts: list[RenderableType] = [_table(runs)]
-    for run in told.runs:
+    for run in content.runs:
         parts.append(Text())
-        if len(told.runs) > 1:
+        if len(content.runs) > 1:
             parts.append(Text(run.label, style="bold"))
         parts += [_marked(finding.text) for finding in run.diagnosis.findings]
         parts += [_marked(f"note: {note}", "dim") for note in run.diagnosis.notes]
@@ -49,8 +49,8 @@ def _table(runs: Sequence[Run]) -> Table:
 
 
 def _marked(text: str, style: str = "") -> Text:
-    """Text whose backticks are bold instead."""
-    told = Text(style=style)
+    """Make text with bold parts for those in backticks."""
+    marked = Text(style=style)
     for number, part in enumerate(text.split("`")):
-        told.append(part, style="bold" if number % 2 else "")
-    return told
+        marked.append(part, style="bold" if number % 2 else "")
+    return marked

@@ -1,14 +1,13 @@
-"""Figures and tables as a person reads them, on the page and in a terminal alike."""
+"""Format figures and tables, for the page and the terminal."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-NONE = "–"
-"""Where there is no figure."""
+from hetmp.core.text import NONE, digits, trimmed
 
 NAME_LENGTH = 34
-"""Characters of a name in a picture; tables have it whole."""
+"""Most characters of a name in a picture; tables have the whole name."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,7 @@ class Table:
     """Rows of text; the first cell names its row.
 
     Attributes:
-        words: how many columns from the left are words; the others are figures.
+        words: number of columns from the left with words; the others have figures.
     """
 
     headings: tuple[str, ...]
@@ -25,27 +24,12 @@ class Table:
 
     @property
     def long(self) -> bool:
-        """Whether it is too long to be printed beside its picture."""
+        """Return whether it is too long to be printed beside its picture."""
         return len(self.rows) > 24
 
 
-def digits(value: float, count: int = 3) -> str:
-    """*value* with *count* digits that matter.
-
-    >>> digits(1234.5), digits(12.345), digits(0.012345), digits(0.0), digits(1.2345e-9)
-    ('1,234', '12.3', '0.0123', '0', '1.23e-09')
-    """
-    if not math.isfinite(value):
-        return NONE
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-4:
-        return f"{value:.{count - 1}e}"
-    return f"{value:,.{max(0, count - 1 - math.floor(math.log10(abs(value))))}f}"
-
-
 def seconds_text(seconds: float) -> str:
-    """``0.83 ms``, ``120 ms``, ``1.5 s``, ``4 min 10 s``.
+    """Format seconds: ``0.83 ms``, ``120 ms``, ``1.5 s``, ``4 min 10 s``.
 
     >>> seconds_text(0.00083), seconds_text(0.12), seconds_text(1.5), seconds_text(250.0)
     ('0.83 ms', '120 ms', '1.5 s', '4 min 10 s')
@@ -63,7 +47,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """The bare figure, for a column in ms.
+    """Format seconds as a bare number, for a column in ms.
 
     >>> milliseconds(0.0123456), milliseconds(2.5)
     ('12.3', '2,500')
@@ -71,23 +55,8 @@ def milliseconds(seconds: float) -> str:
     return digits(1e3 * seconds)
 
 
-def size_text(size: float) -> str:
-    """``512 bytes``, ``1.5 KiB``, ``86 MiB``.
-
-    >>> size_text(512), size_text(1536), size_text(86 * 2**20)
-    ('512 bytes', '1.5 KiB', '86 MiB')
-    """
-    if not math.isfinite(size):
-        return NONE
-    if size < 1024:
-        return f"{size:.0f} bytes"
-    units = ("KiB", "MiB", "GiB", "TiB")
-    power = min(len(units), int(math.log2(size) // 10))
-    return f"{trimmed(size / 1024**power)} {units[power - 1]}"
-
-
 def size_unit(size: float) -> tuple[float, str]:
-    """Of an axis up to *size* bytes: what to divide by, and the unit.
+    """Return (divisor, unit) for an axis up to *size* bytes.
 
     >>> size_unit(500.0), size_unit(5e6)
     ((1024.0, 'KiB'), (1048576.0, 'MiB'))
@@ -99,7 +68,7 @@ def size_unit(size: float) -> tuple[float, str]:
 
 
 def percent(share: float) -> str:
-    """``71 %``, ``4.2 %``, ``0.3 %``.
+    """Format a share from 0 to 1: ``71 %``, ``4.2 %``, ``0.3 %``.
 
     >>> percent(0.714), percent(0.042), percent(0.0), percent(1e-5), percent(1.0)
     ('71 %', '4.2 %', '0 %', '<0.1 %', '100 %')
@@ -112,7 +81,7 @@ def percent(share: float) -> str:
 
 
 def short(name: str, most: int = NAME_LENGTH) -> str:
-    """A name that fits in front of a bar: cut in the middle.
+    """Shorten a name to *most* characters by cutting its middle.
 
     >>> short("features.conv1"), short("a" * 20 + "b" * 20, 11)
     ('features.conv1', 'aaaaa…bbbbb')
@@ -124,40 +93,30 @@ def short(name: str, most: int = NAME_LENGTH) -> str:
 
 
 def listed(names: Sequence[object]) -> str:
-    """``0``, ``0 and 1``, ``0, 1 and 2``.
+    """Join names: ``0``, ``0 and 1``, ``0, 1 and 2``.
 
     >>> listed([0]), listed([0, 1, 2])
     ('0', '0, 1 and 2')
     """
-    told = [str(name) for name in names]
-    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
+    words = [str(name) for name in names]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Whole numbers, neighbours joined.
+    """Format whole numbers with neighbours joined.
 
     >>> ranges([0, 1, 2, 5, 7, 8]), ranges([])
     ('0 to 2, 5, 7, 8', '')
     """
-    told: list[str] = []
+    parts: list[str] = []
     numbers = sorted(numbers)
     while numbers:
         length = 1
         while length < len(numbers) and numbers[length] == numbers[0] + length:
             length += 1
         if length > 2:
-            told.append(f"{numbers[0]} to {numbers[length - 1]}")
+            parts.append(f"{numbers[0]} to {numbers[length - 1]}")
         else:
-            told += map(str, numbers[:length])
+            parts += map(str, numbers[:length])
         numbers = numbers[length:]
-    return ", ".join(told)
-
-
-def trimmed(value: float) -> str:
-    """Three digits that matter, without zeros at the end of a fraction.
-
-    >>> trimmed(16.0), trimmed(2.5)
-    ('16', '2.5')
-    """
-    told = digits(value)
-    return told.rstrip("0").rstrip(".") if "." in told else told
+    return ", ".join(parts)

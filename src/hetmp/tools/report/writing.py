@@ -1,4 +1,4 @@
-"""The report's files: each is written beside and then renamed, the page last."""
+"""Write the report's files: each beside its place and then renamed, the page last."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -12,13 +12,17 @@ PAGE = "report.html"
 
 
 def write(folder: Path, page: str, pictures: Mapping[str, bytes]) -> Path:
-    """Write the page and the pictures beside it; an older report in *folder* is replaced.
+    """Write the page and the pictures beside it; replace an older report in *folder*.
+
+    Args:
+        page: the HTML.
+        pictures: PNG data by name.
 
     Returns:
-        the page's path.
+        The page's path.
 
     Raises:
-        HetmpError: the folder or a file cannot be written; an older report is then as it was, but
+        HetmpError: the folder or a file cannot be written; an older report then stays, except
             perhaps for some pictures.
     """
     # The page first: what is entered first takes its place last.
@@ -40,7 +44,7 @@ def write(folder: Path, page: str, pictures: Mapping[str, bytes]) -> Path:
 
 
 def _older(page: Path) -> set[str]:
-    """The pictures that an older report wrote."""
+    """Return the file names of an older report's pictures."""
     try:
         return set(pictures_beside(page.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Slurm jobs: what they ask for, their scripts, submitting them and watching them."""
+"""Slurm jobs: their settings and scripts, submitting and following them."""
 
 from hetmp.tools.submit.follow import follow
 from hetmp.tools.submit.job import TEMPLATES, Component, Job, make_job, read_job

@@ -1,4 +1,4 @@
-"""Watching a job from the login node: its state, and what its run records."""
+"""Follow a job from the login node: its state, and the records of its run."""
 
 import json
 import math
@@ -17,13 +17,13 @@ from hetmp.core.errors import HetmpError
 from hetmp.tools.submit.script import Submitted
 
 POLL_SECONDS = 2.0
-"""How often Slurm is asked: often enough to watch, seldom enough for a busy controller."""
+"""Seconds between queries to Slurm: short enough to watch, long enough for its controller."""
 
 LOG_LINES = 15
-"""How much is shown of a failed job's log."""
+"""Last lines of a failed job's log to show."""
 
 UNANSWERED = 150
-"""How often in a row Slurm may give no answer: controllers are restarted, too."""
+"""Queries in a row that Slurm may leave unanswered: controllers are restarted, too."""
 
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED"}
 ENDED = {
@@ -36,7 +36,7 @@ _RUN = b'{"kind": "run"'
 
 
 class RecordTail:
-    """The records of a metrics file as they come, also when a resumed run replaces the file."""
+    """A reader of new records of a metrics file, even if a resumed run replaces the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -45,7 +45,7 @@ class RecordTail:
         self._read = 0
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """Those that have come since the last call; of a replaced file, those that were added."""
+        """Yield the records since the last call; of a replaced file, the added ones."""
         try:
             with self._path.open("rb") as file:
                 content = file.read()
@@ -54,21 +54,25 @@ class RecordTail:
             return
         whole = content.rfind(b"\n") + 1
         if self._file is not None and number != self._file:
-            # It repeats what it told up to the checkpoint, and goes on with a `run` record, which
-            # may yet have to come.
+            # The new file repeats the records up to the checkpoint, then continues with a `run`
+            # record, which may not be there yet.
             self._read = max(0, content.rfind(_RUN))
             if self._run and content[self._read :].startswith(self._run):
                 self._read = whole
         self._file = number
-        told, self._read = content[self._read : whole], max(self._read, whole)
-        for line in told.splitlines(keepends=True):
+        added, self._read = content[self._read : whole], max(self._read, whole)
+        for line in added.splitlines(keepends=True):
             if line.startswith(_RUN):
                 self._run = line
             yield json.loads(line)
 
 
 def job_state(number: int) -> tuple[str, str]:
-    """(state, reason or nodes) of a job; ``("", "")`` when Slurm has forgotten it."""
+    """Return (state, reason or nodes) of a job; ``("", "")`` if Slurm has forgotten it.
+
+    Raises:
+        HetmpError: Slurm does not answer.
+    """
     try:
         shown = called("scontrol", "show", "job", "--oneliner", str(number))
     except HetmpError as error:
@@ -84,9 +88,10 @@ def job_state(number: int) -> tuple[str, str]:
 
 
 def follow(job: Submitted, console: Console | None = None) -> str:
-    """Show a job's progress until it ends; returns its last state, as Slurm calls it.
+    """Show a job's progress until it ends; return its last state, as Slurm calls it.
 
-    Of a run it is a bar on a terminal, elsewhere a line per evaluation; of another job its log.
+    A run is shown as a bar on a terminal, elsewhere as a line per evaluation; another job by its
+    log.
 
     Raises:
         HetmpError: Slurm gives no answer for minutes.
@@ -161,5 +166,5 @@ def _show(record: dict[str, Any], progress: Progress, bar: Any) -> None:
 
 
 def _loss(record: dict[str, Any]) -> str:
-    told = record["loss"]  # null where it is not finite
-    return f"loss {math.nan if told is None else told:.4f}"
+    loss = record["loss"]  # null where it is not finite
+    return f"loss {math.nan if loss is None else loss:.4f}"

@@ -1,4 +1,4 @@
-"""What a job is told: checked when made, every field with its meaning."""
+"""The settings of a job: checked when made, every field with its meaning."""
 
 import re
 import sys
@@ -25,14 +25,14 @@ Whole = Annotated[int, Field(ge=1)]
 def _is_a_word(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._%+\[\]=,:@&|*()/-]+", value):
         raise ValueError(
-            f"{value!r} cannot stand in a line of a script: letters, digits and ._%+[]=,:@&|*()/- "
-            "can, spaces and quotes cannot"
+            f"{value!r} cannot be put into a script: use letters, digits and ._%+[]=,:@&|*()/-, "
+            "no spaces or quotes"
         )
     return value
 
 
 Word = Annotated[str, AfterValidator(_is_a_word)]
-"""Text that stands in a line of a script as it is."""
+"""Text that needs no quoting in a script."""
 
 
 class Component(BaseModel):
@@ -41,42 +41,44 @@ class Component(BaseModel):
     model_config = _CONFIG
 
     partition: Word | None = None
-    """The partition that they are in."""
+    """Partition of the nodes."""
     constraint: Word | None = None
-    """Features that they must have."""
+    """Features that the nodes must have."""
     nodes: str = "1"
-    """How many nodes: 2, or 1-4 for as many of them as can be had."""
+    """Number of nodes: 2, or 1-4 for as many of them as are free."""
     tasks_per_node: Whole = 1
     """Ranks on each node: one per GPU, or one in all."""
     cpus_per_task: Whole = 2
     """Cores for each rank."""
     gpus_per_task: Annotated[int, Field(ge=0)] = 0
-    """GPUs for each rank, which uses one."""
+    """GPUs for each rank; it uses one."""
     mem: Word | None = None
-    """Memory of each node, as 16G; the site's default if not given."""
+    """Memory of each node, such as 16G; the site's default if not given."""
 
     @field_validator("nodes", mode="before")
     @classmethod
     def _nodes_are_a_range(cls, value: Any) -> str:
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
-        if found is None or int(found[1]) < 1 or int(found[2] or found[1]) < int(found[1]):
-            raise ValueError(f"{value!r} is no number of nodes such as 2, and no range such as 1-4")
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
+        if match is None or int(match[1]) < 1 or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(
+                f"{value!r} is neither a number of nodes such as 2 nor a range such as 1-4"
+            )
         return str(value)
 
     @model_validator(mode="after")
     def _range_has_one_task_each(self) -> "Component":
         if "-" in self.nodes and self.tasks_per_node > 1:
             raise ValueError(
-                f"of nodes {self.nodes} with {self.tasks_per_node} tasks on each, Slurm would give "
-                "the fewest: say one number of nodes, or 1 task per node"
+                f"for nodes {self.nodes} with {self.tasks_per_node} tasks each, Slurm would give "
+                "the fewest: give one number of nodes, or 1 task per node"
             )
         return self
 
     def options(self) -> list[str]:
-        """The options of sbatch that ask for it."""
-        # Told a number of tasks, Slurm gives the fewest nodes of a range that will do.
+        """Return the options of sbatch that request this component."""
+        # With a number of tasks, Slurm gives the fewest nodes of a range that suffice.
         fixed = "-" not in self.nodes
-        told = {
+        values = {
             "partition": self.partition,
             "constraint": self.constraint,
             "nodes": self.nodes,
@@ -85,21 +87,21 @@ class Component(BaseModel):
             "gpus-per-task" if fixed else "gpus-per-node": self.gpus_per_task or None,
             "mem": self.mem,
         }
-        return [f"--{name}={value}" for name, value in told.items() if value is not None]
+        return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
     def untold(self) -> str:
-        """What a running job is not told of its components, as ``parse`` takes it."""
-        told = {"constraint": self.constraint, "mem": self.mem}
-        return "".join(f",{name}={value}" for name, value in told.items() if value is not None)
+        """Return the settings that a running job cannot see, in the form of ``parse``."""
+        values = {"constraint": self.constraint, "mem": self.mem}
+        return "".join(f",{name}={value}" for name, value in values.items() if value is not None)
 
     @classmethod
     def parse(cls, text: str) -> "Component":
-        """``partition=fast,nodes=2,gpus_per_task=1``.
+        """Parse ``partition=fast,nodes=2,gpus_per_task=1``.
 
         Raises:
             HetmpError: an unknown name, or a wrong value.
         """
-        told: dict[str, str] = {}
+        fields: dict[str, str] = {}
         for part in re.split(r",(?=[\w-]+=)", text):  # a constraint may have commas
             name, equals, value = part.partition("=")
             name = name.strip().replace("-", "_")
@@ -107,21 +109,21 @@ class Component(BaseModel):
                 raise HetmpError(f"component {text!r}: {part!r} is not name=value")
             if name not in cls.model_fields:
                 raise unknown_name("component setting", name, cls.model_fields)
-            told[name] = value.strip()
-        return validated(cls, told, f"component {text!r}")
+            fields[name] = value.strip()
+        return validated(cls, fields, f"component {text!r}")
 
 
 class Job(BaseModel):
-    """One job."""
+    """The settings of one job."""
 
     model_config = _CONFIG
 
     name: Word = "hetmp"
-    """What the queue calls it."""
+    """Name of the job in the queue."""
     time: Word = "01:00:00"
-    """Time limit, as sbatch takes it; a run is queued again as often as max_restarts allows."""
+    """Time limit, as sbatch takes it; a run is requeued up to max_restarts times."""
     account: Word | None = None
-    """Whom the site charges."""
+    """Account to charge."""
     qos: Word | None = None
     """Quality of service."""
     output: Word = "%x-%j.out"
@@ -131,31 +133,31 @@ class Job(BaseModel):
     options: tuple[str, ...] = ()
     """More options of sbatch, each as --name=value."""
     arguments: tuple[str, ...] = ()
-    """What follows `hetmp train` (or profile, evaluate) in the job."""
+    """Arguments of `hetmp train` (or profile, evaluate) in the job."""
     run: str | None = None
-    """Folder of the run, to go on with an older one; runs/NAME-NUMBER if not given."""
+    """Folder of the run, an older one to continue it; runs/NAME-NUMBER if not given."""
     profiles: str = "runs/profiles"
-    """Folder of what was measured of each kind of node."""
+    """Folder of measured times by kind of node."""
     checkpoint_every: Word = "10min"
-    """How often a checkpoint is saved: 500 (steps), 2epochs, 90s, 10min, 1h."""
+    """How often to save a checkpoint: 500 (steps), 2epochs, 90s, 10min, 1h."""
     signal: str = "USR2"
-    """Which signal says that the time is nearly up."""
+    """Signal to send before the time limit."""
     notice: Annotated[int, Field(ge=1, le=65535)] = 120
-    """How many seconds before the limit it says so: enough for a step, an evaluation and a
-    checkpoint. Slurm may be up to 60 s early."""
+    """Seconds before the limit to send it: enough for a step, an evaluation and a checkpoint.
+    Slurm may be up to 60 s early."""
     max_restarts: Annotated[int, Field(ge=0)] = 10
-    """How often a run that was not done in time is queued again."""
+    """How often to requeue a run that has not ended in time."""
     mpi: Word = "auto"
-    """What srun --mpi= is given; auto: what fits the MPI library and the site."""
+    """Value for srun --mpi=; auto: the one that fits the MPI library and the site."""
 
     def same_flags(self) -> list[str]:
-        """Flags of `hetmp submit` for a job like this one on other nodes."""
-        told = self.model_dump(exclude_defaults=True, include=set(_FLAGS))
+        """Return the flags of `hetmp submit` for a job like this one on other nodes."""
+        changed = self.model_dump(exclude_defaults=True, include=set(_FLAGS))
         flags = [
             word
             for name in _FLAGS
-            if name in told
-            for word in (f"--{name.replace('_', '-')}", str(told[name]))
+            if name in changed
+            for word in (f"--{name.replace('_', '-')}", str(changed[name]))
         ]
         return flags + [f"--option={option}" for option in self.options]
 
@@ -171,7 +173,9 @@ class Job(BaseModel):
     def _are_options(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         for value in values:
             if not re.fullmatch(r"--?[A-Za-z][^\n]*", value):
-                raise ValueError(f"{value!r} is no option of sbatch such as --reservation=night")
+                raise ValueError(
+                    f"{value!r} is not an option of sbatch such as --reservation=night"
+                )
         return values
 
 
@@ -179,7 +183,7 @@ _FLAGS = (
     "name", "time", "account", "qos", "profiles", "checkpoint_every", "signal", "notice",
     "max_restarts",
 )  # fmt: skip
-"""The fields of a job that are flags of `hetmp submit` whatever its nodes are."""
+"""The fields of a job that are flags of `hetmp submit` and do not concern its nodes."""
 
 _DIGITS = ("--model", "digits", "--data", "digits", "--epochs", "12")
 
@@ -197,11 +201,11 @@ TEMPLATES: dict[str, dict[str, Any]] = {
     "profile": {"name": "hetmp-profile", "time": "00:30:00", "arguments": ("digits",)},
     "evaluate": {"name": "hetmp-evaluate", "time": "00:30:00"},
 }
-"""By template: what a job is where nothing else is said."""
+"""The default settings of a job, by template."""
 
 
 def read_job(path: str | Path) -> dict[str, Any]:
-    """What a job file (TOML) says: the fields of a job, and ``template``.
+    """Read a job file (TOML): the fields of a job, and ``template``.
 
     Raises:
         HetmpError: it cannot be read.
@@ -214,37 +218,37 @@ def read_job(path: str | Path) -> dict[str, Any]:
 
 def make_job(
     template: str,
-    told: Mapping[str, Any],
+    settings: Mapping[str, Any],
     nodes: Mapping[str, Any] | None = None,
     source: str = "job",
 ) -> Job:
-    """A template's job with what was told in the place of its defaults.
+    """Make a job from a template's defaults and the given fields.
 
     Args:
-        told: fields of the job.
-        nodes: fields of its one component.
-        source: who told, for messages.
+        settings: fields of the job.
+        nodes: fields of its only component.
+        source: origin of the fields, for messages.
 
     Raises:
-        HetmpError: no such template or field, or a wrong value: its place and the reason; the
-            folder of a training run among its arguments.
+        HetmpError: an unknown template or field; a wrong value, with its place and the reason;
+            or ``--out`` among the arguments of a training run.
     """
     if template not in TEMPLATES:
         raise unknown_name("job template", template, TEMPLATES)
-    for name in told:
+    for name in settings:
         if name not in Job.model_fields:
             raise unknown_name("job setting", name, Job.model_fields)
-    fields = {**TEMPLATES[template], **told}
+    fields = {**TEMPLATES[template], **settings}
     if nodes:
         components = validated(Job, fields, source).components
         if len(components) > 1:
             raise HetmpError(
-                f"--{next(iter(nodes)).replace('_', '-')} does not say which of the "
-                f"{len(components)} components it is for: put it into --component"
+                f"--{next(iter(nodes)).replace('_', '-')} is ambiguous for a job of "
+                f"{len(components)} components: put it into --component"
             )
         fields["components"] = ({**components[0].model_dump(exclude_unset=True), **nodes},)
     job = validated(Job, fields, source)
-    outs = [told for told in job.arguments if told == "--out" or told.startswith("--out=")]
+    outs = [word for word in job.arguments if word == "--out" or word.startswith("--out=")]
     if outs and template.startswith("train"):
-        raise HetmpError("the run's folder is --run of hetmp submit, not --out in the job")
+        raise HetmpError("give the run's folder by --run of hetmp submit, not by --out in the job")
     return job

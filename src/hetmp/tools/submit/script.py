@@ -12,15 +12,15 @@ from hetmp.cluster.slurm import called
 from hetmp.tools.submit.job import Job
 
 _FILES = {"train_hetero": "train"}
-"""Templates that are another one with other defaults."""
+"""Templates that use the file of another."""
 
 
 def render(template: str, job: Job, env_file: str | Path | None = "jobs/env.sh") -> str:
-    """The text of the script.
+    """Return the text of a job's script.
 
     Args:
         template: its name in ``TEMPLATES``.
-        env_file: what the script reads first; nothing if None.
+        env_file: shell file that the script sources first; none if None.
     """
     environment = Environment(
         loader=PackageLoader("hetmp.tools.submit"),
@@ -46,9 +46,9 @@ class Submitted:
     """A job in the queue.
 
     Attributes:
-        number: as Slurm counts.
-        log: where its output goes.
-        run: the folder of the run; None of a job that trains nothing.
+        number: Slurm's job number.
+        log: the file of its output.
+        run: the folder of the run; None for a job that does not train.
     """
 
     number: int
@@ -60,13 +60,13 @@ def submit(template: str, job: Job, script: str) -> Submitted:
     """Give a job's *script*, made from *template*, to sbatch, to run in the present folder.
 
     Raises:
-        HetmpError: sbatch is not there or refuses it: with its own words.
+        HetmpError: sbatch is missing or refuses the job: its own message.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "job.sbatch")
         path.write_text(script)
-        said = called("sbatch", "--parsable", str(path))
-    number = int(said.strip().splitlines()[-1].partition(";")[0])
+        answer = called("sbatch", "--parsable", str(path))
+    number = int(answer.strip().splitlines()[-1].partition(";")[0])
     log = job.output.replace("%x", job.name).replace("%j", str(number))
     run = job.run or os.environ.get("HETMP_RUN") or f"runs/{job.name}-{number}"
     return Submitted(number, Path(log), Path(run) if template.startswith("train") else None)

@@ -1,4 +1,4 @@
-"""A few steps under the glass: every operation and exchange of all ranks, on one clock."""
+"""Trace a few steps: every operation and exchange of all ranks, on one clock."""
 
 from hetmp.tools.trace.trace import Traced, trace
 

@@ -1,8 +1,8 @@
 """A trace in Chrome's format, which Perfetto opens.
 
-The format: "Trace Event Format" of the Chromium project. A process per rank; its first track has
-what the rank does, slices within slices: step, phase, operation, exchange, waiting. Its second
-one has each exchange from its beginning to its end, also where the rank computes in between.
+The format: "Trace Event Format" of the Chromium project. Each rank is a process; its first track
+has the rank's work as nested slices: step, phase, operation, exchange, waiting. Its second track
+has each exchange from beginning to end, even if the rank computes in between.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,25 +16,25 @@ WORK, EXCHANGES = 0, 1
 """The tracks of a rank."""
 
 LEAST_WAITING = 1e-6
-"""Seconds below which waiting is not shown: it is below what clocks are compared to."""
+"""Seconds below which waiting is not shown: less than the clocks' error."""
 
 
 GRAIN = 0.125
-"""Microseconds that times are rounded to: whole nanoseconds, and sums of them are exact, so that
-no slice ends after the one that it lies in."""
+"""Microseconds to round times to: whole nanoseconds whose sums are exact, so that no slice ends
+after the slice around it."""
 
 
 class Arrivals:
-    """When every rank came to every exchange of a step."""
+    """The times when the ranks arrived at the exchanges of a step."""
 
     def __init__(self, steps: Sequence[TracedStep]) -> None:
         self._at: dict[tuple[int, int], dict[int, float]] = {}
         for rank, step in enumerate(steps):
-            for one in step.exchanges:
-                self._at.setdefault((one.place, one.turn), {})[rank] = one.arrived
+            for exchange in step.exchanges:
+                self._at.setdefault((exchange.place, exchange.turn), {})[rank] = exchange.arrived
 
     def last(self, exchange: Exchanged) -> tuple[int, float]:
-        """The rank that came last to an exchange, and when."""
+        """Return the rank that arrived last at an exchange, and its time in seconds."""
         at = self._at[exchange.place, exchange.turn]
         rank = max(at, key=lambda rank: at[rank])
         return rank, at[rank]
@@ -45,16 +45,16 @@ def chrome_trace(
     places: Sequence[ExchangePlace],
     names: Sequence[str],
     first: int,
-    about: dict[str, Any],
+    extra: dict[str, Any],
 ) -> dict[str, Any]:
-    """The document, as JSON takes it.
+    """Make the document of a trace, ready for JSON.
 
     Args:
-        parts: of every rank.
-        places: where the model exchanges.
-        names: of the ranks, for a reader.
-        first: the number of the first step.
-        about: what else is to be known, by name.
+        parts: the records of every rank.
+        places: the places where the model exchanges.
+        names: names of the ranks, for the reader.
+        first: number of the first step.
+        extra: further information, by name.
     """
     zero = min(part.steps[0].reading for part in parts)
     events = [*_names(names)]
@@ -64,25 +64,25 @@ def chrome_trace(
             step = part.steps[number]
             writer = _Writer(rank, zero, places, arrivals, len(parts))
             events += writer.step(step, first + number)
-    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": extra}
 
 
 def _names(names: Sequence[str]) -> Iterator[dict[str, Any]]:
     for rank, name in enumerate(names):
-        for kind, told in (
+        for kind, args in (
             ("process_name", {"name": f"rank {rank}: {name}"}),
             ("process_sort_index", {"sort_index": rank}),
         ):
-            yield {"ph": "M", "pid": rank, "name": kind, "args": told}
+            yield {"ph": "M", "pid": rank, "name": kind, "args": args}
         for track, title in ((WORK, "work"), (EXCHANGES, "exchanges")):
-            told = {"name": title}
-            yield {"ph": "M", "pid": rank, "tid": track, "name": "thread_name", "args": told}
-            told = {"sort_index": track}
-            yield {"ph": "M", "pid": rank, "tid": track, "name": "thread_sort_index", "args": told}
+            args = {"name": title}
+            yield {"ph": "M", "pid": rank, "tid": track, "name": "thread_name", "args": args}
+            args = {"sort_index": track}
+            yield {"ph": "M", "pid": rank, "tid": track, "name": "thread_sort_index", "args": args}
 
 
 class _Writer:
-    """The events of one rank's step."""
+    """The writer of one rank's events."""
 
     def __init__(
         self,
@@ -97,16 +97,20 @@ class _Writer:
         self._partners = [other for other in range(ranks) if other != rank]
 
     def step(self, step: TracedStep, number: int) -> Iterator[dict[str, Any]]:
-        """Outer slices before the inner ones, as viewers want them."""
+        """Yield the events of a step, outer slices before inner ones, as viewers need them."""
         yield self._slice("reading", "reading", step.reading, step.began)
         yield self._slice(f"step {number}", "step", step.began, step.ended, step=number)
         for phase, within in groupby(step.slices, key=_phase):
             inner = list(within)
             yield self._slice(phase, "phase", inner[0].began, inner[-1].ended)
-            for one in inner:
-                if one.part != PHASE:
+            for piece in inner:
+                if piece.part != PHASE:
                     yield self._slice(
-                        one.title, one.part, one.began, one.ended, layer=one.layer or "(before)"
+                        piece.title,
+                        piece.part,
+                        piece.began,
+                        piece.ended,
+                        layer=piece.layer or "(before)",
                     )
         for exchange in step.exchanges:
             yield from self._exchange(exchange)
@@ -156,8 +160,8 @@ class _Writer:
         return round(1e6 * (seconds - self._zero) / GRAIN) * GRAIN
 
 
-def _phase(one: Any) -> str:
-    """The phase of the step that a slice belongs to."""
-    if one.part == PHASE:
-        return str(one.title)
-    return "forward" if one.part == "forward" else "backward"
+def _phase(piece: Any) -> str:
+    """Return the phase of the step that a slice belongs to."""
+    if piece.part == PHASE:
+        return str(piece.title)
+    return "forward" if piece.part == "forward" else "backward"

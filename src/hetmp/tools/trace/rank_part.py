@@ -1,4 +1,4 @@
-"""What one rank tells of the steps that it took, by rank 0's clock."""
+"""One rank's part of a trace, by rank 0's clock."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Spans = tuple[tuple[float, float], ...]
 
 
 class Slice(BaseModel):
-    """Something that was computed, or a phase of the step."""
+    """An operation, or a phase of the step; seconds by rank 0's clock."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -24,7 +24,7 @@ class Slice(BaseModel):
 
 
 class Exchanged(BaseModel):
-    """One exchange: where, the how manieth there in the step, when, and bytes received."""
+    """One exchange: place, its index there in the step, (start, end) spans, bytes received."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -35,7 +35,7 @@ class Exchanged(BaseModel):
 
     @property
     def arrived(self) -> float:
-        """When the rank came to it."""
+        """Return the time when the rank arrived."""
         return self.spans[0][0]
 
 
@@ -53,21 +53,21 @@ class TracedStep(BaseModel):
 
 
 class RankPart(BaseModel):
-    """What one rank tells."""
+    """One rank's part of a trace."""
 
     model_config = ConfigDict(frozen=True)
 
     clock_error: float
-    """How far its times may be off rank 0's, in seconds."""
+    """Largest error of its times against rank 0's, in seconds."""
     steps: tuple[TracedStep, ...]
 
 
 @dataclass(frozen=True)
 class OnRootsClock:
-    """Turns this rank's times into rank 0's: a clock that is ahead or behind, and may drift.
+    """A conversion of this rank's times to rank 0's clock, allowing for offset and drift.
 
     Attributes:
-        before, after: the offsets as they were measured before and after the steps, and when.
+        before, after: (time, offset) as measured before and after the steps.
     """
 
     before: tuple[float, ClockOffset]
@@ -75,7 +75,7 @@ class OnRootsClock:
 
     @property
     def error(self) -> float:
-        """How far a time may be off, in seconds."""
+        """Return the largest error of a time, in seconds."""
         return max(self.before[1].error, self.after[1].error)
 
     def __call__(self, seconds: float) -> float:
@@ -89,13 +89,14 @@ def rank_part(
     titles: Callable[[str], str],
     clock: OnRootsClock,
 ) -> RankPart:
-    """This rank's part of a trace.
+    """Make this rank's part of a trace.
 
     Args:
-        steps: when the rank began to wait for its images, and what was recorded.
-        titles: of the operations, for a reader.
+        steps: for each step, when the rank began to wait for its images, and its recording.
+        titles: returns the title of an operation, for the reader.
+        clock: converts this rank's times.
     """
-    told = []
+    traced = []
     for reading, record in steps:
         slices = [
             Slice(
@@ -107,7 +108,7 @@ def rank_part(
             )
             for done in record.done
         ]
-        told.append(
+        traced.append(
             TracedStep(
                 reading=clock(reading),
                 began=clock(record.began),
@@ -116,17 +117,19 @@ def rank_part(
                 exchanges=_exchanged(record.meetings, clock),
             )
         )
-    return RankPart(clock_error=clock.error, steps=tuple(told))
+    return RankPart(clock_error=clock.error, steps=tuple(traced))
 
 
 def _exchanged(
     meetings: Sequence[ExchangeSpan], clock: Callable[[float], float]
 ) -> tuple[Exchanged, ...]:
     turns: dict[int, int] = {}
-    found = []
+    exchanges = []
     for meeting in meetings:
         turn = turns.get(meeting.place, 0)
         turns[meeting.place] = turn + 1
         spans = tuple((clock(began), clock(ended)) for began, ended in meeting.spans)
-        found.append(Exchanged(place=meeting.place, turn=turn, spans=spans, bytes=meeting.bytes))
-    return tuple(found)
+        exchanges.append(
+            Exchanged(place=meeting.place, turn=turn, spans=spans, bytes=meeting.bytes)
+        )
+    return tuple(exchanges)

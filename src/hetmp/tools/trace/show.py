@@ -1,4 +1,4 @@
-"""What a trace says, in a terminal: the layers of a step, and where the trace is."""
+"""The gist of a trace for a terminal: the layers of a step, and the file."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from hetmp.core.text import count_ranks
 from hetmp.tools.trace.trace import Traced
 
 SHOWN = 12
-"""How many layers are shown: those that take longest."""
+"""Most layers to show: those that take longest."""
 
 
 def render_trace(traced: Traced, path: Path, steps: int) -> RenderableType:
-    """The layers that take longest, and what to do with the file."""
+    """Make a table of the layers that take longest, with a line on the file at *path*."""
     return Lines(
         _layers(traced),
         Text(),
         Text(
-            f"wrote {path}: {steps} step{'s' * (steps != 1)} on {count_ranks(traced.ranks)}, whose "
-            f"clocks are told to {1e6 * traced.clock_error:.0f} µs; open it at ui.perfetto.dev"
+            f"wrote {path}: {steps} step{'s' * (steps != 1)} on {count_ranks(traced.ranks)}, "
+            f"clocks compared to {1e6 * traced.clock_error:.0f} µs; open it at ui.perfetto.dev"
         ),
     )
 

@@ -1,4 +1,4 @@
-"""``trace``: takes some steps, records them on every rank, and writes them as one document."""
+"""``trace``: take some steps, record them on every rank, and write one document."""
 
 import gzip
 import json
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Traced:
-    """What a trace came to, on the ranks that took part.
+    """The summary of a trace.
 
     Attributes:
-        ranks: how many took part.
-        clock_error: how far ranks' times may be off one another, in seconds.
-        times: what ``layer_times`` says of the steps; empty on a rank that is left out.
+        ranks: number of ranks that took part.
+        clock_error: largest error between the ranks' times, in seconds.
+        times: the steps' ``layer_times``; empty on a rank that is left out.
     """
 
     ranks: int
@@ -48,9 +48,9 @@ def trace(
     skip: int = 2,
     comm: "MPI.Intracomm | None" = None,
 ) -> Traced:
-    """Record *steps* steps of the run that *config* says, after *skip* others. Collective.
+    """Record *steps* steps of a run after *skip* others, and write them. Collective.
 
-    Nothing of the run is kept. The document goes to *path*, compressed where its name ends in
+    Nothing of the run is saved. The document goes to *path*, compressed if its name ends in
     ``.gz``.
 
     Returns:
@@ -68,8 +68,8 @@ def trace(
 
     waiting = Traced(0, 0.0, {})
     traced, first_member, group = run_prepared(config, comm, run, waiting)
-    told = json.dumps([traced.ranks, traced.clock_error, traced.times])
-    return Traced(*json.loads(group.broadcast_text(told, first_member)))
+    text = json.dumps([traced.ranks, traced.clock_error, traced.times])
+    return Traced(*json.loads(group.broadcast_text(text, first_member)))
 
 
 def _trace(ready: Prepared, path: Path, steps: int, skip: int) -> Traced:
@@ -98,15 +98,15 @@ def _trace(ready: Prepared, path: Path, steps: int, skip: int) -> Traced:
     error = max(part.clock_error for part in parts)
     with group.together():
         if group.is_root:
-            about = _about(ready, error)
-            document = chrome_trace(parts, recorder.places, _names(ready), skip, about)
+            extra = _about(ready, error)
+            document = chrome_trace(parts, recorder.places, _names(ready), skip, extra)
             _write(path, document)
     times = layer_times(group, recorder, [record for _, record in recorded])
     return Traced(group.size, error, times)
 
 
 def _batches(ready: Prepared) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-    """The training batches of one epoch after another. Collective."""
+    """Yield the training batches of one epoch after another. Collective."""
     config, epoch = ready.config, 0
     while True:
         yield from ready.feed.shuffled(
@@ -116,7 +116,7 @@ def _batches(ready: Prepared) -> Generator[tuple[torch.Tensor, torch.Tensor], No
 
 
 def _names(ready: Prepared) -> list[str]:
-    """What a reader knows the ranks by: host, device and share."""
+    """Return names of the ranks for the reader: host, device and share."""
     held = np.array(ready.model.hetmp.plan.held)
     shares = 100 * held / max(1, held.sum())
     places = [ready.places[rank] for rank in ready.plan.members]

@@ -1,6 +1,6 @@
-"""The pictures of a report: each from a run's figures, with these in words and as a table, too.
+"""The pictures of a report, each with its figures in words and as a table.
 
-A function of this package gives a `Picture`, or a `Missing` that says why there is none.
+A function of this package returns a `Picture`, or a `Missing` with the reason why there is none.
 """
 
 from hetmp.tools.report.pictures.curves import accuracy, loss, throughput

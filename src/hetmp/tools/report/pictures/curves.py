@@ -1,4 +1,4 @@
-"""Loss, accuracy, learning rate and images per second over the steps: of one run, or of several."""
+"""Loss, accuracy, learning rate and images per second over the steps of one or several runs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,31 +6,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hetmp.core.text import NONE, digits
 from hetmp.tools.report import measures
 from hetmp.tools.report.canvas import GREY, INK, ORANGE, Paint, legend, series
 from hetmp.tools.report.measures import Array, WindowedCurve, curve
 from hetmp.tools.report.pictures.picture import Missing, Picture
 from hetmp.tools.report.reading import Run
-from hetmp.tools.report.text import NONE, Table, digits
+from hetmp.tools.report.text import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LOGARITHMIC = 20.0
-"""From this ratio of the largest to the smallest loss on, the axis is logarithmic."""
+"""Ratio of the largest to the smallest loss from which the axis is logarithmic."""
 
 TEST = Paint(ORANGE, "", (0, (5, 1.5)), "o")
 
 
 def loss(runs: Sequence[Run]) -> Picture | Missing:
-    """The training and the test loss; of one run the learning rate, too, where it changes."""
+    """Picture the training and test loss; for one run also the learning rate, if it changes."""
     curves = [_training(run, "loss") for run in runs]
-    if not any(len(one.steps) for one in curves):
+    if not any(len(line.steps) for line in curves):
         return Missing("Loss", "No step with a finite loss was recorded.")
     rates = [step.lr for step in runs[0].steps if math.isfinite(step.lr)]
     with_rate = len(runs) == 1 and len(set(rates)) > 1
-    finite = np.concatenate([one.median for one in curves])
+    finite = np.concatenate([line.median for line in curves])
     logarithmic = finite.min() > 0 and finite.max() / finite.min() > LOGARITHMIC
 
     def draw(figure: "Figure") -> None:
@@ -65,9 +66,9 @@ def loss(runs: Sequence[Run]) -> Picture | Missing:
 
 
 def accuracy(runs: Sequence[Run]) -> Picture | Missing:
-    """The share of the labels that were predicted, in training and test."""
+    """Picture the share of the labels predicted, in training and test."""
     curves = [_training(run, "accuracy") for run in runs]
-    if not any(len(one.steps) for one in curves):
+    if not any(len(line.steps) for line in curves):
         return Missing("Accuracy", "No step's accuracy was recorded.")
 
     def draw(figure: "Figure") -> None:
@@ -86,28 +87,29 @@ def accuracy(runs: Sequence[Run]) -> Picture | Missing:
 
 
 def throughput(runs: Sequence[Run]) -> Picture | Missing:
-    """Images per second of the training steps themselves."""
+    """Picture the images per second of the training steps."""
     curves = [curve(*measures.throughput(run)) for run in runs]
-    if not any(len(one.steps) for one in curves):
+    if not any(len(line.steps) for line in curves):
         return Missing(
             "Images per second", "No step was recorded with its times and its number of images."
         )
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
-        for number, (_, one) in enumerate(zip(runs, curves, strict=True)):
+        for number, (_, line) in enumerate(zip(runs, curves, strict=True)):
             paint = series(number)
-            _line(axes, one, paint)
+            _line(axes, line, paint)
         axes.set_ylim(bottom=0)
         _finish(axes, "images per second", runs)
         _legend(figure, runs, with_test=False)
 
-    speeds = [(float(np.median(one.median)), run) for run, one in _told(runs, curves)]
+    speeds = [(float(np.median(line.median)), run) for run, line in _with_curve(runs, curves)]
     if len(speeds) == 1:
-        one = next(one for one in curves if len(one.steps))
+        line = next(line for line in curves if len(line.steps))
         words = (
             f"{digits(speeds[0][0])} images per second in the median, "
-            f"{digits(float(one.median.min()))} to {digits(float(one.median.max()))} over the run."
+            f"{digits(float(line.median.min()))} to {digits(float(line.median.max()))} over the "
+            "run."
         )
     else:
         words = f"{_extremes(speeds, 'The median of images per second', digits)}."
@@ -116,13 +118,13 @@ def throughput(runs: Sequence[Run]) -> Picture | Missing:
         "or of a resumed part, are not counted. " + _how_read(curves, runs, test=False)
     )
     headings = ("steps taken", *_prefixed(runs, ("images/s", "lower quartile", "upper quartile")))
-    columns = [(one.steps, (one.median, one.low, one.high)) for one in curves]
+    columns = [(line.steps, (line.median, line.low, line.high)) for line in curves]
     table = Table(headings, _merged(columns, digits))
     return Picture("throughput", "Images per second", words, caption.strip(), table, 2.8, draw)
 
 
 def runs_steps(run: Run) -> int:
-    """How many steps were taken when the last one was recorded."""
+    """Return the number of steps taken when the last one was recorded."""
     return max((step.step + 1 for step in run.steps), default=0)
 
 
@@ -132,17 +134,17 @@ def _training(run: Run, what: str) -> WindowedCurve:
 
 
 def _tested(run: Run, what: str) -> tuple[Array, Array]:
-    told = [(each.step, getattr(each, what)) for each in run.evaluations]
-    kept = [(step, value) for step, value in told if math.isfinite(value)]
-    return np.array([step for step, _ in kept], float), np.array([value for _, value in kept])
+    pairs = [(each.step, getattr(each, what)) for each in run.evaluations]
+    finite = [(step, value) for step, value in pairs if math.isfinite(value)]
+    return np.array([step for step, _ in finite], float), np.array([value for _, value in finite])
 
 
 def _curves(
     axes: "Axes", runs: Sequence[Run], curves: Sequence[WindowedCurve], what: str, factor: float = 1
 ) -> None:
-    for number, (run, one) in enumerate(zip(runs, curves, strict=True)):
+    for number, (run, line) in enumerate(zip(runs, curves, strict=True)):
         paint = series(number)
-        _line(axes, one, paint, factor)
+        _line(axes, line, paint, factor)
         steps, values = _tested(run, what)
         mark = "o" if len(steps) <= 40 else ""
         tested = Paint(paint.color, "", ":") if len(runs) > 1 else TEST
@@ -157,23 +159,23 @@ def _curves(
         )
 
 
-def _line(axes: "Axes", one: WindowedCurve, paint: Paint, factor: float = 1) -> None:
-    if one.per_window > 1:
+def _line(axes: "Axes", line: WindowedCurve, paint: Paint, factor: float = 1) -> None:
+    if line.per_window > 1:
         axes.fill_between(
-            one.steps,
-            factor * one.low,
-            factor * one.high,
+            line.steps,
+            factor * line.low,
+            factor * line.high,
             color=paint.color,
             alpha=0.22,
             linewidth=0,
         )
     axes.plot(
-        one.steps,
-        factor * one.median,
+        line.steps,
+        factor * line.median,
         color=paint.color,
         linestyle=paint.dash,
         linewidth=1.6,
-        marker="o" if len(one.steps) == 1 else "",
+        marker="o" if len(line.steps) == 1 else "",
         markersize=4,
     )
 
@@ -203,40 +205,44 @@ def _legend(figure: "Figure", runs: Sequence[Run], with_test: bool) -> None:
 
 
 def _how_read(curves: Sequence[WindowedCurve], runs: Sequence[Run], test: bool = True) -> str:
-    told = []
-    windows = sorted({one.per_window for one in curves if one.per_window > 1})
+    sentences = []
+    windows = sorted({line.per_window for line in curves if line.per_window > 1})
     if windows:
         size = f"{windows[0]}" if len(windows) == 1 else f"{windows[0]} to {windows[-1]}"
-        told.append(f"Lines are medians of {size} steps, bands reach from quartile to quartile.")
+        sentences.append(
+            f"Lines are medians of {size} steps, bands reach from quartile to quartile."
+        )
     if test and len(runs) > 1 and any(run.evaluations for run in runs):
-        told.append("Dotted, with dots: the test set.")
+        sentences.append("Dotted, with dots: the test set.")
     if len(runs) == 1 and any(part.about and part.about.resumed for part in runs[0].parts[1:]):
-        told.append("A dotted upright: the run was resumed.")
-    return " ".join(told)
+        sentences.append("A dotted upright: the run was resumed.")
+    return " ".join(sentences)
 
 
-def _told(runs: Sequence[Run], curves: Sequence[WindowedCurve]) -> list[tuple[Run, WindowedCurve]]:
-    """The runs that have a curve."""
-    return [(run, one) for run, one in zip(runs, curves, strict=True) if len(one.steps)]
+def _with_curve(
+    runs: Sequence[Run], curves: Sequence[WindowedCurve]
+) -> list[tuple[Run, WindowedCurve]]:
+    """Return the runs that have a curve."""
+    return [(run, line) for run, line in zip(runs, curves, strict=True) if len(line.steps)]
 
 
 def _words(
     runs: Sequence[Run], curves: Sequence[WindowedCurve], what: str, text: Callable[[float], str]
 ) -> str:
-    """How a run's curve goes, or which of several runs' end highest and lowest."""
-    told = _told(runs, curves)
-    if len(told) > 1:
-        tested = [_tested(run, what)[1] for run, _ in told]
+    """Describe a run's curve, or which of several runs' curves end highest and lowest."""
+    pairs = _with_curve(runs, curves)
+    if len(pairs) > 1:
+        tested = [_tested(run, what)[1] for run, _ in pairs]
         part = "test" if all(len(values) for values in tested) else "training"
         lasts = [values[-1] for values in tested] if part == "test" else None
-        ends = lasts or [one.median[-1] for _, one in told]
-        last = [(float(end), run) for end, (run, _) in zip(ends, told, strict=True)]
+        ends = lasts or [line.median[-1] for _, line in pairs]
+        last = [(float(end), run) for end, (run, _) in zip(ends, pairs, strict=True)]
         return f"At last, the {part} {_extremes(last, what, text)}."
-    run, one = told[0]
+    run, line = pairs[0]
     steps = runs_steps(run)
-    course = f"The training {what} goes from {text(one.median[0])} to {text(one.median[-1])}"
-    if len(one.steps) == 1:
-        course = f"The training {what} is {text(one.median[0])}"
+    course = f"The training {what} goes from {text(line.median[0])} to {text(line.median[-1])}"
+    if len(line.steps) == 1:
+        course = f"The training {what} is {text(line.median[0])}"
     _, values = _tested(run, what)
     tested_last = f"; at last the test {what} is {text(float(values[-1]))}" if len(values) else ""
     return f"{course} in {steps} step{'s' * (steps != 1)}{tested_last}."
@@ -265,8 +271,8 @@ def _table(
     runs: Sequence[Run], curves: Sequence[WindowedCurve], what: str, text: Callable[[float], str]
 ) -> Table:
     columns = []
-    for run, one in zip(runs, curves, strict=True):
-        columns.append((one.steps, (one.median,)))
+    for run, line in zip(runs, curves, strict=True):
+        columns.append((line.steps, (line.median,)))
         steps, values = _tested(run, what)
         columns.append((steps, (values,)))
     return Table(("steps taken", *_prefixed(runs, ("training", "test"))), _merged(columns, text))
@@ -275,12 +281,12 @@ def _table(
 def _merged(
     columns: Sequence[tuple[Array, Sequence[Array]]], text: Callable[[float], str]
 ) -> tuple[tuple[str, ...], ...]:
-    """Rows of all columns by their steps, a dash where a column has nothing at a step."""
-    steps = sorted({float(step) for told, _ in columns for step in told})
+    """Merge columns into rows by step, with a dash if a column has no value at a step."""
+    steps = sorted({float(step) for places, _ in columns for step in places})
     cells: list[dict[float, str]] = []
-    for told, values in columns:
+    for places, values in columns:
         cells += [
-            {float(step): text(float(v)) for step, v in zip(told, each, strict=True)}
+            {float(step): text(float(v)) for step, v in zip(places, each, strict=True)}
             for each in values
         ]
     return tuple((f"{step:,.0f}", *(column.get(step, NONE) for column in cells)) for step in steps)

@@ -1,25 +1,17 @@
-"""How many bytes each exchange moves."""
+"""The bytes of each exchange."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hetmp.core.text import NONE, bytes_text, trimmed
 from hetmp.tools.report.canvas import BLUE, ORANGE, Paint, height, legend, stacked
 from hetmp.tools.report.measures import bytes_received
 from hetmp.tools.report.pictures.layers import NOT_WATCHED
 from hetmp.tools.report.pictures.picture import Missing, Picture
 from hetmp.tools.report.reading import RunPart
 from hetmp.tools.report.records import WatchedExchange
-from hetmp.tools.report.text import (
-    NONE,
-    Table,
-    milliseconds,
-    percent,
-    short,
-    size_text,
-    size_unit,
-    trimmed,
-)
+from hetmp.tools.report.text import Table, milliseconds, percent, short, size_unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,22 +19,22 @@ if TYPE_CHECKING:
 TITLE = "Bytes by exchange"
 
 DRAWN = 24
-"""Places whose exchanges are drawn: those with the most bytes."""
+"""Most places to draw: those with the most bytes."""
 
 DIRECTIONS = {"forward": Paint(BLUE), "backward": Paint(ORANGE, "////")}
 
 
 def exchanges(part: RunPart) -> Picture | Missing:
-    """Bytes that all ranks receive in a step, by the layer that the exchange is in front of."""
+    """Picture the bytes that all ranks receive in a step, by the layer after the exchange."""
     if part.layers is None:
         return Missing(TITLE, NOT_WATCHED)
-    told = part.layers.exchanges
-    if not told:
+    recorded = part.layers.exchanges
+    if not recorded:
         return Missing(TITLE, "Nothing is exchanged: one rank has every channel.")
     places: dict[str, dict[str, float]] = {}
-    for one in told:
-        at = places.setdefault(_place(one), dict.fromkeys(DIRECTIONS, 0.0))
-        at[one.direction] = at.get(one.direction, 0.0) + bytes_received(one)
+    for exchange in recorded:
+        at = places.setdefault(_place(exchange), dict.fromkeys(DIRECTIONS, 0.0))
+        at[exchange.direction] = at.get(exchange.direction, 0.0) + bytes_received(exchange)
     ordered = sorted(places.items(), key=lambda item: -sum(item[1].values()))
     shown = ordered[:DRAWN]
 
@@ -58,31 +50,32 @@ def exchanges(part: RunPart) -> Picture | Missing:
         stacked(axes, [short(name) for name, _ in shown], values, along, "")
         legend(figure, list(DIRECTIONS.items()))
 
-    total = sum(bytes_received(one) for one in told)
+    total = sum(bytes_received(exchange) for exchange in recorded)
     most, at = ordered[0]
     of_most = sum(at.values())
+    calls = trimmed(sum(exchange.calls for exchange in recorded))
     words = (
-        f"A step moves {size_text(total)} in {trimmed(sum(one.calls for one in told))} exchanges. "
-        f"Most in front of {most}: {size_text(of_most)}, {percent(of_most / (total or 1))}."
+        f"A step moves {bytes_text(total)} in {calls} exchanges. "
+        f"Most in front of {most}: {bytes_text(of_most)}, {percent(of_most / (total or 1))}."
     )
     caption = (
-        f"{size_text(total)} in all: bytes that ranks receive in a step for the layer that the "
+        f"{bytes_text(total)} in all: bytes that ranks receive in a step for the layer that the "
         "exchange is in front of, forward and backward."
     )
     if len(shown) < len(ordered):
         caption += f" Shown are the {len(shown)} of {len(ordered)} places with the most."
     rows = [
         (
-            _place(one),
-            one.collective,
-            one.direction,
-            trimmed(one.calls),
-            size_text(bytes_received(one)),
-            milliseconds(one.exchange),
-            milliseconds(max(one.waiting)) if one.waiting else NONE,
-            _speed(one),
+            _place(exchange),
+            exchange.collective,
+            exchange.direction,
+            trimmed(exchange.calls),
+            bytes_text(bytes_received(exchange)),
+            milliseconds(exchange.exchange),
+            milliseconds(max(exchange.waiting)) if exchange.waiting else NONE,
+            _speed(exchange),
         )
-        for one in sorted(told, key=lambda one: -bytes_received(one))
+        for exchange in sorted(recorded, key=lambda exchange: -bytes_received(exchange))
     ]
     headings = (
         "in front of", "collective", "direction", "calls of a step", "bytes of a step",
@@ -92,12 +85,14 @@ def exchanges(part: RunPart) -> Picture | Missing:
     return Picture("exchanges", TITLE, words, caption, table, height(len(shown)), draw)
 
 
-def _place(one: WatchedExchange) -> str:
-    return one.name or "(input)"
+def _place(exchange: WatchedExchange) -> str:
+    return exchange.name or "(input)"
 
 
-def _speed(one: WatchedExchange) -> str:
-    moved = bytes_received(one)
+def _speed(exchange: WatchedExchange) -> str:
+    moved = bytes_received(exchange)
     return (
-        f"{size_text(moved / one.exchange)}/s" if one.exchange > 0 and np.isfinite(moved) else NONE
+        f"{bytes_text(moved / exchange.exchange)}/s"
+        if exchange.exchange > 0 and np.isfinite(moved)
+        else NONE
     )

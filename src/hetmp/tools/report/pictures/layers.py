@@ -1,4 +1,4 @@
-"""Where a step's time goes on each rank, layer by layer."""
+"""The time of a step on each rank, layer by layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 TITLE = "Time by rank and layer"
 
 PANELS = 4
-"""Ranks that are drawn side by side, at most."""
+"""Most ranks to draw side by side."""
 
 MANY = 24
-"""Layers that are drawn of a network of more than can be told apart."""
+"""Layers to draw of a network with more than can be told apart."""
 
 TABLED = 3000
-"""Rows of the table, at most; where there are more, it has what is drawn."""
+"""Most rows of the table; beyond, it has only the layers drawn."""
 
 KINDS = "forward", "backward", "exchange", "waiting", "other"
 
 BEFORE = "(input)"
-"""What comes before the first mixing layer."""
+"""Name of the work before the first mixing layer."""
 
 NOT_WATCHED = (
     "No steps were watched layer by layer: this run is of an older version, was told `--watch 0`, "
@@ -41,24 +41,24 @@ NOT_WATCHED = (
 
 @dataclass(frozen=True)
 class _Row:
-    """What a layer takes, or something that belongs to none: seconds of each rank, by kind."""
+    """Seconds of a layer, or of work that belongs to none: by kind, (ranks,) each."""
 
     name: str
     seconds: dict[str, Array]
 
     @property
     def whole(self) -> Array:
-        """Seconds of each rank, all kinds together."""
+        """Return the seconds of each rank, all kinds together."""
         return np.sum(list(self.seconds.values()), axis=0)
 
     @property
     def lasts(self) -> float:
-        """What it adds to a step."""
+        """Return the seconds that it adds to a step."""
         return float(self.whole.mean())
 
 
 def layers(part: RunPart) -> Picture | Missing:
-    """Forward, backward, exchange and waiting of every layer on every rank."""
+    """Picture forward, backward, exchange and waiting of every layer on every rank."""
     watched = part.layers
     if watched is None or not watched.layers:
         return Missing(TITLE, NOT_WATCHED)
@@ -113,7 +113,7 @@ def layers(part: RunPart) -> Picture | Missing:
 
 
 def _rows(watched: Layers, ranks: int) -> tuple[list[_Row], list[_Row]]:
-    """What the layers take, and what belongs to none; only what takes time at all."""
+    """Return the layers' times, and those of other work; only rows that take time."""
     nothing = dict.fromkeys(KINDS, np.zeros(ranks))
     of_layers = [
         _Row(
@@ -127,7 +127,7 @@ def _rows(watched: Layers, ranks: int) -> tuple[list[_Row], list[_Row]]:
             },
         )
         for layer in watched.layers
-        if all(len(told) == ranks for told in (layer.forward, layer.backward, layer.waiting))
+        if all(len(times) == ranks for times in (layer.forward, layer.backward, layer.waiting))
     ]
     rest = [
         _Row(f"({name})", nothing | {"other": _finite(seconds)})
@@ -148,37 +148,37 @@ def _caption(
     ranks: Sequence[int],
     columns: Sequence[int],
 ) -> str:
-    """How the picture is read; *layers* says how many there are, and how many are drawn."""
-    told = [
+    """Describe how to read the picture; *layers* are the numbers of all and of drawn layers."""
+    sentences = [
         f"Medians over {steps} step{'s' * (steps != 1)} that were watched. A layer has the "
         "channel-wise work behind it with it, and the exchanges in front of it."
     ]
     if rest:
-        told.append("In parentheses: what belongs to no layer.")
+        sentences.append("In parentheses: what belongs to no layer.")
     there, drawn = layers
     if drawn < there:
-        told.append(f"Shown are the {drawn} of {there} layers that take longest, in order.")
+        sentences.append(f"Shown are the {drawn} of {there} layers that take longest, in order.")
     if len(columns) < len(ranks):
-        told.append(
+        sentences.append(
             f"Shown are ranks {listed([ranks[i] for i in columns])} of {len(ranks)}, which compute "
             "or wait longest."
         )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def _telling(rows: Sequence[_Row], ranks: int) -> list[int]:
-    """The ranks that are shown: all, or those that compute and those that wait longest."""
+    """Choose the ranks to show: all, or those that compute or wait longest."""
     if ranks <= PANELS:
         return list(range(ranks))
     compute = np.sum([row.seconds["forward"] + row.seconds["backward"] for row in rows], axis=0)
     waiting = np.sum([row.seconds["waiting"] for row in rows], axis=0)
-    found: list[int] = []
+    chosen: list[int] = []
     for busiest, idlest in zip(np.argsort(-compute), np.argsort(-waiting), strict=True):
-        found += [i for i in dict.fromkeys((int(busiest), int(idlest))) if i not in found]
-    return sorted(found[:PANELS])
+        chosen += [i for i in dict.fromkeys((int(busiest), int(idlest))) if i not in chosen]
+    return sorted(chosen[:PANELS])
 
 
 def _longest(rows: Sequence[_Row], most: int) -> list[_Row]:
-    """The *most* layers that take longest, in the layers' order."""
+    """Return the *most* layers that take longest, in the layers' order."""
     longest = sorted(range(len(rows)), key=lambda i: -rows[i].lasts)[:most]
     return [rows[i] for i in sorted(longest)]

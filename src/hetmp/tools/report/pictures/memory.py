@@ -1,14 +1,15 @@
-"""What each rank holds in memory, beside its share of what one process would hold."""
+"""The memory of each rank, beside its share of the memory of one process."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hetmp.core.text import NONE, bytes_text
 from hetmp.tools.report.canvas import INK, PARTS, ROWS, height, legend, stacked
 from hetmp.tools.report.measures import members, shares
 from hetmp.tools.report.pictures.picture import Missing, Picture
 from hetmp.tools.report.reading import RunPart
-from hetmp.tools.report.text import NONE, Table, percent, size_text, size_unit
+from hetmp.tools.report.text import Table, percent, size_unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,24 +21,24 @@ KINDS = (*HELD, "activations")
 
 
 def memory(part: RunPart) -> Picture | Missing:
-    """Parameters, gradients, optimizer state and activations of each rank."""
-    told = part.memory
-    if told is None:
+    """Picture parameters, gradients, optimizer state and activations of each rank."""
+    record = part.memory
+    if record is None:
         return Missing(
             TITLE,
             "No memory was recorded: this run is of an older version, or ended in its first step. "
             "Train again.",
         )
     ranks = members(part)
-    held = {kind: np.array(getattr(told, kind), float) for kind in KINDS}
+    held = {kind: np.array(getattr(record, kind), float) for kind in KINDS}
     held = {kind: sizes for kind, sizes in held.items() if len(sizes) == len(ranks)}
     if not set(HELD) <= set(held):
         return Missing(TITLE, "The memory's record is not of the ranks that took part.")
-    share = told.share if len(told.share) == len(ranks) else shares(part)
-    whole = told.whole.parameters + told.whole.gradients + told.whole.optimizer
+    share = record.share if len(record.share) == len(ranks) else shares(part)
+    whole = record.whole.parameters + record.whole.gradients + record.whole.optimizer
     due = np.array(share) * whole if len(share) else np.full(len(ranks), np.nan)
     labels = [f"rank {rank}" for rank in ranks]
-    kept = np.sum([held[kind] for kind in HELD], axis=0)
+    totals = np.sum([held[kind] for kind in HELD], axis=0)
 
     with_share = len(labels) <= ROWS and bool(np.isfinite(due).all()) and whole > 0
     divisor, unit = size_unit(float(np.max(np.sum(list(held.values()), axis=0))))
@@ -52,10 +53,10 @@ def memory(part: RunPart) -> Picture | Missing:
         upright = ["the rank's share"] if with_share else []
         legend(figure, [(kind, PARTS[kind]) for kind in held], upright=upright)
 
-    most = int(np.argmax(kept))
+    most = int(np.argmax(totals))
     words = (
-        f"{labels[most].capitalize()} holds most: {size_text(kept[most])} of parameters, gradients "
-        f"and optimizer state; one process would hold {size_text(whole)}."
+        f"{labels[most].capitalize()} holds most: {bytes_text(totals[most])} of parameters, "
+        f"gradients and optimizer state; one process would hold {bytes_text(whole)}."
     )
     caption = "Activations: what is kept for the backward pass of a step."
     if with_share:
@@ -65,18 +66,18 @@ def memory(part: RunPart) -> Picture | Missing:
         )
     rows = []
     for i, label in enumerate(labels):
-        part_of = kept[i] / whole if whole else np.nan
+        part_of = totals[i] / whole if whole else np.nan
         rows.append(
             (
                 label,
-                *(size_text(held[kind][i]) if kind in held else NONE for kind in KINDS),
+                *(bytes_text(held[kind][i]) if kind in held else NONE for kind in KINDS),
                 percent(part_of),
                 percent(share[i]) if len(share) else NONE,
-                _grown(told.peak, told.before, i),
+                _grown(record.peak, record.before, i),
             )
         )
-    one = [size_text(getattr(told.whole, kind)) for kind in HELD]
-    rows.append(("one process", *one, NONE, percent(1.0), percent(1.0), NONE))
+    whole_row = [bytes_text(getattr(record.whole, kind)) for kind in HELD]
+    rows.append(("one process", *whole_row, NONE, percent(1.0), percent(1.0), NONE))
     headings = ("rank", *KINDS, "of one process", "share of channels", "peak, beyond the start")
     return Picture(
         "memory", TITLE, words, caption, Table(headings, tuple(rows)), height(len(labels)), draw
@@ -86,4 +87,4 @@ def memory(part: RunPart) -> Picture | Missing:
 def _grown(peak: tuple[float, ...], before: tuple[float, ...], i: int) -> str:
     if i >= len(peak):
         return NONE
-    return size_text(max(0.0, peak[i] - (before[i] if i < len(before) else 0.0)))
+    return bytes_text(max(0.0, peak[i] - (before[i] if i < len(before) else 0.0)))

@@ -1,4 +1,4 @@
-"""Which rank has which share of every layer."""
+"""Each rank's share of every layer."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 TITLE = "Partition"
 
 COUNTS = 6
-"""Ranks whose counts stand beside a layer's bar, at most."""
+"""Most ranks whose counts are written beside a layer's bar."""
 
 WHOLE = Paint(GREY, "////")
 
 
 def partition(part: RunPart) -> Picture | Missing:
-    """A stacked bar per layer, a colour and pattern per rank."""
+    """Picture the partition: a stacked bar per layer, a colour and pattern per rank."""
     plan = plan_of(part)
-    layers = [one for one in plan.layers if len(one.counts) == plan.ranks] if plan else []
+    layers = [layer for layer in plan.layers if len(layer.counts) == plan.ranks] if plan else []
     if plan is None or not layers:
         return Missing(TITLE, "The run's record has no plan: the file is not complete.")
     members = plan.members
@@ -88,15 +88,15 @@ def _bars(axes: "Axes", layers: Sequence[PlannedLayer], members: Sequence[int]) 
 
 
 def _areas(axes: "Axes", layers: Sequence[PlannedLayer], members: Sequence[int]) -> None:
-    """Layers from left to right: there are too many for a bar each."""
+    """Draw layers from left to right as areas, if there are too many for a bar each."""
     shares = _shares(layers, members)
     whole = np.array([100.0 * (layer.scheme == "whole") for layer in layers])
     edges = np.arange(len(layers) + 1) + 0.5
     before = np.zeros(len(layers))
     paints = [(paint, shares[:, i]) for i, paint in enumerate(of_ranks(len(members)))]
-    for paint, told in [*paints, (WHOLE, whole)]:
-        after = before + told
-        if told.any():
+    for paint, part in [*paints, (WHOLE, whole)]:
+        after = before + part
+        if part.any():
             axes.fill_between(
                 edges, np.append(before, before[-1]), np.append(after, after[-1]), step="post",
                 linewidth=0, facecolor=paint.color, hatch=paint.hatch, edgecolor="#ffffff",
@@ -109,7 +109,7 @@ def _areas(axes: "Axes", layers: Sequence[PlannedLayer], members: Sequence[int])
 
 
 def _shares(layers: Sequence[PlannedLayer], members: Sequence[int]) -> np.ndarray:
-    """(layers, members) in percent; nothing for a layer that every rank has whole."""
+    """Return (layers, members) shares in percent; 0 for a layer that every rank has whole."""
     counts = np.array([[layer.counts[rank] for rank in members] for layer in layers], float)
     counts[[layer.scheme == "whole" for layer in layers]] = 0
     sums = counts.sum(axis=1, keepdims=True)
@@ -130,30 +130,30 @@ def _words(plan: PlanRecord, held: Sequence[int], total: int, layers: int, cut: 
     if len(members) > FEW_RANKS:
         least, most = min(held) / total, max(held) / total
         each = [f"each of {len(members)} ranks {percent(least)} to {percent(most)}"]
-    told = f"Of all channels, {', '.join(each)}."
+    text = f"Of all channels, {', '.join(each)}."
     if cut < layers:
-        told += f" {layers - cut} of {layers} layers are whole on every rank."
+        text += f" {layers - cut} of {layers} layers are whole on every rank."
     if plan.left_out:
-        told += f" Left out: {_left_out(plan)}."
-    return told
+        text += f" Left out: {_left_out(plan)}."
+    return text
 
 
 def _caption(plan: PlanRecord, layers: Sequence[PlannedLayer], cut: Sequence[PlannedLayer]) -> str:
-    told = ["Ranks from left to right" if len(layers) <= ROWS else "Ranks from the bottom up"]
+    sentences = ["Ranks from left to right" if len(layers) <= ROWS else "Ranks from the bottom up"]
     if len(layers) <= ROWS and len(plan.members) <= COUNTS:
-        told[0] += "; beside a bar, how many channels each has"
-    told[0] += "."
+        sentences[0] += "; beside a bar, how many channels each has"
+    sentences[0] += "."
     schemes = sorted({layer.scheme for layer in cut})
     if schemes == ["filters"]:
-        told.append("Scheme filters: each rank owns its output channels' filters.")
+        sentences.append("Scheme filters: each rank owns its output channels' filters.")
     elif schemes:
         inputs = sum(layer.scheme == "inputs" for layer in cut)
-        told.append(f"{inputs} layers are cut along their input channels (scheme inputs).")
+        sentences.append(f"{inputs} layers are cut along their input channels (scheme inputs).")
     if len(cut) < len(layers):
-        told.append("A layer of scheme whole is computed on every rank alike.")
+        sentences.append("A layer of scheme whole is computed on every rank alike.")
     if plan.left_out:
-        told.append("A rank that is left out has no channels and waits until the others end.")
-    return " ".join(told)
+        sentences.append("A rank that is left out has no channels and waits until the others end.")
+    return " ".join(sentences)
 
 
 def _left_out(plan: PlanRecord) -> str:

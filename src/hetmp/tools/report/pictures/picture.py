@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, and the same in words and figures.
+    """A picture, with its content in words and figures.
 
     Attributes:
-        name: of its file, without the suffix.
-        title: what it shows.
-        words: what is to be seen, for who does not see it.
-        caption: how it is to be read.
+        name: name of its file, without the suffix.
+        title: its title.
+        words: its content, for readers who do not see it.
+        caption: how to read it.
         table: its figures.
-        height: inches.
+        height: its height in inches.
         draw: draws it into an empty figure.
     """
 
@@ -34,7 +34,7 @@ class Picture:
     draw: Callable[["Figure"], None]
 
     def drawn(self) -> tuple[str, bytes]:
-        """The picture as SVG and as PNG; the same bytes for the same figures."""
+        """Draw the picture as (SVG, PNG); the same figures give the same bytes."""
         from matplotlib.figure import Figure
 
         with look():
@@ -45,11 +45,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Missing:
-    """Why a run has not one of the pictures, and what would give it.
+    """A picture that a run lacks.
 
     Attributes:
-        title: of the picture.
-        why: a sentence or two; names of flags stand in backticks.
+        title: title of the picture.
+        why: the reason and how to get the picture, with flags in backticks.
     """
 
     title: str

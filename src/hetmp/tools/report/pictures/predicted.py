@@ -1,15 +1,16 @@
-"""What the plan predicted of each layer, beside what was measured."""
+"""The predicted time of each layer, beside the measured one."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hetmp.core.text import NONE, digits
 from hetmp.tools.report.canvas import BLUE, INK, ORANGE, ROWS, height, names
 from hetmp.tools.report.measures import layer_seconds, plan_of, step_times
 from hetmp.tools.report.pictures.layers import MANY, NOT_WATCHED
 from hetmp.tools.report.pictures.picture import Missing, Picture
 from hetmp.tools.report.reading import RunPart
-from hetmp.tools.report.text import NONE, Table, digits, milliseconds, seconds_text, short
+from hetmp.tools.report.text import Table, milliseconds, seconds_text, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +19,7 @@ TITLE = "Predicted and measured"
 
 
 def predicted(part: RunPart) -> Picture | Missing:
-    """Two marks per layer: what was predicted of it, and what it took."""
+    """Picture the predicted and the measured time of each layer."""
     plan, watched, times = plan_of(part), part.layers, step_times(part)
     if plan is None or plan.predicted_seconds is None:
         return Missing(
@@ -74,8 +75,8 @@ def predicted(part: RunPart) -> Picture | Missing:
         figure.legend(loc="outside upper left", ncols=2)
 
     rows = [
-        (name or "(input)", milliseconds(told), milliseconds(found), _ratio(found, told))
-        for name, told, found in pairs
+        (name or "(input)", milliseconds(expected), milliseconds(actual), _ratio(actual, expected))
+        for name, expected, actual in pairs
     ]
     step = times.step - float(np.mean(times.median["reading"])) if times else np.nan
     last = ("the step", milliseconds(plan.predicted_seconds), milliseconds(step))
@@ -100,12 +101,12 @@ def _farthest(pairs: list[tuple[str, float, float]]) -> str:
     known = [pair for pair in pairs if np.isfinite(pair[2])]
     if not known:
         return "No layer has both figures."
-    name, told, found = max(known, key=lambda pair: abs(pair[2] - pair[1]))
+    name, expected, actual = max(known, key=lambda pair: abs(pair[2] - pair[1]))
     return (
-        f"Farthest apart is {name or '(input)'}: {seconds_text(told)} predicted, "
-        f"{seconds_text(found)} measured."
+        f"Farthest apart is {name or '(input)'}: {seconds_text(expected)} predicted, "
+        f"{seconds_text(actual)} measured."
     )
 
 
-def _ratio(found: float, told: float) -> str:
-    return digits(found / told) if told > 0 else NONE
+def _ratio(actual: float, expected: float) -> str:
+    return digits(actual / expected) if expected > 0 else NONE

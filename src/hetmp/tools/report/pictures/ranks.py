@@ -1,4 +1,4 @@
-"""Where a step's time goes on each rank."""
+"""The time of a step on each rank."""
 
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 TITLE = "Time by rank"
 
 SEEN = 0.002
-"""Share of a step that is wide enough to be seen."""
+"""Least share of a step that is wide enough to be seen."""
 
 
 def ranks(part: RunPart) -> Picture | Missing:
-    """Compute, exchange, waiting and reading of each rank, in a step and in all."""
+    """Picture compute, exchange, waiting and reading of each rank, in a step and in total."""
     times = step_times(part)
     if times is None:
         return Missing(TITLE, "No step was recorded with its times.")

@@ -1,4 +1,4 @@
-"""Where a step's time goes in each of several runs."""
+"""The time of a step in each of several runs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 TITLE = "Time of a step, run by run"
 
 
-def runs(told: Sequence[Run]) -> Picture | Missing:
-    """Compute, exchange, waiting and reading of each run, in the mean over its ranks."""
-    found = [(run, times) for run in told if (times := step_times(run.last)) is not None]
-    if not found:
+def runs(all_runs: Sequence[Run]) -> Picture | Missing:
+    """Picture compute, exchange, waiting and reading of each run, in the mean over its ranks."""
+    timed = [(run, times) for run in all_runs if (times := step_times(run.last)) is not None]
+    if not timed:
         return Missing(TITLE, "No step was recorded with its times.")
-    means = {kind: [float(times.median[kind].mean()) for _, times in found] for kind in KINDS}
+    means = {kind: [float(times.median[kind].mean()) for _, times in timed] for kind in KINDS}
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         values = [(PARTS[kind], [1e3 * value for value in means[kind]]) for kind in KINDS]
-        stacked(axes, [short(run.label) for run, _ in found], values, "ms of a step", "run")
+        stacked(axes, [short(run.label) for run, _ in timed], values, "ms of a step", "run")
         legend(figure, [(kind, PARTS[kind]) for kind in KINDS])
 
-    ordered = sorted(found, key=lambda item: item[1].step)
+    ordered = sorted(timed, key=lambda item: item[1].step)
     words = (
         f"A step is shortest in {ordered[0][0].label}, {seconds_text(ordered[0][1].step)}, and "
         f"longest in {ordered[-1][0].label}, {seconds_text(ordered[-1][1].step)}."
     )
     rows = tuple(
         (run.label, *(milliseconds(means[kind][i]) for kind in KINDS), milliseconds(times.step))
-        for i, (run, times) in enumerate(found)
+        for i, (run, times) in enumerate(timed)
     )
     headings = ("run", *(f"{kind}, ms" for kind in KINDS), "step, ms")
     caption = "Medians over the steps, in the mean over the ranks of a run."
-    return Picture("steps", TITLE, words, caption, Table(headings, rows), height(len(found)), draw)
+    return Picture("steps", TITLE, words, caption, Table(headings, rows), height(len(timed)), draw)

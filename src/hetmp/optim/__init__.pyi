@@ -1,0 +1,12 @@
+from .averages import Averages as Averages
+from .by_name import OPTIMIZERS as OPTIMIZERS
+from .by_name import REFUSED as REFUSED
+from .by_name import make_optimizer as make_optimizer
+from .clipping import clip_grad_norm_ as clip_grad_norm_
+from .clipping import grad_norm as grad_norm
+from .layerwise import LAMB as LAMB
+from .layerwise import LARS as LARS
+from .scaler import GradScaler as GradScaler
+from .schedule_names import SCHEDULES as SCHEDULES
+from .schedules import make_schedule as make_schedule
+from .schedules import rate as rate
