@@ -51,7 +51,7 @@ class Group:
         patient: whether to wait for small messages without burning a core.
     """
 
-    def __init__(self, comm: "MPI.Intracomm | None" = None, *, wire: str | None = None) -> None:
+    def __init__(self, comm: "MPI.Intracomm | None" = None) -> None:
         library = mpi()
         user = library.COMM_WORLD if comm is None else comm
         if user == library.COMM_NULL or user.Is_inter():
@@ -66,7 +66,7 @@ class Group:
         self.on_one_host = _on_one_host(self.control, self.kept)
         self.slowdown = Slowdown()
         self.rehearsing = False
-        self.wire = wire
+        self.wire: str | None = None
         self.patient = False
 
     def __copy__(self) -> "Group":

@@ -69,7 +69,7 @@ def slice_model(
             or weights that differ between the ranks, a meta module without ``init``.
     """
     tuning = tuning or Tuning()
-    group = Group(comm, wire=tuning.wire)
+    group = Group(comm)
     with group.together():
         graph = read_graph(module, example_input)
         if strict:
