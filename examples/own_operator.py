@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 import hetmp
 from hetmp import Sliced, State, data
-from hetmp.ops import Call, Cuts, OperatorRun, Rule, cut_along
+from hetmp.ops import Call, Cuts, L, OperatorRun, Rule, cut_along
 
 
 class Shrink(torch.autograd.Function):
@@ -41,10 +41,10 @@ class Shrink(torch.autograd.Function):
 class ThresholdRule(Rule):
     """Every channel for itself, with a threshold of its own."""
 
-    def gives(self, call: Call, source: Sliced) -> State | None:
+    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         return source if source.axis == 1 else None  # None: it gets all channels
 
-    def cuts(self, run: OperatorRun) -> Cuts:
+    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
         return cut_along(run.layer, {"threshold": 0}, run.source)
 
 

@@ -1,6 +1,6 @@
 """The rule of every family of operators: found by a layer's exact class, a function or a method."""
 
-from hetmp.core.state import States
+from hetmp.core.state import L, States
 from hetmp.ops.call import (
     Call,
     Flow,
@@ -113,6 +113,7 @@ __all__ = [
     "Cuts",
     "Flow",
     "KeyedDropout",
+    "L",
     "Mixing",
     "OperatorRun",
     "Postponed",
