@@ -187,7 +187,15 @@ def transposed(y):
     return y.data.transpose(1, 2)
 
 
-VIEWS = [flat_view, part, chunk, dropped, transposed]
+def with_a_sign(y):
+    return +y
+
+
+def named_axes(y):
+    return torch.einsum("nchw->nhwc", y)
+
+
+VIEWS = [flat_view, part, chunk, dropped, transposed, with_a_sign, named_axes]
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)
@@ -289,3 +297,15 @@ class TestStateOfTheModulesOwn:
         text = refusal(run)
         assert "'conv.weight'" in text
         assert line_of(text) == "self.conv.weight.data.clamp_(-1, 1)"
+
+
+def test_a_product_has_memory_of_its_own():
+    """Attention scores are scaled in place while other parts of the projection are still needed."""
+
+    def run(self, x):
+        first, second, third = self.conv(x).chunk(3, 1)
+        scores = torch.einsum("nchw,ncvw->nhv", first, second)
+        scores *= 0.5
+        return self.relu(third), scores
+
+    assert "einsum" in titles(read(run))

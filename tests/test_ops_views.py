@@ -65,7 +65,8 @@ class Sharing(TorchFunctionMode):
         in_place = (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
         if not in_place and not name.startswith("__i"):
             self.calls += 1
-            if before & memory(result) and not ops.shares_memory(called(function)):
+            operands = len(list(tensors([*args, *kwargs.values()])))
+            if before & memory(result) and not ops.shares_memory(called(function), operands):
                 self.undeclared.add(name)
         return result
 
@@ -148,3 +149,12 @@ def test_a_subclass_is_a_view_as_its_base_is():
 def test_a_view_without_a_rule_is_known_by_its_name():
     assert ops.shares_memory(torch.swapdims) and ops.shares_memory("diagonal")
     assert not ops.shares_memory(torch.clone)
+
+
+def test_what_has_no_rule_is_known_by_the_name_of_what_has_one():
+    """``torch.dropout`` is computed whole: alike on all ranks, and perhaps on the same memory."""
+    value = ops.Value(((2, 3),))
+    call = ops.Call(torch.dropout, (ops.Ref("x"), 0.5, True), {}, {"x": value}, value)
+    assert ops.rule_for(torch.dropout) is None
+    assert ops.draws(call) and ops.shares_memory(torch.dropout)
+    assert ops.initial_value(nn.SyncBatchNorm(3), "running_var") == 1.0

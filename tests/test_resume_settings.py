@@ -152,14 +152,14 @@ def test_other_ranks_go_on_with_averages_parts_and_changed_images(tmp_path):
 
 
 REFUSED = {
-    "crop 1, this one has 2": {"crop": 2},
-    "flip True, this one has False": {"flip": False},
-    "label_smoothing 0.1, this one has 0.2": {"label_smoothing": 0.2},
-    "accumulate 3, this one has 2": {"accumulate": 2},
-    "average 0.8, this one has 0.9": {"average": 0.9},
-    "warmup 6, this one has 5": {"warmup": 5},
-    "mean None, this one has [90.0]": {"mean": (90.0,), "std": (80.0,)},
-    "data npz, this one has folder": {"data": "folder", "data_path": "png"},
+    "crop 1, but this run has 2": {"crop": 2},
+    "flip True, but this run has False": {"flip": False},
+    "label_smoothing 0.1, but this run has 0.2": {"label_smoothing": 0.2},
+    "accumulate 3, but this run has 2": {"accumulate": 2},
+    "average 0.8, but this run has 0.9": {"average": 0.9},
+    "warmup 6, but this run has 5": {"warmup": 5},
+    "mean None, but this run has [90.0]": {"mean": (90.0,), "std": (80.0,)},
+    "data npz, but this run has folder": {"data": "folder", "data_path": "png"},
 }
 
 
@@ -176,7 +176,8 @@ def test_another_run_is_refused_in_words(tmp_path):
     for words, told in REFUSED.items():
         if "data_path" in told:
             told = {**told, "data_path": folder / told["data_path"]}
-        with pytest.raises(hetmp.HetmpError, match=re.escape(f"of a run with {words}")) as refusal:
+        saved = re.escape(f"was saved by a run with {words}")
+        with pytest.raises(hetmp.HetmpError, match=saved) as refusal:
             run(folder / "again", **{**again, **told})
         assert len(set(world().allgather(str(refusal.value)))) == 1
     # Nothing but those stood in its way.

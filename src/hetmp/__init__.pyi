@@ -1,3 +1,10 @@
+from . import checkpoint as checkpoint
+from . import data as data
+from . import models as models
+from . import ops as ops
+from . import optim as optim
+from . import planner as planner
+from . import slicing as slicing
 from .checkpoint import load as load
 from .checkpoint import save as save
 from .cluster import Group as Group

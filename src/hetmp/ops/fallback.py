@@ -4,7 +4,7 @@ import copy
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -21,6 +21,12 @@ class Whole(Rule):
     Its random numbers must be the same on all ranks: see ``seeded``.
     """
 
+    # Running statistics, whatever normalization layer keeps them.
+    initial_buffers: ClassVar = {
+        "running_mean": 0.0,
+        "running_var": 1.0,
+        "num_batches_tracked": 0.0,
+    }
     # Of operations without a rule.
     views = ("diagonal", "moveaxis", "positive", "ravel", "select")
     random = (

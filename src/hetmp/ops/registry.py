@@ -31,30 +31,40 @@ def rule_for(target: nn.Module | Callable[..., Any] | str) -> Rule | None:
     return _methods.get(target) if isinstance(target, str) else _functions.get(_key(target))
 
 
-def shares_memory(target: nn.Module | Callable[..., Any] | str) -> bool:
-    """Return whether the result of a layer, function or method may share operands' memory."""
+def shares_memory(target: nn.Module | Callable[..., Any] | str, operands: int = 1) -> bool:
+    """Return whether the result of a layer, function or method may share operands' memory.
+
+    Args:
+        operands: how many tensors it is called with.
+    """
     if isinstance(target, nn.Module):
         names = {kind.__name__ for kind in type(target).__mro__}
         rules = (rule for kind, rule in _layers.items() if isinstance(target, kind))
         return any(names & set(rule.views) for rule in rules)
     title, own = getattr(target, "__name__", target), rule_for(target)
-    if own is not None:
-        return title in own.views
-    # A function whose method has a rule, such as torch.swapdims, does what the method does.
-    return any(title in rule.views for rule in (Whole(), *_methods.values()))
+    # torch.swapdims has no rule, and does what the method of its name does, which has one.
+    asked = _all_rules() if own is None else (own,)
+    return any(
+        title in rule.views or (operands == 1 and title in rule.views_of_one) for rule in asked
+    )
 
 
 def draws(call: Call) -> bool:
     """Return whether a call that is computed whole may draw random numbers."""
-    rule = rule_for(call.target)
-    return call.layer is not None or call.title in (*Whole.random, *(rule.random if rule else ()))
+    return call.layer is not None or any(call.title in rule.random for rule in _all_rules())
 
 
 def initial_value(layer: nn.Module, buffer: str) -> float | None:
     """Return the value of a *buffer* of *layer* before the first batch; None if unknown."""
     rules = (_layers[kind] for kind in type(layer).__mro__ if kind in _layers)
-    values = (rule.initial_buffers.get(buffer) for rule in rules)
+    values = (rule.initial_buffers.get(buffer) for rule in (*rules, Whole()))
     return next((value for value in values if value is not None), None)
+
+
+def _all_rules() -> tuple[Rule, ...]:
+    """Every rule there is, and that of what has none."""
+    rules = (*_layers.values(), *_functions.values(), *_methods.values())
+    return (Whole(), *dict.fromkeys(rules))
 
 
 def layer_form(function: Any) -> LayerForm | None:

@@ -65,6 +65,9 @@ class Rule:
     """Which of these may return memory of an operand, by ``Call.title``: in-place work on the
     result then changes the operand, too."""
 
+    views_of_one: ClassVar[tuple[str, ...]] = ()
+    """Which of these may do so where they have one operand, and never where they have more."""
+
     random: ClassVar[tuple[str, ...]] = ()
     """Which functions and methods of these may draw random numbers, by ``Call.title``."""
 

@@ -101,7 +101,13 @@ def run_on_trained(
     with group.together():
         config = _config(origin, file, settings).in_order(ranks.order)
     dataset = load(config, origin, group)
-    setup = set_up_rank(ranks, config.device, autocast=config.autocast, seed=config.seed)
+    setup = set_up_rank(
+        ranks,
+        config.device,
+        autocast=config.autocast,
+        slowdown=config.slowdown,
+        seed=config.seed,
+    )
     trained = Trained(file, origin, config, dataset, setup.device, group.size, tuple(damaged))
     tuning = Tuning(wire=wire_of(config))
     sharing = share_work(config, dataset, setup, tuning)

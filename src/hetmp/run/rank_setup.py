@@ -85,7 +85,7 @@ def order_ranks(comm: "MPI.Intracomm | None", slowdown: Sequence[float] | None =
     with group.together():
         if comm is None:
             check_world(group)
-        if slowdown is not None:
+        if slowdown:
             check_slowdown(slowdown, group.size)
     comm, order = arranged(comm, group)
     return RankOrder(comm, Group(comm), order)
@@ -108,9 +108,12 @@ def set_up_rank(
         seed: for torch's generators, the same on every rank.
 
     Raises:
-        HetmpError: on every rank: a device that a rank does not have, or an *autocast* that is
-            unknown or for another number of ranks.
+        HetmpError: on every rank: a device that a rank does not have, an *autocast* that is
+            unknown, or a list for another number of ranks.
     """
+    if slowdown:
+        with ranks.group.together():
+            check_slowdown(slowdown, ranks.group.size)
     threads = share_cores(ranks.group)
     chosen = choose_device(ranks.group, device)
     torch.manual_seed(seed)

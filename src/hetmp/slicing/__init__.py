@@ -7,5 +7,5 @@ Read ``graph`` (the module as operations), ``plan`` and ``channel_groups`` (how 
 
 import lazy_loader
 
-# A plan is read on login nodes, where torch is slow to come.
+# The modules import one another, and not this list: a name is imported when it is asked for.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

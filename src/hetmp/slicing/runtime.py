@@ -92,16 +92,6 @@ class Runtime(nn.Module):
         ]
         self.same_batch = SameBatch(group)
 
-    @property
-    def tuning(self) -> Tuning:
-        """How the work is done."""
-        return self._tuning
-
-    @tuning.setter
-    def tuning(self, tuning: Tuning) -> None:
-        self._tuning = tuning
-        self.group.wire = tuning.wire  # a model has a group object of its own
-
     def mode(self, training: bool) -> int:
         """Return the index of the program that runs."""
         return 0 if training else len(self.schedule.programs) - 1

@@ -83,11 +83,12 @@ def profile_network(
         config.check()
         module, example = _outline(config)
         library = _library(config, module, example)
-    kinds = group.gather_texts(config.kind or node_kind())
+    kind = config.kind or (node_kind() if library is not None else "")
+    kinds = group.gather_texts(kind)
     with group.together():
         if group.is_root and library is not None:
-            for kind in set(kinds):
-                library.check_writable(kind)
+            for name in set(kinds):
+                library.check_writable(name)
     with group.failing():
         setup = set_up_rank(
             ranks,

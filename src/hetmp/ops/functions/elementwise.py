@@ -53,7 +53,7 @@ class Elementwise(Rule):
     functions = _functions()
     views = (
         *("detach", "contiguous", "to", "type", "type_as", "cpu", "expand_as"),
-        *("float", "double", "half", "bfloat16", "int", "long", "bool", "pos"),
+        *("float", "double", "half", "bfloat16", "pos"),
     )
     methods = tuple(
         name

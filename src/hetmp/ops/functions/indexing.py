@@ -152,13 +152,11 @@ class Splitting(Rule):
         if sizes is None:
             return None
         ends = list(accumulate(sizes))
-        parts = []
-        for size, end in zip(sizes, ends, strict=True):
-            layout = source.layout.cut(end - size, end)
-            if layout is None:
-                return None
-            parts.append(Sliced(layout, dim))
-        return Flow({name: source}, tuple(parts))
+        layouts = [
+            source.layout.cut(end - size, end) for size, end in zip(sizes, ends, strict=True)
+        ]
+        parts = tuple(Sliced(layout, dim) for layout in layouts if layout is not None)
+        return Flow({name: source}, parts) if len(parts) == len(layouts) else None
 
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         source, call = run.source, run.call

@@ -75,7 +75,7 @@ class Einsum(Rule):
     """Products of any number of tensors, summed over the letters that the result lacks."""
 
     functions = (torch.einsum,)
-    views = ("einsum",)  # of one operand it may only permute axes
+    views_of_one = ("einsum",)  # it may only permute axes
 
     def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         equation, *operands = call.args

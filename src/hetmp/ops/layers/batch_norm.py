@@ -1,6 +1,6 @@
 """Batch and instance normalization: statistics are per channel, so slices need no exchange."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,11 +27,6 @@ class ChannelNorm(Rule):
     """Batch and instance norm: parameters and statistics are cut like the channels."""
 
     layers = tuple(_DIMS)
-    initial_buffers: ClassVar = {
-        "running_mean": 0.0,
-        "running_var": 1.0,
-        "num_batches_tracked": 0.0,
-    }
     keeps_shape = True
     runs_empty = False
 

@@ -35,7 +35,7 @@ class Mixing(Rule):
 
     def has_bias(self, layer: Any) -> bool:
         """Return whether a bias is added to the output, after the reduction of ``inputs``."""
-        return layer.bias is not None
+        return getattr(layer, "bias", None) is not None
 
     def taken(self, layer: nn.Module, layout: L, axis: int) -> State[L] | None:
         """Return the input state of scheme ``filters``, given the output's layout on *axis*.

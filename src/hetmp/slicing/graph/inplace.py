@@ -89,4 +89,7 @@ def _is_view(node: fx.Node, skeleton: nn.Module, values: Mapping[str, Value]) ->
         return False
     if node.op == "call_module":
         return shares_memory(skeleton.get_submodule(str(node.target)))
-    return node.op in ("call_function", "call_method") and shares_memory(node.target)
+    operands: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), operands.append)
+    tensors = sum(op.name in values and values[op.name].holds_tensors for op in operands)
+    return node.op in ("call_function", "call_method") and shares_memory(node.target, tensors)
