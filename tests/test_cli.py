@@ -63,7 +63,7 @@ BAD = {
     "an unknown optimizer": (["--optimizer", "adamm"], ["'adamm'", "did you mean 'adam'"]),
     "an optimizer that slices cannot have": (
         ["--optimizer", "adafactor"],
-        ["adafactor is wrong on slices: it keeps the means of a tensor's rows", "use adamw"],
+        ["adafactor is wrong on slices: it needs row and column means", "use adamw"],
     ),
     "an unknown option of the optimizer": (
         ["--optimizer-option", "nesterofv=true"],

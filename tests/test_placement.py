@@ -140,7 +140,7 @@ def test_neighbours_that_are_alike_share_a_row():
     other = PLACE.model_copy(update={"device": "a GPU", "memory": 0})
     little = PLACE.model_copy(update={"memory": 1 << 30})
     assert shown([PLACE, little, PLACE, other, PLACE]) == [
-        "0-2 n1 a processor 8 4 3.0 GiB", "3 n1 a GPU 8 4 ?", "4 n1 a processor 8 4 3.0 GiB",
+        "0-2 n1 a processor 8 4 3 GiB", "3 n1 a GPU 8 4 ?", "4 n1 a processor 8 4 3 GiB",
     ]  # fmt: skip
     for difference in ({"host": "n2"}, {"cores": 4}, {"threads": 1}):
         assert len(shown([PLACE, PLACE.model_copy(update=difference)])) == 2

@@ -27,7 +27,7 @@ def environment(**more):
     A variable that is None is not set.
     """
     clean = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
-    short = {"PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    short = {"PYTHONPATH": f"{HERE}{os.pathsep}{PROGRAMS}", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
     variables = clean | short | {"HETMP_GRACE_SECONDS": "1"} | more
     return {name: value for name, value in variables.items() if value is not None}
 
