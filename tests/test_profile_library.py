@@ -195,7 +195,7 @@ def test_kept_by_one_command_and_used_by_another(tmp_path):
     use = (*TRAIN, "--device", "cpu", "--steps", 2, "--profiles", kept)
     done = hetmp_run(*use, ranks=3, HETMP_NODE_KIND="gpu-a100")
     assert done.returncode == 0, done.stderr
-    assert f"nodes of kind gpu-a100 as kept in {kept}: " in done.stdout
+    assert f"nodes of kind gpu-a100: times read from {kept}, " in done.stdout
     assert "planned: " in done.stdout
 
 
