@@ -186,7 +186,7 @@ def test_what_members_refuse_is_raised_on_all_ranks(tmp_path, place):
     plan = plan_without(0 if place == "first" else world().size - 1)
     path = saved(plan, folder(tmp_path) / "plan.json")
     refused_everywhere("the plan is for another model", plan=path, model="own_network:build")
-    refused_everywhere("the model 11", plan=path, data="digits-segmentation")
+    refused_everywhere("in the plan and 11 in the model", plan=path, data="digits-segmentation")
     # And the ranks can go on together.
     assert train(train_config(**DIGITS, plan=path)).steps == STEPS
 
