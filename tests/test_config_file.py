@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import hetmp
 from helpers.running import MPIRUN, TRAIN, environment, hetmp_run, refused
 from hetmp.cli.commands.submit import submit
-from hetmp.cli.commands.train import told_config, train_command
+from hetmp.cli.commands.train import config_from_flags, train_command
 from hetmp.core.errors import HetmpError
 from hetmp.run.config import HEADINGS, TrainConfig, train_config
 from hetmp.run.config_file import (
@@ -47,7 +47,9 @@ def config_file(tmp_path):
 def flags_given(*words):
     """The configuration that the command makes of its flags, and its note."""
     command = train_command()
-    return told_config(command.make_context("hetmp train", [str(word) for word in words]).params)
+    return config_from_flags(
+        command.make_context("hetmp train", [str(word) for word in words]).params
+    )
 
 
 def printed(*words):

@@ -109,7 +109,7 @@ class Advancing(Protocol):
         """Return all other state, as JSON."""
         ...
 
-    def resume(self, told: str) -> None:
+    def resume(self, text: str) -> None:
         """Restore what ``state`` returned."""
         ...
 

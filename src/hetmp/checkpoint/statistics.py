@@ -114,7 +114,9 @@ def difference(first: Catalog, second: Catalog, path: str) -> Difference:
         missing = first if mine is None else second
         return Difference(path, np.inf, np.inf, f"not in {missing.file.filename}")
     if (mine.sizes, mine.dtype) != (theirs.sizes, theirs.dtype):
-        return Difference(path, np.inf, np.inf, f"{_told(mine)} against {_told(theirs)}")
+        return Difference(
+            path, np.inf, np.inf, f"{_shape_text(mine)} against {_shape_text(theirs)}"
+        )
     if mine.digest == theirs.digest:
         return Difference(path, 0.0, 0.0)
     if mine.dtype == TEXT:
@@ -129,7 +131,7 @@ def difference(first: Catalog, second: Catalog, path: str) -> Difference:
     return Difference(path, relative, largest)
 
 
-def _told(stored: Stored) -> str:
+def _shape_text(stored: Stored) -> str:
     return f"{'×'.join(map(str, stored.sizes)) or 'a number'} {stored.dtype}"
 
 

@@ -178,16 +178,16 @@ def _ended() -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else FAILED
     except click.UsageError as error:
-        return _told(HetmpError(in_words(error, commands, "hetmp")))
+        return _report_shared(HetmpError(in_words(error, commands, "hetmp")))
     except Exception as error:
         if isinstance(error, HetmpError):
-            return _told(error)
+            return _report_shared(error)
         _keep_silent_at_the_end(error)
-        return _told_by_those_who_know(error)
+        return _report_own(error)
     return 0
 
 
-def _told(error: HetmpError) -> int:
+def _report_shared(error: HetmpError) -> int:
     """Report an error that every rank has, from one rank; return its exit code."""
     if speaks_first():
         report(error)
@@ -197,7 +197,7 @@ def _told(error: HetmpError) -> int:
     return error.exit_code
 
 
-def _told_by_those_who_know(error: Exception) -> int:
+def _report_own(error: Exception) -> int:
     """Report an error that this rank alone may have; return its exit code."""
     if mpi_started():
         Group().fail(error)

@@ -66,7 +66,7 @@ class Options:
         """Return the settings' names."""
         return tuple(field.name for field in fields(cls))
 
-    def told(self) -> dict[str, Any]:
+    def set_values(self) -> dict[str, Any]:
         """Return the settings that are set, except the run's seed, which every run has."""
         values = {name: getattr(self, name) for name in self.names() if name != "seed"}
         return {name: value for name, value in values.items() if value is not None}
@@ -83,7 +83,7 @@ class Options:
         Raises:
             HetmpError: naming the setting, and the data sets that take it.
         """
-        for option, value in self.told().items():
+        for option, value in self.set_values().items():
             if option not in applying and not (option == "split_seed" and value == 0):
                 text = str(value) if isinstance(value, Path) else repr(value)
                 raise HetmpError(

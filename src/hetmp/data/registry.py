@@ -80,13 +80,13 @@ def load(name: str, group: Group | None = None, **settings: Any) -> Dataset:
             data set, a file that is missing or damaged.
     """
     with group.together() if group is not None else nullcontext():
-        loader, options = _told(name, settings)
+        loader, options = _checked(name, settings)
     metadata = read_once(group, partial(loader.survey, options))
     with group.together() if group is not None else nullcontext():
         return loader.assemble(options, metadata)
 
 
-def _told(name: str, settings: Mapping[str, Any]) -> tuple[Loader, Options]:
+def _checked(name: str, settings: Mapping[str, Any]) -> tuple[Loader, Options]:
     """Return the loader of data set *name* and its options, checked."""
     loaders = _loaders()
     if name not in loaders:

@@ -87,7 +87,7 @@ def with_moments(options: Options, metadata: Found) -> Found:
     Raises:
         HetmpError: the options give another number of channels; an image cannot be read.
     """
-    mean, std = told_or_measured(options, _part(metadata, "train"))
+    mean, std = set_or_measured(options, _part(metadata, "train"))
     return {**metadata, "mean": list(mean), "std": list(std)}
 
 
@@ -158,7 +158,7 @@ def sample(count: int) -> Indices:
     return np.sort(np.argsort(keys, kind="stable")[:SAMPLE])
 
 
-def told_or_measured(options: Options, train: Part) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def set_or_measured(options: Options, train: Part) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return (mean, deviation) of *options*, else of (a sample of) the training images.
 
     Raises:

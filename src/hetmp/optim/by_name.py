@@ -63,7 +63,7 @@ def make_optimizer(
         return make(target, lr=lr, **checked)
     except _MISTAKES as error:
         raise HetmpError(
-            _told(name, error, lambda **some: make(target, **some), lr, checked)
+            _refusal_of(name, error, lambda **some: make(target, **some), lr, checked)
         ) from None
 
 
@@ -103,7 +103,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | torch.Tensor) and not isinstance(value, bool)
 
 
-def _told(
+def _refusal_of(
     name: str,
     error: Exception,
     make: Callable[..., Any],

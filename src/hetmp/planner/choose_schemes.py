@@ -27,7 +27,7 @@ BEAM = 32
 def choose_schemes(
     graph: ModelGraph, plan: Plan, tables: Tables, links: Links, batch_size: int
 ) -> dict[str, SchemeName]:
-    """The schemes with the least predicted time for the counts of *plan*, by path."""
+    """Return the schemes with the least predicted time for the counts of *plan*, by path."""
     trace = graph.training
     live = _last_uses(trace)
     cost = _Costs(tables, links, batch_size)
@@ -55,7 +55,7 @@ def choose_schemes(
 
 
 class _Branch(Scheduler[Layout]):
-    """One way to have come this far."""
+    """A choice of schemes for the operations so far."""
 
     def __init__(self, graph: ModelGraph, plan: Plan) -> None:
         super().__init__(graph, self)
@@ -64,11 +64,11 @@ class _Branch(Scheduler[Layout]):
         self.spent = 0.0
 
     def scheme(self, node: Node) -> SchemeName:
-        """What is chosen for a layer; of later layers, ``filters``."""
+        """Return the scheme chosen for a layer; ``filters`` for later layers."""
         return self.schemes.get(node.path, "filters")
 
     def options(self, node: Node, tables: Tables) -> tuple[SchemeName, ...]:
-        """The schemes that an operation may follow here; one that changes nothing if it mixes
+        """Return the schemes that an operation may follow here; one, without effect, if it mixes
         no channels."""
         if not isinstance(node.rule, Mixing) or node.reason is not None:
             return ("filters",)
@@ -94,7 +94,7 @@ class _Branch(Scheduler[Layout]):
             self.schemes[node.path] = scheme
 
     def fork(self) -> "_Branch":
-        """Another way from here on."""
+        """Return a copy that may choose otherwise from here on."""
         other = copy.copy(self)
         other.choice = other
         for name in ("schemes", "first", "states", "exchanged", "current"):
@@ -103,11 +103,11 @@ class _Branch(Scheduler[Layout]):
         return other
 
     def layout(self, node: Node) -> Layout:
-        """How the plan cuts a layer."""
+        """Return how the plan cuts a layer."""
         return self.planned.layout(node)
 
     def frontier(self, live: Mapping[str, int], number: int) -> Any:
-        """What operations after *number* can tell of the way here."""
+        """Return all that operations after *number* depend on, as a key."""
         names = [name for name in self.current if live.get(name, -1) > number]
         seen: dict[str, set[Any]] = {}
         for value, target in self.exchanged:
@@ -129,7 +129,7 @@ class _Costs:
         self._known: dict[Any, float] = {}
 
     def of(self, step: ProgramStep) -> float:
-        """Seconds of one step."""
+        """Return the seconds of one step."""
         if isinstance(step, CallStep):
             work, kind, state = step_work(step)
             key = work, kind, state
@@ -148,6 +148,6 @@ class _Costs:
 
 
 def _last_uses(trace: Trace) -> dict[str, int]:
-    """The number of the last operation that takes each value; past the end for results."""
+    """Return the number of the last operation that takes each value; past the end for results."""
     last = {name: number for number, node in enumerate(trace.nodes) for name in node.call.values}
     return last | dict.fromkeys(references(trace.result), len(trace.nodes))

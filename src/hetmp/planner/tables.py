@@ -41,36 +41,36 @@ class Tables:
 
     @property
     def ranks(self) -> int:
-        """How many ranks there are."""
+        """The number of ranks."""
         return len(self.devices)
 
     def of(self, ranks: Sequence[int]) -> "Tables":
-        """The tables of some of the ranks."""
+        """Return the tables of some of the ranks."""
         return Tables([self.devices[rank] for rank in ranks])
 
     def total(self, work: str, kind: Kind) -> int:
-        """The length of the axis that is cut in a work."""
+        """Return the length of the axis that a work cuts."""
         return len(self._table(work, kind)[0]) - 1
 
     def at(self, work: str, kind: Kind, counts: Sequence[int] | None) -> Array:
-        """(forward, backward, parameters, saved) of every rank; all of it where no counts."""
+        """Return (forward, backward, parameters, saved) of every rank; of all work if no counts."""
         table = self._table(work, kind)
         if counts is None:
             return np.asarray(table[self._number, -1])
         return np.asarray(table[self._number, np.asarray(counts)])
 
     def sums(self, work: str, kind: Kind, counts: npt.NDArray[np.int64]) -> Array:
-        """Seconds in all, (ranks, counts): for each of *counts* on every rank."""
+        """Return the total seconds, (ranks, counts), of each of *counts* on every rank."""
         table = self._table(work, kind)[:, counts, :SAVED].sum(axis=2)
         return np.asarray(table[self._number])
 
     def has(self, work: str, kind: Kind) -> bool:
-        """Whether a work was measured on every device."""
+        """Return whether a work was measured on every device."""
         return all((work, kind) in works for works in self._works)
 
     def _table(self, work: str, kind: Kind) -> Array:
-        found = self._tables.get((work, kind))
-        if found is None:
+        table = self._tables.get((work, kind))
+        if table is None:
             for device, works in zip(self._distinct, self._works, strict=True):
                 if (work, kind) not in works:
                     raise HetmpError(
@@ -78,20 +78,21 @@ class Tables:
                         f"({kind}): it is of another model; run hetmp profile for this one"
                     )
             times = [works[work, kind] for works in self._works]
-            total = max(one.total for one in times)
+            total = max(work_times.total for work_times in times)
             curves = [
-                curve(one, total, grain) for one, grain in zip(times, self._grains, strict=True)
+                curve(work_times, total, grain)
+                for work_times, grain in zip(times, self._grains, strict=True)
             ]
-            found = self._tables[work, kind] = np.stack(curves)
-        return found
+            table = self._tables[work, kind] = np.stack(curves)
+        return table
 
 
 GRAINS = (1, 4, 8, 16, 32)
-"""How many channels a device may compute at once."""
+"""Numbers of channels that a device may compute at once."""
 
 
 def grain_of(device: DeviceProfile) -> int:
-    """How many filters a device computes in the time of one, as its measurements tell.
+    """Return how many filters a device computes in the time of one, by its measurements.
 
     Vector units take 8 or 16 channels at a time, so time is a staircase in the number of filters:
     17 of them cost as much as 32. The grain is the step's width for which the counts that are no
@@ -112,9 +113,9 @@ def grain_of(device: DeviceProfile) -> int:
             x, first = np.unique(blocks[on], return_index=True)
             if len(x) < 2:
                 continue
-            told = _between(x, columns[on][first], blocks[off])
+            fitted = _between(x, columns[on][first], blocks[off])
             seen = columns[off]
-            missed += np.abs(np.log(np.maximum(told, 1e-9) / np.maximum(seen, 1e-9)))[
+            missed += np.abs(np.log(np.maximum(fitted, 1e-9) / np.maximum(seen, 1e-9)))[
                 seen > 1e-4
             ].tolist()
         error = float(np.median(missed)) if missed else np.inf
@@ -124,7 +125,7 @@ def grain_of(device: DeviceProfile) -> int:
 
 
 def curve(times: WorkTimes, total: int, grain: int = 1) -> Array:
-    """(total + 1, 4): forward, backward, parameters, saved for every count.
+    """Return (total + 1, 4): forward, backward, parameters and saved for every count.
 
     Between measured counts a monotone cubic (Fritsch and Carlson, 1980; SciPy's PCHIP), beyond
     them a straight line. Nothing is a case of its own: the first channel costs more than the next.
@@ -138,34 +139,34 @@ def curve(times: WorkTimes, total: int, grain: int = 1) -> Array:
     some = measured > 0
     if not some.any():
         return np.repeat(columns[:1], total + 1, axis=0)
-    found = np.empty((total + 1, 4))
+    table = np.empty((total + 1, 4))
     for column in range(4):
         stepped = times.kind == "filters" and column in (FORWARD, PARAMETERS)
         width = grain if stepped else 1
         x, y = _merged(-(-measured[some] // width), columns[some, column])
         at = -(-every // width)
-        found[:, column] = y[0] * at / x[0] if len(x) == 1 else _between(x, y, at)
-    found = np.maximum(found, 0.0)
-    found[0] = columns[0] if measured[0] == 0 else 0.0
-    return found
+        table[:, column] = y[0] * at / x[0] if len(x) == 1 else _between(x, y, at)
+    table = np.maximum(table, 0.0)
+    table[0] = columns[0] if measured[0] == 0 else 0.0
+    return table
 
 
 def _merged(x: npt.NDArray[np.int64], y: Array) -> tuple[npt.NDArray[np.int64], Array]:
-    """One value for every x: the mean of those that have it."""
+    """Return one value for every x: the mean of those that have it."""
     distinct, place = np.unique(x, return_inverse=True)
     return distinct, np.bincount(place, weights=y) / np.bincount(place)
 
 
 def _between(x: npt.NDArray[Any], y: Array, at: npt.NDArray[Any]) -> Array:
-    """The monotone cubic through (x, y), straight lines beyond its ends."""
-    found = np.asarray(PchipInterpolator(x, y, axis=0)(np.clip(at, x[0], x[-1])))
+    """Return the monotone cubic through (x, y), with straight lines beyond its ends."""
+    values = np.asarray(PchipInterpolator(x, y, axis=0)(np.clip(at, x[0], x[-1])))
     for beyond, end, slope in (
         (at < x[0], x[0], (y[1] - y[0]) / (x[1] - x[0])),
         (at > x[-1], x[-1], (y[-1] - y[-2]) / (x[-1] - x[-2])),
     ):
         far = at[beyond] - end
-        found[beyond] += far.reshape([-1, *[1] * (y.ndim - 1)]) * np.maximum(slope, 0)
-    return found
+        values[beyond] += far.reshape([-1, *[1] * (y.ndim - 1)]) * np.maximum(slope, 0)
+    return values
 
 
 class Links:
@@ -198,7 +199,7 @@ class Links:
             self._terms[link.collective] = fit * scale
 
     def seconds(self, collective: str, size: float, largest: float) -> float:
-        """Seconds from the moment when all ranks are there; 0 where nothing moves.
+        """Return the seconds from the moment when all ranks are there; 0 where nothing moves.
 
         Args:
             size: bytes of the whole value.
@@ -212,7 +213,7 @@ class Links:
         return float(terms @ (1.0, size, size * largest))
 
     def as_measured(self, sizes: Sequence[int]) -> tuple[LinkTimes, ...]:
-        """The fit in the figures of a measurement, for values of *sizes* bytes."""
+        """Return the fit in the form of a measurement, for values of *sizes* bytes."""
         rows = [(size, largest) for size in sizes for largest in (1 / self.ranks, 1.0)]
         return tuple(
             LinkTimes(

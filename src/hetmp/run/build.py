@@ -1,7 +1,6 @@
 """Build the data set and the network's outline from a configuration."""
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hetmp import data, models
 from hetmp.cluster import Group
@@ -18,8 +17,12 @@ def load_dataset(config: TrainConfig, group: Group) -> Dataset:
     return data.load(config.data, group, seed=config.seed, **config.data_settings())
 
 
-def outline(config: TrainConfig, dataset: Dataset) -> nn.Module:
-    """Build the network of *config* for *dataset* on the meta device, without memory."""
-    with torch.device("meta"):
-        module = models.build(config.model, dataset.input_shape, dataset.classes)
-    return module.to(getattr(torch, config.dtype))
+def outline(config: TrainConfig, dataset: Dataset) -> tuple[nn.Module, Tensor]:
+    """Return the network of *config* and a batch of *dataset*, on the meta device."""
+    return models.outline(
+        config.model,
+        dataset.input_shape,
+        dataset.classes,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+    )

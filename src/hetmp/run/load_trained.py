@@ -14,6 +14,7 @@ from hetmp.checkpoint.folder import newest_sound
 from hetmp.checkpoint.origin import Origin, read_origin
 from hetmp.checkpoint.save_load import restore
 from hetmp.cluster import AgreedError, Group
+from hetmp.cluster.slowdown import check_slowdown
 from hetmp.core.errors import HetmpError
 from hetmp.data import Dataset, Feed, Part, Reading, options_of
 from hetmp.run.build import load_dataset
@@ -100,6 +101,8 @@ def run_on_trained(
     origin = read_origin(group, file)
     with group.together():
         config = _config(origin, file, settings).in_order(ranks.order)
+        if config.slowdown:
+            check_slowdown(config.slowdown, group.size)
     dataset = load(config, origin, group)
     setup = set_up_rank(
         ranks,

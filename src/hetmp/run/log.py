@@ -1,8 +1,7 @@
 """The log of a run: its metrics files and its progress display."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
-from types import TracebackType
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from hetmp.checkpoint import Position
@@ -12,39 +11,30 @@ from hetmp.run.progress import About, Progress
 from hetmp.run.record import headline, keep_settings, run_record
 
 
-class RunLog:
-    """The metrics and the progress of a run.
+@contextmanager
+def open_log(ready: Prepared, step: int) -> Iterator["RunLog"]:
+    """Open the metrics and the progress of the run *ready*, and close both in the end.
 
-    Making it is collective, and fails on every rank if rank 0 cannot write.
+    Opening is collective, and fails on every rank if rank 0 cannot write.
 
     Args:
-        ready: the run.
         step: number of steps that the resumed run had taken; 0 for a new run.
     """
+    config, held = ready.config, ready.model.hetmp.plan.held
+    about = About(f"{config.model} on {config.data}", held, ready.steps, ready.per_epoch, step)
+    with (
+        Metrics(ready.group, config.out, config.metrics, after=step) as metrics,
+        Progress(ready.group, about, config.view, config.quiet) as progress,
+    ):
+        yield RunLog(ready, step, metrics, progress)
 
-    def __init__(self, ready: Prepared, step: int) -> None:
+
+class RunLog:
+    """The metrics and the progress of a run: see ``open_log``."""
+
+    def __init__(self, ready: Prepared, step: int, metrics: Metrics, progress: Progress) -> None:
         self._ready, self._resumed_step = ready, step
-        config, held = ready.config, ready.model.hetmp.plan.held
-        about = About(f"{config.model} on {config.data}", held, ready.steps, ready.per_epoch, step)
-        with ExitStack() as stack:
-            self._metrics = stack.enter_context(
-                Metrics(ready.group, config.out, config.metrics, after=step)
-            )
-            self._progress = stack.enter_context(
-                Progress(ready.group, about, config.view, config.quiet)
-            )
-            self._open = stack.pop_all()
-
-    def __enter__(self) -> "RunLog":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
+        self._metrics, self._progress = metrics, progress
 
     @property
     def error(self) -> str:
@@ -62,7 +52,7 @@ class RunLog:
         self._metrics.write("run", **record, steps=ready.steps, resumed=self._resumed_step)
         keep_settings(ready.given, ready.plan, ready.group)
         begun = headline(config, ready.model, ready.dataset, ready.steps)
-        lines = [ready.sharing.told, begun, resumed]
+        lines = [ready.sharing.decision, begun, resumed]
         self._progress.begin("\n".join(filter(None, lines)))
 
     def step(

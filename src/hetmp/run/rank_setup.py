@@ -104,16 +104,13 @@ def set_up_rank(
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
         autocast: one of ``AUTOCASTS``, or one for each rank of *ranks*.
-        slowdown: a factor for each rank of *ranks*.
+        slowdown: a factor for each rank of *ranks*, checked.
         seed: for torch's generators, the same on every rank.
 
     Raises:
-        HetmpError: on every rank: a device that a rank does not have, an *autocast* that is
-            unknown, or a list for another number of ranks.
+        HetmpError: on every rank: a device that a rank does not have, or an *autocast* that is
+            unknown or for another number of ranks.
     """
-    if slowdown:
-        with ranks.group.together():
-            check_slowdown(slowdown, ranks.group.size)
     threads = share_cores(ranks.group)
     chosen = choose_device(ranks.group, device)
     torch.manual_seed(seed)

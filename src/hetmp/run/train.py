@@ -13,7 +13,7 @@ from hetmp.cluster import AgreedError, Group
 from hetmp.run.config import MOVABLE, TrainConfig
 from hetmp.run.evaluate import evaluate
 from hetmp.run.load_trained import EVALUATION_BATCH
-from hetmp.run.log import RunLog
+from hetmp.run.log import RunLog, open_log
 from hetmp.run.metrics import StepClock, check_formats
 from hetmp.run.prepare import Prepared, run_prepared
 from hetmp.run.progress import silent
@@ -78,7 +78,7 @@ def _train(ready: Prepared) -> Result:
     position, resumed = Position(), ""
     if config.resume is not None:
         position, resumed = checkpoints.resume(config.resume, config.out)
-    with RunLog(ready, position.step) as log:
+    with open_log(ready, position.step) as log:
         log.begin(resumed)
         training = Training(ready, checkpoints, position, log)
         for epoch in training.epochs_left():

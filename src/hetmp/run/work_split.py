@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from hetmp.cluster import AgreedError, Group
@@ -35,12 +34,12 @@ class Sharing:
     Attributes:
         plan: for all ranks of the job; None if ``weights`` decide.
         weights: relative speeds, one per rank.
-        told: the decision as text for the user; empty if the user decided.
+        decision: the decision as text for the user; empty if the user decided.
     """
 
     plan: Plan | None
     weights: tuple[float, ...]
-    told: str = ""
+    decision: str = ""
 
     @property
     def first_member(self) -> int:
@@ -64,25 +63,22 @@ def share_work(config: TrainConfig, dataset: Dataset, setup: RankSetup, tuning: 
     from hetmp.planner import make_plan
     from hetmp.planner.profiling import device_title
 
-    example = torch.empty(
-        (config.batch_size, *dataset.input_shape), dtype=getattr(torch, config.dtype), device="meta"
-    )
     with setup.casting():  # a rank's speed is that in its own precision
         if config.plan is not None:
             titles = group.gather_texts(device_title(setup.device, setup.slowdown))
             with group.together():
                 plan = Plan.load(config.plan)
-                _check_plan(plan, titles, lambda: read_graph(outline(config, dataset), example))
+                _check_plan(plan, titles, lambda: read_graph(*outline(config, dataset)))
             return Sharing(plan, equal)
         with group.together():
-            module = outline(config, dataset)
+            module, example = outline(config, dataset)
         profile = _profile(config, module, example, setup, tuning)
     text, decision = "", ""
     with group.together():
         # Unlike processors may round unlike: rank 0's plan is the truth.
         if group.is_root:
             planned = make_plan(read_graph(module, example), profile)
-            text, decision = planned.plan.model_dump_json(), _told(planned)
+            text, decision = planned.plan.model_dump_json(), _summary(planned)
     plan = Plan.model_validate_json(group.broadcast_text(text))
     return Sharing(plan, equal, group.broadcast_text(decision))
 
@@ -143,7 +139,7 @@ def _check_plan(plan: Plan, titles: list[str], graph: Callable[[], ModelGraph]) 
             )
 
 
-def _told(planned: "Planned") -> str:
+def _summary(planned: "Planned") -> str:
     lines = [f"planned: {1e3 * planned.prediction.seconds:.0f} ms a step predicted"]
     lines += [f"rank {rank} is left out: {why}" for rank, why in sorted(planned.left_out.items())]
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic
 
-from hetmp.core.state import FULL, PARTIAL, L, OperandState, State
+from hetmp.core.state import FULL, PARTIAL, L, OperandState, Sliced, State
 from hetmp.exchange import received, received_by_all
 from hetmp.ops import Cuts, Mixing, OperatorRun, Value, references
 from hetmp.slicing.graph import Node
@@ -56,9 +56,8 @@ class CallStep(ProgramStep, Generic[L]):
     @property
     def takes_filters(self) -> bool:
         """Whether a mixing layer computes its share of the filters from all channels."""
-        run = self.run
-        cut = run.scheme is not None and run.scheme.cuts_outputs and not run.scheme.cuts_inputs
-        return isinstance(self.node.rule, Mixing) and cut and run.source == FULL
+        full_to_sliced = self.run.source == FULL and isinstance(self.run.target, Sliced)
+        return isinstance(self.node.rule, Mixing) and full_to_sliced
 
     @property
     def cuts(self) -> Cuts[L]:

@@ -11,7 +11,7 @@ from typing_extensions import TypeVar
 from hetmp.core.cuttable import Cuttable
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout
-from hetmp.core.state import FULL, L, OperandState, Sliced, State, States
+from hetmp.core.state import FULL, PARTIAL, L, OperandState, Sliced, State, States
 from hetmp.core.suggestions import nearest
 from hetmp.ops import SCHEMES, Flow, Mixing, OperatorRun, Ref, Scheme, SchemeName, Value, filled
 from hetmp.slicing.graph import ModelGraph, Node, Trace
@@ -107,20 +107,22 @@ class Scheduler(Generic[L]):
         first = self.first.get(node.path)
         axis = rule.channel_axis(layer, node.call.taken.dims)
         output = Sliced(self.choice.layout(node), axis)
-        # A layer that runs again takes what its parameters are cut for.
-        source = self.states[self.current[operand]] if first is None else first.source
-        source = _at_axis(source, axis) if first else _of_tensor(source)
+        if first is None:
+            source = _of_tensor(self.states[self.current[operand]])
+        else:  # a layer that runs again takes what its parameters are cut for
+            source = _at_axis(first.source, axis)
         input_state = scheme.takes(rule, layer, source, output)
         if input_state is None:
             raise HetmpError(scheme.refusal(node.place, layer, output))
-        if not scheme.gives_summand:
-            self.run(node, {operand: input_state}, scheme.gives(output), scheme)
+        gives = scheme.gives(output)
+        if gives != PARTIAL:
+            self.run(node, {operand: input_state}, gives, scheme)
             return
         if first is not None:
             target = _at_axis(first.owned, axis)
         else:
             target = FULL if self.wanted_full(node) else output
-        self.run(node, {operand: input_state}, scheme.gives(output), scheme, owned=target)
+        self.run(node, {operand: input_state}, gives, scheme, owned=target)
         reduced = self.in_state(node.name, target)
         self.current[node.name] = self.biased(node, rule, reduced, target, axis)
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from hetmp import models
@@ -81,7 +80,13 @@ def profile_network(
     group = ranks.group
     with group.together():
         config.check()
-        module, example = _outline(config)
+        module, example = models.outline(
+            config.model,
+            config.input_shape,
+            config.classes,
+            batch_size=config.batch_size,
+            dtype=config.dtype,
+        )
         library = _library(config, module, example)
     kind = config.kind or (node_kind() if library is not None else "")
     kinds = group.gather_texts(kind)
@@ -105,7 +110,7 @@ def profile_network(
                 device=setup.device,
                 budget=Budget(config.seconds, not config.filters_only),
                 slowdown=setup.slowdown,
-                told=group.say,
+                notify=group.say,
             )
     files = keep_kinds(library, group, kinds, profile) if library is not None else []
     with group.together():
@@ -113,14 +118,6 @@ def profile_network(
             profile.save(out)
             files.append(out)
     return profile, files
-
-
-def _outline(config: ProfileConfig) -> tuple[nn.Module, Tensor]:
-    """Build the network and a batch on the meta device."""
-    dtype = getattr(torch, config.dtype)
-    with torch.device("meta"):
-        module = models.build(config.model, config.input_shape, config.classes).to(dtype)
-        return module, torch.empty((config.batch_size, *config.input_shape), dtype=dtype)
 
 
 def _library(config: ProfileConfig, module: nn.Module, example: Tensor) -> Library | None:

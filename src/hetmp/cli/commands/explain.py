@@ -39,7 +39,6 @@ def explain(
       hetmp explain resnet50 --weights 70,25,5
       hetmp explain mymodels:build --shape 3,64,64 --classes 10 --weights 2,1
     """
-    import torch
     from rich.console import Console
 
     from hetmp import models
@@ -52,9 +51,7 @@ def explain(
     if (weights is None) == (plan is None):
         raise HetmpError("give either --weights 70,25,5 or --plan FILE")
     input_shape, count = image_sizes(model, shape, classes)
-    with torch.device("meta"):
-        module = models.build(model, input_shape, count)
-    graph = read_graph(module, torch.empty((2, *input_shape), device="meta"))
+    graph = read_graph(*models.outline(model, input_shape, count, dtype="float32"))
     if strict:
         graph.check_strict()
     chosen = Plan.load(plan) if plan else plan_from_weights(graph, weights or ())

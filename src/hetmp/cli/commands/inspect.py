@@ -69,14 +69,14 @@ def inspect(
                 catalog.verify(stored)
             click.echo(f"sound: {len(catalog.stored)} datasets of {files[0]} match their digests")
         elif tensor is not None:
-            console.print(show.one_tensor(catalog, _found(catalog.stored, tensor)))
+            console.print(show.one_tensor(catalog, _stored(catalog.stored, tensor)))
         elif as_json:
             click.echo(show.as_json(catalog))
         else:
             console.print(show.overview(catalog, everything=everything))
 
 
-def _found(stored: "dict[str, Stored]", name: str) -> "Stored":
+def _stored(stored: "dict[str, Stored]", name: str) -> "Stored":
     """Return the dataset of a name, with or without its group."""
     for path in (name.lstrip("/"), f"model/{name}", f"buffers/{name}", f"optimizer/{name}"):
         if path in stored:

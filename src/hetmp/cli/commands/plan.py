@@ -90,7 +90,6 @@ def plan(
       hetmp plan resnet18 --shape 3,32,32 --classes 10 --profile profile.json
       hetmp plan resnet50 --ranks-from cluster.toml --memory-limit 16GiB
     """
-    import torch
     from rich.console import Console
 
     from hetmp import models
@@ -109,10 +108,8 @@ def plan(
         else joined_profiles([Profile.load(path) for path in profiles])
     )
     input_shape, count = image_sizes(model, shape, classes)
-    with torch.device("meta"):
-        module = models.build(model, input_shape, count).to(getattr(torch, profile.dtype))
-    example = torch.empty(
-        (profile.batch_size, *input_shape), dtype=getattr(torch, profile.dtype), device="meta"
+    module, example = models.outline(
+        model, input_shape, count, batch_size=profile.batch_size, dtype=profile.dtype
     )
     options = PlanOptions(
         memory_limit,

@@ -38,9 +38,9 @@ def _check_arguments(template: str, job: "Job") -> None:
     command = _command(template)
     context = command.make_context(f"hetmp {command.name}", list(job.arguments))
     if command.name == "train":
-        from hetmp.cli.commands.train import told_config
+        from hetmp.cli.commands.train import config_from_flags
 
-        told_config(
+        config_from_flags(
             context.params,
             out="run",
             profiles=job.profiles,

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hetmp.cli.command import Command, Option
-from hetmp.cli.commands.train import config_option, told_config
+from hetmp.cli.commands.train import config_from_flags, config_option
 from hetmp.cli.fields import field_option
 from hetmp.cli.options import FILE, check_folder
 from hetmp.cluster import Group
@@ -33,7 +33,7 @@ def _trace(**values: Any) -> None:
     with group.together():
         if group.is_root:
             check_folder(str(path))
-        config, note = told_config(values)
+        config, note = config_from_flags(values)
     with silent(config.quiet):
         if note:
             group.say(note)

@@ -19,7 +19,7 @@ PRINT_CONFIG = "print_config"
 IN_A_FILE = "A run in a file"
 
 
-def told_config(values: Mapping[str, Any], **job: Any) -> "tuple[TrainConfig, str]":
+def config_from_flags(values: Mapping[str, Any], **job: Any) -> "tuple[TrainConfig, str]":
     """Make the configuration from the command's parameters and their file; flags win.
 
     Args:
@@ -57,20 +57,20 @@ def _train(**values: Any) -> None:
     if values[PRINT_CONFIG]:
         from hetmp.run.config_file import config_text
 
-        click.echo(config_text(told_config(values)[0]), nl=False)
+        click.echo(config_text(config_from_flags(values)[0]), nl=False)
         return
     from hetmp.run.progress import silent
 
     group = Group()
     with group.together():  # a file may lie on some nodes alone
-        config, note = told_config(values)
+        config, note = config_from_flags(values)
     with silent(config.quiet):
         if note:
             group.say(note)
-        _train_as_told(config, group)
+        _run_training(config, group)
 
 
-def _train_as_told(config: "TrainConfig", group: Group) -> None:
+def _run_training(config: "TrainConfig", group: Group) -> None:
     from hetmp.core.text import count_ranks
     from hetmp.run.train import train
 

@@ -13,7 +13,7 @@ from hetmp.data.dataset import Dataset, Indices, Part
 from hetmp.data.formats.pictures import MODES, SUFFIXES, decode, entries, header, list_pictures
 from hetmp.data.options import Options
 from hetmp.data.splitting import drawn, refuse_split
-from hetmp.data.survey import Found, told_or_measured
+from hetmp.data.survey import Found, set_or_measured
 
 TEST_FOLDERS = ("test", "val", "valid")
 """Names of the test part beside ``train``; the first that is there."""
@@ -155,8 +155,8 @@ def survey(options: Options) -> Found:
         metadata |= _part("test", test_base, *list_classes(test_root, test_base, names)[1:])
         metadata |= {"split_name": "folder-given", "split_seed": 0}
     metadata |= _part("train", train_base, files, labels)
-    metadata["shape"] = list(_told_shape(options) or _common_shape(metadata))
-    mean, std = told_or_measured(options, _pictures(metadata, "train"))
+    metadata["shape"] = list(_checked_shape(options) or _common_shape(metadata))
+    mean, std = set_or_measured(options, _pictures(metadata, "train"))
     return metadata | {"mean": list(mean), "std": list(std)}
 
 
@@ -185,7 +185,7 @@ def _pictures(metadata: dict[str, Any], part: str) -> Pictures:
     return Pictures(Path(base), files, labels, tuple(metadata["shape"]))
 
 
-def _told_shape(options: Options) -> tuple[int, ...] | None:
+def _checked_shape(options: Options) -> tuple[int, ...] | None:
     if options.shape is None:
         return None
     shape = image_shape("shape", options.shape)

@@ -13,7 +13,7 @@ from hetmp.data.dataset import Dataset, Indices, Part
 from hetmp.data.formats.hdf5 import H5File
 from hetmp.data.options import Options
 from hetmp.data.splitting import divided, refuse_split
-from hetmp.data.survey import Found, class_count, told_or_measured
+from hetmp.data.survey import Found, class_count, set_or_measured
 
 
 class Slices(Part):
@@ -105,7 +105,7 @@ def survey(options: Options) -> Found:
         metadata |= _split(options, metadata)
     metadata["classes"] = _classes(options, path, metadata)
     metadata["sizes"] = [file.path.stat().st_size for file in (train, test or train)]
-    mean, std = told_or_measured(options, _slices(train, metadata, "train"))
+    mean, std = set_or_measured(options, _slices(train, metadata, "train"))
     return metadata | {"mean": list(mean), "std": list(std)}
 
 

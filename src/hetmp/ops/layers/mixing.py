@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hetmp.cluster import Group
-from hetmp.core.state import FULL, L, State
+from hetmp.core.state import FULL, PARTIAL, L, State
 from hetmp.ops.call import OperatorRun
 from hetmp.ops.rule import Cuts, Rule, cut_along
 from hetmp.ops.schemes import SCHEMES, Scheme, SchemeName
@@ -83,13 +83,13 @@ class Mixing(Rule):
 
     def stand_in(self, run: OperatorRun) -> Any:
         stand_in = super().stand_in(run)
-        if run.scheme is not None and run.scheme.gives_summand:  # its bias is added elsewhere
+        if run.target == PARTIAL:  # its bias is added elsewhere
             stand_in.register_parameter("bias", None)
         return stand_in
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         local = super().local(run, group, device)
-        return Summand(local) if run.scheme is not None and run.scheme.gives_summand else local
+        return Summand(local) if run.target == PARTIAL else local
 
 
 class Summand(nn.Module):

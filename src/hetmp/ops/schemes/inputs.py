@@ -18,7 +18,6 @@ class InputsScheme(Scheme):
     """
 
     name = "inputs"
-    gives_summand = True
     cuts_inputs = True
 
     def takes(

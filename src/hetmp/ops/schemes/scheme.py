@@ -19,9 +19,6 @@ class Scheme(ABC):
     name: ClassVar[SchemeName]
     """Its name in plans and commands."""
 
-    gives_summand: ClassVar[bool] = False
-    """Whether a rank gives a summand of the whole output, which is reduced after the layer."""
-
     cuts_inputs: ClassVar[bool] = False
     """Whether a rank holds input channels of every filter, and not whole filters."""
 

@@ -32,7 +32,7 @@ def profile_model(
     budget: Budget | None = None,
     tuning: Tuning | None = None,
     slowdown: float = 1.0,
-    told: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Profile:
     """Measure the times of *module*'s operations on every rank, and of the links. Collective.
 
@@ -45,7 +45,7 @@ def profile_model(
         budget: limits of the measurement.
         tuning: the tuning with which the model will run.
         slowdown: factor of this rank, see ``cluster/slowdown.py``.
-        told: called on every rank with a text on each stage.
+        notify: called on every rank with a text on each stage.
 
     Returns:
         The same profile on every rank.
@@ -59,7 +59,7 @@ def profile_model(
         graph = read_graph(module, example_input)
         meter = ShareMeter(graph, example_input, device, tuning, memory, slowdown)
         batch_size, dtype = _batch(example_input)
-    told("measuring the devices")
+    notify("measuring the devices")
     with group.together():
         meter.run(budget)
     # Ranks of a host share its memory and caches: none is measured beside idle ones.
@@ -79,7 +79,7 @@ def profile_model(
         handling=meter.handling,
         works=meter.works(),
     )
-    told("measuring the links")
+    notify("measuring the links")
     links = profile_links(graph, example_input, group, device=device, tuning=tuning)
     devices = [
         DeviceProfile.model_validate_json(t) for t in group.gather_texts(own.model_dump_json())

@@ -23,7 +23,7 @@ class JsonLines:
     def __init__(self, path: Path, after: int) -> None:
         with replacing(path) as beside, beside.open("w") as file:
             for record in read_records(path) if after else ():
-                if _is_told_until(after, record):
+                if _belongs_to_first(after, record):
                     file.write(_line(record))
         self._file = path.open("a", buffering=1)
 
@@ -64,7 +64,7 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
 
-def _is_told_until(step: int, record: Mapping[str, Any]) -> bool:
+def _belongs_to_first(step: int, record: Mapping[str, Any]) -> bool:
     """Return whether a record belongs to the first *step* steps."""
     kind = record["kind"]
     return (

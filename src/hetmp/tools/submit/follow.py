@@ -119,7 +119,7 @@ def follow(job: Submitted, console: Console | None = None) -> str:
             for record in records.new() if records else ():
                 _show(record, progress, bar)
             if now != last:
-                console.print(_told(job, *now), highlight=False)
+                console.print(_state_text(job, *now), highlight=False)
                 last = now
             state = now[0] or state
             if not unanswered and (not now[0] or now[0] in ENDED):
@@ -134,7 +134,7 @@ def follow(job: Submitted, console: Console | None = None) -> str:
     return state
 
 
-def _told(job: Submitted, state: str, more: str) -> str:
+def _state_text(job: Submitted, state: str, more: str) -> str:
     if state in WAITING:
         why = "" if more in ("", "None", "(null)") else f" ({more})"
         return f"job {job.number} waits{why}"

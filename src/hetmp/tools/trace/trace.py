@@ -98,7 +98,7 @@ def _trace(ready: Prepared, path: Path, steps: int, skip: int) -> Traced:
     error = max(part.clock_error for part in parts)
     with group.together():
         if group.is_root:
-            extra = _about(ready, error)
+            extra = _header(ready, error)
             document = chrome_trace(parts, recorder.places, _names(ready), skip, extra)
             _write(path, document)
     times = layer_times(group, recorder, [record for _, record in recorded])
@@ -126,7 +126,7 @@ def _names(ready: Prepared) -> list[str]:
     ]
 
 
-def _about(ready: Prepared, error: float) -> dict[str, Any]:
+def _header(ready: Prepared, error: float) -> dict[str, Any]:
     config = ready.config
     return {
         "model": config.model,
