@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from hetmp.exchange import Carriage, Exchange, tidy
 from hetmp.ops import Postponed, add_bias, filled, seeded
-from hetmp.slicing.runtime import Order, Runtime
+from hetmp.slicing.graph import PLAIN
+from hetmp.slicing.runtime import Checkpoint, Order, Runtime
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep
 
 _CHANNELS_LAST = (0, 2, 3, 1)
@@ -40,20 +42,54 @@ class Forward:
     ) -> None:
         self.model, self.runtime, self.mode = model, runtime, mode
         self.values, self.entered, self.key = values, entered, key
+        self.watch = runtime.watch
         self.postponed: dict[str, tuple[Postponed, int]] = {}
 
     def run(self) -> None:
         """Run every step; ``values`` then holds the values that the program returns."""
         tidy(self.runtime.group)
-        watch = self.runtime.watch
-        if watch is not None:
-            watch.began()
-        for order in self.runtime.orders(self.mode):
+        if self.watch is not None:
+            self.watch.began()
+        for part in self.runtime.parts(self.mode):
+            if isinstance(part, Order):
+                self._run(part)
+            else:
+                self._run_checkpoint(part)
+
+    def _run(self, order: Order) -> None:
+        """Run one step, under what the module sets around it."""
+        scope = order.step.scope
+        with nullcontext() if scope is PLAIN else scope.entered():
             self.values[order.step.name] = value = self._step(order)
-            if watch is not None:
-                watch.made(order.step, value)
-            for name in order.freed:
-                self.values.pop(name, None)
+        if self.watch is not None:
+            self.watch.made(order.step, value)
+        for name in order.freed:
+            self.values.pop(name, None)
+
+    def _run_checkpoint(self, part: Checkpoint) -> None:
+        """Run steps whose values the backward pass computes again. Collective, as that is too."""
+        runs = 0
+
+        def run(*values: Any) -> tuple[Any, ...]:
+            nonlocal runs
+            named = dict(zip(part.sources, values, strict=True))
+            inner = Forward(self.model, self.runtime, self.mode, named, self.entered, self.key)
+            if runs:  # in the backward pass
+                inner.watch = None
+                self.runtime.set_key(self.model, self.key)
+            runs += 1
+            for order in part.orders:
+                inner._run(order)
+            return tuple(inner.values[name] for name in part.results)
+
+        # A rank with few channels saves fewer tensors, but all must run the same exchanges again.
+        with set_checkpoint_early_stop(False):
+            results = checkpoint(
+                run, *(self.values[name] for name in part.sources), use_reentrant=False
+            )
+        self.values.update(zip(part.results, results, strict=True))
+        for name in part.freed:
+            self.values.pop(name, None)
 
     def _step(self, order: Order) -> Any:
         step = order.step
@@ -86,7 +122,7 @@ class Forward:
             for taker in order.takers
         ]
         regather = _again(exchange, how) if tuning.regather else None
-        watch = runtime.watch
+        watch = self.watch
         around = None if watch is None else lambda number: watch.parameters(order.takers[number])
         postponed = Postponed(takers, regather, around)
         under_way = exchange.start(x, how)

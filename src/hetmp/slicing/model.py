@@ -13,7 +13,7 @@ from hetmp.core.errors import HetmpError
 from hetmp.exchange import leave
 from hetmp.ops import filled
 from hetmp.slicing.forward import Forward
-from hetmp.slicing.graph import ModelGraph
+from hetmp.slicing.graph import PLAIN, ModelGraph
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.runtime import Runtime
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, ProgramStep, Schedule
@@ -90,10 +90,12 @@ class SlicedModel(nn.Module):
         """Show the user's layers, the states between them and the exchanges, in order."""
         group = self.hetmp.group
         lines = [f"SlicedModel, rank {group.rank} of {group.size}:"]
-        for mode, program in enumerate(self.hetmp.schedule.programs):
-            if len(self.hetmp.schedule.programs) > 1:
-                lines.append(f" in {('training', 'evaluation')[mode]}:")
-            lines += self._rows(mode, program)
+        schedule = self.hetmp.schedule
+        for number, program in enumerate(schedule.programs):
+            if len(schedule.programs) > 1:
+                modes = (str(mode) for mode, own in schedule.modes.items() if own is program)
+                lines.append(f" in {' and '.join(modes)}:")
+            lines += self._rows(number, program)
         return "\n".join(line.rstrip() for line in lines)
 
     def _rows(self, mode: int, program: Program) -> list[str]:
@@ -111,6 +113,7 @@ class SlicedModel(nn.Module):
         if isinstance(step, CallStep):
             layer = step.run.layer
             what = repr(layer) if layer is not None else step.run.call.title
+            what += f" ({step.scope})" if step.scope != PLAIN else ""
             if step.node.reason is not None:
                 what += f" (whole: {step.node.reason})"
             return (

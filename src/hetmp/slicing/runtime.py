@@ -1,6 +1,7 @@
 """The parts of a sliced model besides the user's layers: programs, exchanges, keys."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.state import FULL
 from hetmp.exchange import BackwardSum, Exchange
 from hetmp.ops import KeyedDropout, draws
-from hetmp.slicing.graph import ModelGraph
+from hetmp.slicing.graph import Mode, ModelGraph
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.same_batch import SameBatch
 from hetmp.slicing.schedule import CallStep, ExchangeStep, Program, ProgramStep, Schedule, takers
@@ -44,6 +45,23 @@ class Order:
     seeded: bool
     takers: tuple[CallStep, ...]
     borrowed: bool
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Steps in a row that the backward pass computes again, as the module's own checkpoint says.
+
+    Attributes:
+        orders: the steps.
+        sources: the values of earlier steps that they take.
+        results: their values that later steps take, or that are returned.
+        freed: the values of earlier steps that no later step takes.
+    """
+
+    orders: tuple[Order, ...]
+    sources: tuple[str, ...]
+    results: tuple[str, ...]
+    freed: tuple[str, ...]
 
 
 class Runtime(nn.Module):
@@ -86,6 +104,12 @@ class Runtime(nn.Module):
         self.functions: dict[str, Callable[..., Any]] = {}
         self.input_entry, self.parameter_entry = BackwardSum(group), BackwardSum(group)
         self._orders = [_orders(program, graph, table) for program in schedule.programs]
+        self._parts = [
+            _parts(orders, program)
+            for orders, program in zip(self._orders, schedule.programs, strict=True)
+        ]
+        numbers = {id(program): number for number, program in enumerate(schedule.programs)}
+        self._programs = {mode: numbers[id(p)] for mode, p in schedule.modes.items()}
         self._replicated = [
             _replicated(orders, program, graph, table)
             for orders, program in zip(self._orders, schedule.programs, strict=True)
@@ -93,12 +117,12 @@ class Runtime(nn.Module):
         self.same_batch = SameBatch(group)
 
     def mode(self, training: bool) -> int:
-        """Return the index of the program that runs."""
-        return 0 if training else len(self.schedule.programs) - 1
+        """Return the index of the program that runs now, in training mode or not."""
+        return self._programs[Mode(training, torch.is_grad_enabled())]
 
-    def orders(self, mode: int) -> tuple[Order, ...]:
+    def parts(self, mode: int) -> tuple[Order | Checkpoint, ...]:
         """Return the steps of a program, in order, ready to run."""
-        return self._orders[mode]
+        return self._parts[mode]
 
     def replicated(self, mode: int) -> tuple[str, ...]:
         """Return the names of a program's parameters that every rank holds whole."""
@@ -150,7 +174,7 @@ class Runtime(nn.Module):
 
     def check_modes(self, model: nn.Module) -> None:
         """Refuse a part in another mode than the model, where the modes' programs differ."""
-        if len(self.schedule.programs) == 1:
+        if self.schedule.training is self.schedule.evaluation:
             return
         for path, module in model.named_modules():
             own = path == "hetmp" or path.startswith("hetmp.")
@@ -183,9 +207,14 @@ class Runtime(nn.Module):
             return 0
         drawn = torch.randint(0, 2**63 - 1, (1,)).numpy().astype(np.int64)
         key = int(self.group.broadcast(drawn)[0])
+        self.set_key(model, key)
+        return key
+
+    def set_key(self, model: nn.Module, key: int) -> None:
+        """Give the layers that draw masks the *key* of a pass."""
+        layers = (layer for layer in model.modules() if isinstance(layer, KeyedDropout))
         for number, layer in enumerate(layers):
             layer.key, layer.number = key, number
-        return key
 
 
 def step_key(mode: int, step: ProgramStep) -> str:
@@ -221,6 +250,32 @@ def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, .
     return tuple(orders)
 
 
+def _parts(orders: Sequence[Order], program: Program) -> tuple[Order | Checkpoint, ...]:
+    """Put the steps of each checkpoint together."""
+    parts: list[Order | Checkpoint] = []
+    for number, group in itertools.groupby(orders, lambda order: order.step.scope.checkpoint):
+        own = tuple(group)
+        if number is None:
+            parts += own
+            continue
+        made = {order.step.name for order in own}
+        sources = dict.fromkeys(name for order in own for name in order.step.sources)
+        freed = {name for order in own for name in order.freed}
+        parts.append(
+            Checkpoint(
+                own,
+                tuple(name for name in sources if name not in made),
+                tuple(name for name in made if name not in freed and _is_taken(name, program)),
+                tuple(freed - made),
+            )
+        )
+    return tuple(parts)
+
+
+def _is_taken(name: str, program: Program) -> bool:
+    return name in program.returned or name in program.consumers
+
+
 def _entered(step: ProgramStep, graph: ModelGraph, table: Table) -> dict[str, str]:
     if not isinstance(step, CallStep) or step.run.layer is None:
         return {}
@@ -237,6 +292,7 @@ def _replicated(
 ) -> tuple[str, ...]:
     names = dict.fromkeys(name for order in orders for name in order.entered.values())
     for path in program.attributes.values():
-        if path in table and table[path].parameter:
+        # Of a parameter that is cut only its dtype and device are asked.
+        if path in table and table[path].parameter and table[path].state == FULL:
             names[graph.aliases.get(path, path)] = None
     return tuple(names)

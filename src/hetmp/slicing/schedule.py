@@ -8,7 +8,7 @@ from typing import Any, Generic
 from hetmp.core.state import FULL, PARTIAL, L, OperandState, Sliced, State
 from hetmp.exchange import received, received_by_all
 from hetmp.ops import Cuts, Mixing, OperatorRun, Value, references
-from hetmp.slicing.graph import Node
+from hetmp.slicing.graph import EVALUATION, PLAIN, TRAINING, Mode, Node, Scope
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,13 @@ class ProgramStep:
 
     Attributes:
         sources: the values taken.
+        scope: what the module sets around it. An exchange has only the checkpoint of that: the
+            value that it moves may be taken outside, too.
     """
 
     name: str
     sources: tuple[str, ...]
+    scope: Scope
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ProgramStep":
         return self  # models that are copied share what never changes
@@ -135,21 +138,28 @@ class Program:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The programs for training and for evaluation; often one and the same object."""
+    """The programs for all modes; often one and the same object."""
 
     ranks: int
-    training: Program
-    evaluation: Program
+    modes: Mapping[Mode, Program]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Schedule":
         return self
 
     @property
+    def training(self) -> Program:
+        """The program for training."""
+        return self.modes[TRAINING]
+
+    @property
+    def evaluation(self) -> Program:
+        """The program for evaluation mode, for a caller who computes gradients."""
+        return self.modes[EVALUATION]
+
+    @property
     def programs(self) -> tuple[Program, ...]:
-        """The distinct programs: one where both modes run the same steps."""
-        if self.training is self.evaluation:
-            return (self.training,)
-        return (self.training, self.evaluation)
+        """The distinct programs, training's first: one where all modes run the same steps."""
+        return tuple({id(program): program for program in self.modes.values()}.values())
 
     @property
     def steps(self) -> tuple[ProgramStep, ...]:
@@ -169,7 +179,9 @@ def takers(program: Program, step: ProgramStep) -> tuple[tuple[CallStep, ...], b
         return (), False
     consumers = program.consumers.get(name, [])
     mixing = tuple(
-        other for other in consumers if isinstance(other, CallStep) and other.takes_filters
+        other
+        for other in consumers
+        if isinstance(other, CallStep) and other.takes_filters and other.scope == PLAIN
     )
     return mixing, len(mixing) == len(consumers)
 

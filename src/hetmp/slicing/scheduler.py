@@ -14,7 +14,7 @@ from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, PARTIAL, L, OperandState, Sliced, State, States
 from hetmp.core.suggestions import nearest
 from hetmp.ops import SCHEMES, Flow, Mixing, OperatorRun, Ref, Scheme, SchemeName, Value, filled
-from hetmp.slicing.graph import ModelGraph, Node, Trace
+from hetmp.slicing.graph import PLAIN, ModelGraph, Node, Scope, Trace
 from hetmp.slicing.plan import LayerPlan, Plan
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, ProgramStep, Schedule
 
@@ -39,8 +39,8 @@ def schedule_model(graph: ModelGraph, plan: Plan) -> Schedule:
     """
     _check_plan(graph, plan)
     scheduler = Scheduler(graph, PlannedChoice(plan))
-    programs = [scheduler.program(trace) for trace in graph.traces]
-    return Schedule(plan.ranks, programs[0], programs[-1])
+    programs = {id(trace): scheduler.program(trace) for trace in graph.traces}
+    return Schedule(plan.ranks, {mode: programs[id(t)] for mode, t in graph.modes.items()})
 
 
 class PlannedChoice:
@@ -86,9 +86,11 @@ class Scheduler(Generic[L]):
         self.exchanged: dict[tuple[str, OperandState[L]], str] = {}
         self.current: dict[str, str] = {name: name for name in self.states}
         self.steps: list[ProgramStep] = []
+        self.scope = PLAIN
 
     def visit(self, node: Node) -> None:
         """Add the steps of the trace's next operation."""
+        self.scope = node.scope
         if isinstance(node.rule, Mixing) and node.reason is None:
             self.mix(node, node.rule)
         else:
@@ -96,7 +98,7 @@ class Scheduler(Generic[L]):
 
     def end(self) -> Program:
         """Return the program, after all operations were visited."""
-        trace = self.trace
+        trace, self.scope = self.trace, PLAIN
         result = filled(trace.result, lambda name: Ref(self.in_state(self.current[name], FULL)))
         return Program(trace.entries, trace.attributes, tuple(self.steps), result)
 
@@ -194,7 +196,9 @@ class Scheduler(Generic[L]):
             for name in node.call.values
         }  # fmt: skip
         run = OperatorRun(node.call, Flow(wants, gives), scheme, gives if owned is None else owned)
-        self.steps.append(CallStep(node.name, tuple(inputs.values()), node, run, inputs))
+        self.steps.append(
+            CallStep(node.name, tuple(inputs.values()), node.scope, node, run, inputs)
+        )
         self.states[node.name] = gives
         self.current[node.name] = node.name
         if node.call.has_tensors:
@@ -206,7 +210,7 @@ class Scheduler(Generic[L]):
             return value
         name = f"{node.name} biased"
         parameter = f"{node.path}.bias"
-        self.steps.append(BiasStep(name, (value,), state, state, parameter, axis))
+        self.steps.append(BiasStep(name, (value,), node.scope, state, state, parameter, axis))
         self.states[name], self.known[name] = state, self.known[node.name]
         return name
 
@@ -220,7 +224,8 @@ class Scheduler(Generic[L]):
         if (value, target) not in self.exchanged:
             name = f"{value} exchanged {len(self.exchanged)}"
             before, after = _of_tensor(source), _of_tensor(target)
-            self.steps.append(ExchangeStep(name, (value,), before, after, self.known[value]))
+            scope = Scope(checkpoint=self.scope.checkpoint)
+            self.steps.append(ExchangeStep(name, (value,), scope, before, after, self.known[value]))
             self.states[name], self.known[name] = target, self.known[value]
             self.exchanged[value, target] = name
         return self.exchanged[value, target]

@@ -10,7 +10,30 @@ from torch import Tensor, nn
 
 from hetmp.core.errors import HetmpError
 from hetmp.ops import Call, Rule, Value, references
-from hetmp.slicing.graph.inputs import Inputs
+from hetmp.slicing.graph.inputs import Example, Inputs
+from hetmp.slicing.graph.scope import Scope
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way in which a module is called.
+
+    Attributes:
+        training: whether it is in training mode.
+        grad: whether the caller computes gradients.
+    """
+
+    training: bool
+    grad: bool
+
+    def __str__(self) -> str:
+        return ("training" if self.training else "evaluation") + ("" if self.grad else ", no_grad")
+
+
+TRAINING, EVALUATION = Mode(training=True, grad=True), Mode(training=False, grad=True)
+
+MODES = (TRAINING, EVALUATION, Mode(training=True, grad=False), Mode(training=False, grad=False))
+"""The modes that are read; those without gradients only where the module asks for them."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +47,7 @@ class Node:
         reason: why it is computed whole on every rank: it has no rule, or is set up in a way
             that its rule does not cover; None where a rule covers it.
         line: the user's line, ``file:number``, as far as it is known.
+        scope: what the module sets around it.
     """
 
     name: str
@@ -32,6 +56,7 @@ class Node:
     rule: Rule
     reason: str | None
     line: str
+    scope: Scope
 
     @property
     def place(self) -> str:
@@ -93,30 +118,39 @@ class ModelGraph:
 
     Attributes:
         skeleton: a copy of the module whose parameters and buffers are on the meta device.
-        training, evaluation: its operations in either mode; often one and the same object.
+        modes: its operations in every mode; often one and the same object.
         inputs: how the arguments of a call become entries.
         constants: tensors that the module made while it was read.
         aliases: names of parameters, buffers and modules that are another one's -> that one.
         dims: how many dimensions a batch of input has, None where any will do.
+        example: of the inputs, on the meta device; without tensors where no size could be guessed.
     """
 
     skeleton: nn.Module
-    training: Trace
-    evaluation: Trace
+    modes: Mapping[Mode, Trace]
     inputs: Inputs
     constants: Mapping[str, Tensor]
     aliases: Mapping[str, str]
     dims: int | None
+    example: Example
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ModelGraph":
         return self  # models that are copied share what never changes
 
     @property
+    def training(self) -> Trace:
+        """The operations in training."""
+        return self.modes[TRAINING]
+
+    @property
+    def evaluation(self) -> Trace:
+        """The operations in evaluation mode, for a caller who computes gradients."""
+        return self.modes[EVALUATION]
+
+    @property
     def traces(self) -> tuple[Trace, ...]:
-        """The distinct traces: one where both modes run the same operations."""
-        if self.training is self.evaluation:
-            return (self.training,)
-        return (self.training, self.evaluation)
+        """The distinct traces, training's first: one where all modes run the same operations."""
+        return tuple({id(trace): trace for trace in self.modes.values()}.values())
 
     @property
     def nodes(self) -> tuple[Node, ...]:

@@ -13,8 +13,8 @@ from torch import fx, nn
 
 from hetmp.core.errors import HetmpError
 from hetmp.ops import Value, assigned, shares_memory
+from hetmp.slicing.graph.lines import users_line
 from hetmp.slicing.graph.proxies import ASSIGNMENTS
-from hetmp.slicing.graph.tracing import users_line
 
 
 def changed(node: fx.Node, skeleton: nn.Module, values: Mapping[str, Value]) -> fx.Node | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hetmp.core.errors import HetmpError
@@ -68,6 +69,21 @@ class Inputs:
                 f"{self.title} was sliced for {name}={wanted!r}, got {shown}: give slice_model an "
                 f"example_input with {name} in it"
             )
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is known of the inputs before a module is traced.
+
+    Attributes:
+        tensors: by name, of which only shapes and dtypes are looked at.
+        guessed: whether the sizes are hetmp's own guess: the module may not depend on them.
+        device: where the module is taken to compute.
+    """
+
+    tensors: Mapping[str, Tensor]
+    guessed: bool
+    device: torch.device
 
 
 def read_inputs(module: nn.Module, example_input: Any) -> tuple[Inputs, dict[str, Tensor]]:

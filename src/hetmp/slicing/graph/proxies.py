@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from hetmp.core.errors import HetmpError
 from hetmp.ops import assigned
+from hetmp.slicing.graph.meta_run import attribute
 
 _ASSIGNED = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift"
 
@@ -26,8 +27,12 @@ ASSIGNMENTS = tuple(
 )
 """``+=`` and its kin, as far as they change a tensor in place."""
 
-_FIXED = ("ndim", "dim", "ndimension", "requires_grad", "is_floating_point", "is_complex", "layout")
+_DIMS = ("ndim", "dim", "ndimension")
+_FIXED = (*_DIMS, "is_floating_point", "is_complex", "layout")
 """Attributes and methods of a tensor that never depend on its sizes: answered at once."""
+
+_WHOLE_SIZES = ("shape", "size", "numel", "nelement", *_FIXED)
+"""What a module may ask of a parameter or buffer: its whole sizes, whatever a rank holds of it."""
 
 _WRITTEN: dict[str, Callable[[Any], Any]] = {
     "T": lambda x: x.permute(*reversed(range(x.ndim))),
@@ -38,22 +43,57 @@ _WRITTEN: dict[str, Callable[[Any], Any]] = {
 
 
 def confirm(value: Any, expected: Any, line: str) -> None:
-    """Check, in a traced module, that a number its branches or loops depend on is unchanged.
+    """Check, in a traced module, that what its branches or loops depend on is unchanged.
 
     Raises:
         HetmpError: on every rank, because sizes are those of the whole tensor.
     """
-    if value != expected:
-        at = f" at {line}" if line else ""
+    if value == expected:
+        return
+    at = f" at {line}" if line else ""
+    if isinstance(expected, int | float) and not isinstance(expected, bool):
         raise HetmpError(
             f"the module depends on a number{at} that is {value} here and was {expected} in the "
             "example that it was sliced with: give slice_model an example_input of the sizes that "
             "it will meet"
         )
+    raise HetmpError(
+        f"the module depends on a setting{at} that is {value} here and was {expected} when the "
+        "module was read: slice it under the setting that it will meet, or mark its module with "
+        "hetmp.leaf(module)"
+    )
+
+
+DEVICES = ("is_cpu", "is_cuda", "is_meta", "is_mps", "is_xpu")
+"""Attributes of a tensor that tell its kind of device."""
+
+_SETTINGS = ("dtype", "device", "requires_grad", *DEVICES)
+"""Attributes of a tensor that do not depend on its sizes."""
+
+
+def is_size(node: Any) -> bool:
+    """Return whether a confirmed value is computed from a tensor's sizes."""
+    if node.op != "call_function":
+        return True
+    if node.target is getattr:
+        return node.args[1] not in _SETTINGS and (
+            node.args[0].target is not getattr or is_size(node.args[0])
+        )
+    return any(map(is_size, node.all_input_nodes))
 
 
 class Proxy(fx.Proxy):
-    """Records assignments such as ``x += 1``, which torch.fx takes for work on a copy."""
+    """A stand-in that knows nothing of its value, but the sizes of a parameter or buffer.
+
+    It records assignments such as ``x += 1``, which torch.fx takes for work on a copy.
+    """
+
+    tracer: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if self.node.op == "get_attr" and name in _WHOLE_SIZES:
+            return getattr(attribute(self.tracer.root, str(self.node.target)), name)
+        return super().__getattr__(name)
 
 
 def _recorded(function: Callable[..., Any]) -> Callable[..., fx.Proxy]:
@@ -71,8 +111,6 @@ Proxy.__setitem__ = _recorded(assigned)  # type: ignore[index]
 class KnownProxy(Proxy):
     """A stand-in that knows its value in the example: ``value``, on the meta device."""
 
-    tracer: Any
-
     def __init__(self, node: fx.Node, tracer: Any, value: Any) -> None:
         super().__init__(node, tracer)
         self.value = value
@@ -81,10 +119,15 @@ class KnownProxy(Proxy):
         """Return the stand-in for one of several values."""
         return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
 
+    @property
+    def answer(self) -> Any:
+        """The value as the module knows it: no tensor of it is on the meta device."""
+        return self.tracer.device if isinstance(self.value, torch.device) else self.value
+
     def fixed(self) -> Any:
         """Return the value itself, and confirm it in every pass from now on."""
         self.tracer.confirm(self)
-        return self.value
+        return self.answer
 
 
 class TensorProxy(KnownProxy):
@@ -96,8 +139,13 @@ class TensorProxy(KnownProxy):
         if name.startswith("__"):
             raise AttributeError(name)
         value = getattr(self.value, name)
-        if name in _FIXED:
+        if self.node.op == "get_attr" and name in _WHOLE_SIZES:
             return value
+        if name in _FIXED:
+            self.tracer.dims_matter |= name in _DIMS
+            return value
+        if name == "requires_grad":
+            return self.tracer.requires_grad(self)
         if name in _WRITTEN:
             return _WRITTEN[name](self)
         if callable(value):
@@ -162,6 +210,31 @@ class NumberProxy(KnownProxy):
 
     def __format__(self, spec: str) -> str:
         return format(self.value, spec)
+
+
+class SettingProxy(KnownProxy):
+    """A device, a dtype or another value that is neither a tensor nor a number.
+
+    It is recorded where it is handed on, and fixed where the module looks at it.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = getattr(self.answer, name)
+        if not callable(value):
+            self.tracer.confirm_attribute(self, name, value)
+            return value
+        return getattr(self.fixed(), name)
+
+    def __str__(self) -> str:
+        return str(self.fixed())
+
+    def __hash__(self) -> int:
+        return hash(self.fixed())
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self.fixed()
 
 
 class NamedProxy(KnownProxy):
@@ -242,7 +315,12 @@ def _asked_by(is_instance: Any) -> Iterator[None]:
 
 
 def _is_instance(item: Any, kinds: Any) -> bool:
-    if type(item) in (TensorProxy, NumberProxy) and issubclass(item.stands_for, kinds):
+    kind = type(item)
+    if kind in (TensorProxy, NumberProxy) and issubclass(item.stands_for, kinds):
+        return True
+    if kind is SettingProxy and _isinstance(item.answer, kinds):
+        return True
+    if kind is ShapeProxy and issubclass(torch.Size, kinds):
         return True
     return _isinstance(item, kinds)
 
@@ -260,4 +338,4 @@ def known(node: fx.Node, tracer: Any, value: Any) -> Any:
         items = [whole.item(i) for i in range(len(value))]
         kind = ShapeProxy if isinstance(value, torch.Size) else type(value)
         return kind(items)
-    return KnownProxy(node, tracer, value)
+    return SettingProxy(node, tracer, value)

@@ -22,19 +22,26 @@ from hetmp.ops import (
     references,
     rule_for,
 )
-from hetmp.slicing.graph.graph import ModelGraph, Node, Trace, place
+from hetmp.slicing.graph.graph import TRAINING, ModelGraph, Node, Trace, place
+from hetmp.slicing.graph.guess import guess_input
 from hetmp.slicing.graph.inplace import changed, check_memory
-from hetmp.slicing.graph.inputs import read_inputs
+from hetmp.slicing.graph.inputs import Example, read_inputs
+from hetmp.slicing.graph.lines import users_line
 from hetmp.slicing.graph.meta_run import attribute
 from hetmp.slicing.graph.proxies import confirm
+from hetmp.slicing.graph.scope import PLAIN
 from hetmp.slicing.graph.shapes import probe, probe_unseen
 from hetmp.slicing.graph.subclasses import as_bases
-from hetmp.slicing.graph.tracing import trace_modes, users_line
+from hetmp.slicing.graph.tracing import trace_modes
 
 _WHOLE = Whole()
 
 
-def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
+def read_graph(
+    module: nn.Module,
+    example_input: Any = None,
+    device: torch.device | str = "cpu",
+) -> ModelGraph:
     """Read *module*'s operations; the module is left as it was.
 
     Shapes are found without computing. Only a leaf that looks at values is run, on made-up ones.
@@ -44,6 +51,7 @@ def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
         example_input: the arguments of a call: a tensor of a batch's shape and dtype, a tuple of
             arguments, or a dict of them by name (tensors' values are not looked at). Without
             it, the sizes that slicing depends on are derived from the layers, if possible.
+        device: where this rank will compute, for a module that decides by it.
 
     Raises:
         HetmpError: torch.fx cannot trace the module, neighbouring layers disagree on their
@@ -58,20 +66,23 @@ def read_graph(module: nn.Module, example_input: Any = None) -> ModelGraph:
     _check_hooks(module)
     skeleton = skeleton_of(module)
     as_bases(skeleton)
-    inputs, examples = read_inputs(skeleton, example_input)
-    graphs = trace_modes(skeleton, inputs, examples)
-    training = _read(skeleton, graphs[0], examples)
-    same = graphs[0] is graphs[1]
-    evaluation = training if same else _read(skeleton, graphs[1], examples)
+    inputs, tensors = read_inputs(skeleton, example_input)
+    example = Example(tensors, not tensors, torch.device(device))
+    if example.guessed:
+        example = replace(example, tensors=guess_input(skeleton, inputs.names[0]))
+    graphs, dims_matter = trace_modes(skeleton, inputs, example)
+    read = {id(graph): _read(skeleton, graph, tensors) for graph in graphs.values()}
+    modes = {mode: read[id(graph)] for mode, graph in graphs.items()}
+    training = modes[TRAINING]
     first = next(iter(training.entries), None)
-    dims = None if first is None else _dims(training, first, examples)
+    dims = None if first is None else _dims(training, first, dims_matter or bool(tensors))
     constants = {
         path: value
-        for trace in (training, evaluation)
+        for trace in modes.values()
         for path in trace.attributes.values()
         if isinstance(value := attribute(skeleton, path), Tensor) and not value.is_meta
     }
-    graph = ModelGraph(skeleton, training, evaluation, inputs, constants, _aliases(skeleton), dims)
+    graph = ModelGraph(skeleton, modes, inputs, constants, _aliases(skeleton), dims, example)
     if next(graph.mixing(), None) is None:
         raise HetmpError(
             f"{type(skeleton).__name__} has no convolution or linear layer: nothing can be sliced"
@@ -182,7 +193,8 @@ def _node(skeleton: nn.Module, node: fx.Node, named: Any, values: Mapping[str, V
     elif draws(call):
         reason = "it draws random numbers"
     chosen = _WHOLE if rule is None or reason is not None else rule
-    return Node(node.name, path, call, chosen, reason, users_line(node.stack_trace or ""))
+    line = users_line(node.stack_trace or "")
+    return Node(node.name, path, call, chosen, reason, line, node.meta.get("scope", PLAIN))
 
 
 def _unlike(call: Call, rule: Rule) -> str | None:
@@ -241,9 +253,12 @@ def _asked(skeleton: nn.Module, graph: fx.Graph) -> tuple[int | None, int | None
     return dims, channels
 
 
-def _dims(trace: Trace, entry: str, examples: Mapping[str, Tensor]) -> int | None:
-    """Return the dimensions of a batch; None if the first layers take any number of them."""
-    if examples:
+def _dims(trace: Trace, entry: str, matter: bool) -> int | None:
+    """Return the dimensions of a batch; None if the first layers take any number of them.
+
+    *matter* says that the module's own code may depend on them.
+    """
+    if matter:
         return trace.values[entry].dims
     for node in trace.nodes:
         layer = node.call.layer

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from hetmp.core.errors import HetmpError
 from hetmp.ops import Value, rule_for
 from hetmp.slicing.graph.meta_run import modes_kept, on_meta, run_layer, run_method, without_data
+from hetmp.slicing.graph.proxies import confirm, is_size
 
 SIDES = (224, 256, 32, 28, 64, 96, 128, 299, 48, 40, 16, 8, 9, 12, 10, 7, 6, 5, 4, 20, 24)
 """The image sides that are tried where no example is given; the first two that fit are used."""
@@ -136,7 +137,9 @@ class _Shapes(fx.Interpreter):
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        # The meta device has no device's name and no mode to confirm.
+        skipped = n.target is confirm and not is_size(n.args[0])
+        value = None if skipped else super().run_node(n)
         self.values[n.name] = _shapes_of(value)
         return value
 

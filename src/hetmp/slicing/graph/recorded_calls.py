@@ -1,0 +1,70 @@
+"""Calls that torch.fx does not see: of creation functions and of autograd functions."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointFunction
+
+from hetmp.ops import first_proxy
+from hetmp.slicing.graph.proxies import TensorProxy
+
+
+@contextmanager
+def recorded_autograd() -> Iterator[None]:
+    """Record the user's own ``torch.autograd.Function``s as one operation each."""
+    original = vars(torch.autograd.Function)["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        proxy = first_proxy((args, kwargs))
+        if proxy is None:
+            return original.__func__(cls, *args, **kwargs)
+        if cls is CheckpointFunction:
+            function, _, *own = args
+            tracer: Any = proxy.tracer
+            with tracer.checkpoint():
+                return function(*own)
+        return proxy.tracer.create_proxy("call_function", cls.apply, args, kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original  # type: ignore[method-assign]
+
+
+_CREATION = "arange empty eye full linspace ones rand randint randn randperm tensor zeros"
+
+
+_TAKING = ("as_tensor", "asarray")
+"""Functions that give a tensor as it is."""
+
+
+@contextmanager
+def recorded_creation() -> Iterator[None]:
+    """Record ``torch.zeros(x.shape[0], 3)`` and the like, which torch.fx would not see."""
+    with torch.device("meta"):
+        torch.empty(0)  # torch remembers, once and for all, what a device is for: not our stand-ins
+    originals = {name: getattr(torch, name) for name in (*_CREATION.split(), *_TAKING)}
+
+    def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def create(*args: Any, **kwargs: Any) -> Any:
+            proxy = first_proxy((args, kwargs))
+            if proxy is None:
+                return original(*args, **kwargs)
+            if original.__name__ in _TAKING and type(args[0]) is TensorProxy and not kwargs:
+                return args[0]
+            return proxy.tracer.create_proxy("call_function", original, args, kwargs)
+
+        return create
+
+    try:
+        for name, original in originals.items():
+            setattr(torch, name, recorded(original))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)

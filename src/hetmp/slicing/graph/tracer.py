@@ -1,0 +1,281 @@
+"""torch.fx's tracer with stand-ins that know their values: ``Tracer``."""
+
+import functools
+import operator
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from hetmp.core.errors import HetmpError
+from hetmp.ops import known_layers, mapped, rule_for
+from hetmp.slicing.graph.graph import Mode
+from hetmp.slicing.graph.inputs import Example, Inputs, proxied
+from hetmp.slicing.graph.lines import is_library, users_frame, users_line
+from hetmp.slicing.graph.meta_run import attribute, on_meta, run_layer, run_method, without_data
+from hetmp.slicing.graph.proxies import (
+    DEVICES,
+    KnownProxy,
+    Proxy,
+    confirm,
+    is_size,
+    known,
+    no_instances,
+)
+from hetmp.slicing.graph.scope import Scope, ScopeReader
+from hetmp.slicing.graph.shapes import misfit
+from hetmp.slicing.graph.subclasses import is_unfolded
+
+_LEAF = "_hetmp_leaf"
+
+_Module = TypeVar("_Module", nn.Module, type[nn.Module])
+
+
+def leaf(module: _Module) -> _Module:
+    """Mark a module, or a class of modules, as one operation: torch.fx does not look inside.
+
+    Every rank computes it whole, from all channels, so the result stays the same. For what
+    torch.fx cannot trace, such as control flow on an activation's values.
+
+    Returns:
+        *module* itself, so that it can be used as a decorator of a class.
+    """
+    setattr(module, _LEAF, True)
+    return module
+
+
+class Tracer(fx.Tracer):
+    """Keeps layers with a rule whole, and runs each recorded node on an example if any."""
+
+    proxy_buffer_attributes = True  # what is computed from a buffer belongs to the graph
+
+    def __init__(self, inputs: Inputs, example: Example, scopes: ScopeReader) -> None:
+        super().__init__()
+        self._inputs, self._example, self._scopes = inputs, example, scopes
+        self._running = False
+        self._confirmed: set[fx.Node] = set()
+        self._asked: dict[tuple[int, int], list[tuple[fx.Node, fx.Node]]] = {}
+        self.device = example.device
+        self.asked_for_grad = self.dims_matter = False
+        self.trace_asserts = not example.tensors
+
+    def trace_mode(self, skeleton: nn.Module, mode: Mode) -> fx.Graph:
+        """Trace *skeleton*'s operations as it is called in *mode*."""
+        skeleton.train(mode.training)
+        self._scopes.begin(grad=mode.grad)
+        with torch.set_grad_enabled(mode.grad), self._questions():
+            graph = self.trace(skeleton)
+        if self._example.guessed:
+            _check_sizes(graph, self._inputs.title)
+        return graph
+
+    def checkpoint(self) -> AbstractContextManager[None]:
+        """Number the operations inside as those of one gradient checkpoint."""
+        return self._scopes.checkpoint()
+
+    @contextmanager
+    def _questions(self) -> Iterator[None]:
+        """Notice what the module asks of torch's settings, which differ from call to call."""
+        originals = {name: getattr(torch, name) for name in _SETTINGS}
+
+        def noticed(original: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(original)
+            def ask(*args: Any, **kwargs: Any) -> Any:
+                answer = original(*args, **kwargs)
+                if self._running or is_library(sys._getframe(1)):
+                    return answer
+                if original is is_grad_enabled:
+                    self.asked_for_grad = True
+                else:
+                    self._confirm(original, args, kwargs, answer)
+                return answer
+
+            return ask
+
+        is_grad_enabled = originals["is_grad_enabled"]
+        try:
+            for name, original in originals.items():
+                setattr(torch, name, noticed(original))
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(torch, name, original)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Proxy(node, self)
+
+    def create_node(self, *described: Any, **named: Any) -> fx.Node:
+        """Record a node with the user's line, which errors name.
+
+        torch.fx's own ``record_stack_traces`` formats the whole stack: a fifth of reading a module.
+        """
+        node = super().create_node(*described, **named)
+        node.stack_trace = users_frame()
+        node.meta["scope"] = self._scopes.scope
+        return node
+
+    def create_arg(self, a: Any) -> Any:
+        # Some stand-ins look like tensors, which torch.fx would take for constants.
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
+    ) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
+        if not self._example.tensors or target is confirm:
+            return proxy
+        try:
+            value = self._run(kind, target, *_values((args, kwargs), target))
+        except Exception as error:
+            raise misfit(self._example.tensors, error) from error
+        return known(proxy.node, self, value)
+
+    def confirm(self, proxy: KnownProxy, call: tuple[int, int] | None = None) -> None:
+        """Record that the module depends on *proxy*'s value, as the *call* of a frame asks."""
+        if proxy.node in self._confirmed:
+            return
+        self._confirmed.add(proxy.node)
+        node = self._confirmation(proxy, proxy.answer)
+        if call is not None:
+            self._asked.setdefault(call, []).append((proxy.node, node))
+
+    def confirm_attribute(self, proxy: KnownProxy, name: str, value: Any) -> None:
+        """Record that the module depends on *value*, an attribute of *proxy*'s."""
+        if not is_library(sys._getframe(2)):
+            self._confirm(getattr, (proxy, name), {}, value)
+
+    def _confirm(self, function: Any, args: Any, kwargs: Any, value: Any) -> None:
+        """Record a question and that the module depends on its answer, *value*."""
+        asked = super().create_proxy("call_function", function, args, kwargs)
+        self._confirmation(asked, value)
+
+    def _confirmation(self, proxy: fx.Proxy, value: Any) -> fx.Node:
+        line = users_line("".join(traceback.format_stack()))
+        made = self.create_proxy("call_function", confirm, (proxy, value, line), {})
+        node: fx.Node = made.node
+        return node
+
+    def requires_grad(self, proxy: KnownProxy) -> bool:
+        """Return whether *proxy*'s gradient is computed, which differs between the modes."""
+        self.asked_for_grad = True
+        wanted = proxy.value.is_floating_point() and _requires_grad(
+            proxy.node, self.root, self._example.tensors
+        )
+        self._confirm(getattr, (proxy, "requires_grad"), {}, wanted)
+        return wanted
+
+    def forget(self, call: tuple[int, int]) -> None:
+        """Undo ``confirm`` for a *call* that used no value: it is recorded with its stand-ins."""
+        for node, confirming in self._asked.pop(call, ()):
+            self._confirmed.discard(node)
+            self.graph.erase_node(confirming)
+
+    def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        """Run a node on the meta device and return its value."""
+        self._running = True
+        try:
+            with without_data(), no_instances():
+                if kind == "placeholder":
+                    return torch.empty_like(self._example.tensors[target], device="meta")
+                if kind == "get_attr":
+                    return on_meta(attribute(self.root, target))
+                if kind == "call_module":
+                    return run_layer(self.root.get_submodule(target), args, kwargs)
+                if kind == "call_method":
+                    return run_method(target, args, kwargs)
+                if target is getattr and args[1] in DEVICES:
+                    return args[1] == f"is_{self.device.type}"
+                return target(*args, **kwargs)
+        finally:
+            self._running = False
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        return forward(*args, **kwargs) if self._running else super().call_module(
+            m, forward, args, kwargs
+        )  # fmt: skip
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._running:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if getattr(m, _LEAF, False) or rule_for(m) is not None:
+            return True
+        if isinstance(m, known_layers()):
+            return not is_unfolded(m)
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        def proxy(name: str) -> Any:
+            return self.create_proxy("placeholder", name, (), {})
+
+        args, kwargs = proxied(self._inputs, proxy)
+
+        def forward(*args: Any) -> Any:  # torch.fx looks at a function's own attributes
+            return root_fn(*args, **kwargs)
+
+        return forward, [self.root, *args]
+
+
+def _values(structure: Any, target: Any) -> Any:
+    """Return arguments for *target* with stand-ins replaced by their values."""
+    compared = target in (operator.eq, operator.ne)  # a device with one that the module names
+
+    def value(item: Any) -> Any:
+        if not isinstance(item, KnownProxy):
+            return on_meta(item)
+        return item.answer if compared else item.value
+
+    return mapped(structure, value)
+
+
+_SETTINGS = (
+    "is_grad_enabled",
+    "is_inference_mode_enabled",
+    "is_autocast_enabled",
+    "is_autocast_cpu_enabled",
+    "get_autocast_dtype",
+    "get_autocast_gpu_dtype",
+    "get_autocast_cpu_dtype",
+)
+"""Questions to torch whose answers a module may branch on."""
+
+
+def _requires_grad(node: fx.Node, root: nn.Module, examples: Mapping[str, Tensor]) -> bool:
+    """Return whether the gradient of *node*'s value is computed while the module is traced."""
+    wanted: dict[fx.Node, bool] = {}
+    for other in node.graph.nodes:
+        scope: Scope = other.meta["scope"]
+        if other.op == "placeholder":
+            wanted[other] = examples[str(other.target)].requires_grad
+        elif other.op == "get_attr":
+            value = attribute(root, str(other.target))
+            wanted[other] = bool(getattr(value, "requires_grad", False))
+        else:
+            own = other.op == "call_module" and any(
+                p.requires_grad for p in root.get_submodule(str(other.target)).parameters()
+            )
+            wanted[other] = other.target != "detach" and (
+                own or any(wanted[operand] for operand in other.all_input_nodes)
+            )
+        if scope.grad is False or (scope.grad is None and not torch.is_grad_enabled()):
+            wanted[other] = wanted[other] and other.op in ("placeholder", "get_attr")
+    return wanted[node]
+
+
+def _check_sizes(graph: fx.Graph, title: str) -> None:
+    """Refuse a module that depends on a size, where the sizes are only guessed."""
+    for node in graph.nodes:
+        if node.target is confirm and is_size(node.args[0]):
+            at = f" at {node.args[2]}" if node.args[2] else ""
+            raise HetmpError(
+                f"{title} depends on a size{at}. Code that depends on a size needs an "
+                "example_input: give slice_model one"
+            )
