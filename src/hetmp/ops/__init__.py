@@ -1,5 +1,7 @@
 """The rule of every family of operators: found by a layer's exact class, a function or a method."""
 
+from typing import Any
+
 from hetmp.core.state import L, States
 from hetmp.ops.call import (
     Call,
@@ -54,7 +56,7 @@ from hetmp.ops.registry import (
 from hetmp.ops.rule import Cuts, Rule, cut_along, fresh_tensors
 from hetmp.ops.schemes import SCHEMES, Scheme, SchemeName
 
-_RULES: tuple[Rule, ...] = (
+_RULES: tuple[Rule[Any], ...] = (
     Convolution(),
     Linear(),
     ChannelNorm(),

@@ -4,13 +4,20 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic
+from typing import Any, Generic, TypeGuard
 
 import torch
 from torch import nn
+from typing_extensions import TypeVar
 
 from hetmp.core.state import FULL, L, OperandState, States
 from hetmp.ops.schemes import Scheme
+
+Function = Callable[..., Any]
+"""A function of torch's or of the user's: it takes and gives what it likes."""
+
+Layer = TypeVar("Layer", bound=nn.Module, default=nn.Module, covariant=True)
+"""The class of the layer that is called."""
 
 Shape = tuple[int | None, ...]
 """The sizes of an activation, batch first; None where they are not known before it runs."""
@@ -63,7 +70,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(Generic[Layer]):
     """One operation.
 
     Attributes:
@@ -73,9 +80,9 @@ class Call:
         given: the value of the result.
     """
 
-    target: nn.Module | Callable[..., Any] | str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    target: Layer | Function | str
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
     values: Mapping[str, Value]
     given: Value
 
@@ -88,9 +95,20 @@ class Call:
             object.__setattr__(self, "kwargs", rest)
 
     @property
-    def layer(self) -> Any:
+    def layer(self) -> Layer | None:
         """The layer that is called; None for a function or method."""
-        return self.target if isinstance(self.target, nn.Module) else None
+        return self.target if self._is_layer(self.target) else None
+
+    @property
+    def whole_layer(self) -> Layer:
+        """The layer that is called, whole, where it is known that one is."""
+        layer = self.layer
+        assert layer is not None
+        return layer
+
+    def _is_layer(self, target: object) -> TypeGuard[Layer]:
+        # mypy takes a function for a layer, too: only this tells it which target is one.
+        return isinstance(target, nn.Module)
 
     @property
     def has_tensors(self) -> bool:
@@ -110,11 +128,17 @@ class Call:
         """The value of the first tensor operand."""
         return next(value for value in self.values.values() if value.holds_tensors)
 
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
+    def argument(self, position: int, name: str, default: object = None) -> object:
         """Return an argument by its position or its name."""
         if position < len(self.args):
             return self.args[position]
         return self.kwargs.get(name, default)
+
+    def setting(self, position: int, name: str, default: object = None) -> object:
+        """Return what a layer keeps under *name*, or the argument of a function."""
+        if self.layer is not None:
+            return getattr(self.layer, name)
+        return self.argument(position, name, default)
 
     @property
     def title(self) -> str:
@@ -134,7 +158,7 @@ class Call:
             what = " ".join(repr(self.layer).split())
             return " ".join([what, *(_sizes(self.values[name]) for name in self.operands)])
 
-        def shown(item: Any) -> Any:
+        def shown(item: object) -> object:
             if isinstance(item, Ref):
                 return _Bare(_sizes(self.values[item.name]))
             return _Bare(type(item).__name__) if isinstance(item, nn.Module) else item
@@ -143,7 +167,7 @@ class Call:
         parts += [f"{name}={part!r}" for name, part in mapped(self.kwargs, shown).items()]
         return f"{self.title}({', '.join(parts)})"
 
-    def invoke(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def invoke(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Any:
         """Call the function or method with values in the place of references."""
         if isinstance(self.target, str):
             return getattr(args[0], self.target)(*args[1:], **kwargs)
@@ -164,8 +188,10 @@ def _sizes(value: Value) -> str:
     return "+".join(_sizes(item) for item in value.items) or "?"
 
 
-def _first_name(target: Any) -> str | None:
+def _first_name(target: nn.Module | Function | str) -> str | None:
     """Return the name of the first argument of a layer or function."""
+    if isinstance(target, str):
+        return "input"
     if target is torch.where:
         return "condition"
     called = target.forward if isinstance(target, nn.Module) else target
@@ -189,7 +215,7 @@ class Flow(Generic[L]):
 
 
 @dataclass(frozen=True)
-class OperatorRun(Generic[L]):
+class OperatorRun(Generic[L, Layer]):
     """One call, and how it runs on slices.
 
     Attributes:
@@ -197,15 +223,20 @@ class OperatorRun(Generic[L]):
         owned: the state that decides where the bias of an ``inputs`` layer lies.
     """
 
-    call: Call
+    call: Call[Layer]
     flow: Flow[L]
     scheme: Scheme | None
     owned: OperandState[L]
 
     @property
-    def layer(self) -> Any:
+    def layer(self) -> Layer | None:
         """The layer that is called; None for a function or method."""
         return self.call.layer
+
+    @property
+    def whole_layer(self) -> Layer:
+        """The layer that is called, whole, where it is known that one is."""
+        return self.call.whole_layer
 
     @property
     def source(self) -> OperandState[L]:
@@ -218,7 +249,7 @@ class OperatorRun(Generic[L]):
         return self.flow.gives
 
 
-def references(structure: Any) -> Iterator[str]:
+def references(structure: object) -> Iterator[str]:
     """Yield the names of all values that *structure* refers to, in order, maybe repeatedly."""
     if isinstance(structure, Ref):
         yield structure.name
@@ -232,12 +263,12 @@ def references(structure: Any) -> Iterator[str]:
         yield from references((structure.start, structure.stop, structure.step))
 
 
-def filled(structure: Any, fill: Callable[[str], Any]) -> Any:
+def filled(structure: object, fill: Callable[[str], object]) -> Any:
     """Replace every reference in *structure* by ``fill(name)``; the containers are new."""
     return mapped(structure, lambda item: fill(item.name) if isinstance(item, Ref) else item)
 
 
-def mapped(structure: Any, change: Callable[[Any], Any]) -> Any:
+def mapped(structure: object, change: Callable[[object], object]) -> Any:
     """Replace every item of *structure* by ``change(item)``; the containers are plain Python's."""
     if isinstance(structure, tuple):
         items = [mapped(item, change) for item in structure]

@@ -2,16 +2,16 @@
 
 import copy
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from hetmp.cluster import Group
 from hetmp.core.state import L, States
-from hetmp.ops.call import Call, OperatorRun
+from hetmp.ops.call import Call, Function, OperatorRun
 from hetmp.ops.rule import Rule
 
 
@@ -41,16 +41,16 @@ class Whole(Rule):
         return None
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
-        memo: dict[int, Any] = {}
-        for parameter in run.layer.parameters():
+        layer = run.whole_layer
+        memo: dict[int, object] = {}
+        for parameter in layer.parameters():
             fresh = torch.empty_like(parameter, device=device)
             memo[id(parameter)] = nn.Parameter(fresh, requires_grad=parameter.requires_grad)
-        for buffer in run.layer.buffers():
+        for buffer in layer.buffers():
             memo[id(buffer)] = torch.empty_like(buffer, device=device)
-        local: nn.Module = copy.deepcopy(run.layer, memo)
-        return local
+        return copy.deepcopy(layer, memo)
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Function:
         return lambda *args, **kwargs: run.call.invoke(args, kwargs)
 
 

@@ -7,15 +7,24 @@ exactly as on the other ranks, or the collectives behind it would hang there.
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from typing_extensions import NotRequired
 
 from hetmp.core.state import Sliced
 from hetmp.exchange import save_token
 from hetmp.ops.call import OperatorRun
+
+
+class IdleAxes(TypedDict):
+    """The axes of an ``Idle``: see there."""
+
+    narrows: int | None
+    width: NotRequired[int]
+    empties: int | None
 
 
 class _Dtypes:
@@ -103,10 +112,19 @@ class Idle(nn.Module):
         return f"{self._kind} of no channels"
 
 
+class _ZerosContext(Protocol):
+    """What is kept for the backward pass: shapes and dtypes, and a token."""
+
+    x: tuple[torch.Size, torch.dtype]
+    parameters: list[tuple[torch.Size, torch.dtype]]
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+
 class _Zeros(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, shape: list[int], dtype: torch.dtype, *parameters: Tensor
+        ctx: _ZerosContext, x: Tensor, shape: list[int], dtype: torch.dtype, *parameters: Tensor
     ) -> Tensor:
         ctx.x = x.shape, x.dtype
         ctx.parameters = [(parameter.shape, parameter.dtype) for parameter in parameters]
@@ -115,7 +133,7 @@ class _Zeros(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _ZerosContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         zeros = [
             gradient.new_zeros(shape, dtype=dtype) if needed else None
@@ -136,7 +154,7 @@ def idle_function(run: OperatorRun, width: int) -> Callable[..., Tensor]:
 
     dtypes = _Dtypes()
 
-    def call(*args: Any, **kwargs: Any) -> Tensor:
+    def call(*args: object, **kwargs: object) -> Tensor:
         x = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor))
         shape = list(x.shape)
         shape[narrows.axis] = width

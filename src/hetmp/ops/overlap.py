@@ -7,7 +7,7 @@ exchange, parameter gradients, end of the exchange.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -73,9 +73,30 @@ def _hooked(layer: nn.Module) -> bool:
     )
 
 
+class _Context(Protocol):
+    """What the functions below keep for the backward pass."""
+
+    postponed: Postponed
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class _MixedContext(_Context, Protocol):
+    """The same; which taker it is, and the shape and strides of its input."""
+
+    number: int
+    like: tuple[torch.Size, tuple[int, ...]]
+
+
 class _Parameters(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, postponed: Postponed, saved: Tensor, *tensors: Tensor) -> Any:
+    def forward(
+        ctx: _Context, postponed: Postponed, saved: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.postponed = postponed
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(saved)
@@ -83,8 +104,8 @@ class _Parameters(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        postponed: Postponed = ctx.postponed
+    def backward(ctx: _Context, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        postponed = ctx.postponed
         (saved,) = ctx.saved_tensors
         x = postponed.regather(saved) if postponed.regather else None
         outgoing, needed = list(gradients), ctx.needs_input_grad[2:]
@@ -113,7 +134,12 @@ class _Parameters(torch.autograd.Function):
 class _Mixed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, postponed: Postponed, number: int, x: Tensor, weight: Tensor, bias: Tensor | None
+        ctx: _MixedContext,
+        postponed: Postponed,
+        number: int,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
     ) -> Tensor:
         ctx.postponed, ctx.number = postponed, number
         ctx.like = x.shape, x.stride()
@@ -126,9 +152,9 @@ class _Mixed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _MixedContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, *saved = ctx.saved_tensors
-        postponed: Postponed = ctx.postponed
+        postponed = ctx.postponed
         rule, layer = postponed.takers[ctx.number]
         if any(ctx.needs_input_grad[3:]):
             postponed.arrived[ctx.number] = gradient, saved[0] if saved else None

@@ -9,19 +9,20 @@ import torch
 from torch import fx, nn
 
 from hetmp.core.errors import HetmpError
-from hetmp.ops.call import Call
+from hetmp.ops.call import Call, Function
 from hetmp.ops.fallback import Whole
 from hetmp.ops.rule import LayerForm, Rule
 
-_Target = TypeVar("_Target", bound=Callable[..., Any])
-_Rule = TypeVar("_Rule", bound=Rule)
+_Target = TypeVar("_Target", bound=Function)
+_Rule = TypeVar("_Rule", bound=Rule[Any])
+"""A rule for layers of any kind: it is asked about those that it is registered for alone."""
 
 _layers: dict[type[nn.Module], Rule] = {}
-_functions: dict[Any, Rule] = {}
+_functions: dict[object, Rule] = {}
 _methods: dict[str, Rule] = {}
 
 
-def rule_for(target: nn.Module | Callable[..., Any] | str) -> Rule | None:
+def rule_for(target: nn.Module | Function | str) -> Rule | None:
     """Return the rule of a layer's exact class, a function or a method's name, or None.
 
     A subclass of a layer may do anything.
@@ -31,7 +32,7 @@ def rule_for(target: nn.Module | Callable[..., Any] | str) -> Rule | None:
     return _methods.get(target) if isinstance(target, str) else _functions.get(_key(target))
 
 
-def shares_memory(target: nn.Module | Callable[..., Any] | str, operands: int = 1) -> bool:
+def shares_memory(target: nn.Module | Function | str, operands: int = 1) -> bool:
     """Return whether the result of a layer, function or method may share operands' memory.
 
     Args:
@@ -67,8 +68,10 @@ def _all_rules() -> tuple[Rule, ...]:
     return (Whole(), *dict.fromkeys(rules))
 
 
-def layer_form(function: Any) -> LayerForm | None:
+def layer_form(function: Function | str) -> LayerForm | None:
     """Return how a *function*'s arguments make a layer; None if no rule says."""
+    if isinstance(function, str):
+        return None
     forms = (rule.forms.get(function) for rule in dict.fromkeys(_layers.values()))
     return next((form for form in forms if form is not None), None)
 
@@ -78,7 +81,7 @@ def known_layers() -> tuple[type[nn.Module], ...]:
     return tuple(_layers)
 
 
-def register(rule: _Rule, *targets: Any, replace: bool = False) -> _Rule:
+def register(rule: _Rule, *targets: Function | str, replace: bool = False) -> _Rule:
     """Make *rule* the rule of *targets*, in every model that is sliced from now on.
 
     Every rank must do it. A function of the user's own must be one that torch.fx keeps as one
@@ -97,7 +100,7 @@ def register(rule: _Rule, *targets: Any, replace: bool = False) -> _Rule:
         HetmpError: *rule* is not a rule; there are no targets; a target cannot have a rule, or
             has another one. Nothing is registered then.
     """
-    candidate: Any = rule
+    candidate: object = rule
     if not isinstance(candidate, Rule):
         made = f": give {candidate.__name__}()" if isinstance(candidate, type) else ""
         raise HetmpError(f"only a hetmp.ops.Rule can be registered, got {candidate!r}{made}")
@@ -137,13 +140,13 @@ def operator(rule: Rule, *, replace: bool = False) -> Callable[[_Target], _Targe
     return decorate
 
 
-def _recorded(function: Any) -> Any:
+def _recorded(function: object) -> Any:
     """Wrap *function* so that it is recorded as one call where torch.fx traces."""
     if not inspect.isfunction(function):
         raise HetmpError(f"operator decorates functions and nn.Module classes, got {function!r}")
 
     @functools.wraps(function)
-    def called(*args: Any, **kwargs: Any) -> Any:
+    def called(*args: object, **kwargs: object) -> object:
         proxy = first_proxy((args, kwargs))
         if proxy is None:
             return function(*args, **kwargs)
@@ -165,7 +168,7 @@ def first_proxy(structure: Any) -> fx.Proxy | None:
     return proxies[0] if proxies else None
 
 
-def _table(target: Any) -> dict[Any, Rule]:
+def _table(target: object) -> dict[Any, Rule]:
     """Return the table that *target* belongs in."""
     if isinstance(target, str):
         if not hasattr(torch.Tensor, target):
@@ -180,7 +183,7 @@ def _table(target: Any) -> dict[Any, Rule]:
     return _functions
 
 
-def _key(target: Any) -> Any:
+def _key(target: object) -> object:
     """Return the key of a target: for the ``apply`` of an ``autograd.Function``, the class."""
     owner = getattr(target, "__self__", None)
     return owner if isinstance(owner, type) and issubclass(owner, _Autograd) else target
@@ -189,9 +192,9 @@ def _key(target: Any) -> Any:
 _Autograd = torch.autograd.Function
 
 
-def _title(rule: Any) -> str:
+def _title(rule: object) -> str:
     return type(rule).__name__
 
 
-def _shown(target: Any) -> str:
+def _shown(target: object) -> str:
     return repr(getattr(target, "__name__", target))

@@ -3,15 +3,20 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Generic
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from hetmp.cluster import Group
+from hetmp.core.partition import Layout
 from hetmp.core.state import L, OperandState, Sliced, State, States
-from hetmp.ops.call import Call, Flow, OperatorRun
-from hetmp.ops.idle import Idle, idle_function
+from hetmp.ops.call import Call, Flow, Function, OperatorRun
+from hetmp.ops.idle import Idle, IdleAxes, idle_function
+
+M = TypeVar("M", bound=nn.Module, default=nn.Module)
+"""The class of the layers that a rule is for."""
 
 Cuts = Mapping[str, Sliced[L]]
 """Which axis of which parameter or buffer of a layer is cut, and how; the others are whole."""
@@ -32,7 +37,7 @@ class LayerForm:
     make: Callable[..., nn.Module]
 
 
-class Rule:
+class Rule(Generic[M]):
     """One family of operators: its axis rule, the states it takes and gives, its local maths.
 
     A layer that mixes channels follows a scheme. Every other operation runs unchanged on slices
@@ -43,7 +48,7 @@ class Rule:
     layers: ClassVar[tuple[type[nn.Module], ...]] = ()
     """The exact classes that the rule covers."""
 
-    functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
+    functions: ClassVar[tuple[Function, ...]] = ()
     """The functions that the rule covers."""
 
     methods: ClassVar[tuple[str, ...]] = ()
@@ -80,66 +85,66 @@ class Rule:
     initial_buffers: ClassVar[Mapping[str, float]] = {}
     """The values of the layers' buffers before the first batch, by name."""
 
-    forms: ClassVar[Mapping[Callable[..., Any], "LayerForm"]] = {}
+    forms: ClassVar[Mapping[Function, "LayerForm"]] = {}
     """Functions that amount to a layer where a module calls them with parameters of its own."""
 
     # --- what an operator asks of its input, before it runs
 
-    def unfit(self, call: Call) -> str | None:
+    def unfit(self, call: Call[M]) -> str | None:
         """Return why the rule does not apply to a call, as it is set up; None if it applies."""
         return None
 
-    def channel_axis(self, layer: nn.Module, dims: int) -> int:
+    def channel_axis(self, layer: M, dims: int) -> int:
         """Return the channel axis of an activation of *dims* dimensions."""
         return 1
 
-    def input_dims(self, layer: nn.Module) -> int | None:
+    def input_dims(self, layer: M) -> int | None:
         """Return the number of dimensions of a batched input, or None if several will do."""
         return None
 
-    def groups(self, layer: nn.Module) -> int:
+    def groups(self, layer: M) -> int:
         """Return the number of groups of channels that the layer does not mix."""
         return 1
 
-    def takes_item(self, call: Call) -> bool:
+    def takes_item(self, call: Call[M]) -> bool:
         """Return whether the call takes one item of a tuple and nothing else."""
         return False
 
-    def input_channels(self, layer: nn.Module) -> int | None:
+    def input_channels(self, layer: M) -> int | None:
         """Return the number of channels that the layer takes, or None for any number."""
         return None
 
-    def output_channels(self, layer: nn.Module) -> int:
+    def output_channels(self, layer: M) -> int:
         """Return the number of channels that a mixing layer gives, which its plan cuts."""
         raise NotImplementedError
 
     # --- how states pass through it
 
-    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
+    def flow(self, call: Call[M], states: States[L]) -> Flow[L] | None:
         """Return the states taken and given, where an operand is sliced; None to take all full."""
         (name,) = states
         source = states[name]
         result = self.gives(call, source) if isinstance(source, Sliced) else None
         return None if result is None else Flow({name: source}, result)
 
-    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
+    def gives(self, call: Call[M], source: Sliced[L]) -> State[L] | None:
         """Return the result's state for one sliced operand; None if it needs all channels."""
         return source
 
-    def channels_last(self, layer: Any, shape: torch.Size) -> bool:
+    def channels_last(self, layer: M, shape: torch.Size) -> bool:
         """Return whether an input of *shape* runs faster as channels_last."""
         return False
 
     # --- what a rank holds and runs of it
 
-    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
+    def cuts(self, run: OperatorRun[L, M]) -> Cuts[L]:
         """Return how the layer's parameters and buffers are cut."""
         return {}
 
-    def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
+    def resize(self, layer: M, run: OperatorRun[Layout, M], count: int) -> None:
         """Set the layer's own size attributes to *count* channels on this rank."""
 
-    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+    def local(self, run: OperatorRun[Layout, M], group: Group, device: torch.device) -> nn.Module:
         """Return this rank's share of a layer: uninitialised parameters of its share's sizes.
 
         The call's layer is on the meta device. A rank without channels gets an ``Idle``.
@@ -147,7 +152,7 @@ class Rule:
         cuts = self.cuts(run)
         counts = {name: cut.layout.counts[group.rank] for name, cut in cuts.items()}
         share = run.source if run.scheme is None else run.scheme.share(run)
-        local = sized(run.layer, cuts, counts, device)
+        local = sized(run.whole_layer, cuts, counts, device)
         if not isinstance(share, Sliced):
             return local
         count = share.layout.counts[group.rank]
@@ -156,18 +161,18 @@ class Rule:
         self.resize(local, run, count)
         return local
 
-    def idle(self, empty: nn.Module, run: OperatorRun) -> Idle:
+    def idle(self, empty: M, run: OperatorRun[Layout, M]) -> Idle:
         """Return the layer of a rank without channels; it owns the *empty* layer's parameters."""
         return Idle(empty, self.stand_in(run), **self.idle_axes(run))
 
-    def stand_in(self, run: OperatorRun) -> Any:
+    def stand_in(self, run: OperatorRun[Layout, M]) -> M:
         """Return the layer with one channel, on the meta device, to find output shapes."""
         cuts = self.cuts(run)
-        stand_in = sized(run.layer, cuts, dict.fromkeys(cuts, 1), torch.device("meta"))
+        stand_in = sized(run.whole_layer, cuts, dict.fromkeys(cuts, 1), torch.device("meta"))
         self.resize(stand_in, run, 1)
         return stand_in
 
-    def idle_axes(self, run: OperatorRun) -> dict[str, Any]:
+    def idle_axes(self, run: OperatorRun[Layout, M]) -> IdleAxes:
         """Return the axes of ``Idle`` for a rank without channels."""
         source, target = run.source, run.target
         return {
@@ -175,7 +180,7 @@ class Rule:
             "empties": target.axis if isinstance(target, Sliced) else None,
         }
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun[Layout, M], group: Group) -> Function:
         """Return what this rank calls for a function or method, on its shares of operands."""
         source = run.source
         empty = isinstance(source, Sliced) and source.layout.counts[group.rank] == 0
@@ -184,9 +189,7 @@ class Rule:
         return lambda *args, **kwargs: run.call.invoke(args, kwargs)
 
 
-def sized(
-    layer: nn.Module, cuts: Cuts, counts: Mapping[str, int], device: torch.device
-) -> nn.Module:
+def sized(layer: M, cuts: Cuts, counts: Mapping[str, int], device: torch.device) -> M:
     """Copy *layer* to *device* with uninitialised tensors, cut ones *counts* long."""
     local = copy.deepcopy(layer)
     parameters, buffers = fresh_tensors(layer, cuts, counts, device)
@@ -219,7 +222,9 @@ def fresh_tensors(
     return parameters, buffers
 
 
-def cut_along(layer: nn.Module, names: Mapping[str, int], state: "OperandState[L]") -> Cuts[L]:
+def cut_along(
+    layer: nn.Module | None, names: Mapping[str, int], state: "OperandState[L]"
+) -> Cuts[L]:
     """Cut each named tensor along its axis as *state* is cut; nothing if it is not sliced."""
     if not isinstance(state, Sliced):
         return {}

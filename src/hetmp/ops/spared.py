@@ -1,14 +1,11 @@
 """Operations that torch refuses without channels: one of zeros is computed and dropped."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from hetmp.cluster import Group
 from hetmp.core.state import Sliced
-from hetmp.ops.call import Call, OperatorRun
+from hetmp.ops.call import Call, Function, OperatorRun
 from hetmp.ops.rule import Rule
 
 
@@ -25,7 +22,7 @@ class Spare(nn.Module):
     Unlike ``Idle`` it may take and give several tensors.
     """
 
-    def __init__(self, compute: Callable[..., Any], axis: int, width: int = 1) -> None:
+    def __init__(self, compute: Function, axis: int, width: int = 1) -> None:
         """
         Args:
             compute: the operation.
@@ -36,10 +33,10 @@ class Spare(nn.Module):
         self._compute = (compute,)  # in a tuple: a layer would become a submodule
         self._axis, self._width = axis, width
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, ...]:
         """Return the operation's result for zeros, cut to no elements."""
 
-        def filled(x: Any) -> Any:
+        def filled(x: object) -> object:
             if not isinstance(x, Tensor):
                 return x
             return with_zeros(x, self._axis, self._width)
@@ -66,7 +63,7 @@ class Spared(Rule):
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         return _spare(self, run, group) or super().local(run, group, device)
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Function:
         return _spare(self, run, group) or super().function(run, group)
 
 
@@ -74,5 +71,6 @@ def _spare(rule: Spared, run: OperatorRun, group: Group) -> Spare | None:
     source, width = run.source, rule.spare_width(run.call)
     if width is None or not isinstance(source, Sliced) or source.layout.counts[group.rank] > 0:
         return None
-    compute: Any = run.call.target
+    compute = run.call.target
+    assert not isinstance(compute, str)
     return Spare(compute, source.axis, width)

@@ -79,11 +79,11 @@ class _Branch(Scheduler[Layout]):
         work = node.call.signature
         return tuple(
             scheme
-            for scheme in node.rule.schemes(node.call.layer)
+            for scheme in node.rule.schemes(node.call.whole_layer)
             if scheme != "inputs"
             or (
                 tables.has(work, "inputs")
-                and node.rule.input_channels(node.call.layer) is not None
+                and node.rule.input_channels(node.call.whole_layer) is not None
                 and any(self.planned.layout(node).counts)
             )
         )

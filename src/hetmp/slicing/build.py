@@ -214,7 +214,7 @@ def _local(step: CallStep, group: Group, device: torch.device) -> nn.Module:
     """Return this rank's share of the layer that a step runs."""
     local = step.node.rule.local(step.run, group, device)
     if step.node.reason is None:
-        local.train(step.run.layer.training)
+        local.train(step.run.whole_layer.training)
     return local
 
 

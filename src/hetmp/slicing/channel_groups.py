@@ -118,7 +118,7 @@ def plan_from_shares(
                 for piece in grouping.pieces[node.path]
             )
         )
-        if _is_crumbled(layout) and node.rule.groups(node.call.layer) == 1:
+        if _is_crumbled(layout) and node.rule.groups(node.call.whole_layer) == 1:
             layout = Layout.of(apportion(layout.total, weights))
         pieces = tuple(
             tuple(count * piece.block for count in piece.partition.counts)
@@ -130,8 +130,8 @@ def plan_from_shares(
         layers.append(
             LayerPlan(
                 name=node.path,
-                kind=type(node.call.layer).__name__,
-                channels=node.rule.output_channels(node.call.layer),
+                kind=type(node.call.whole_layer).__name__,
+                channels=node.rule.output_channels(node.call.whole_layer),
                 scheme=scheme,
                 counts=layout.counts,
                 pieces=pieces if len(pieces) > 1 else (),
@@ -159,7 +159,7 @@ class _Axes:
         return "filters"
 
     def layout(self, node: Node) -> Axis:
-        channels = node.rule.output_channels(node.call.layer)
+        channels = node.rule.output_channels(node.call.whole_layer)
         return self.of.setdefault(node.path, Axis.fresh(channels))
 
 

@@ -137,7 +137,8 @@ class Forward:
         if not (self.runtime.tuning.channels_last and order.takers and x.dim() == 4):
             return None
         best = order.takers[0]
-        return _CHANNELS_LAST if best.node.rule.channels_last(best.run.layer, x.shape) else None
+        together = best.node.rule.channels_last(best.run.whole_layer, x.shape)
+        return _CHANNELS_LAST if together else None
 
     def _call(self, order: Order, step: CallStep) -> Any:
         seeds = order.seeded and self.model.training
@@ -153,7 +154,7 @@ class Forward:
             return postponed.run(number, args[0])
         callee = self.runtime.callee(self.model, self.mode, step)
         if self.runtime.tuning.channels_last and step.takes_filters and args[0].dim() == 4:
-            together = step.node.rule.channels_last(step.run.layer, args[0].shape)
+            together = step.node.rule.channels_last(step.run.whole_layer, args[0].shape)
             memory = torch.channels_last if together else torch.contiguous_format
             args = (args[0].contiguous(memory_format=memory), *args[1:])
         with self._seed(step.name, args) if seeds else nullcontext():

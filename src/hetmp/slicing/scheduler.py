@@ -104,7 +104,7 @@ class Scheduler(Generic[L]):
 
     def mix(self, node: Node, rule: Mixing) -> None:
         """Add the steps of a layer that mixes channels, under its scheme."""
-        layer, scheme = node.call.layer, SCHEMES[self.choice.scheme(node)]
+        layer, scheme = node.call.whole_layer, SCHEMES[self.choice.scheme(node)]
         (operand,) = node.call.operands
         first = self.first.get(node.path)
         axis = rule.channel_axis(layer, node.call.taken.dims)
@@ -115,7 +115,7 @@ class Scheduler(Generic[L]):
             source = _at_axis(first.source, axis)
         input_state = scheme.takes(rule, layer, source, output)
         if input_state is None:
-            raise HetmpError(scheme.refusal(node.place, layer, output))
+            raise HetmpError(scheme.refusal(node.place, rule, layer, output))
         gives = scheme.gives(output)
         if gives != PARTIAL:
             self.run(node, {operand: input_state}, gives, scheme)
@@ -206,7 +206,7 @@ class Scheduler(Generic[L]):
 
     def biased(self, node: Node, rule: Mixing, value: str, state: State[L], axis: int) -> str:
         """Add the bias of an ``inputs`` layer; return the name of the result."""
-        if not rule.has_bias(node.call.layer):
+        if not rule.has_bias(node.call.whole_layer):
             return value
         name = f"{node.name} biased"
         parameter = f"{node.path}.bias"
@@ -252,7 +252,7 @@ def _check_plan(graph: ModelGraph, plan: Plan) -> None:
         raise HetmpError("the plan names a layer more than once")
     for node in graph.mixing():
         layer = planned.pop(node.path, None)
-        channels = node.rule.output_channels(node.call.layer)
+        channels = node.rule.output_channels(node.call.whole_layer)
         if layer is None:
             meant = nearest(node.path, planned, cutoff=0.8)
             hint = f", but {meant!r}" if meant else ""
@@ -263,7 +263,7 @@ def _check_plan(graph: ModelGraph, plan: Plan) -> None:
                 f"in the plan and {channels} in the model"
             )
         assert isinstance(node.rule, Mixing)
-        allowed = ("whole",) if graph.is_tied(node) else node.rule.schemes(node.call.layer)
+        allowed = ("whole",) if graph.is_tied(node) else node.rule.schemes(node.call.whole_layer)
         if layer.scheme not in allowed:
             why = "shares a parameter with others" if graph.is_tied(node) else "has groups"
             raise HetmpError(

@@ -140,7 +140,7 @@ def _row(step: CallStep, plan: Plan, groups: ChannelGroups) -> LayerRow:
     node = step.node
     own = step.run.scheme
     scheme = own.name if own is not None else "whole" if node.reason else ""
-    channels = node.rule.output_channels(node.call.layer) if node.rule.mixes else None
+    channels = node.rule.output_channels(node.call.whole_layer) if node.rule.mixes else None
     counts: tuple[int, ...] = ()
     if node.rule.mixes and scheme != "whole":
         counts = plan.layer(node.path).counts

@@ -1,14 +1,13 @@
 """Scaled dot-product attention: heads keep apart."""
 
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Hashable
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from hetmp.cluster import Group
 from hetmp.core.state import L, Sliced, States
-from hetmp.ops.call import Call, Flow, OperatorRun
+from hetmp.ops.call import Call, Flow, Function, OperatorRun
 from hetmp.ops.labelled import Labelled, from_right, tensor_names
 from hetmp.ops.rule import Rule
 
@@ -42,7 +41,7 @@ class Attention(Rule):
             result[-2] = "all queries"
         return Labelled(list(zip(names, labels, strict=True)), result).flow(call, states)
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Function:
         target = run.target
         if isinstance(target, Sliced) and target.layout.counts[group.rank] == 0:
             return _of_nothing
@@ -50,7 +49,12 @@ class Attention(Rule):
 
 
 def _of_nothing(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *_: object,
+    **__: object,
 ) -> Tensor:
     """Compute attention without elements: torch's own would leave the mask without a gradient."""
     scores = query @ key.transpose(-2, -1)

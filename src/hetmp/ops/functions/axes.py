@@ -1,6 +1,6 @@
 """Operations that move, add, drop or stretch axes: the cut axis goes where it is sent."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hetmp.cluster import Group
 from hetmp.core.state import L, Sliced, State
-from hetmp.ops.call import Call, OperatorRun
+from hetmp.ops.call import Call, Function, OperatorRun
 from hetmp.ops.rule import Rule
 
 
@@ -55,8 +55,8 @@ def _squeezed(call: Call) -> list[int]:
     """Return the axes that ``squeeze`` drops if they have one element; all if none are named."""
     asked = call.argument(1, "dim")
     axes = list(asked) if isinstance(asked, tuple | list) else [asked]
-    known = all(isinstance(axis, int) for axis in axes)
-    return [axis % call.taken.dims for axis in axes] if known else list(range(call.taken.dims))
+    known = [axis % call.taken.dims for axis in axes if isinstance(axis, int)]
+    return known if len(known) == len(axes) else list(range(call.taken.dims))
 
 
 class Expand(Rule):
@@ -70,12 +70,12 @@ class Expand(Rule):
         keeps_length = call.given.shape[axis] == source.layout.total > 1
         return Sliced(source.layout, axis) if keeps_length else None
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Function:
         target = run.target
         if not isinstance(target, Sliced):
             return super().function(run, group)
 
-        def expand(x: Tensor, *sizes: Any, size: Any = None) -> Tensor:
+        def expand(x: Tensor, *sizes: Any, size: Sequence[int] = ()) -> Tensor:
             asked = list(size or (sizes[0] if isinstance(sizes[0], tuple | list) else sizes))
             asked[target.axis] = -1
             return x.expand(asked)

@@ -1,13 +1,12 @@
 """Elementwise functions of any number of tensors, and concatenation."""
 
 import operator
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from hetmp.core.state import FULL, L, OperandState, Sliced, States
-from hetmp.ops.call import Call, Flow
+from hetmp.ops.call import Call, Flow, Function
 from hetmp.ops.rule import Rule
 
 _OPERATORS = (
@@ -33,7 +32,7 @@ requires_grad_ cpu expand_as
 """
 
 
-def _functions() -> tuple[Any, ...]:
+def _functions() -> tuple[Function, ...]:
     named = [(operator, f"{_OPERATORS} {_IN_PLACE}"), (F, _FUNCTIONAL), (torch, _TENSOR)]
     return tuple(
         getattr(home, name)

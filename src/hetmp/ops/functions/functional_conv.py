@@ -5,16 +5,13 @@ values computed from replicated parameters; a rank computes filters in proportio
 channels that it holds.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from hetmp.cluster import Group
 from hetmp.core.state import FULL, L, OperandState, Sliced, States
-from hetmp.ops.call import Call, Flow, OperatorRun, Ref
+from hetmp.ops.call import Call, Flow, Function, OperatorRun, Ref
 from hetmp.ops.rule import Rule
 from hetmp.ops.spared import with_zeros
 
@@ -59,7 +56,7 @@ class GivenWeight(Rule):
         wants.update(dict.fromkeys(bias, Sliced(result.layout, 0)))
         return Flow(wants, result)
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Function:
         target, call = run.target, run.call
         if not isinstance(target, Sliced):
             return super().function(run, group)
@@ -68,9 +65,9 @@ class GivenWeight(Rule):
         # torch refuses zero filters: one group of zeros is computed instead, and dropped.
         mine = max(1, count // per_group) if groups > 1 else 1
 
-        def convolve(*args: Any, **kwargs: Any) -> Tensor:
+        def convolve(*args: object, **kwargs: object) -> Tensor:
             if count == 0:
-                args, kwargs = _filled(run, args), _filled(run, kwargs)
+                args, kwargs = _filled(run, args, kwargs)
             if groups > 1:
                 args, kwargs = _with_groups(args, kwargs, mine)
             result: Tensor = call.invoke(args, kwargs)
@@ -99,14 +96,18 @@ def _axis(call: Call) -> int:
     return call.taken.dims - 1 if call.target is F.linear else 1
 
 
-def _with_groups(args: Any, kwargs: Any, groups: int) -> tuple[Any, Any]:
+def _with_groups(
+    args: tuple[object, ...], kwargs: dict[str, object], groups: int
+) -> tuple[tuple[object, ...], dict[str, object]]:
     if len(args) > _GROUPS:
         return (*args[:_GROUPS], groups, *args[_GROUPS + 1 :]), kwargs
     return args, {**kwargs, "groups": groups}
 
 
-def _filled(run: OperatorRun, arguments: Any) -> Any:
-    """Add one group of zeros to *arguments*, on every axis that has no index here."""
+def _filled(
+    run: OperatorRun, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Add one group of zeros to the arguments, on every axis that has no index here."""
     call, groups = run.call, _groups(run.call) or 1
     sizes = dict.fromkeys(_names(call), 1)
     if groups > 1:
@@ -114,12 +115,12 @@ def _filled(run: OperatorRun, arguments: Any) -> Any:
             sizes[name] = state.layout.total // groups  # type: ignore[union-attr]
     cut = {name: state.axis for name, state in run.flow.wants.items() if isinstance(state, Sliced)}
 
-    def fill(item: Any, name: str | None) -> Any:
-        return with_zeros(item, cut[name], sizes[name]) if name in cut else item
+    def fill(item: object, asked: object) -> object:
+        if isinstance(item, Tensor) and isinstance(asked, Ref) and asked.name in cut:
+            return with_zeros(item, cut[asked.name], sizes[asked.name])
+        return item
 
-    if isinstance(arguments, tuple):
-        names = [getattr(item, "name", None) for item in call.args]
-        return tuple(fill(item, name) for item, name in zip(arguments, names, strict=True))
-    return {
-        key: fill(item, getattr(call.kwargs[key], "name", None)) for key, item in arguments.items()
-    }
+    return (
+        tuple(fill(item, asked) for item, asked in zip(args, call.args, strict=True)),
+        {key: fill(item, call.kwargs[key]) for key, item in kwargs.items()},
+    )

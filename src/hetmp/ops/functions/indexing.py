@@ -1,7 +1,6 @@
 """Parts of an activation: read by index, chunk or split, and assigned."""
 
 import operator
-from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from hetmp.cluster import Group
 from hetmp.core.state import L, Sliced, State, States
-from hetmp.ops.call import Call, Flow, OperatorRun, Ref, references
+from hetmp.ops.call import Call, Flow, Function, OperatorRun, Ref, references
 from hetmp.ops.rule import Rule
 
 
@@ -44,7 +43,7 @@ class Indexing(Rule):
         layout = None if bounds is None else source.layout.cut(*bounds)
         return None if layout is None else Sliced(layout, axis)
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Function:
         source = run.source
         if not isinstance(source, Sliced):
             return super().function(run, group)
@@ -55,7 +54,7 @@ class Indexing(Rule):
         assert bounds is not None
         mine = source.layout.within(group.rank, *bounds)
 
-        def take(x: Tensor, index: Any) -> Any:
+        def take(x: Tensor, index: object) -> Tensor:
             at = _expanded(index, x.dim())
             place = [i for i, part in enumerate(at) if part is not None][axis]
             return x[(*at[:place], mine, *at[place + 1 :])]
@@ -63,7 +62,7 @@ class Indexing(Rule):
         return take
 
 
-def _expanded(index: Any, dims: int) -> list[Any]:
+def _expanded(index: object, dims: int) -> list[Any]:
     """Return an index with a part for every axis: no ellipsis, nothing left out."""
     parts = list(index) if isinstance(index, tuple) else [index]
     missing = dims - sum(1 for part in parts if part is not None and part is not Ellipsis)
@@ -106,28 +105,32 @@ class Narrow(Rule):
     views = methods
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        dim, *bounds = _narrowed(call)
+        dim, start, length = _narrowed(call)
         if not isinstance(dim, int):
             return None
         if dim % call.taken.dims != source.axis:
             return source
-        if not all(isinstance(bound, int) for bound in bounds):
+        if not isinstance(start, int) or not isinstance(length, int):
             return None
-        start = bounds[0] % source.layout.total
-        layout = source.layout.cut(start, start + bounds[1])
+        start %= source.layout.total
+        layout = source.layout.cut(start, start + length)
         return None if layout is None else Sliced(layout, source.axis)
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Function:
         source, call = run.source, run.call
         dim, start, length = _narrowed(call)
-        if not isinstance(source, Sliced) or dim % call.taken.dims != source.axis:
+        if not isinstance(source, Sliced) or not isinstance(dim, int):
             return super().function(run, group)
+        if dim % call.taken.dims != source.axis:
+            return super().function(run, group)
+        assert isinstance(start, int)
+        assert isinstance(length, int)
         start %= source.layout.total
         mine = source.layout.within(group.rank, start, start + length)
         return lambda x, *args, **kwargs: x.narrow(dim, mine.start, mine.stop - mine.start)
 
 
-def _narrowed(call: Call) -> tuple[Any, Any, Any]:
+def _narrowed(call: Call) -> tuple[object, object, object]:
     """Return (axis, start, length); a negative start counts from the end."""
     return call.argument(1, "dim"), call.argument(2, "start"), call.argument(3, "length")
 
@@ -158,7 +161,7 @@ class Splitting(Rule):
         parts = tuple(Sliced(layout, dim) for layout in layouts if layout is not None)
         return Flow({name: source}, parts) if len(parts) == len(layouts) else None
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Function:
         source, call = run.source, run.call
         dim = _split_axis(call)
         if not isinstance(source, Sliced) or dim != source.axis:

@@ -1,28 +1,28 @@
 """Two activations compared: losses inside a model, and similarity."""
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.loss import _Loss
 
 from hetmp.cluster import Group
+from hetmp.core.partition import Layout
 from hetmp.core.state import PARTIAL, L, Sliced, States
-from hetmp.ops.call import Call, Flow, OperatorRun
+from hetmp.ops.call import Call, Flow, Function, OperatorRun
 from hetmp.ops.labelled import Labelled, from_right, tensor_names
 from hetmp.ops.rule import Rule
 
 
-class Loss(Rule):
+class Loss(Rule[_Loss]):
     """Elementwise losses; a sum or a mean over all elements is a summand on each rank."""
 
     layers = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
     functions = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
     several = True
 
-    def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
+    def flow(self, call: Call[_Loss], states: States[L]) -> Flow[L] | None:
         names = tensor_names(call, call.argument(0, "input"), call.argument(1, "target"))
         other = (call.kwargs.get(name) for name in ("size_average", "reduce", "weight"))
         plain = len(call.args) <= 2 and all(setting is None for setting in other)
@@ -34,11 +34,13 @@ class Loss(Rule):
         operands = list(zip(names, labels, strict=True))
         return Labelled(operands, every if none else [], () if none else every).flow(call, states)
 
-    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+    def local(
+        self, run: OperatorRun[Layout, _Loss], group: Group, device: torch.device
+    ) -> nn.Module:
         part = _part(run, group)
-        return copy.deepcopy(run.layer) if part is None else _LossPart(run.layer, part)
+        return copy.deepcopy(run.whole_layer) if part is None else _LossPart(run.whole_layer, part)
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun[Layout, _Loss], group: Group) -> Function:
         part = _part(run, group)
         if part is None:
             return super().function(run, group)
@@ -50,9 +52,9 @@ class Loss(Rule):
 class _LossPart(nn.Module):
     """This rank's part of a mean."""
 
-    def __init__(self, layer: nn.Module, part: float) -> None:
+    def __init__(self, layer: _Loss, part: float) -> None:
         super().__init__()
-        mine: Any = copy.deepcopy(layer)
+        mine = copy.deepcopy(layer)
         if part == 0:
             mine.reduction = "sum"  # see above
         self.layer, self.part = mine, part
@@ -63,13 +65,13 @@ class _LossPart(nn.Module):
         return loss * self.part
 
 
-def _reduction(call: Call) -> str:
+def _reduction(call: Call[_Loss]) -> str:
     if call.layer is not None:
-        return str(call.layer.reduction)
+        return call.layer.reduction
     return str(call.kwargs.get("reduction", "mean"))
 
 
-def _part(run: OperatorRun, group: Group) -> float | None:
+def _part(run: OperatorRun[Layout, _Loss], group: Group) -> float | None:
     """Return the fraction of a mean's elements on this rank; None if it is no mean of a part."""
     if run.target != PARTIAL or _reduction(run.call) != "mean":
         return None
@@ -86,7 +88,7 @@ class CosineSimilarity(Rule):
 
     def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         names = tensor_names(call, call.argument(0, "x1"), call.argument(1, "x2"))
-        dim = call.argument(2, "dim", 1) if call.layer is None else call.layer.dim
+        dim = call.setting(2, "dim", 1)
         if names is None or not isinstance(dim, int):
             return None
         labels = [from_right(call.values[name].dims) for name in names]

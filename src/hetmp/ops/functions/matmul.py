@@ -5,14 +5,13 @@ cut along an axis that is summed over, summands.
 """
 
 import operator
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Hashable
 
 import torch
 
 from hetmp.cluster import Group
 from hetmp.core.state import PARTIAL, L, States
-from hetmp.ops.call import Call, Flow, OperatorRun
+from hetmp.ops.call import Call, Flow, Function, OperatorRun
 from hetmp.ops.labelled import Labelled, Labels, from_right, tensor_names
 from hetmp.ops.rule import Rule
 
@@ -64,7 +63,7 @@ class AddedProduct(Rule):
         labelled = Labelled(list(zip(names, labels, strict=True)), "nij", sums=("k",))
         return labelled.flow(call, states)
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Function:
         if run.target != PARTIAL or group.rank == 0:
             return super().function(run, group)
         # Only one rank adds the input. On the others its gradient is zero.

@@ -1,13 +1,10 @@
 """Questions of a module about a tensor: its sizes, dtype, device."""
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import Tensor
 
 from hetmp.cluster import Group
 from hetmp.core.state import FULL, L, Sliced, State
-from hetmp.ops.call import Call, OperatorRun
+from hetmp.ops.call import Call, Function, OperatorRun
 from hetmp.ops.rule import Rule, whole_of
 
 
@@ -29,12 +26,12 @@ class Questions(Rule):
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         return FULL
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Function:
         source = run.source
         if not isinstance(source, Sliced):
             return super().function(run, group)
 
-        def ask(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def ask(x: Tensor, *args: object, **kwargs: object) -> object:
             if (args[0] if run.call.target is getattr else run.call.title) in self.OF_EACH:
                 return run.call.invoke((x, *args), kwargs)
             return run.call.invoke((whole_of(x, source), *args), kwargs)

@@ -1,7 +1,6 @@
 """Reductions, sorting and running sums: what works along some axes."""
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch.nn import functional as F
 
 from hetmp.cluster import Group
 from hetmp.core.state import PARTIAL, L, Sliced, State, States
-from hetmp.ops.call import Call, Flow, OperatorRun
+from hetmp.ops.call import Call, Flow, Function, OperatorRun
 from hetmp.ops.functions.elementwise import Elementwise
 from hetmp.ops.rule import Rule
 
@@ -33,7 +32,7 @@ class Reduction(Rule):
             return source
         return Sliced(source.layout, source.axis - sum(axis < source.axis for axis in axes))
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Function:
         source = run.source
         if run.target != PARTIAL or run.call.title == "sum" or not isinstance(source, Sliced):
             return super().function(run, group)
@@ -53,9 +52,8 @@ def _reduced_axes(call: Call) -> list[int] | None:
     if asked is None:
         return list(range(dims))
     axes = list(asked) if isinstance(asked, tuple | list) else [asked]
-    if not all(isinstance(axis, int) for axis in axes):
-        return None
-    return [axis % dims for axis in axes] or list(range(dims))
+    known = [axis % dims for axis in axes if isinstance(axis, int)]
+    return (known or list(range(dims))) if len(known) == len(axes) else None
 
 
 _FIRST = """
@@ -106,12 +104,12 @@ class Along(Rule):
 def _axes_along(call: Call) -> list[int] | None:
     """Return the axes along which it works; None if they are not known, or all of them."""
     place = _PLACES[call.title]
-    default: Any = -1 if call.title in _LAST_BY_DEFAULT.split() else None
+    default = -1 if call.title in _LAST_BY_DEFAULT.split() else None
     default = 1 if call.title == "normalize" else default
     names = [name for name in ("dim", "dims", "axis", "dimension") if name in call.kwargs]
     asked = call.kwargs[names[0]] if names else call.argument(place, "", default)
     if call.title == "flip" and call.args[1:] and isinstance(asked, int):
         asked = call.args[1:]  # x.flip(2, 3)
     axes = list(asked) if isinstance(asked, tuple | list) else [asked]
-    known = all(isinstance(axis, int) and not isinstance(axis, bool) for axis in axes)
-    return [axis % call.taken.dims for axis in axes] if known and axes else None
+    known = [axis for axis in axes if isinstance(axis, int) and not isinstance(axis, bool)]
+    return [axis % call.taken.dims for axis in known] if len(known) == len(axes) > 0 else None

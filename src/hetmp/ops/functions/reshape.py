@@ -1,8 +1,7 @@
 """Flattening, reshaping and repeating: where channel order survives, slices stay slices."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import L, Sliced, State, States
-from hetmp.ops.call import Call, Flow, OperatorRun, Shape
+from hetmp.ops.call import Call, Flow, Function, OperatorRun, Shape
 from hetmp.ops.rule import Rule, whole_of
 
 
@@ -56,7 +55,7 @@ class Reshape(Rule):
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         return _LocalReshape(run, group.rank, run.layer)
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Function:
         reshape = _LocalReshape(run, group.rank, None)
         return lambda *args, **kwargs: reshape(*args, **kwargs)
 
@@ -128,7 +127,7 @@ class _LocalReshape(nn.Module):
         super().__init__()
         self._run, self._rank, self._layer = run, rank, (layer,)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         source, target = self._run.source, self._run.target
         layer = self._layer[0]
         call = self._run.call
@@ -136,6 +135,7 @@ class _LocalReshape(nn.Module):
         whole = stand_in.shape
         if call.title in ("reshape_as", "view_as"):
             (*_, state), (like,) = self._run.flow.wants.values(), (*args, *kwargs.values())
+            assert isinstance(like, Tensor)
             args, kwargs = (whole_of(like, state),), {}
         shape = (layer(stand_in) if layer else call.invoke((stand_in, *args), kwargs)).shape
         if not isinstance(source, Sliced):

@@ -1,11 +1,12 @@
 """Activation layers: elementwise ones run on slices, those over channels on all of them."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hetmp.core.partition import Layout
 from hetmp.core.state import L, Sliced, State
 from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.rule import Cuts, LayerForm, Rule, cut_along
@@ -46,24 +47,24 @@ def _prelu(weight: Tensor) -> nn.Module:
     return nn.PReLU(weight.numel())
 
 
-class PReLU(Rule):
+class PReLU(Rule[nn.PReLU]):
     """PReLU: a slope per channel is cut like the channels; a single slope is replicated."""
 
     layers = (nn.PReLU,)
     forms: ClassVar = {F.prelu: LayerForm(("input", "weight"), ("weight",), _prelu)}
 
-    def input_channels(self, layer: Any) -> int | None:
+    def input_channels(self, layer: nn.PReLU) -> int | None:
         return int(layer.num_parameters) if layer.num_parameters > 1 else None
 
-    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        return source if source.axis == 1 or call.layer.num_parameters == 1 else None
+    def gives(self, call: Call[nn.PReLU], source: Sliced[L]) -> State[L] | None:
+        return source if source.axis == 1 or call.whole_layer.num_parameters == 1 else None
 
-    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
-        slopes = run.layer.num_parameters
+    def cuts(self, run: OperatorRun[L, nn.PReLU]) -> Cuts[L]:
+        slopes = run.whole_layer.num_parameters
         return cut_along(run.layer, {"weight": 0}, run.source) if slopes > 1 else {}
 
-    def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
-        if run.layer.num_parameters > 1:
+    def resize(self, layer: nn.PReLU, run: OperatorRun[Layout, nn.PReLU], count: int) -> None:
+        if run.whole_layer.num_parameters > 1:
             layer.num_parameters = count
 
 
@@ -75,7 +76,7 @@ class AcrossAxis(Rule):
     methods = ("softmax", "log_softmax")
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        dim = call.layer.dim if call.layer is not None else call.argument(1, "dim")
+        dim = call.setting(1, "dim")
         if not isinstance(dim, int) or dim % call.taken.dims == source.axis:
             return None
         return source
@@ -98,7 +99,7 @@ class Gating(Rule):
     functions = (F.glu,)
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        dim = call.layer.dim if call.layer is not None else call.argument(1, "dim", -1)
+        dim = call.setting(1, "dim", -1)
         if not isinstance(dim, int):
             return None
         if dim % call.taken.dims != source.axis:

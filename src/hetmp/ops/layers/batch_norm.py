@@ -1,14 +1,14 @@
 """Batch and instance normalization: statistics are per channel, so slices need no exchange."""
 
-from typing import Any
-
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from typing_extensions import Unpack
 
+from hetmp.core.partition import Layout
 from hetmp.core.state import L, Sliced, State
 from hetmp.ops.call import Call, OperatorRun
-from hetmp.ops.idle import Idle
+from hetmp.ops.idle import Idle, IdleAxes
 from hetmp.ops.rule import Cuts, Rule, cut_along
 
 _DIMS = {
@@ -23,33 +23,33 @@ _DIMS = {
 _CUT = ("weight", "bias", "running_mean", "running_var")
 
 
-class ChannelNorm(Rule):
+class ChannelNorm(Rule[_NormBase]):
     """Batch and instance norm: parameters and statistics are cut like the channels."""
 
     layers = tuple(_DIMS)
     keeps_shape = True
     runs_empty = False
 
-    def input_dims(self, layer: nn.Module) -> int | None:
+    def input_dims(self, layer: _NormBase) -> int | None:
         return next(dims for kind, dims in _DIMS.items() if type(layer) is kind)
 
-    def input_channels(self, layer: Any) -> int | None:
+    def input_channels(self, layer: _NormBase) -> int | None:
         # An instance norm without tensors does not look at the number it was made for.
         bare = isinstance(layer, nn.modules.instancenorm._InstanceNorm) and not any(
             getattr(layer, name) is not None for name in _CUT
         )
         return None if bare else int(layer.num_features)
 
-    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
+    def gives(self, call: Call[_NormBase], source: Sliced[L]) -> State[L] | None:
         return source if source.axis == 1 else None
 
-    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
+    def cuts(self, run: OperatorRun[L, _NormBase]) -> Cuts[L]:
         return cut_along(run.layer, dict.fromkeys(_CUT, 0), run.source)
 
-    def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
+    def resize(self, layer: _NormBase, run: OperatorRun[Layout, _NormBase], count: int) -> None:
         layer.num_features = count
 
-    def idle(self, empty: nn.Module, run: OperatorRun) -> Idle:
+    def idle(self, empty: _NormBase, run: OperatorRun[Layout, _NormBase]) -> Idle:
         if not isinstance(run.layer, _BatchNorm):
             return super().idle(empty, run)
         stand_in = self.stand_in(run)
@@ -71,6 +71,8 @@ class BareNorm(Rule):
         if call.target is F.instance_norm:
             return source if source.axis == 1 else None
         shape = call.argument(1, "normalized_shape")
+        if not isinstance(shape, tuple | list):
+            return None
         return source if source.axis < call.taken.dims - len(shape) else None
 
 
@@ -81,7 +83,7 @@ class IdleBatchNorm(Idle, _BatchNorm):
     rank that finds none would not join the passes of the others.
     """
 
-    def __init__(self, empty: Any, stand_in: nn.Module, **axes: Any) -> None:
+    def __init__(self, empty: nn.Module, stand_in: nn.Module, **axes: Unpack[IdleAxes]) -> None:
         super().__init__(empty, stand_in, **axes)
         for name in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
             setattr(self, name, getattr(empty, name))

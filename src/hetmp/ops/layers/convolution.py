@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
+from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, L, Sliced, State
 from hetmp.ops.call import OperatorRun
+from hetmp.ops.idle import IdleAxes
 from hetmp.ops.layers.mixing import Mixing
 from hetmp.ops.rule import Cuts, LayerForm, cut_along, sized
 from hetmp.ops.schemes import Scheme, SchemeName
@@ -29,7 +32,7 @@ def _form(kind: type[nn.Module], transposed: bool) -> LayerForm:
     settings = ("stride", "padding", "output_padding", "groups", "dilation")
     plain = ("stride", "padding", "dilation", "groups")
 
-    def make(weight: Tensor, bias: Tensor | None, groups: int = 1, **how: Any) -> nn.Module:
+    def make(weight: Tensor, bias: Tensor | None, groups: int = 1, **how: object) -> nn.Module:
         first, second = weight.shape[:2]
         channels = (first, second * groups) if transposed else (second * groups, first)
         return kind(*channels, tuple(weight.shape[2:]), groups=groups, bias=bias is not None, **how)
@@ -38,7 +41,7 @@ def _form(kind: type[nn.Module], transposed: bool) -> LayerForm:
     return LayerForm(arguments, ("weight", "bias"), make)
 
 
-class Convolution(Mixing):
+class Convolution(Mixing[_ConvNd]):
     """Convolutions: weights (out, in / groups, *kernel), transposed (in, out / groups, *kernel).
 
     Groups (a depthwise convolution has one per channel) keep channels apart: scheme ``filters``
@@ -52,22 +55,22 @@ class Convolution(Mixing):
         for dims, layer in enumerate(classes, start=1)
     }
 
-    def groups(self, layer: Any) -> int:
+    def groups(self, layer: _ConvNd) -> int:
         return int(layer.groups)
 
-    def input_dims(self, layer: Any) -> int:
+    def input_dims(self, layer: _ConvNd) -> int:
         return len(layer.kernel_size) + 2
 
-    def input_channels(self, layer: Any) -> int:
+    def input_channels(self, layer: _ConvNd) -> int:
         return int(layer.in_channels)
 
-    def output_channels(self, layer: Any) -> int:
+    def output_channels(self, layer: _ConvNd) -> int:
         return int(layer.out_channels)
 
-    def schemes(self, layer: Any) -> tuple[SchemeName, ...]:
+    def schemes(self, layer: _ConvNd) -> tuple[SchemeName, ...]:
         return super().schemes(layer) if layer.groups == 1 else ("filters", "whole")
 
-    def taken(self, layer: Any, layout: L, axis: int) -> State[L] | None:
+    def taken(self, layer: _ConvNd, layout: L, axis: int) -> State[L] | None:
         if layer.groups == 1:
             return FULL
         groups = layout.grouped(layer.out_channels // layer.groups)
@@ -75,20 +78,21 @@ class Convolution(Mixing):
             return None
         return Sliced(groups.scaled(layer.in_channels // layer.groups), axis)
 
-    def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
+    def weight_axis(self, layer: _ConvNd, scheme: Scheme) -> int:
         return int(scheme.cuts_inputs != isinstance(layer, _TRANSPOSED))
 
-    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
-        if run.layer.groups == 1:
+    def cuts(self, run: OperatorRun[L, _ConvNd]) -> Cuts[L]:
+        layer = run.whole_layer
+        if layer.groups == 1:
             return super().cuts(run)
-        weight = run.source if isinstance(run.layer, _TRANSPOSED) else run.target
+        weight = run.source if isinstance(layer, _TRANSPOSED) else run.target
         return {
-            **cut_along(run.layer, {"weight": 0}, weight),
-            **cut_along(run.layer, {"bias": 0}, run.target),
+            **cut_along(layer, {"weight": 0}, weight),
+            **cut_along(layer, {"bias": 0}, run.target),
         }
 
-    def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
-        whole = run.layer
+    def resize(self, layer: _ConvNd, run: OperatorRun[Layout, _ConvNd], count: int) -> None:
+        whole = run.whole_layer
         if whole.groups > 1:
             layer.groups = count * whole.groups // whole.out_channels
             layer.in_channels = layer.groups * (whole.in_channels // whole.groups)
@@ -98,8 +102,8 @@ class Convolution(Mixing):
         else:
             layer.out_channels = count
 
-    def stand_in(self, run: OperatorRun) -> Any:
-        layer = run.layer
+    def stand_in(self, run: OperatorRun[Layout, _ConvNd]) -> _ConvNd:
+        layer = run.whole_layer
         if layer.groups == 1:
             return super().stand_in(run)
         inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
@@ -108,18 +112,19 @@ class Convolution(Mixing):
         self.resize(stand_in, run, outputs)
         return stand_in
 
-    def idle_axes(self, run: OperatorRun) -> dict[str, Any]:
-        width = run.layer.in_channels // run.layer.groups if run.layer.groups > 1 else 1
+    def idle_axes(self, run: OperatorRun[Layout, _ConvNd]) -> IdleAxes:
+        whole = run.whole_layer
+        width = whole.in_channels // whole.groups if whole.groups > 1 else 1
         return {**super().idle_axes(run), "width": width}
 
-    def is_plain(self, layer: Any) -> bool:
+    def is_plain(self, layer: _ConvNd) -> bool:
         known = type(layer) in (*_PLAIN, *_TRANSPOSED)
         return known and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
-    def compute(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, layer: _ConvNd, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.convolution(x, weight, bias, *_setting(layer))
 
-    def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def input_gradient(self, layer: _ConvNd, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         wanted = [True, False, False]
         result: Tensor = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, *_setting(layer), wanted
@@ -127,7 +132,7 @@ class Convolution(Mixing):
         return result
 
     def parameter_gradients(
-        self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
+        self, layer: _ConvNd, gradient: Tensor, x: Tensor, weight: bool, bias: bool
     ) -> dict[str, Tensor | None]:
         sizes, wanted = [layer.out_channels], [False, weight, bias]
         gradients = torch.ops.aten.convolution_backward(
@@ -135,14 +140,17 @@ class Convolution(Mixing):
         )
         return {"weight": gradients[1], "bias": gradients[2]}
 
-    def channels_last(self, layer: Any, shape: torch.Size) -> bool:
+    def channels_last(self, layer: _ConvNd, shape: torch.Size) -> bool:
         if not isinstance(layer, nn.Conv2d):
             return False
         return math.prod(layer.kernel_size) == 1 or has_many_pixels(shape)
 
 
-def _setting(layer: Any) -> tuple[Any, ...]:
-    """Return (stride, padding, dilation, transposed, output padding, groups)."""
+def _setting(
+    layer: _ConvNd,
+) -> tuple[Sequence[int], Sequence[int], Sequence[int], bool, Sequence[int], int]:
+    """Return (stride, padding, dilation, transposed, output padding, groups) of a plain layer."""
+    assert not isinstance(layer.padding, str)
     transposed = isinstance(layer, _TRANSPOSED)
     output_padding = layer.output_padding if transposed else (0,) * len(layer.stride)
     return layer.stride, layer.padding, layer.dilation, transposed, output_padding, layer.groups

@@ -10,16 +10,16 @@ functions*, 2018), in wrapping int32 arithmetic, which is the same on every devi
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 
 from hetmp.cluster import Group
+from hetmp.core.partition import Layout
 from hetmp.core.state import OperandState, Sliced
-from hetmp.ops.call import Call, OperatorRun
+from hetmp.ops.call import Call, Function, OperatorRun
 from hetmp.ops.rule import Rule
 
 _PER_CHANNEL = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -33,7 +33,7 @@ _FUNCTIONS = {
 """Whether each drops whole channels."""
 
 
-class Dropout(Rule):
+class Dropout(Rule[_DropoutNd]):
     """Elements (``Dropout``) or whole channels of a sample (``Dropout1d/2d/3d``) become zero."""
 
     layers = (nn.Dropout, *_PER_CHANNEL)
@@ -42,30 +42,33 @@ class Dropout(Rule):
     random = ("dropout",)
     keeps_shape = True
 
-    def unfit(self, call: Call) -> str | None:
+    def unfit(self, call: Call[_DropoutNd]) -> str | None:
         if call.layer is None and not all(
             isinstance(value, int | float) for value in _settings(call)
         ):
             return "its probability is not known before it runs"
         return None
 
-    def input_dims(self, layer: nn.Module) -> int | None:
+    def input_dims(self, layer: _DropoutNd) -> int | None:
         return next(
             (dims for dims, kind in enumerate(_PER_CHANNEL, start=3) if type(layer) is kind), None
         )
 
-    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
-        layer = run.layer
+    def local(
+        self, run: OperatorRun[Layout, _DropoutNd], group: Group, device: torch.device
+    ) -> nn.Module:
+        layer = run.whole_layer
         local = KeyedDropout(layer.p, isinstance(layer, _PER_CHANNEL), run.source, group.rank)
         return local.train(layer.training)
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun[Layout, _DropoutNd], group: Group) -> Function:
         p, training = _settings(run.call)
-        per_channel = _FUNCTIONS[cast(Any, run.call.target)]
+        assert isinstance(p, int | float)  # see unfit
+        per_channel = _FUNCTIONS[run.call.target]
         return FunctionalDropout(p if training else 0.0, per_channel, run.source, group.rank)
 
 
-def _settings(call: Call) -> tuple[Any, Any]:
+def _settings(call: Call) -> tuple[object, object]:
     """Return (probability, training), from a function's arguments."""
     # torch's own default of training is True, of dropout2d and the like too.
     return call.argument(1, "p", 0.5), call.argument(2, "training", True)
@@ -132,7 +135,7 @@ class FunctionalDropout(KeyedDropout):
     def active(self) -> bool:
         return self.p > 0
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Return *x* with elements set to zero, the others scaled by 1 / (1 - p)."""
         return super().forward(x)
 

@@ -7,7 +7,7 @@ number per sample and group, twice, so that the variance is taken around the tru
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hetmp.cluster import Group
 from hetmp.core.open_axis import Axis
+from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, PARTIAL, L, Sliced, State
 from hetmp.exchange import Exchange
 from hetmp.ops.call import Call, OperatorRun
@@ -30,7 +31,7 @@ def _group_norm(
     return nn.GroupNorm(num_groups, weight.shape[0], eps=eps)
 
 
-class GroupNorm(Rule):
+class GroupNorm(Rule[nn.GroupNorm]):
     """Group norm of (n, c, ...): a mean and a variance per sample and group of channels."""
 
     layers = (nn.GroupNorm,)
@@ -41,27 +42,31 @@ class GroupNorm(Rule):
     }
     runs_empty = False
 
-    def input_channels(self, layer: Any) -> int:
+    def input_channels(self, layer: nn.GroupNorm) -> int:
         return int(layer.num_channels)
 
-    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
+    def gives(self, call: Call[nn.GroupNorm], source: Sliced[L]) -> State[L] | None:
         if source.axis != 1:
             return None
         layout: object = source.layout
-        if isinstance(layout, Axis) and call.layer.num_groups >= FINE:
-            layout.grouped(_group_size(call.layer))
+        if isinstance(layout, Axis) and call.whole_layer.num_groups >= FINE:
+            layout.grouped(_group_size(call.whole_layer))
         return source
 
-    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
-        return cut_along(run.layer, {"weight": 0, "bias": 0}, run.source)
+    def cuts(self, run: OperatorRun[L, nn.GroupNorm]) -> Cuts[L]:
+        return cut_along(run.whole_layer, {"weight": 0, "bias": 0}, run.source)
 
-    def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
-        layer.num_groups = max(1, count // _group_size(run.layer))
+    def resize(
+        self, layer: nn.GroupNorm, run: OperatorRun[Layout, nn.GroupNorm], count: int
+    ) -> None:
+        layer.num_groups = max(1, count // _group_size(run.whole_layer))
         layer.num_channels = count
 
-    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+    def local(
+        self, run: OperatorRun[Layout, nn.GroupNorm], group: Group, device: torch.device
+    ) -> nn.Module:
         layout = run.source.layout if isinstance(run.source, Sliced) else None
-        size = _group_size(run.layer)
+        size = _group_size(run.whole_layer)
         if layout is None or group.size == 1 or layout.grouped(size) is not None:
             return super().local(run, group, device)
         cuts = self.cuts(run)
@@ -70,18 +75,18 @@ class GroupNorm(Rule):
             torch.arange(piece.start, piece.stop) // size for piece in layout.slices(group.rank)
         ]
         return SharedGroupNorm(
-            sized(run.layer, cuts, counts, device), torch.cat(owned).to(device), group
+            sized(run.whole_layer, cuts, counts, device), torch.cat(owned).to(device), group
         )
 
 
-def _group_size(layer: Any) -> int:
+def _group_size(layer: nn.GroupNorm) -> int:
     return int(layer.num_channels) // int(layer.num_groups)
 
 
 class SharedGroupNorm(nn.Module):
     """Group norm of this rank's channels, where groups lie across ranks."""
 
-    def __init__(self, layer: Any, group_of: Tensor, group: Group) -> None:
+    def __init__(self, layer: nn.GroupNorm, group_of: Tensor, group: Group) -> None:
         """
         Args:
             layer: a ``GroupNorm`` with this rank's slopes and biases.
@@ -115,50 +120,57 @@ class SharedGroupNorm(nn.Module):
         return f"{self.groups} groups across ranks"
 
 
+_LayerNorm = nn.LayerNorm | nn.RMSNorm
+
+
 def _layer_norm(
-    weight: Tensor, bias: Tensor | None, normalized_shape: Any, eps: float = 1e-5
+    weight: Tensor, bias: Tensor | None, normalized_shape: Sequence[int], eps: float = 1e-5
 ) -> nn.Module:
     return nn.LayerNorm(tuple(normalized_shape), eps=eps, bias=bias is not None)
 
 
-class LayerNorm(Rule):
+class LayerNorm(Rule[_LayerNorm]):
     """Layer norm over the last axes; slopes and biases are cut like the channels among them."""
 
-    layers = tuple(getattr(nn, name) for name in ("LayerNorm", "RMSNorm") if hasattr(nn, name))
+    layers = (nn.LayerNorm, nn.RMSNorm)
     forms: ClassVar = {
         F.layer_norm: LayerForm(
             ("input", "normalized_shape", "weight", "bias", "eps"), ("weight", "bias"), _layer_norm
         )
     }
 
-    def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
+    def gives(self, call: Call[_LayerNorm], source: Sliced[L]) -> State[L] | None:
         return source
 
-    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
+    def cuts(self, run: OperatorRun[L, _LayerNorm]) -> Cuts[L]:
         axis = _normalized_axis(run)
         if axis is None:
             return {}
         return cut_along(run.layer, {"weight": axis, "bias": axis}, run.source)
 
-    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
-        local = super().local(run, group, device)
+    def local(
+        self, run: OperatorRun[Layout, _LayerNorm], group: Group, device: torch.device
+    ) -> nn.Module:
         if _normalized_axis(run) is None or group.size == 1:
-            return local
+            return super().local(run, group, device)
+        cuts = self.cuts(run)
+        counts = {name: cut.layout.counts[group.rank] for name, cut in cuts.items()}
+        local = sized(run.whole_layer, cuts, counts, device)
         return SharedLayerNorm(local, isinstance(run.layer, nn.LayerNorm), group)
 
 
-def _normalized_axis(run: OperatorRun[L]) -> int | None:
+def _normalized_axis(run: OperatorRun[L, _LayerNorm]) -> int | None:
     """Return which of the normalized axes is cut, None if none is."""
     if not isinstance(run.source, Sliced):
         return None
-    axis = run.source.axis - (run.call.taken.dims - len(run.layer.normalized_shape))
+    axis = run.source.axis - (run.call.taken.dims - len(run.whole_layer.normalized_shape))
     return axis if axis >= 0 else None
 
 
 class SharedLayerNorm(nn.Module):
     """Layer (or root-mean-square) norm over channels of which each rank holds some."""
 
-    def __init__(self, layer: Any, centred: bool, group: Group) -> None:
+    def __init__(self, layer: _LayerNorm, centred: bool, group: Group) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, getattr(layer, "bias", None)
         self.centred, self.eps = centred, layer.eps

@@ -1,9 +1,10 @@
 """Fully connected layers."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from hetmp.core.partition import Layout
 from hetmp.ops.call import OperatorRun
 from hetmp.ops.layers.mixing import Mixing
 from hetmp.ops.rule import LayerForm
@@ -14,7 +15,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
     return nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
 
 
-class Linear(Mixing):
+class Linear(Mixing[nn.Linear]):
     """Fully connected layers: weights are (out, in); features are the last axis."""
 
     layers = (nn.Linear,)
@@ -22,35 +23,37 @@ class Linear(Mixing):
         nn.functional.linear: LayerForm(("input", "weight", "bias"), ("weight", "bias"), _linear)
     }
 
-    def channel_axis(self, layer: nn.Module, dims: int) -> int:
+    def channel_axis(self, layer: nn.Linear, dims: int) -> int:
         return dims - 1
 
-    def input_channels(self, layer: Any) -> int:
+    def input_channels(self, layer: nn.Linear) -> int:
         return int(layer.in_features)
 
-    def output_channels(self, layer: Any) -> int:
+    def output_channels(self, layer: nn.Linear) -> int:
         return int(layer.out_features)
 
-    def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
+    def weight_axis(self, layer: nn.Linear, scheme: Scheme) -> int:
         return int(scheme.cuts_inputs)
 
-    def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
+    def resize(self, layer: nn.Linear, run: OperatorRun[Layout, nn.Linear], count: int) -> None:
         if run.scheme is not None and run.scheme.cuts_inputs:
             layer.in_features = count
         else:
             layer.out_features = count
 
-    def is_plain(self, layer: nn.Module) -> bool:
+    def is_plain(self, layer: nn.Linear) -> bool:
         return type(layer) is nn.Linear
 
-    def compute(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, layer: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return nn.functional.linear(x, weight, bias)
 
-    def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def input_gradient(
+        self, layer: nn.Linear, gradient: Tensor, x: Tensor, weight: Tensor
+    ) -> Tensor:
         return gradient @ weight
 
     def parameter_gradients(
-        self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
+        self, layer: nn.Linear, gradient: Tensor, x: Tensor, weight: bool, bias: bool
     ) -> dict[str, Tensor | None]:
         rows = gradient.flatten(0, -2)
         return {

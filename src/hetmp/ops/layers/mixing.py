@@ -1,19 +1,18 @@
 """Layers that mix channels and follow a scheme: convolutions and linear layers."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from hetmp.cluster import Group
+from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, PARTIAL, L, State
 from hetmp.ops.call import OperatorRun
-from hetmp.ops.rule import Cuts, Rule, cut_along
+from hetmp.ops.rule import Cuts, M, Rule, cut_along
 from hetmp.ops.schemes import SCHEMES, Scheme, SchemeName
 
 
-class Mixing(Rule):
+class Mixing(Rule[M]):
     """A layer with a ``weight`` and perhaps a ``bias``.
 
     | scheme | forward | who owns the weight |
@@ -25,19 +24,19 @@ class Mixing(Rule):
 
     mixes = True
 
-    def weight_axis(self, layer: nn.Module, scheme: Scheme) -> int:
+    def weight_axis(self, layer: M, scheme: Scheme) -> int:
         """Return the weight's axis that *scheme* cuts."""
         raise NotImplementedError
 
-    def schemes(self, layer: nn.Module) -> tuple[SchemeName, ...]:
+    def schemes(self, layer: M) -> tuple[SchemeName, ...]:
         """Return the schemes that the layer can follow."""
         return tuple(SCHEMES)
 
-    def has_bias(self, layer: Any) -> bool:
+    def has_bias(self, layer: M) -> bool:
         """Return whether a bias is added to the output, after the reduction of ``inputs``."""
         return getattr(layer, "bias", None) is not None
 
-    def taken(self, layer: nn.Module, layout: L, axis: int) -> State[L] | None:
+    def taken(self, layer: M, layout: L, axis: int) -> State[L] | None:
         """Return the input state of scheme ``filters``, given the output's layout on *axis*.
 
         None if the layout cuts what must stay on one rank.
@@ -46,15 +45,15 @@ class Mixing(Rule):
 
     # --- the layer's own maths in parts; see ``ops/overlap.py``
 
-    def is_plain(self, layer: nn.Module) -> bool:
+    def is_plain(self, layer: M) -> bool:
         """Return whether the three methods below apply to the layer as it is set up."""
         return False
 
-    def compute(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, layer: M, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the layer's output for *x*, this rank's input, with these parameters."""
         raise NotImplementedError
 
-    def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def input_gradient(self, layer: M, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Return the gradient of *x*, of which only shape, strides and dtype are read.
 
         gradient: of the shape of the layer's output on this rank.
@@ -62,7 +61,7 @@ class Mixing(Rule):
         raise NotImplementedError
 
     def parameter_gradients(
-        self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
+        self, layer: M, gradient: Tensor, x: Tensor, weight: bool, bias: bool
     ) -> dict[str, Tensor | None]:
         """Return the gradients of the parameters that are wanted, by name.
 
@@ -72,22 +71,23 @@ class Mixing(Rule):
 
     # --- what a rank holds of it
 
-    def cuts(self, run: OperatorRun[L]) -> Cuts[L]:
+    def cuts(self, run: OperatorRun[L, M]) -> Cuts[L]:
         assert run.scheme is not None
-        axis = self.weight_axis(run.layer, run.scheme)
+        layer = run.whole_layer
+        axis = self.weight_axis(layer, run.scheme)
         weight = run.scheme.share(run)
         return {
-            **cut_along(run.layer, {"weight": axis}, weight),
-            **cut_along(run.layer, {"bias": 0}, run.owned),
+            **cut_along(layer, {"weight": axis}, weight),
+            **cut_along(layer, {"bias": 0}, run.owned),
         }
 
-    def stand_in(self, run: OperatorRun) -> Any:
+    def stand_in(self, run: OperatorRun[Layout, M]) -> M:
         stand_in = super().stand_in(run)
         if run.target == PARTIAL:  # its bias is added elsewhere
             stand_in.register_parameter("bias", None)
         return stand_in
 
-    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+    def local(self, run: OperatorRun[Layout, M], group: Group, device: torch.device) -> nn.Module:
         local = super().local(run, group, device)
         return Summand(local) if run.target == PARTIAL else local
 

@@ -1,6 +1,6 @@
 """Average, maximum and adaptive pooling: channel by channel; and what undoes the maximum."""
 
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 from torch.nn import functional as F
@@ -50,15 +50,15 @@ class Pooling(Spared):
         return Flow(flow.wants, (cast(State[L], flow.gives),) * len(call.given.items))
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        spatial = _FUNCTIONS.get(cast(Any, call.target), call.taken.dims - 2)
+        spatial = _FUNCTIONS.get(call.target, call.taken.dims - 2)
         return source if source.axis == call.taken.dims - spatial - 1 else None
 
     def spare_width(self, call: Call) -> int | None:
         return 1 if call.given.items else None
 
 
-_UNPOOLING = {F.max_unpool1d: 1, F.max_unpool2d: 2, F.max_unpool3d: 3}
-_UNPOOLING_LAYERS = {nn.MaxUnpool1d: 1, nn.MaxUnpool2d: 2, nn.MaxUnpool3d: 3}
+_UNPOOLING_FUNCTIONS = (F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
+_UNPOOLING_LAYERS = (nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d)
 
 
 class Unpooling(Spared):
@@ -67,16 +67,18 @@ class Unpooling(Spared):
     An index counts within a channel's own plane.
     """
 
-    layers = tuple(_UNPOOLING_LAYERS)
-    functions = tuple(_UNPOOLING)
+    layers = _UNPOOLING_LAYERS
+    functions = _UNPOOLING_FUNCTIONS
     several = True
 
     def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         names = tensor_names(call, call.argument(0, "input"), call.argument(1, "indices"))
         if names is None or set(names) != set(states):
             return None
-        layer: Any = type(call.layer)
-        spatial = _UNPOOLING_LAYERS[layer] if call.layer else _UNPOOLING[cast(Any, call.target)]
+        if call.layer is not None:
+            spatial = 1 + _UNPOOLING_LAYERS.index(type(call.layer))
+        else:
+            spatial = 1 + _UNPOOLING_FUNCTIONS.index(call.target)
         channel_labels = list("nc")[2 + spatial - call.given.dims :]
         labels = [*channel_labels, *range(spatial)]
         labelled = Labelled([(name, labels) for name in names], [*channel_labels, *"zyx"[:spatial]])

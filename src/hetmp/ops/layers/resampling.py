@@ -1,12 +1,13 @@
 """Upsampling, padding, pixel shuffling and patches: channel by channel, or channels into pixels."""
 
-from typing import Any
+from typing import SupportsInt
 
 from torch import nn
 from torch.nn import functional as F
 
 from hetmp.core.state import L, Sliced, State
 from hetmp.ops.call import Call, OperatorRun
+from hetmp.ops.idle import IdleAxes
 from hetmp.ops.rule import Rule
 from hetmp.ops.spared import Spared
 
@@ -56,7 +57,7 @@ class PixelShuffle(Rule):
         layout = source.layout.grouped(_factor(call, "upscale_factor") ** 2)
         return None if layout is None else Sliced(layout, source.axis)
 
-    def idle_axes(self, run: OperatorRun) -> dict[str, Any]:
+    def idle_axes(self, run: OperatorRun) -> IdleAxes:
         width = _factor(run.call, "upscale_factor") ** 2
         return {**super().idle_axes(run), "width": width}
 
@@ -75,7 +76,8 @@ class PixelUnshuffle(Rule):
 
 
 def _factor(call: Call, name: str) -> int:
-    factor = getattr(call.layer, name) if call.layer is not None else call.argument(1, name)
+    factor = call.setting(1, name)
+    assert isinstance(factor, SupportsInt)
     return int(factor)
 
 
@@ -87,14 +89,12 @@ class ChannelShuffle(Rule):
     runs_empty = False
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        groups = call.layer.groups if call.layer is not None else call.argument(1, "groups")
+        groups = _factor(call, "groups")
         part = source.layout.folded(groups) if source.axis == 1 else None
         return None if part is None else Sliced(part.scaled(groups), 1)
 
-    def idle_axes(self, run: OperatorRun) -> dict[str, Any]:
-        call = run.call
-        groups = call.layer.groups if call.layer is not None else call.argument(1, "groups")
-        return {**super().idle_axes(run), "width": groups}
+    def idle_axes(self, run: OperatorRun) -> IdleAxes:
+        return {**super().idle_axes(run), "width": _factor(run.call, "groups")}
 
 
 class Patches(Spared):

@@ -1,6 +1,6 @@
 """Scheme ``filters``: full -> sliced. A rank holds its output filters, each of them whole."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hetmp.core.state import L, OperandState, Sliced, State
 from hetmp.ops.schemes.scheme import Scheme
@@ -8,6 +8,7 @@ from hetmp.ops.schemes.scheme import Scheme
 if TYPE_CHECKING:
     from hetmp.ops.call import OperatorRun
     from hetmp.ops.layers.mixing import Mixing
+    from hetmp.ops.rule import M
 
 
 class FiltersScheme(Scheme):
@@ -19,7 +20,7 @@ class FiltersScheme(Scheme):
     name = "filters"
 
     def takes(
-        self, rule: "Mixing", layer: Any, source: State[L], output: Sliced[L]
+        self, rule: "Mixing[M]", layer: "M", source: State[L], output: Sliced[L]
     ) -> State[L] | None:
         return rule.taken(layer, output.layout, output.axis)
 
@@ -29,8 +30,9 @@ class FiltersScheme(Scheme):
     def share(self, run: "OperatorRun[L]") -> "OperandState[L]":
         return run.target
 
-    def refusal(self, place: str, layer: Any, output: Sliced[L]) -> str:
+    def refusal(self, place: str, rule: "Mixing[M]", layer: "M", output: Sliced[L]) -> str:
+        groups = rule.groups(layer)
         return (
-            f"the plan cuts layer {place} into {output}, inside one of its {layer.groups} groups: "
-            f"give every rank a multiple of {layer.out_channels // layer.groups} channels"
+            f"the plan cuts layer {place} into {output}, inside one of its {groups} groups: "
+            f"give every rank a multiple of {rule.output_channels(layer) // groups} channels"
         )

@@ -1,6 +1,6 @@
 """Scheme ``inputs``: sliced -> partial. A rank holds some input channels of every filter."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hetmp.core.state import PARTIAL, L, OperandState, Sliced, State
 from hetmp.ops.schemes.scheme import Scheme
@@ -8,6 +8,7 @@ from hetmp.ops.schemes.scheme import Scheme
 if TYPE_CHECKING:
     from hetmp.ops.call import OperatorRun
     from hetmp.ops.layers.mixing import Mixing
+    from hetmp.ops.rule import M
 
 
 class InputsScheme(Scheme):
@@ -21,7 +22,7 @@ class InputsScheme(Scheme):
     cuts_inputs = True
 
     def takes(
-        self, rule: "Mixing", layer: Any, source: State[L], output: Sliced[L]
+        self, rule: "Mixing[M]", layer: "M", source: State[L], output: Sliced[L]
     ) -> State[L] | None:
         if isinstance(source, Sliced) and source.axis == output.axis:
             return source

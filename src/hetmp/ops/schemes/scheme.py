@@ -1,13 +1,14 @@
 """The interface of a scheme: what a layer takes, gives and holds on a rank under it."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hetmp.core.state import L, OperandState, Sliced, State
 
 if TYPE_CHECKING:
     from hetmp.ops.call import OperatorRun
     from hetmp.ops.layers.mixing import Mixing
+    from hetmp.ops.rule import M
 
 SchemeName = Literal["filters", "inputs", "whole"]
 """The schemes' names in plans and commands."""
@@ -27,7 +28,7 @@ class Scheme(ABC):
 
     @abstractmethod
     def takes(
-        self, rule: "Mixing", layer: Any, source: State[L], output: Sliced[L]
+        self, rule: "Mixing[M]", layer: "M", source: State[L], output: Sliced[L]
     ) -> State[L] | None:
         """Return the state in which the layer takes its input; None if *output* is impossible.
 
@@ -45,6 +46,6 @@ class Scheme(ABC):
     def share(self, run: "OperatorRun[L]") -> "OperandState[L]":
         """Return the state whose layout gives each rank's share of the layer."""
 
-    def refusal(self, place: str, layer: Any, output: Sliced[L]) -> str:
+    def refusal(self, place: str, rule: "Mixing[M]", layer: "M", output: Sliced[L]) -> str:
         """Return why the layer at *place* cannot follow the scheme with this *output*."""
         return f"layer {place} cannot follow scheme {self.name!r}"

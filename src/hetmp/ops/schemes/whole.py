@@ -1,6 +1,6 @@
 """Scheme ``whole``: full -> full. Every rank holds the whole layer, the same."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hetmp.core.state import FULL, L, OperandState, Sliced, State
 from hetmp.ops.schemes.scheme import Scheme
@@ -8,6 +8,7 @@ from hetmp.ops.schemes.scheme import Scheme
 if TYPE_CHECKING:
     from hetmp.ops.call import OperatorRun
     from hetmp.ops.layers.mixing import Mixing
+    from hetmp.ops.rule import M
 
 
 class WholeScheme(Scheme):
@@ -17,7 +18,7 @@ class WholeScheme(Scheme):
     cuts_outputs = False
 
     def takes(
-        self, rule: "Mixing", layer: Any, source: State[L], output: Sliced[L]
+        self, rule: "Mixing[M]", layer: "M", source: State[L], output: Sliced[L]
     ) -> State[L] | None:
         return FULL
 

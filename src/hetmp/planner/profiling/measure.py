@@ -285,8 +285,8 @@ def _can_follow(graph: ModelGraph, scheme: SchemeName) -> Mapping[str, SchemeNam
         for node in graph.mixing()
         if isinstance(node.rule, Mixing)
         and not graph.is_tied(node)
-        and scheme in node.rule.schemes(node.call.layer)
-        and node.rule.input_channels(node.call.layer) is not None
+        and scheme in node.rule.schemes(node.call.whole_layer)
+        and node.rule.input_channels(node.call.whole_layer) is not None
     }
 
 

@@ -167,7 +167,7 @@ class ModelGraph:
 
     def is_tied(self, node: Node) -> bool:
         """Return whether a layer shares a tensor with another layer, function or method."""
-        layer, path = node.call.layer, node.path
+        layer, path = node.call.whole_layer, node.path
         names = {self._first(f"{path}.{name}") for name in (*layer._parameters, *layer._buffers)}
         return bool(names & self._read) or any(self._owners[name] != {layer} for name in names)
 
