@@ -14,7 +14,7 @@ from hetmp.core.partition import checked_weights
 from hetmp.exchange import distribute, share_of
 from hetmp.ops import fresh_tensors, initial_value
 from hetmp.slicing.channel_groups import plan_from_weights
-from hetmp.slicing.graph import ModelGraph, read_graph
+from hetmp.slicing.graph import ModelGraph, check_kind, read_graph
 from hetmp.slicing.model import RESERVED, SlicedModel
 from hetmp.slicing.optimizer_guard import guard
 from hetmp.slicing.plan import Plan
@@ -23,6 +23,8 @@ from hetmp.slicing.schedule import CallStep, ProgramStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
 from hetmp.slicing.table import SlicedTensor, Table, make_table, tensors_of
 from hetmp.slicing.tuning import Tuning
+from hetmp.slicing.verification import NOT_ASKED, Verification
+from hetmp.slicing.verification import verify as verify_graph
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -41,6 +43,7 @@ def slice_model(
     device: torch.device | str | None = None,
     strict: bool = False,
     tuning: Tuning | None = None,
+    verify: bool = True,
 ) -> SlicedModel:
     """Slice *module* over the ranks of *comm*: the same network, each rank holding a share of it.
 
@@ -62,31 +65,51 @@ def slice_model(
         strict: refuse operations that hetmp has no rule for; else every rank computes them
             whole, from all channels.
         tuning: how the work is done, the same on every rank; it changes speed and memory only.
+        verify: hold what was read of the module against the module itself, on rank 0, in all
+            modes, on two images: outputs, buffers and gradients. Whether that was possible is
+            ``model.hetmp.verification``.
 
     Raises:
         HetmpError: on every rank at once, with one message: weights that cannot be used, a
-            layer that cannot be sliced, a plan for another model or number of ranks, modules
-            or weights that differ between the ranks, a meta module without ``init``.
+            layer that cannot be sliced, a forward that was not read as it runs, a plan for
+            another model or number of ranks, modules or weights that differ between the ranks,
+            a meta module without ``init``.
     """
     tuning = tuning or Tuning()
     group = Group(comm)
     with group.together():
-        graph = read_graph(module, example_input)
+        if isinstance(module, SlicedModel):
+            raise HetmpError("the model is sliced already: slice the module that it was made of")
+        check_kind(module)
+        target = _device(module, device)
+        graph = read_graph(module, example_input, target)
         if strict:
             graph.check_strict()
         plan = _plan(graph, weights, group.size)
         schedule = schedule_model(graph, plan)
         table = make_table(graph, schedule)
-        target = _device(module, device)
         if RESERVED in dict(graph.skeleton.named_children()):
             raise HetmpError(f"a child module named {RESERVED!r} hides hetmp's own: rename it")
     _agree_on_model(group, graph, plan, schedule, tuning)
+    verification = _verified(graph, module, example_input, group) if verify else NOT_ASKED
     model = SlicedModel(graph, plan, schedule, table, group, tuning)
+    model.hetmp.verification = verification
     add_layers(model, target)
     _fill(model, module, table, init, group)
     model.training = module.training
     guard(model)
     return model
+
+
+def _verified(
+    graph: ModelGraph, module: nn.Module, example_input: Any, group: Group
+) -> Verification:
+    """Verify what was read on rank 0, whose values count. Collective."""
+    verification = NOT_ASKED
+    with group.together():
+        if group.is_root:
+            verification = verify_graph(graph, module, graph.inputs.of_example(example_input))
+    return Verification.from_text(group.broadcast_text(verification.to_text()))
 
 
 def _plan(graph: ModelGraph, weights: Sequence[float] | Plan, ranks: int) -> Plan:

@@ -20,6 +20,7 @@ from hetmp.slicing.same_batch import SameBatch
 from hetmp.slicing.schedule import CallStep, ExchangeStep, Program, ProgramStep, Schedule, takers
 from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
+from hetmp.slicing.verification import NOT_ASKED
 from hetmp.slicing.watch import Watch
 
 _PRECISIONS = (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -71,6 +72,7 @@ class Runtime(nn.Module):
         group, graph, plan, schedule, table: see their classes.
         tuning: how the work is done; may be set between steps, alike on all ranks.
         watch: the observer of steps on this rank, or None.
+        verification: whether what was read of the module was held against the module.
         exchanges: the exchanges between layers, in order; each has its counters.
         repeated: layers that run again in another way, and functions with a state of their own,
             by the name of the step.
@@ -91,6 +93,7 @@ class Runtime(nn.Module):
         self.schedule, self.table = schedule, table
         self.tuning = tuning
         self.watch: Watch | None = None
+        self.verification = NOT_ASKED
         self.dims, self.inputs = graph.dims, graph.inputs
         steps = [
             (mode, step)
@@ -148,7 +151,14 @@ class Runtime(nn.Module):
         if self.same_batch.left and self.tuning.wire is None:
             self._check_precision(next(iter(tensors.values())).device if tensors else None)
         self.same_batch.check(*tensors.values())
+        batches = {trace.batch for trace in self.graph.traces} - {None}
         for x in list(tensors.values())[:1]:
+            if batches and len(x) not in batches:
+                raise HetmpError(
+                    f"the module takes its batch apart, and was sliced for {batches.pop()} images, "
+                    f"got {len(x)}: give batches of that many, or slice it with another "
+                    "example_input"
+                )
             if self.dims is not None and x.dim() != self.dims:
                 raise HetmpError(
                     f"the model takes batches of {self.dims} dimensions, got shape "

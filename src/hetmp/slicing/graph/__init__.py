@@ -11,8 +11,9 @@ from hetmp.slicing.graph.graph import (
     fingerprint,
     place,
 )
-from hetmp.slicing.graph.inputs import Inputs
-from hetmp.slicing.graph.read import read_graph, skeleton_of
+from hetmp.slicing.graph.inputs import Example, Inputs, proxied
+from hetmp.slicing.graph.lines import users_frame
+from hetmp.slicing.graph.read import check_kind, read_graph, skeleton_of
 from hetmp.slicing.graph.scope import PLAIN, Scope
 from hetmp.slicing.graph.tracer import leaf
 
@@ -21,15 +22,19 @@ __all__ = [
     "MODES",
     "PLAIN",
     "TRAINING",
+    "Example",
     "Inputs",
     "Mode",
     "ModelGraph",
     "Node",
     "Scope",
     "Trace",
+    "check_kind",
     "fingerprint",
     "leaf",
     "place",
+    "proxied",
     "read_graph",
     "skeleton_of",
+    "users_frame",
 ]

@@ -77,6 +77,7 @@ class Trace:
         nodes: the operations, in order.
         result: what the module returns, with a ``Ref`` for every value.
         values: the facts known about every value, by name.
+        batch: the only number of images that it takes, None where any will do.
     """
 
     entries: Mapping[str, str]
@@ -84,6 +85,7 @@ class Trace:
     nodes: tuple[Node, ...]
     result: Any
     values: Mapping[str, Value]
+    batch: int | None
 
     def consumers(self, name: str) -> list[Node]:
         """Return the nodes that take a value."""

@@ -1,7 +1,7 @@
 """An input that a module takes, guessed from its layers where no example is given."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ SIDES = (32, 64, 28, 224, 256, 96, 128, 299, 48, 40, 16, 8, 9, 12, 10, 7, 6, 5, 
 
 _BATCH = 2
 
+_FEW = 3
+"""How many sizes are tried on zeros, where every try computes."""
+
 _FIRST_LAYERS = 3
 """How many of the module's layers are taken for the one that comes first."""
 
@@ -22,20 +25,41 @@ _FIRST_LAYERS = 3
 def guess_input(skeleton: nn.Module, name: str) -> Mapping[str, Tensor]:
     """Return an input that *skeleton* runs on, by its *name*; nothing where none is guessed.
 
-    It is run on the meta device, a copy of it: on the sizes that its first layers demand, and on
-    images of usual sides.
+    A copy of it is run on the sizes that its first layers demand, and on images of usual sides: on
+    the meta device, and where that fails, since the module looks at devices or at values, on
+    zeros, which take no memory.
     """
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in skeleton.parameters()}
-    own = copy.deepcopy(skeleton, memo).eval()
+    tried = list(_shapes(skeleton))
     with without_data():
-        for shape, dtype in _shapes(skeleton):
-            batch = torch.empty(shape, dtype=dtype)
-            try:
-                own(batch)
-            except Exception:
-                continue
-            return {name: batch}
-    return {}
+        shape = _first_fit(skeleton, tried, lambda x: x)
+    if shape is None:
+        with torch.no_grad():
+            shape = _first_fit(skeleton, tried[:_FEW], _zeros)
+    return {} if shape is None else {name: torch.empty(shape[0], dtype=shape[1], device="meta")}
+
+
+def _first_fit(
+    skeleton: nn.Module,
+    tried: Sequence[tuple[tuple[int, ...], torch.dtype]],
+    values: Callable[[Tensor], Tensor],
+) -> tuple[tuple[int, ...], torch.dtype] | None:
+    """Return the first (shape, dtype) that *skeleton* runs on, with *values* for its tensors."""
+    tensors = (*skeleton.parameters(), *skeleton.buffers())
+    memo: dict[int, Any] = {id(tensor): values(tensor) for tensor in tensors}
+    own = copy.deepcopy(skeleton, memo).eval()
+    for shape, dtype in tried:
+        try:
+            own(values(torch.empty(shape, dtype=dtype, device="meta")))
+        except Exception:
+            continue
+        return shape, dtype
+    return None
+
+
+def _zeros(x: Tensor) -> Tensor:
+    """Return zeros of the shape of *x* that take no memory."""
+    zeros = torch.zeros((), dtype=x.dtype).expand(x.shape)
+    return nn.Parameter(zeros, requires_grad=False) if isinstance(x, nn.Parameter) else zeros
 
 
 def _shapes(skeleton: nn.Module) -> Iterator[tuple[tuple[int, ...], torch.dtype]]:

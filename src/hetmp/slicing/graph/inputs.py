@@ -48,6 +48,10 @@ class Inputs:
             self._match(name, wanted, bound.arguments[name], tensors)
         return tensors
 
+    def of_example(self, example_input: Any) -> dict[str, Tensor]:
+        """Return the tensors of an example_input, by name; nothing where there is none."""
+        return {} if example_input is None else self.bind(*_as_arguments(example_input))
+
     def _match(self, name: str, wanted: Any, value: Any, tensors: dict[str, Tensor]) -> None:
         if isinstance(wanted, Ref):
             if not isinstance(value, Tensor):

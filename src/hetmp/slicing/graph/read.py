@@ -30,7 +30,7 @@ from hetmp.slicing.graph.lines import users_line
 from hetmp.slicing.graph.meta_run import attribute
 from hetmp.slicing.graph.proxies import confirm
 from hetmp.slicing.graph.scope import PLAIN
-from hetmp.slicing.graph.shapes import probe, probe_unseen
+from hetmp.slicing.graph.shapes import Probed, probe, probe_unseen
 from hetmp.slicing.graph.subclasses import as_bases
 from hetmp.slicing.graph.tracing import trace_modes
 
@@ -57,8 +57,7 @@ def read_graph(
         HetmpError: torch.fx cannot trace the module, neighbouring layers disagree on their
             channels, or an example is needed.
     """
-    if not isinstance(module, nn.Module):
-        raise HetmpError(f"only an nn.Module can be sliced, got {module!r}")
+    check_kind(module)
     if isinstance(module, known_layers()):
         raise HetmpError(
             f"a single {type(module).__name__} cannot be sliced: put it into an nn.Sequential"
@@ -82,12 +81,36 @@ def read_graph(
         for path in trace.attributes.values()
         if isinstance(value := attribute(skeleton, path), Tensor) and not value.is_meta
     }
+    example = replace(example, tensors={name: _on_meta(x) for name, x in example.tensors.items()})
     graph = ModelGraph(skeleton, modes, inputs, constants, _aliases(skeleton), dims, example)
     if next(graph.mixing(), None) is None:
         raise HetmpError(
             f"{type(skeleton).__name__} has no convolution or linear layer: nothing can be sliced"
         )
     return graph
+
+
+def check_kind(module: nn.Module) -> None:
+    """Refuse what is not a module as its class wrote it.
+
+    Raises:
+        HetmpError: saying what to give instead.
+    """
+    if not isinstance(module, nn.Module):
+        raise HetmpError(f"only an nn.Module can be sliced, got a {type(module).__name__}")
+    kind = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        raise HetmpError(
+            f"{kind} is made by torch.jit, which leaves no code to read: slice the module that it "
+            "was made of"
+        )
+    if hasattr(module, "_orig_mod"):
+        raise HetmpError(
+            f"{kind} is compiled: slice the module itself, and compile nothing of it; its "
+            "operations run between exchanges"
+        )
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise HetmpError(f"{kind} spreads a module over devices by itself: slice its .module")
 
 
 def skeleton_of(module: nn.Module) -> nn.Module:
@@ -105,6 +128,10 @@ def skeleton_of(module: nn.Module) -> nn.Module:
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.detach().to("meta")
     return copy.deepcopy(module, memo)
+
+
+def _on_meta(x: Tensor) -> Tensor:
+    return x.detach().to("meta").requires_grad_(x.requires_grad)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -133,7 +160,8 @@ def _aliases(skeleton: nn.Module) -> dict[str, str]:
 def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) -> Trace:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        values = _probe(skeleton, graph, examples)
+        probed = _probe(skeleton, graph, examples)
+    values = probed.values
     check_memory(graph, skeleton, values)
     entries: dict[str, str] = {}
     attributes: dict[str, str] = {}
@@ -167,7 +195,16 @@ def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
     nodes, values = _with_demanded_sizes(nodes, values)
     for operation in nodes:
         _check_channels(operation)
-    return Trace(entries, attributes, tuple(nodes), result, values)
+    batch = None
+    if probed.takes_apart:
+        entry = values[next(iter(entries))]
+        batch = entry.shape[0]
+        if not examples:
+            raise HetmpError(
+                f"{type(skeleton).__name__} takes its batch apart, so it can be read for one "
+                "number of images only: give slice_model an example_input with that many"
+            )
+    return Trace(entries, attributes, tuple(nodes), result, values, batch)
 
 
 def _is_named_tuple(node: fx.Node) -> bool:
@@ -223,9 +260,7 @@ def _live(nodes: Sequence[Node], result: Any) -> list[Node]:
 # --- sizes --------------------------------------------------------------------------------------
 
 
-def _probe(
-    skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]
-) -> dict[str, Value]:
+def _probe(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) -> Probed:
     if examples:
         return probe(skeleton, graph, examples)
     entry = next(str(node.target) for node in graph.nodes if node.op == "placeholder")

@@ -1,6 +1,7 @@
 """Shapes of all values, by running a graph on the meta device with inputs of unlike sizes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,21 @@ SIDES = (224, 256, 32, 28, 64, 96, 128, 299, 48, 40, 16, 8, 9, 12, 10, 7, 6, 5, 
 """The image sides that are tried where no example is given; the first two that fit are used."""
 
 
-def probe(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) -> dict[str, Value]:
+@dataclass(frozen=True)
+class Probed:
+    """What probing tells.
+
+    Attributes:
+        values: the facts known about every value, by name.
+        takes_apart: whether the module takes its batch apart, into a tensor per image or the like,
+            so that it can be read for one number of images only.
+    """
+
+    values: Mapping[str, Value]
+    takes_apart: bool
+
+
+def probe(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) -> Probed:
     """Find the shapes of all values from an example, whose batch size may vary.
 
     Raises:
@@ -26,7 +41,7 @@ def probe(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
         first = _run(skeleton, graph, _empty(examples, shapes), tolerant=False)
     except Exception as error:
         raise misfit(examples, error) from error
-    runs = [first]
+    runs, takes_apart = [first], False
     batch = next((shape[0] for shape in shapes.values() if shape), 1)
     # All inputs may have a batch axis, or only those that are as long as the first one.
     for lengths in ({shape[0] for shape in shapes.values() if shape}, {batch}):
@@ -34,9 +49,14 @@ def probe(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
             name: (shape[0] + 1, *shape[1:]) if shape and shape[0] in lengths else shape
             for name, shape in shapes.items()
         }
-        if len(runs) == 1:
-            runs += _attempt(skeleton, graph, _empty(examples, larger), like=first)
-    return {name: _value([run[name] for run in runs], max(1, batch)) for name in first}
+        if len(runs) > 1:
+            break
+        run = _attempt(skeleton, graph, _empty(examples, larger))
+        if run is not None and _alike(run, first):
+            runs.append(run)
+        takes_apart = run is not None and len(runs) == 1
+    values = {name: _value([run[name] for run in runs], max(1, batch)) for name in first}
+    return Probed(values, takes_apart)
 
 
 def misfit(examples: Mapping[str, Tensor], error: Exception) -> HetmpError:
@@ -52,7 +72,7 @@ def probe_unseen(
     dims: int,
     channels: int | None,
     dtype: torch.dtype,
-) -> dict[str, Value]:
+) -> Probed:
     """Find the shapes of all values of a model with one input, without an example.
 
     Args:
@@ -65,8 +85,10 @@ def probe_unseen(
     """
     runs: list[dict[str, Any]] = []
     errors: list[Exception] = []
+    takes_apart = False
 
     def fits(side: int, channels: int) -> bool:
+        nonlocal takes_apart
         shape = (2 + len(runs), channels, *[side] * (dims - 2))[:dims]
         inputs = {name: torch.empty(shape, dtype=dtype, device="meta")}
         try:
@@ -75,6 +97,7 @@ def probe_unseen(
             errors.append(error)
             return False
         if runs and not _alike(run, runs[0]):
+            takes_apart = side == first
             return False
         runs.append(run)
         return True
@@ -93,7 +116,8 @@ def probe_unseen(
             f"the size of {type(skeleton).__name__}'s input cannot be guessed ({_short(errors[0])}"
             "): give slice_model an example_input"
         )
-    return {key: _value([run[key] for run in runs], 2) for key in runs[0]}
+    values = {key: _value([run[key] for run in runs], 2) for key in runs[0]}
+    return Probed(values, takes_apart and len(runs) == 1)
 
 
 def _empty(
@@ -106,13 +130,12 @@ def _empty(
 
 
 def _attempt(
-    skeleton: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor], like: dict[str, Any]
-) -> list[dict[str, Any]]:
+    skeleton: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor]
+) -> dict[str, Any] | None:
     try:
-        run = _run(skeleton, graph, inputs, tolerant=False)
+        return _run(skeleton, graph, inputs, tolerant=False)
     except Exception:
-        return []  # the module fixes its batch size
-    return [run] if _alike(run, like) else []
+        return None  # the module fixes its batch size
 
 
 def _run(

@@ -119,6 +119,13 @@ class Tracer(fx.Tracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Generator):
+            line = users_line("".join(traceback.format_stack()))
+            raise HetmpError(
+                f"{self._inputs.title} draws from a generator of its own{' at ' if line else ''}"
+                f"{line}: its numbers would depend on how many ranks there are; draw from torch's "
+                "own generator, or mark the module that draws with hetmp.leaf(module)"
+            )
         # Some stand-ins look like tensors, which torch.fx would take for constants.
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 

@@ -1,0 +1,83 @@
+"""Two copies of a module to compare: as its class runs it, and as it was read. No data is copied.
+
+Parameters lie in the module's own memory, with gradients of their own; buffers are copied, since a
+forward pass changes them.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hetmp.ops import filled
+from hetmp.slicing.graph import Mode, ModelGraph, Trace, proxied
+from hetmp.slicing.table import tensors_of
+
+
+def own_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of *module* that runs as its class says."""
+    memo: dict[int, Any] = {id(tensor): _fresh(tensor) for tensor in tensors_of(module).values()}
+    return copy.deepcopy(module, memo)
+
+
+class ReadCopy(nn.Module):
+    """A copy of a module that runs the operations that were read of it, all on one rank.
+
+    Args:
+        graph: what was read of *module*.
+        module: with values.
+
+    Attributes:
+        place: of the operation that runs, for messages.
+    """
+
+    def __init__(self, graph: ModelGraph, module: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+        self.place = ""
+        values, made = tensors_of(module), dict[int, Tensor]()
+        memo: dict[int, Any] = {}
+        for name, tensor in tensors_of(graph.skeleton).items():
+            whole = values[name]
+            memo[id(tensor)] = made.setdefault(id(whole), _fresh(whole))
+        self.whole = copy.deepcopy(graph.skeleton, memo)
+
+    def forward(self, mode: Mode, tensors: Mapping[str, Tensor]) -> Any:
+        """Return what the operations of *mode* give for the inputs *tensors*, by name."""
+        trace = self.graph.modes[mode]
+        device = next(iter(tensors.values())).device
+        values: dict[str, Any] = {name: tensors[entry] for name, entry in trace.entries.items()}
+        for name, path in trace.attributes.items():
+            constant = self.graph.constants.get(path)
+            values[name] = _attribute(self.whole, path) if constant is None else constant.to(device)
+        self._run(trace, values)
+        return filled(trace.result, values.__getitem__)
+
+    def _run(self, trace: Trace, values: dict[str, Any]) -> None:
+        for node in trace.nodes:
+            self.place = node.place
+            args = filled(node.call.args, values.__getitem__)
+            kwargs = filled(node.call.kwargs, values.__getitem__)
+            with node.scope.entered():
+                if node.call.layer is not None:
+                    values[node.name] = self.whole.get_submodule(node.path)(*args, **kwargs)
+                else:
+                    values[node.name] = node.call.invoke(args, kwargs)
+
+
+def call_own(module: nn.Module, graph: ModelGraph, tensors: Mapping[str, Tensor]) -> Any:
+    """Call *module* with *tensors* in the place of the inputs that the graph names."""
+    args, kwargs = proxied(graph.inputs, tensors.__getitem__)
+    return module(*args, **kwargs)
+
+
+def _fresh(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+    return tensor.detach().clone()
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    above, _, last = path.rpartition(".")
+    return getattr(module.get_submodule(above), last)

@@ -1,0 +1,281 @@
+"""``verify``: run a module and what was read of it on the same values, and compare."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hetmp.core.errors import HetmpError
+from hetmp.slicing.graph import EVALUATION, TRAINING, Mode, ModelGraph, users_frame
+from hetmp.slicing.table import tensors_of
+from hetmp.slicing.verification.batches import drawn_values, first_values
+from hetmp.slicing.verification.copies import ReadCopy, call_own, own_copy
+from hetmp.slicing.verification.differences import (
+    allowed,
+    attributes,
+    changed_attributes,
+    distance,
+    leaves,
+)
+from hetmp.slicing.verification.first_difference import CallRecorder, first_foreign
+from hetmp.slicing.verification.verification import Verification
+
+_SEED = 20210407
+"""Of all random numbers here; any number will do."""
+
+_NOISE = 10.0
+"""How many times the module's own difference from run to run is allowed."""
+
+_UNSTEADY = 1e-3
+"""A module whose own results differ by more draws random numbers that hetmp does not see."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A call of the module: its mode, on which values, and whether a backward pass follows."""
+
+    mode: Mode
+    values: int
+    backward: bool
+
+
+PASSES = (
+    Pass(TRAINING, 0, backward=True),
+    Pass(TRAINING, 1, backward=False),
+    Pass(EVALUATION, 0, backward=True),
+    Pass(Mode(training=False, grad=False), 1, backward=False),
+    Pass(Mode(training=True, grad=False), 0, backward=False),
+)
+"""What is compared, in this order. A second call shows what a call leaves behind."""
+
+
+def verify(graph: ModelGraph, module: nn.Module, values: Mapping[str, Tensor]) -> Verification:
+    """Compare *module* with what was read of it, forward and backward, in all modes.
+
+    The module, its buffers and the random generators are afterwards as they were. Not collective.
+
+    Args:
+        graph: what was read of *module*.
+        module: with values, on one device.
+        values: the example's inputs that have values, by name.
+
+    Raises:
+        HetmpError: they differ; the message names the first operation that does and its line.
+    """
+    if any(tensor.is_meta for tensor in tensors_of(module).values()):
+        return Verification("the module has no values yet")
+    if not graph.example.tensors:
+        return Verification("the sizes of its input are not known: give an example_input")
+    devices = {tensor.device for tensor in tensors_of(module).values()}
+    if {device.type for device in devices} != {graph.example.device.type}:
+        return Verification("the module does not lie where it will compute")
+    with _generators_kept(), torch.inference_mode(mode=False):
+        torch.manual_seed(_SEED)
+        batches = [first_values(graph, values), drawn_values(graph)]
+        try:
+            return _Comparison(graph, module, batches).run()
+        except (MemoryError, torch.OutOfMemoryError):
+            return Verification("the memory does not suffice for two copies of a step")
+
+
+class _Comparison:
+    """A module and what was read of it, side by side."""
+
+    def __init__(
+        self, graph: ModelGraph, module: nn.Module, batches: Sequence[Mapping[str, Tensor]]
+    ) -> None:
+        self.graph, self.module, self.batches = graph, module, batches
+        self.own, self.read = own_copy(module), ReadCopy(graph, module)
+
+    def run(self) -> Verification:
+        """Compare all passes; see ``verify``."""
+        before = attributes(self.own)
+        for number, part in enumerate(PASSES):
+            try:
+                own = self.call_own(part)
+            except HetmpError:
+                raise
+            except Exception as error:
+                if _is_memory(error):
+                    raise MemoryError from error
+                kind = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                return Verification(f"the module itself fails {_when(part.mode)}: {kind}")
+            changed = changed_attributes(before, attributes(self.own))
+            try:
+                read = self.call_read(part)
+            except Exception as error:
+                if _is_memory(error):
+                    raise MemoryError from error
+                raise self.refusal(part, f"fails: {error}", number, changed) from error
+            self.compare(part, number, own, read, changed)
+        return Verification(None, tuple(changed_attributes(before, attributes(self.own))))
+
+    def call_own(self, part: Pass) -> Any:
+        """Return what the module itself gives in a pass."""
+        with _as_in(part.mode, self.own):
+            return call_own(self.own, self.graph, self.batches[part.values])
+
+    def call_read(self, part: Pass) -> Any:
+        """Return what the operations that were read give in a pass."""
+        with _as_in(part.mode, self.read):
+            return self.read(part.mode, self.batches[part.values])
+
+    def compare(self, part: Pass, number: int, own: Any, read: Any, changed: list[str]) -> None:
+        """Refuse outputs, buffers and gradients that differ."""
+        wanted, made = dict(leaves(own)), dict(leaves(read))
+        if list(wanted) != list(made):
+            raise self.refusal(part, "returns something else", number, changed)
+        self.check(part, number, wanted, made, changed)
+        kept = set(tensors_of(self.graph.skeleton))
+        self.check(part, number, _buffers(self.own, kept), _buffers(self.read.whole, kept), changed)
+        if part.backward:
+            mine, theirs = _gradients(self.own, wanted), _gradients(self.read.whole, made)
+            theirs = {name: theirs.get(name) for name in mine}
+            self.check(part, number, mine, theirs, changed)
+
+    def check(
+        self,
+        part: Pass,
+        number: int,
+        wanted: Mapping[str, Any],
+        made: Mapping[str, Any],
+        changed: list[str],
+    ) -> None:
+        """Refuse values, by name, that differ by more than the module does from run to run."""
+        apart = {name: distance(made[name], value) for name, value in wanted.items()}
+        suspects = {name: far for name, far in apart.items() if far > allowed(wanted[name])}
+        if not suspects:
+            return
+        noise = self.noise(number, wanted)
+        name, far = next(iter(suspects.items()))
+        if noise > _UNSTEADY:
+            raise HetmpError(
+                f"{self.graph.inputs.title} gives other values for {name} from run to run, though "
+                "the random generators of torch, numpy and Python are at the same place: its ranks "
+                "would part ways. Draw from torch's own generator"
+            )
+        if all(far <= _NOISE * noise for far in suspects.values()):
+            return
+        shown = f": {_shown(made[name], wanted[name], far)}"
+        raise self.refusal(part, f"gives another value for {name}{shown}", number, changed)
+
+    def noise(self, number: int, wanted: Mapping[str, Any]) -> float:
+        """Return how far the module's own results of a pass are from those of another run."""
+        again = _Comparison(self.graph, self.module, self.batches)
+        for part in PASSES[: number + 1]:
+            outputs = dict(leaves(again.call_own(part)))
+            gradients = _gradients(again.own, outputs) if part.backward else {}
+        results = {**outputs, **_buffers(again.own, {*tensors_of(self.module)}), **gradients}
+        return max(distance(results[name], value) for name, value in wanted.items())
+
+    def refusal(self, part: Pass, what: str, number: int, changed: list[str]) -> HetmpError:
+        """Return the exception for a pass in which what was read does something else."""
+        place = self.first_difference(number)
+        at = f", first at {place}" if place else ""
+        sets = f" Its forward sets {', '.join(map(repr, changed))}." if changed else ""
+        return HetmpError(
+            f"{self.graph.inputs.title} cannot be read as it runs: {_when(part.mode)}, what was "
+            f"read of it {what}{at}.{sets} A forward is read once, so it may not depend on what it "
+            "changes itself, nor on anything but its inputs' sizes, its parameters and its mode: "
+            "mark the module that does with hetmp.leaf(module), to keep it whole"
+        )
+
+    def first_difference(self, number: int) -> str | None:
+        """Run the passes again and return the first operation that differs in the last one."""
+        self.own, self.read = own_copy(self.module), ReadCopy(self.graph, self.module)
+        own, read = CallRecorder(_users_place), CallRecorder(lambda name: self.read.place or name)
+        part = PASSES[number]
+        try:
+            for earlier in PASSES[:number]:
+                self.call_own(earlier)
+                self.call_read(earlier)
+            with own:
+                self.call_own(part)
+            with read:
+                self.call_read(part)
+        except Exception:  # what was recorded up to here is looked at
+            pass
+        return first_foreign(read, own) or first_foreign(own, read)
+
+
+def _users_place(name: str) -> str:
+    line = users_frame()
+    return f"{name!r}" + (f" at {line}" if line else "")
+
+
+def _shown(made: Any, wanted: Any, far: float) -> str:
+    if isinstance(made, Tensor) and isinstance(wanted, Tensor):
+        if made.shape == wanted.shape and made.dtype == wanted.dtype and far < float("inf"):
+            return f"off by {far:.1e} of its norm"
+        kinds = (
+            f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+            + (" with a gradient" if x.requires_grad else "")
+            for x in (made, wanted)
+        )
+        return ", not ".join(kinds)
+    shown = (_tensor_or_value(x) for x in (made, wanted))
+    return ", not ".join(shown)
+
+
+def _tensor_or_value(x: Any) -> str:
+    return "a tensor" if isinstance(x, Tensor) else "none" if x is None else repr(x)
+
+
+def _when(mode: Mode) -> str:
+    where = "in training" if mode.training else "in evaluation mode"
+    return where if mode.grad else f"{where} without gradients"
+
+
+def _buffers(module: nn.Module, names: set[str]) -> dict[str, Tensor]:
+    return {
+        f"the buffer {name!r}": value for name, value in module.named_buffers() if name in names
+    }
+
+
+def _gradients(module: nn.Module, outputs: Mapping[str, Any]) -> dict[str, Tensor | None]:
+    """Run the backward pass of a weighted sum of the outputs; return the gradients, by name."""
+    generator = torch.Generator().manual_seed(_SEED)
+    summands = []
+    for value in outputs.values():
+        if isinstance(value, Tensor) and value.requires_grad:
+            real = torch.view_as_real(value) if value.is_complex() else value
+            slope = torch.randn(real.shape, generator=generator, dtype=torch.float64)
+            summands.append((real * slope.to(real.device, real.dtype)).sum())
+    module.zero_grad()
+    if summands:
+        torch.stack([summand.to(summands[0].dtype) for summand in summands]).sum().backward()
+    return {f"the gradient of {name!r}": p.grad for name, p in module.named_parameters()}
+
+
+def _is_memory(error: Exception) -> bool:
+    """Return whether memory ran out: on the CPU torch raises a plain ``RuntimeError``."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
+def _as_in(mode: Mode, module: nn.Module) -> Iterator[None]:
+    """Put *module* into a mode and the random generators at their start."""
+    module.train(mode.training)
+    torch.manual_seed(_SEED)
+    random.seed(_SEED)
+    np.random.seed(_SEED)  # noqa: NPY002 - the module's own choice
+    with torch.set_grad_enabled(mode.grad):
+        yield
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Restore the random generators of torch, numpy and Python on leaving the context."""
+    own, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numbers)  # noqa: NPY002
