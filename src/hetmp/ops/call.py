@@ -70,14 +70,14 @@ class Call:
         target: a layer (on the meta device), a function, or the name of a tensor's method.
         args, kwargs: as the module gives them, with a ``Ref`` for every value.
         values: the values referred to, by name, in order of appearance.
-        given: the value of the result.
+        result: the value of the result.
     """
 
     target: nn.Module | Callable[..., Any] | str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     values: Mapping[str, Value]
-    given: Value
+    result: Value
 
     def __post_init__(self) -> None:
         """Put the first argument first, also where the module names it: ``f(input=x)``."""
@@ -106,7 +106,7 @@ class Call:
         return [name for name, value in self.values.items() if value.holds_tensors]
 
     @property
-    def taken(self) -> Value:
+    def operand(self) -> Value:
         """The value of the first tensor operand."""
         return next(value for value in self.values.values() if value.holds_tensors)
 

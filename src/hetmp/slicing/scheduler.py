@@ -105,7 +105,7 @@ class Scheduler(Generic[L]):
         layer, scheme = node.call.layer, SCHEMES[self.choice.scheme(node)]
         (operand,) = node.call.operands
         first = self.first.get(node.path)
-        axis = rule.channel_axis(layer, node.call.taken.dims)
+        axis = rule.channel_axis(layer, node.call.operand.dims)
         output = Sliced(self.choice.layout(node), axis)
         if first is None:
             source = _of_tensor(self.states[self.current[operand]])
@@ -165,7 +165,7 @@ class Scheduler(Generic[L]):
         if isinstance(first.source, Sliced):
             (name,) = call.operands
             # Layers count their axes from the left or from the right.
-            shift = call.taken.dims - first.call.taken.dims
+            shift = call.operand.dims - first.call.operand.dims
             axes = (first.source.axis, first.source.axis + shift)
             states = [Sliced(first.source.layout, axis) for axis in axes]
             flows += [other for s in states if (other := node.rule.flow(call, {name: s}))]

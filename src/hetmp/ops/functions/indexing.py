@@ -75,7 +75,7 @@ def _expanded(index: Any, dims: int) -> list[Any]:
 
 def index_of(call: Call, axis: int) -> tuple[int, slice] | None:
     """Return (the axis's place in the result, the slice taken of it); None if it is not a slice."""
-    parts = _expanded(call.argument(1, "index"), call.taken.dims)
+    parts = _expanded(call.argument(1, "index"), call.operand.dims)
     if any(not isinstance(part, int | slice | Ref | type(None)) for part in parts):
         return None
     if any(isinstance(part, Ref) and call.values[part.name].holds_tensors for part in parts):
@@ -109,7 +109,7 @@ class Narrow(Rule):
         dim, *bounds = _narrowed(call)
         if not isinstance(dim, int):
             return None
-        if dim % call.taken.dims != source.axis:
+        if dim % call.operand.dims != source.axis:
             return source
         if not all(isinstance(bound, int) for bound in bounds):
             return None
@@ -120,7 +120,7 @@ class Narrow(Rule):
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
         source, call = run.source, run.call
         dim, start, length = _narrowed(call)
-        if not isinstance(source, Sliced) or dim % call.taken.dims != source.axis:
+        if not isinstance(source, Sliced) or dim % call.operand.dims != source.axis:
             return super().function(run, group)
         start %= source.layout.total
         mine = source.layout.within(group.rank, start, start + length)
@@ -142,8 +142,8 @@ class Splitting(Rule):
     def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         (name,) = states
         source, dim = states[name], _split_axis(call)
-        count = len(call.given.items)
-        if not isinstance(source, Sliced) or dim is None or len(call.taken.sizes) == 0:
+        count = len(call.result.items)
+        if not isinstance(source, Sliced) or dim is None or len(call.operand.sizes) == 0:
             return None
         if dim != source.axis:
             axis = source.axis - (call.title == "unbind" and dim < source.axis)
@@ -171,14 +171,14 @@ class Splitting(Rule):
 def _split_axis(call: Call) -> int | None:
     position = 1 if call.title == "unbind" else 2
     dim = call.argument(position, "dim", 0)
-    return dim % call.taken.dims if isinstance(dim, int) else None
+    return dim % call.operand.dims if isinstance(dim, int) else None
 
 
 def _sizes(call: Call, dim: int) -> list[int] | None:
     """Return the lengths of the parts along the split axis, where they are always the same."""
-    if call.title == "unbind" or not all(item.is_tensor for item in call.given.items):
+    if call.title == "unbind" or not all(item.is_tensor for item in call.result.items):
         return None
-    sizes = [item.shape[dim] for item in call.given.items]
+    sizes = [item.shape[dim] for item in call.result.items]
     known = [size for size in sizes if size]
     return known if len(known) == len(sizes) else None
 

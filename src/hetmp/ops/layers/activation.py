@@ -76,7 +76,7 @@ class AcrossAxis(Rule):
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         dim = call.layer.dim if call.layer is not None else call.argument(1, "dim")
-        if not isinstance(dim, int) or dim % call.taken.dims == source.axis:
+        if not isinstance(dim, int) or dim % call.operand.dims == source.axis:
             return None
         return source
 
@@ -101,7 +101,7 @@ class Gating(Rule):
         dim = call.layer.dim if call.layer is not None else call.argument(1, "dim", -1)
         if not isinstance(dim, int):
             return None
-        if dim % call.taken.dims != source.axis:
+        if dim % call.operand.dims != source.axis:
             return source
         half = source.layout.folded(2)
         return None if half is None else Sliced(half, source.axis)

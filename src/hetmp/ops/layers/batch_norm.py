@@ -71,7 +71,7 @@ class BareNorm(Rule):
         if call.target is F.instance_norm:
             return source if source.axis == 1 else None
         shape = call.argument(1, "normalized_shape")
-        return source if source.axis < call.taken.dims - len(shape) else None
+        return source if source.axis < call.operand.dims - len(shape) else None
 
 
 class IdleBatchNorm(Idle, _BatchNorm):

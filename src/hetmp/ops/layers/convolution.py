@@ -67,7 +67,7 @@ class Convolution(Mixing):
     def schemes(self, layer: Any) -> tuple[SchemeName, ...]:
         return super().schemes(layer) if layer.groups == 1 else ("filters", "whole")
 
-    def taken(self, layer: Any, layout: L, axis: int) -> State[L] | None:
+    def input_state(self, layer: Any, layout: L, axis: int) -> State[L] | None:
         if layer.groups == 1:
             return FULL
         groups = layout.grouped(layer.out_channels // layer.groups)

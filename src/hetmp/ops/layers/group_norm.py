@@ -151,7 +151,7 @@ def _normalized_axis(run: OperatorRun[L]) -> int | None:
     """Return which of the normalized axes is cut, None if none is."""
     if not isinstance(run.source, Sliced):
         return None
-    axis = run.source.axis - (run.call.taken.dims - len(run.layer.normalized_shape))
+    axis = run.source.axis - (run.call.operand.dims - len(run.layer.normalized_shape))
     return axis if axis >= 0 else None
 
 

@@ -37,7 +37,7 @@ class Mixing(Rule):
         """Return whether a bias is added to the output, after the reduction of ``inputs``."""
         return getattr(layer, "bias", None) is not None
 
-    def taken(self, layer: nn.Module, layout: L, axis: int) -> State[L] | None:
+    def input_state(self, layer: nn.Module, layout: L, axis: int) -> State[L] | None:
         """Return the input state of scheme ``filters``, given the output's layout on *axis*.
 
         None if the layout cuts what must stay on one rank.

@@ -45,16 +45,16 @@ class Pooling(Spared):
 
     def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         flow = super().flow(call, states)
-        if flow is None or not call.given.items:
+        if flow is None or not call.result.items:
             return flow
-        return Flow(flow.wants, (cast(State[L], flow.gives),) * len(call.given.items))
+        return Flow(flow.wants, (cast(State[L], flow.gives),) * len(call.result.items))
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        spatial = _FUNCTIONS.get(cast(Any, call.target), call.taken.dims - 2)
-        return source if source.axis == call.taken.dims - spatial - 1 else None
+        spatial = _FUNCTIONS.get(cast(Any, call.target), call.operand.dims - 2)
+        return source if source.axis == call.operand.dims - spatial - 1 else None
 
     def spare_width(self, call: Call) -> int | None:
-        return 1 if call.given.items else None
+        return 1 if call.result.items else None
 
 
 _UNPOOLING = {F.max_unpool1d: 1, F.max_unpool2d: 2, F.max_unpool3d: 3}
@@ -77,7 +77,7 @@ class Unpooling(Spared):
             return None
         layer: Any = type(call.layer)
         spatial = _UNPOOLING_LAYERS[layer] if call.layer else _UNPOOLING[cast(Any, call.target)]
-        channel_labels = list("nc")[2 + spatial - call.given.dims :]
+        channel_labels = list("nc")[2 + spatial - call.result.dims :]
         labels = [*channel_labels, *range(spatial)]
         labelled = Labelled([(name, labels) for name in names], [*channel_labels, *"zyx"[:spatial]])
         return labelled.flow(call, states)

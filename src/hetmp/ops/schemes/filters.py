@@ -21,7 +21,7 @@ class FiltersScheme(Scheme):
     def takes(
         self, rule: "Mixing", layer: Any, source: State[L], output: Sliced[L]
     ) -> State[L] | None:
-        return rule.taken(layer, output.layout, output.axis)
+        return rule.input_state(layer, output.layout, output.axis)
 
     def gives(self, output: Sliced[L]) -> State[L]:
         return output
