@@ -28,7 +28,7 @@ class Operation:
     received: Array
     requests: list[Any] = field(default_factory=list)
     after: list[Callable[[], None]] = field(default_factory=list)
-    kept: list[Array] = field(default_factory=list)
+    buffers: list[Array] = field(default_factory=list)
 
     def wait(self) -> Array:
         """Wait for every request, then put rounds in their places."""
@@ -36,7 +36,7 @@ class Operation:
             request.Wait()
         for finish in self.after:
             finish()
-        self.requests, self.after, self.kept = [], [], []
+        self.requests, self.after, self.buffers = [], [], []
         return self.received
 
 
@@ -110,7 +110,7 @@ def _note(operation: Operation, request: Any, *buffers: Array) -> None:
     """Remember a nonblocking call's request, and keep its buffers alive until it has ended."""
     if request is not None:
         operation.requests.append(request)
-        operation.kept.extend(buffers)
+        operation.buffers.extend(buffers)
 
 
 def _starts(counts: Sequence[int]) -> list[int]:

@@ -25,7 +25,7 @@ Finish = Callable[[], Tensor]
 
 def tidy(group: Group) -> None:
     """Free the slots of earlier exchanges that no rank uses now. Collective; before a pass."""
-    arena = group.kept.get("arena")
+    arena = group.cache.get("arena")
     if isinstance(arena, Arena):
         arena.take_back()
 
