@@ -47,7 +47,6 @@ class Group:
         cache: objects that live as long as the user's communicator, by purpose.
         slowdown: a test aid that makes this rank slower.
         rehearsing: whether exchanges move nothing now: see ``rehearsed``.
-        wire: name of the dtype in which floating-point numbers travel; None for their own.
         patient: whether to wait for small messages without burning a core.
     """
 
@@ -66,7 +65,6 @@ class Group:
         self.on_one_host = _on_one_host(self.control, self.cache)
         self.slowdown = Slowdown()
         self.rehearsing = False
-        self.wire: str | None = None
         self.patient = False
 
     def __copy__(self) -> "Group":

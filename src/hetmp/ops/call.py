@@ -195,12 +195,14 @@ class OperatorRun(Generic[L]):
     Attributes:
         scheme: the scheme of a layer that mixes channels; else None.
         owned: the state that decides where the bias of an ``inputs`` layer lies.
+        wire: for exchanges inside the operator: see ``Exchange``.
     """
 
     call: Call
     flow: Flow[L]
     scheme: Scheme | None
     owned: OperandState[L]
+    wire: str | None = None
 
     @property
     def layer(self) -> Any:

@@ -70,7 +70,9 @@ class GroupNorm(Rule):
             torch.arange(piece.start, piece.stop) // size for piece in layout.slices(group.rank)
         ]
         return SharedGroupNorm(
-            sized(run.layer, cuts, counts, device), torch.cat(owned).to(device), group
+            sized(run.layer, cuts, counts, device),
+            torch.cat(owned).to(device),
+            Exchange(group, PARTIAL, FULL, run.wire),
         )
 
 
@@ -81,16 +83,17 @@ def _group_size(layer: Any) -> int:
 class SharedGroupNorm(nn.Module):
     """Group norm of this rank's channels, where groups lie across ranks."""
 
-    def __init__(self, layer: Any, group_of: Tensor, group: Group) -> None:
+    def __init__(self, layer: Any, group_of: Tensor, total: Exchange) -> None:
         """
         Args:
             layer: a ``GroupNorm`` with this rank's slopes and biases.
             group_of: the group of each channel of this rank, (c,).
+            total: sums the ranks' summands.
         """
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
         self.groups, self.eps, self.size = layer.num_groups, layer.eps, _group_size(layer)
-        self.sum = Exchange(group, PARTIAL, FULL)
+        self.sum = total
         self._group_of = group_of
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,7 +147,8 @@ class LayerNorm(Rule):
         local = super().local(run, group, device)
         if _normalized_axis(run) is None or group.size == 1:
             return local
-        return SharedLayerNorm(local, isinstance(run.layer, nn.LayerNorm), group)
+        total = Exchange(group, PARTIAL, FULL, run.wire)
+        return SharedLayerNorm(local, isinstance(run.layer, nn.LayerNorm), total)
 
 
 def _normalized_axis(run: OperatorRun[L]) -> int | None:
@@ -158,11 +162,11 @@ def _normalized_axis(run: OperatorRun[L]) -> int | None:
 class SharedLayerNorm(nn.Module):
     """Layer (or root-mean-square) norm over channels of which each rank holds some."""
 
-    def __init__(self, layer: Any, centred: bool, group: Group) -> None:
+    def __init__(self, layer: Any, centred: bool, total: Exchange) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, getattr(layer, "bias", None)
         self.centred, self.eps = centred, layer.eps
-        self.sum = Exchange(group, PARTIAL, FULL)
+        self.sum = total
         self._shape: Sequence[int] = tuple(layer.normalized_shape)  # of the whole
 
     def forward(self, x: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def measure_links(
             ):
                 if source == target:
                     continue
-                exchange = Exchange(group, source, target)
+                exchange = Exchange(group, source, target, tuning.wire)
                 seconds = _time(exchange, shape, dtype, device, tuning)
                 measured.setdefault(exchange.collective, []).append((size, largest, seconds))
     return tuple(
