@@ -73,6 +73,7 @@ def newest_sound(group: Group, path: Path, *, named: bool) -> tuple[Path | None,
     """Find the newest checkpoint whose numbers match their digests. Collective.
 
     Args:
+        group: the ranks of the job; rank 0 looks for the others.
         path: a run's folder or one of checkpoints, as rank 0 sees it.
         named: whether *path* may also be a file, which then is the only candidate.
 
