@@ -74,7 +74,10 @@ class Exchange(nn.Module):
         return Pending(self, x, how)
 
     def move(self, x: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
-        """Begin the forward move of *x*, without autograd. Collective."""
+        """Begin the forward move of *x*, without autograd. Collective.
+
+        *how* says how it travels; *blocking* is as in ``moves.start``.
+        """
         return moves.start(
             self.group,
             x,
@@ -87,7 +90,11 @@ class Exchange(nn.Module):
         )
 
     def move_back(self, gradient: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
-        """Begin the adjoint move of *gradient*, without autograd. Collective."""
+        """Begin the adjoint move of *gradient*, without autograd. Collective.
+
+        *gradient* is in the dual of the target. *how* is what the forward move had; *blocking* is
+        as in ``moves.start``.
+        """
         return moves.start(
             self.group,
             gradient,

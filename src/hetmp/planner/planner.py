@@ -77,6 +77,11 @@ class Planned:
 def make_plan(graph: ModelGraph, profile: Profile, options: PlanOptions | None = None) -> Planned:
     """Make the plan with the least predicted time of a training step for the ranks of *profile*.
 
+    Args:
+        graph: the model, the one that was profiled.
+        profile: measured times of the ranks and of the links between them.
+        options: objective and constraints; the defaults if None.
+
     Raises:
         HetmpError: the profile is of another model, or the model does not fit in memory.
     """

@@ -125,7 +125,10 @@ class Runtime(nn.Module):
         return self._replicated[mode]
 
     def callee(self, model: nn.Module, mode: int, step: CallStep) -> Callable[..., Any]:
-        """Return the layer of *model*, or the function, that a step calls."""
+        """Return the layer of *model*, or the function, that a step calls.
+
+        *mode* is the index of the program that the *step* belongs to.
+        """
         name = step_key(mode, step)
         if name in self.repeated:
             return self.repeated[name]

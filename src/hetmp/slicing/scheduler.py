@@ -187,7 +187,15 @@ class Scheduler(Generic[L]):
         scheme: Scheme | None,
         owned: State[L] | None = None,
     ) -> None:
-        """Add the step of an operation, after the exchanges that it needs."""
+        """Add the step of an operation, after the exchanges that it needs.
+
+        Args:
+            node: the operation.
+            wants: the states in which it takes its operands, by name; the others as they are.
+            gives: the state of its result, or one for each item of a tuple.
+            scheme: of a layer that mixes channels; else None.
+            owned: the state that decides where the bias lies; *gives* if None.
+        """
         inputs = {
             name: self.in_state(self.current[name], wants[name]) if name in wants
             else self.current[name]
@@ -201,7 +209,15 @@ class Scheduler(Generic[L]):
             self.first.setdefault(node.path, run)
 
     def biased(self, node: Node, rule: Mixing, value: str, state: State[L], axis: int) -> str:
-        """Add the bias of an ``inputs`` layer; return the name of the result."""
+        """Add the bias of an ``inputs`` layer; return the name of the result.
+
+        Args:
+            node: the layer's operation.
+            rule: of the layer.
+            value: the name of its reduced output, to which the bias is added.
+            state: of that output.
+            axis: of its channels.
+        """
         if not rule.has_bias(node.call.layer):
             return value
         name = f"{node.name} biased"

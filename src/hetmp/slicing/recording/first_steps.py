@@ -60,6 +60,7 @@ class FirstSteps:
         """Return the records that are due, by kind, once each. Collective where any is due.
 
         Args:
+            optimizer: whose state is counted as memory.
             step: how many steps the run has taken.
             images: of the last step.
         """
