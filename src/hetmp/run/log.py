@@ -69,6 +69,7 @@ class RunLog:
 
         Args:
             step: its number, from 0.
+            epoch: its epoch, from 0.
             figures: its loss, accuracy and learning rate.
             skipped: whether the weights were left unchanged.
             seconds: by kind and rank.
@@ -86,7 +87,13 @@ class RunLog:
             self._metrics.write(kind, **record)
 
     def evaluated(self, epoch: int, figures: Mapping[str, float], seconds: float) -> None:
-        """Record an evaluation that took *seconds*; *figures* are step, loss and accuracy."""
+        """Record an evaluation after *epoch*, from 0.
+
+        Args:
+            epoch: the epoch that has ended.
+            figures: step, loss and accuracy.
+            seconds: how long it took.
+        """
         self._metrics.write("evaluation", epoch=epoch, **figures, seconds=round(seconds, 6))
         self._progress.evaluated(figures["accuracy"], seconds)
 

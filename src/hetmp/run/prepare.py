@@ -74,6 +74,8 @@ def run_prepared(
     """Prepare a run and call *run* with it on the ranks that take part. Collective.
 
     Args:
+        config: of the run, with the settings of each rank in the job's own order.
+        comm: the ranks of the job; ``MPI.COMM_WORLD`` if None.
         run: called on the ranks that take part.
         waiting: result on the other ranks.
 

@@ -44,7 +44,10 @@ class Result:
 
     @classmethod
     def from_rank(cls, rank: int, own: "Result", group: Group) -> "Result":
-        """Broadcast the result of *rank*. Collective."""
+        """Return the result of *rank* on every rank of *group*. Collective.
+
+        *own* is this rank's result; only that of *rank* is looked at.
+        """
         figures = np.array([own.steps, own.loss, own.accuracy, own.stopped, own.ranks])
         steps, loss, accuracy, stopped, ranks = group.broadcast(figures, rank).tolist()
         return cls(int(steps), loss, accuracy, bool(stopped), int(ranks))

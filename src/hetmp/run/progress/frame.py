@@ -38,7 +38,9 @@ def rows_for(
     The slowest rank is the one that computes longest; it comes first where not all are shown.
 
     Args:
+        shares: of the channels, by rank; only ratios matter.
         spent: seconds by kind and rank.
+        room: the most rows.
     """
     ranks = range(len(shares))
     whole = max(1e-9, sum(shares))

@@ -101,7 +101,15 @@ class Standing:
     def took(
         self, step: int, epoch: int, loss: float, accuracy: float, images: int, seconds: Seconds
     ) -> None:
-        """Record a step that has ended; *step* is the number of steps taken. Cheap."""
+        """Record a step that has ended. Cheap.
+
+        Args:
+            step: the number of steps taken, this one included.
+            epoch: its epoch, from 0.
+            loss, accuracy: of its batch; *accuracy* is from 0 to 1.
+            images: number of images in the batch.
+            seconds: by kind and rank.
+        """
         now = self._clock()
         passed, self._last = now - self._last, now
         if self.step == self.run.before:

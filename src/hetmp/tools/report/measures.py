@@ -152,7 +152,11 @@ def mean_message(exchanges: Sequence[WatchedExchange]) -> float:
 
 
 def layer_seconds(compute: Array, exchange: float, waiting: Array) -> float:
-    """Return the seconds that a layer adds to a step, in the mean over the ranks."""
+    """Return the seconds that a layer adds to a step, in the mean over the ranks.
+
+    *compute* and *waiting* are its seconds by rank, (ranks,); *exchange* is the seconds of its
+    exchanges, alike on all.
+    """
     return float(np.mean(compute + waiting)) + exchange
 
 
