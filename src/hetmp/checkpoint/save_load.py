@@ -116,6 +116,7 @@ def gather(
         model: the sliced model.
         optimizer: its optimizer; None to leave it out.
         training: goes to ``/training``.
+        extra: goes to ``/extra``.
         plan: of all ranks of the job; None: the model's.
         attributes: more attributes of ``/meta``.
         averages: goes to ``/average``: moving averages by parameter's name, cut as the

@@ -111,7 +111,7 @@ class Call:
         return next(value for value in self.values.values() if value.holds_tensors)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """Return an argument by its position or its name."""
+        """Return an argument by its *position* or its *name*; *default* where there is none."""
         if position < len(self.args):
             return self.args[position]
         return self.kwargs.get(name, default)

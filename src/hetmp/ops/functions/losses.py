@@ -35,6 +35,10 @@ class Loss(Rule):
         return Labelled(operands, every if none else [], () if none else every).flow(call, states)
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+        """Return a layer for this rank's part of a mean; of any other loss, a copy of the layer.
+
+        *run*, *group* and *device* are as in ``Rule.local``.
+        """
         part = _part(run, group)
         return copy.deepcopy(run.layer) if part is None else _LossPart(run.layer, part)
 

@@ -54,6 +54,7 @@ class Reshape(Rule):
         return _through(source, call.operand.shape, call.result.shape, *run)
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+        """Return a layer with this rank's sizes; *run*, *group*, *device*: see ``Rule.local``."""
         return _LocalReshape(run, group.rank, run.layer)
 
     def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:

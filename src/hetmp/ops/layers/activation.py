@@ -63,6 +63,7 @@ class PReLU(Rule):
         return cut_along(run.layer, {"weight": 0}, run.source) if slopes > 1 else {}
 
     def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
+        """Set the slopes of *layer* to *count*, unless all channels of *run*'s layer share one."""
         if run.layer.num_parameters > 1:
             layer.num_parameters = count
 

@@ -47,6 +47,7 @@ class ChannelNorm(Rule):
         return cut_along(run.layer, dict.fromkeys(_CUT, 0), run.source)
 
     def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
+        """Set the number of features of *layer* to *count*; *run* is as in ``Rule.resize``."""
         layer.num_features = count
 
     def idle(self, empty: nn.Module, run: OperatorRun) -> Idle:

@@ -68,6 +68,10 @@ class Convolution(Mixing):
         return super().schemes(layer) if layer.groups == 1 else ("filters", "whole")
 
     def input_state(self, layer: Any, layout: L, axis: int) -> State[L] | None:
+        """Return the input's state for an output cut on *axis* by *layout*.
+
+        It is full, or sliced alike if *layer* has groups; None if *layout* cuts a group.
+        """
         if layer.groups == 1:
             return FULL
         groups = layout.grouped(layer.out_channels // layer.groups)
@@ -88,6 +92,10 @@ class Convolution(Mixing):
         }
 
     def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
+        """Set the channels and groups of *layer* to *count* input or output channels.
+
+        Which of the two, the scheme of the *run* says.
+        """
         whole = run.layer
         if whole.groups > 1:
             layer.groups = count * whole.groups // whole.out_channels
@@ -117,9 +125,17 @@ class Convolution(Mixing):
         return known and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
     def compute(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the output of *layer* for *x*, (n, c, *spatial), this rank's input.
+
+        *weight* and *bias* take the place of the layer's own; no bias if None.
+        """
         return torch.convolution(x, weight, bias, *_setting(layer))
 
     def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient of *x*, (n, c, *spatial); see ``Mixing.input_gradient``.
+
+        *gradient* is that of the output of *layer*; *weight* is its weight.
+        """
         wanted = [True, False, False]
         result: Tensor = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, *_setting(layer), wanted
@@ -129,6 +145,10 @@ class Convolution(Mixing):
     def parameter_gradients(
         self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
     ) -> dict[str, Tensor | None]:
+        """Return the gradients of the *weight* and *bias* that are wanted, by name.
+
+        *layer*, *gradient* and *x* are as in ``Mixing.parameter_gradients``.
+        """
         sizes, wanted = [layer.out_channels], [False, weight, bias]
         gradients = torch.ops.aten.convolution_backward(
             gradient, x, layer.weight, sizes, *_setting(layer), wanted

@@ -55,6 +55,10 @@ class Dropout(Rule):
         )
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+        """Return dropout with a mask that does not depend on the ranks.
+
+        *run*, *group* and *device* are as in ``Rule.local``.
+        """
         layer = run.layer
         local = KeyedDropout(layer.p, isinstance(layer, _PER_CHANNEL), run.source, group.rank)
         return local.train(layer.training)

@@ -56,10 +56,15 @@ class GroupNorm(Rule):
         return cut_along(run.layer, {"weight": 0, "bias": 0}, run.source)
 
     def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
+        """Set the groups and channels of *layer* for *count* channels of the *run*'s layer."""
         layer.num_groups = max(1, count // _group_size(run.layer))
         layer.num_channels = count
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+        """Return the norm of this rank's channels, with exchanges if groups lie across ranks.
+
+        *run*, *group* and *device* are as in ``Rule.local``.
+        """
         layout = run.source.layout if isinstance(run.source, Sliced) else None
         size = _group_size(run.layer)
         if layout is None or group.size == 1 or layout.grouped(size) is not None:
@@ -144,6 +149,10 @@ class LayerNorm(Rule):
         return cut_along(run.layer, {"weight": axis, "bias": axis}, run.source)
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+        """Return the norm of this rank's share, with exchanges if a normalized axis is cut.
+
+        *run*, *group* and *device* are as in ``Rule.local``.
+        """
         local = super().local(run, group, device)
         if _normalized_axis(run) is None or group.size == 1:
             return local

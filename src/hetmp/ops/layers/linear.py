@@ -35,6 +35,10 @@ class Linear(Mixing):
         return int(scheme.cuts_inputs)
 
     def resize(self, layer: Any, run: OperatorRun, count: int) -> None:
+        """Set the features of *layer* to *count*: those of its input or of its output.
+
+        Which of the two, the scheme of the *run* says.
+        """
         if run.scheme is not None and run.scheme.cuts_inputs:
             layer.in_features = count
         else:
@@ -44,14 +48,26 @@ class Linear(Mixing):
         return type(layer) is nn.Linear
 
     def compute(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the output of *layer* for *x*, (..., features), this rank's input.
+
+        *weight* and *bias* take the place of the layer's own; no bias if None.
+        """
         return nn.functional.linear(x, weight, bias)
 
     def input_gradient(self, layer: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient of *x*, (..., features), from the *gradient* of the output.
+
+        *layer* is this rank's; *weight* is (output features, input features).
+        """
         return gradient @ weight
 
     def parameter_gradients(
         self, layer: Any, gradient: Tensor, x: Tensor, weight: bool, bias: bool
     ) -> dict[str, Tensor | None]:
+        """Return the gradients of the *weight* and *bias* that are wanted, by name.
+
+        *layer*, *gradient* and *x* are as in ``Mixing.parameter_gradients``.
+        """
         rows = gradient.flatten(0, -2)
         return {
             "weight": rows.t() @ x.flatten(0, -2) if weight else None,

@@ -21,6 +21,10 @@ class FiltersScheme(Scheme):
     def takes(
         self, rule: "Mixing", layer: Any, source: State[L], output: Sliced[L]
     ) -> State[L] | None:
+        """Return the state of the input; *rule* and *layer* tell it from the *output*.
+
+        It is full, unless the layer has groups of channels. *source* does not matter.
+        """
         return rule.input_state(layer, output.layout, output.axis)
 
     def gives(self, output: Sliced[L]) -> State[L]:
@@ -30,6 +34,7 @@ class FiltersScheme(Scheme):
         return run.target
 
     def refusal(self, place: str, layer: Any, output: Sliced[L]) -> str:
+        """Return why the groups of the *layer* at *place* cannot be cut into *output*."""
         return (
             f"the plan cuts layer {place} into {output}, inside one of its {layer.groups} groups: "
             f"give every rank a multiple of {layer.out_channels // layer.groups} channels"
