@@ -199,7 +199,7 @@ def read_values(group: Group, checkpoint: Seen, within: str) -> dict[str, Any]:
     Args:
         group: the ranks that get the values; rank 0 reads them.
         checkpoint: the open file, as ``seen`` gives it.
-        within: the path of the group in the file, ``/training`` say.
+        within: the path of the group in the file, ``training`` say.
     """
     return nested(
         {
