@@ -71,7 +71,7 @@ def test_heads_keep_apart(kind, number):
     model, _ = compare_training(module, pick_weights(number), SHAPE, example=True)
     assert not list(model.hetmp.graph.fallbacks())
     calls = [step for step in model.hetmp.schedule.steps if isinstance(step, CallStep)]
-    inside = [step for step in calls if step.node.path == "" and step.node.call.given.is_tensor]
+    inside = [step for step in calls if step.node.path == "" and step.node.call.result.is_tensor]
     assert inside
     assert all(isinstance(step.after, Sliced) for step in inside)
 

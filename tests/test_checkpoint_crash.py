@@ -91,7 +91,7 @@ def test_killed_while_saving_a_sound_checkpoint_is_there(tmp_path, behind):
 
 
 def newest(out: Path) -> int:
-    return max((step for step, _ in Folder(out / "checkpoints").found()), default=0)
+    return max((step for step, _ in Folder(out / "checkpoints").checkpoints()), default=0)
 
 
 def kill(pid: int) -> None:

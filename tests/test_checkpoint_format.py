@@ -467,10 +467,10 @@ def test_latest_leads_to_the_newest_and_old_ones_go(tmp_path):
         folder.at(step).write_text(str(step))
         folder.written(step)
         assert (tmp_path / "latest.h5").read_text() == str(step)
-    assert [step for step, _ in folder.found()] == [50, 40, 30]
+    assert [step for step, _ in folder.checkpoints()] == [50, 40, 30]
     folder.at(35).write_text("35")  # taken up again after 30
     folder.written(35)
-    assert [step for step, _ in folder.found()] == [35, 30]
+    assert [step for step, _ in folder.checkpoints()] == [35, 30]
     (tmp_path / ".step-00000070.h5.part").write_text("half")
     folder.tidy()
     assert sorted(p.name for p in tmp_path.iterdir()) == [

@@ -202,6 +202,38 @@ def test_whole_numbers_are_summed(group):
     assert torch.equal(Exchange(group, PARTIAL, FULL)(given[group.rank]), sum(given))
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_each_exchange_keeps_its_own_wire(group, started):
+    """Both ways, also where another wire is used between; what arrives has its own dtype."""
+    layout = layouts(group.size)["uneven"]
+    mine = held(Sliced(layout), (2, layout.total, 3), group.rank, 5)
+    exchanges = [Exchange(group, Sliced(layout), FULL, wire) for wire in (None, "float32", None)]
+    inputs = [mine.clone().requires_grad_() for _ in exchanges]
+    outputs = [
+        exchange.start(x).wait() if started else exchange(x)
+        for exchange, x in zip(exchanges, inputs, strict=True)
+    ]
+    for output in outputs:
+        output.sum().backward()
+    for which in ("forward_counter", "backward_counter"):
+        wide, narrow, again = (getattr(exchange, which).bytes for exchange in exchanges)
+        assert wide == again == 2 * narrow
+    assert all(tensor.dtype == torch.float64 for tensor in (*outputs, inputs[1].grad))
+
+
+def test_an_entry_sums_in_its_own_wire(group):
+    counts = []
+    for wire in (None, "float32"):
+        entry = BackwardSum(group, wire)
+        x = numbers((6, 5), 3).requires_grad_()
+        (entered,) = entry(x)
+        entered.sum().backward()
+        assert torch.equal(x.grad, torch.full_like(x, group.size))
+        counts.append(entry.backward_counter.bytes)
+    wide, narrow = counts
+    assert narrow == pytest.approx(wide / 2, abs=1)
+
+
 def test_entry_sums_the_gradients_of_all_tensors_at_once(group):
     shapes = ((3, 2), (), (4,), (2, 1, 2))
     dtypes = (torch.float64, torch.float64, torch.float32, torch.float64)

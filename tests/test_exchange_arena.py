@@ -21,11 +21,11 @@ BORROWED = Carriage(borrowed=True)
 def fresh():
     """A group whose arena has no slots yet."""
     group = Group()
-    before = group.kept.pop("arena", None)
+    before = group.cache.pop("arena", None)
     yield group
-    del group.kept["arena"]
+    del group.cache["arena"]
     if before is not None:
-        group.kept["arena"] = before
+        group.cache["arena"] = before
 
 
 def shared(group: Group) -> int:
@@ -156,7 +156,7 @@ def test_without_room_for_it_an_exchange_goes_by_collectives(fresh, monkeypatch)
     y, expected = gather(fresh, 1)
     assert torch.equal(y, expected)
     assert Arena.of(fresh) is None
-    fresh.kept.pop("arena")
+    fresh.cache.pop("arena")
     monkeypatch.undo()
     assert Arena.of(fresh) is not None
     monkeypatch.setattr(arena, "_room", lambda group: 0)

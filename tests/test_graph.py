@@ -39,7 +39,7 @@ def test_layers_are_read_in_the_order_in_which_they_run():
 
 
 def shapes(graph) -> list:
-    return [node.call.given.shape for node in graph.nodes]
+    return [node.call.result.shape for node in graph.nodes]
 
 
 def test_sizes_are_known_from_an_example():
@@ -52,8 +52,8 @@ def test_sizes_are_known_from_an_example():
         (None, 63),
         (None, 10),
     ]
-    assert graph.nodes[0].call.given.image_bytes == 4 * 7 * 6 * 6
-    assert graph.nodes[0].call.given.dims == 4
+    assert graph.nodes[0].call.result.image_bytes == 4 * 7 * 6 * 6
+    assert graph.nodes[0].call.result.dims == 4
 
 
 def test_sizes_that_the_layers_tell_are_known_without_an_example():
@@ -67,7 +67,7 @@ def test_sizes_that_the_layers_tell_are_known_without_an_example():
         (None, 10),
     ]
     nodes = read_graph(nn.Sequential(nn.Conv1d(2, 3, 1), nn.Flatten(), nn.ReLU())).nodes
-    assert nodes[-1].call.given.shape == (None, None)
+    assert nodes[-1].call.result.shape == (None, None)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])
@@ -227,7 +227,7 @@ def test_layers_that_give_several_tensors(layer):
 
     (node,) = read(run, torch.empty(2, 3, 4, 4), layer=layer).fallbacks()
     assert node.place == f"'layer' ({type(layer).__name__})"
-    assert [item.shape for item in node.call.given.items][:1] == [(None, 16, 3)]
+    assert [item.shape for item in node.call.result.items][:1] == [(None, 16, 3)]
 
 
 def test_a_known_layer_that_is_called_with_two_tensors():
@@ -285,7 +285,7 @@ def test_a_lazy_layer():
     assert "lazy" in text.lower()
     module = nn.Sequential(nn.LazyConv2d(4, 1))
     module(torch.empty(1, 3, 2, 2))
-    assert read_graph(module).nodes[0].call.taken.shape[1] == 3
+    assert read_graph(module).nodes[0].call.operand.shape[1] == 3
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_numbers_are_never_changed_in_place():
 
     graph = read(run, torch.empty(2, 3, 4, 4))
     assert "imul" in titles(graph)
-    assert graph.nodes[-1].call.given.shape == (None, 3, 2, 8)
+    assert graph.nodes[-1].call.result.shape == (None, 3, 2, 8)
 
 
 # --- what is refused ----------------------------------------------------------------------------

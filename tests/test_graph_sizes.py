@@ -19,7 +19,7 @@ def kept(graph) -> list[str]:
     return [
         node.call.title
         for node in graph.nodes
-        if node.call.given.holds_tensors or node.call.title == "confirm"
+        if node.call.result.holds_tensors or node.call.title == "confirm"
     ]
 
 

@@ -188,7 +188,7 @@ def test_a_leaf_may_take_and_give_several():
     graph = read(lambda self, x: self.layer(x, self.conv(x))[0], layer=Swapped())
     (node,) = graph.fallbacks()
     assert node.call.operands == ["x", "conv"]
-    assert [item.shape[1] for item in node.call.given.items] == [3, 3]
+    assert [item.shape[1] for item in node.call.result.items] == [3, 3]
 
 
 # --- what cannot be traced ----------------------------------------------------------------------

@@ -68,11 +68,11 @@ def test_the_program_trains_layer_by_layer_what_no_rank_has_room_for():
 def fresh():
     """A group whose arena has no slots yet."""
     group = Group()
-    before = group.kept.pop("arena", None)
+    before = group.cache.pop("arena", None)
     yield group
-    del group.kept["arena"]
+    del group.cache["arena"]
     if before is not None:
-        group.kept["arena"] = before
+        group.cache["arena"] = before
 
 
 def kept_by(group, tuning):

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from helpers.terminals import STAMP
 from hetmp.run.metrics import KINDS
-from hetmp.run.progress import About
+from hetmp.run.progress import RunDescription
 from hetmp.run.progress.bars import ASCII, BLOCKS, apart, curve, done_bar, spent_bar
 from hetmp.run.progress.frame import Frame, rows_for
 from hetmp.run.progress.lines import clock_text, epoch_line, rate_text, step_line, waiting_line
@@ -37,7 +37,7 @@ def standing(ranks=3, steps=7, clock=None, before=0, compute=None):
     """A run of 60 steps, 20 an epoch, that has taken *steps* of 2 s with 64 images."""
     clock = clock or Clock()
     shares = [float(ranks - rank) for rank in range(ranks)]
-    made = Standing(About("digits on digits", shares, 60, 20, before), clock)
+    made = Standing(RunDescription("digits on digits", shares, 60, 20, before), clock)
     made.begin()
     for step in range(before, before + steps):
         clock.now += 2
@@ -62,13 +62,13 @@ def test_speed_is_told_of_all_steps_of_the_epoch_and_of_the_last_ones():
     assert made.images_per_second_of_epoch == pytest.approx(64)
     assert made.recent_images_per_second == pytest.approx(RECENT * 64 / (20 + 2 * 12))
     assert made.recent_seconds == pytest.approx((20 + 2 * 12) / RECENT)
-    assert (made.batch, made.epoch, made.about.epochs) == (20, 1, 3)
+    assert (made.batch, made.epoch, made.run.epochs) == (20, 1, 3)
     assert made.elapsed == pytest.approx(160)
 
 
 def test_time_left_counts_evaluations_and_not_what_the_first_step_made_ready():
     clock = Clock()
-    made = Standing(About("x", (1.0,), 60, 20), clock)
+    made = Standing(RunDescription("x", (1.0,), 60, 20), clock)
     made.begin()
     assert made.left is None
     clock.now += 500  # much is made ready
@@ -86,7 +86,7 @@ def test_a_resumed_run_tells_its_own_speed():
     assert made.left == pytest.approx(25 * 2)
     assert made.images_per_second == pytest.approx(32)
     assert (made.epoch, made.batch) == (1, 15)
-    fresh = Standing(About("x", (1.0,), 60, 20, before=60))
+    fresh = Standing(RunDescription("x", (1.0,), 60, 20, before=60))
     assert (fresh.step, fresh.batch, fresh.recent_by_rank()) == (60, 20, {})
 
 

@@ -188,7 +188,7 @@ def test_which_steps_are_looked_at(wanted, left, first, timed):
     for number in range(left):
         with looked.step():
             steps(model, opt, number, number + 1)
-        found.append(looked.found(opt, number + 1, 4))
+        found.append(looked.due_records(opt, number + 1, 4))
     due = [number for number, records in enumerate(found) if records]
     assert due == [first + timed - 1]
     records = found[due[0]]
@@ -206,4 +206,4 @@ def test_no_step_is_looked_at_where_none_is_wanted():
     looked = FirstSteps(model, 0, 10, DEVICE, before=0)
     with looked.step():
         assert model.hetmp.watch is None
-    assert looked.found(optimizer("sgd", model), 1, 4) == {}
+    assert looked.due_records(optimizer("sgd", model), 1, 4) == {}

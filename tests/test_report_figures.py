@@ -152,7 +152,7 @@ def test_damaged_lines_are_left_out_and_told(tmp_path):
 
 def test_steps_without_a_first_record(tmp_path):
     run = run_of(tmp_path, [recorded.step(i, [0.1, 0.2]) for i in range(5)])
-    assert run.about is None and members(run.last) == (0, 1)
+    assert run.record is None and members(run.last) == (0, 1)
     assert "its first line is missing" in dict(facts(run))["record"][0]
 
 

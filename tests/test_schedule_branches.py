@@ -131,9 +131,10 @@ def test_parts_of_a_slice_are_slices():
     assert [state.layout.counts for state in call(made, "chunk").after] == [(3, 0, 2)] * 2
 
 
-def test_a_tuple_that_is_handed_out_whole_is_computed_whole():
-    made = schedule(lambda self, x: self.conv(x).chunk(3, 1))
-    assert told(made) == ["Conv2d", GATHER, "chunk"]
+def test_a_tuple_that_is_handed_on_whole_is_computed_whole():
+    """It is one value to what takes it, here a function of the user's."""
+    made = schedule(lambda self, x: handed_on(self.conv(x).chunk(3, 1)))
+    assert told(made) == ["Conv2d", GATHER, "chunk", *["getitem"] * 3, "handed_on"]
 
 
 def test_what_has_no_rule_is_computed_whole():
@@ -329,7 +330,7 @@ def test_bytes_of_all_ranks_are_the_sum_over_the_ranks():
         (PARTIAL, Sliced(p, 1)),
         (FULL, Sliced(q, 1)),
     ):
-        step = ExchangeStep("y", ("x",), before, after, value)
+        step = ExchangeStep("y", ("x",), PLAIN, before, after, value)
         summed = sum(sum(step.received(rank, 3)) for rank in range(3))
         assert step.received_by_all(3) == pytest.approx(summed)
         assert (summed == 0) == (before == FULL)  # nothing moves to keep a slice of a whole

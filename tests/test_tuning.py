@@ -1,5 +1,6 @@
 """However the work is done, it is the same network: every tuning against the unsliced module."""
 
+import copy
 from itertools import product
 
 import pytest
@@ -111,3 +112,58 @@ def test_rounding_on_the_wire_halves_the_bytes_and_costs_three_digits():
     assert half == whole / 2
     assert rounded == pytest.approx(exact, rel=1e-2)
     assert model.hetmp.group.size == 1 or rounded != exact
+
+
+class Normed(nn.Module):
+    """Both norms, whose own exchanges lie inside a layer and inside a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 12, 3), nn.GroupNorm(2, 12)
+        self.second, self.last = nn.Conv2d(12, 6, 3), nn.LayerNorm((6, 4, 4))
+
+    def forward(self, x):
+        return self.last(self.second(self.norm(self.first(x))))
+
+
+def bytes_by_exchange(model: hetmp.SlicedModel) -> list[int]:
+    """The bytes that every exchange of a model has received so far, forward and backward."""
+    return [
+        counter.bytes
+        for module in model.modules()
+        for counter in (
+            getattr(module, "forward_counter", None),
+            getattr(module, "backward_counter", None),
+        )
+        if counter is not None
+    ]
+
+
+def test_models_over_one_group_keep_their_own_wires():
+    """Also where one runs between the forward and the backward pass of the other."""
+    weights, images = WEIGHTS["70:25:5"](hetmp.Group().size), batch((2, 3, 8, 8), 0).double()
+    narrow = hetmp.Tuning(wire="float32")
+    alone = hetmp.slice_model(seeded(Normed).double(), weights)
+    alone(images.requires_grad_()).sum().backward()
+    whole = bytes_by_exchange(alone)
+
+    models = [
+        hetmp.slice_model(seeded(Normed).double(), weights, tuning=tuning)
+        for tuning in (hetmp.Tuning(), narrow)
+    ]
+    models.append(copy.deepcopy(models[1]))
+    outputs = [model(images.clone().requires_grad_()) for model in models]
+    for output in outputs:
+        output.sum().backward()
+    wide, half, copied = map(bytes_by_exchange, models)
+    assert wide == whole
+    assert half == copied
+    assert half == pytest.approx([count / 2 for count in whole], abs=2)  # each move rounds down
+    assert hetmp.Group().size == 1 or any(whole)
+
+
+def test_the_wire_stays_what_a_model_was_sliced_with():
+    model = hetmp.slice_model(seeded(Column), pick_weights(0), tuning=hetmp.Tuning(wire="float64"))
+    model.hetmp.tuning = hetmp.Tuning(overlap=False, wire="float64")
+    with pytest.raises(hetmp.HetmpError, match="sliced with wire='float64' and cannot change it"):
+        model.hetmp.tuning = hetmp.Tuning()

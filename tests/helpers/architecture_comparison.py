@@ -83,7 +83,7 @@ def _work(node: Node, trace: Trace) -> int:
             return 0
         weight = call.argument(1, "weight")
         transposed = call.title.startswith("conv_transpose")
-        over = call.taken if transposed else call.given
+        over = call.operand if transposed else call.result
         return 2 * math.prod(over.sizes[0]) * math.prod(trace.values[weight.name].sizes[0][1:])
     if not any(isinstance(part, MIXING) for part in call.layer.modules()):
         return 0

@@ -47,7 +47,7 @@ def formula(inputs: float = 1.0) -> Costs:
     """Multiplications at 1e9 a second, elements at 1e8; *inputs*: what that scheme costs more."""
 
     def cost(step: CallStep, kind: str, share: float) -> tuple[float, float, float, float]:
-        given = math.prod(_sizes(step.node.call.given)[1:])
+        given = math.prod(_sizes(step.node.call.result)[1:])
         seconds, saved = 1e-8 * BATCH * given, 4.0 * BATCH * given * share
         if step.node.rule.mixes:
             weight = step.run.layer.weight

@@ -102,7 +102,7 @@ class Catalog:
             return numbers
 
     def block(self, stored: Stored, first: int, last: int) -> npt.NDArray[np.generic]:
-        """Read rows *first* to *last* of a dataset."""
+        """Read the rows from *first* to before *last* of the dataset *stored*."""
         with damage(self.file.filename, stored.path):
             numbers: npt.NDArray[np.generic] = self.file[stored.path][first:last]
             return numbers

@@ -34,7 +34,7 @@ class Folder:
         """Return the file of a step."""
         return self.path / f"step-{step:08d}.h5"
 
-    def found(self) -> list[tuple[int, Path]]:
+    def checkpoints(self) -> list[tuple[int, Path]]:
         """List (step, file) of every checkpoint, the newest first."""
         try:
             names = os.listdir(self.path)
@@ -55,8 +55,8 @@ class Folder:
         beside.symlink_to(self.at(step).name)
         beside.replace(self.path / LATEST)
         # Later ones belong to an abandoned continuation: the run was resumed before them.
-        lived = [(number, file) for number, file in self.found() if number <= step]
-        for number, file in self.found():
+        lived = [(number, file) for number, file in self.checkpoints() if number <= step]
+        for number, file in self.checkpoints():
             for_good = self.keep_every is not None and number % self.keep_every == 0
             recent = (number, file) in lived[: self.keep]
             if not recent and not (for_good and number <= step):
@@ -73,6 +73,7 @@ def newest_sound(group: Group, path: Path, *, named: bool) -> tuple[Path | None,
     """Find the newest checkpoint whose numbers match their digests. Collective.
 
     Args:
+        group: the ranks of the job; rank 0 looks for the others.
         path: a run's folder or one of checkpoints, as rank 0 sees it.
         named: whether *path* may also be a file, which then is the only candidate.
 
@@ -102,7 +103,7 @@ def _candidates(group: Group, path: Path, *, named: bool) -> list[Path]:
         if group.is_root:
             inside = path / "checkpoints"
             folder = Folder(inside if inside.is_dir() else path)
-            files = [file for _, file in folder.found()]
+            files = [file for _, file in folder.checkpoints()]
             if named and not path.is_dir():
                 files = [path]
     names = group.broadcast_text(json.dumps([str(file) for file in files]))

@@ -135,7 +135,13 @@ def leaves(shape: StoredShape, numbers: npt.NDArray[np.generic]) -> list[bytes]:
 
 
 def root_digest(sizes: Sequence[int], dtype: str, digests: Iterable[bytes]) -> str:
-    """Return a dataset's digest: of its dtype, its shape and its chunks' digests."""
+    """Return a dataset's digest: of its dtype, its shape and its chunks' digests.
+
+    Args:
+        sizes: the shape.
+        dtype: the name of the dtype.
+        digests: of the chunks, in order.
+    """
     heading = f"{dtype} {','.join(map(str, sizes))}\n".encode()
     return hashlib.sha256(heading + b"".join(digests)).hexdigest()
 

@@ -72,6 +72,7 @@ def restore_settings(model: SlicedModel, optimizer: Optimizer, text: str) -> Non
     """Set the options of the groups as they were saved. Not collective.
 
     Args:
+        model: the sliced model whose parameters the *optimizer* updates.
         text: the JSON of ``settings``.
 
     Raises:

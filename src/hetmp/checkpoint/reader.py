@@ -148,9 +148,14 @@ def check_targets(checkpoint: Seen, targets: Sequence[Target]) -> None:
 
 
 def read_into(group: Group, checkpoint: Seen, target: Target) -> None:
-    """Fill a target's tensor. Collective.
+    """Fill a target's tensor with the numbers of its dataset. Collective.
 
     The dataset's numbers must have been verified, and the target checked by ``check_targets``.
+
+    Args:
+        group: the ranks that hold the tensor; those that can, read.
+        checkpoint: the open file, as ``seen`` gives it.
+        target: the tensor, written in place, and the dataset that fills it.
     """
     stored = checkpoint.stored[target.path]
     if isinstance(target.state, Sliced):
@@ -164,6 +169,11 @@ def read_into(group: Group, checkpoint: Seen, target: Target) -> None:
 
 def read_whole(group: Group, checkpoint: Seen, stored: Stored) -> Array:
     """Read a dataset on rank 0 and return it on every rank. Collective.
+
+    Args:
+        group: the ranks that get the numbers.
+        checkpoint: the open file, as ``seen`` gives it.
+        stored: the dataset in it.
 
     Returns:
         An array of the dataset's sizes, in its stored dtype.
@@ -184,7 +194,13 @@ def read_whole(group: Group, checkpoint: Seen, stored: Stored) -> Array:
 
 
 def read_values(group: Group, checkpoint: Seen, within: str) -> dict[str, Any]:
-    """Return the numbers, strings and arrays of a group as nested dicts. Collective."""
+    """Return the numbers, strings and arrays of a group of the file as nested dicts. Collective.
+
+    Args:
+        group: the ranks that get the values; rank 0 reads them.
+        checkpoint: the open file, as ``seen`` gives it.
+        within: the path of the group in the file, ``training`` say.
+    """
     return nested(
         {
             path: as_value(read_whole(group, checkpoint, stored), stored.dtype)

@@ -43,6 +43,8 @@ def gather_rows(
     """Gather this rank's run from all ranks' slices; None without a run. Collective.
 
     Args:
+        group: the ranks that hold the slices.
+        cut: how the tensor is cut over them.
         local: this rank's slice, in C order.
         runs: at most one of each owner, the same on every rank.
         row: numbers in a row of the whole tensor.
@@ -78,6 +80,8 @@ def scatter_rows(
     """Hand *run* out to all slices *local*, in place: undoes ``gather_rows``. Collective.
 
     Args:
+        group: the ranks that hold the slices.
+        cut: how the tensor is cut over them.
         local: this rank's slice, in C order; written in place.
         runs: at most one of each owner, the same on every rank.
         row: numbers in a row of the whole tensor.

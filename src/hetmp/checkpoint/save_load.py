@@ -113,11 +113,14 @@ def gather(
     """Gather the contents of a model's checkpoint. Collective.
 
     Args:
+        model: the sliced model.
+        optimizer: its optimizer; None to leave it out.
         training: goes to ``/training``.
-        averages: goes to ``/average``: moving averages by parameter's name, cut as the
-            parameter is.
+        extra: goes to ``/extra``.
         plan: of all ranks of the job; None: the model's.
         attributes: more attributes of ``/meta``.
+        averages: goes to ``/average``: moving averages by parameter's name, cut as the
+            parameter is.
     """
     runtime = _sliced(model).hetmp
     group = runtime.group
@@ -155,6 +158,9 @@ def restore(
     """Load a model and an optimizer; return ``extra`` and ``training`` as dicts. Collective.
 
     Args:
+        model: the sliced model, filled in place.
+        path: of the checkpoint.
+        optimizer: the optimizer to restore; None to load the model alone.
         averages: by parameter's name, take what ``/average`` holds.
         verified: whether the numbers were compared with their digests just now.
         check: called with ``training`` before anything is changed; may raise a `HetmpError`.

@@ -93,7 +93,16 @@ def figures(catalog: Catalog, stored: Stored) -> Figures:
 def histogram(
     catalog: Catalog, stored: Stored, stats: Figures
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return (*BINS* counts; the edges between the bins)."""
+    """Count the finite numbers of a dataset in *BINS* bins of equal width.
+
+    Args:
+        catalog: the open file.
+        stored: the dataset, read in blocks of rows.
+        stats: its figures, of which the least and the largest number bound the bins.
+
+    Returns:
+        The counts, (*BINS*,), and the edges between the bins, (*BINS* + 1,).
+    """
     least, most = (stats.least, stats.most) if stats.numbers > stats.not_finite else (0.0, 1.0)
     edges = np.linspace(least, most if most > least else least + 1, BINS + 1)
     counts = np.zeros(BINS, dtype=np.int64)

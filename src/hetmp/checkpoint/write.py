@@ -61,6 +61,7 @@ def write(group: Group, path: Path, contents: Contents, writer: WriterName = "au
     """Write a checkpoint to *path*. Collective.
 
     Args:
+        group: the ranks whose slices are written.
         path: of the file, in a folder that rank 0 sees; the folder is made.
         contents: of the same datasets on every rank.
         writer: ``streamed``, ``parallel`` or ``auto``, see ``save``.

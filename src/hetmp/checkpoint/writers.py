@@ -39,6 +39,7 @@ class Writer(Protocol):
         """Write rows of a dataset, those that this rank owns; all of it where *rows* is None.
 
         Args:
+            item: the dataset.
             rows: this rank's first row, and the row behind its last; None: all, from rank 0.
             run: the numbers of these rows in C order; None on a rank that writes nothing.
         """
@@ -76,6 +77,7 @@ class StreamedWriter:
             _create(self._file, item)
 
     def write(self, item: Item, rows: tuple[int, int] | None, run: Array | None) -> None:
+        """Write *run* to *rows* of the dataset of *item*; see ``Writer.write``. Not collective."""
         if self._file is None or run is None:
             return
         dataset = self._file[item.path]
@@ -128,6 +130,7 @@ class ParallelWriter:
         _create(self._file, item)
 
     def write(self, item: Item, rows: tuple[int, int] | None, run: Array | None) -> None:
+        """Write *run* to *rows* of the dataset of *item*; see ``Writer.write``. Collective."""
         dataset = self._file[item.path]
         there = dataset.id.get_space()
         if rows is None:

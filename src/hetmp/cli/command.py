@@ -60,7 +60,13 @@ class Command(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        """Parse a command line into its context.
+        """Parse a command line into its context, as click does, with hetmp's own words for errors.
+
+        Args:
+            info_name: the name that the command is called by.
+            args: the words behind it.
+            parent: the context of the command that it belongs to; None for none.
+            extra: for click.
 
         Raises:
             HetmpError: an unknown option, or a wrong value.
@@ -73,7 +79,7 @@ class Command(click.Command):
 
 
 def in_words(error: click.UsageError, command: click.Command, path: str) -> str:
-    """Return the message for a wrong command line of *command*, which is called as *path*."""
+    """Return the message for the *error* of a command line of *command*, called as *path*."""
     if isinstance(error, click.NoSuchOption):
         flags = [flag for param in command.params for flag in spelt(param)]
         near = nearest(error.option_name, [*flags, "--help"], cutoff=0.6)

@@ -64,6 +64,7 @@ def field_option(
     """Return the flag of a field of ``TrainConfig``.
 
     Args:
+        name: of the field.
         filled: whether a missing flag has the field's default as its value, instead of None.
         wanted: whether the help text ends with the field's default.
         text: help text, instead of the field's description.

@@ -31,7 +31,10 @@ class _Kind(click.ParamType):  # type: ignore[type-arg]
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return the words that begin with *incomplete*; if there is none, files."""
+        """Return the words that begin with *incomplete*; if there is none, files.
+
+        click gives *ctx* and *param*, the option that is completed; neither is looked at.
+        """
         matches = [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
         if self.path is not None and not matches:
             return [CompletionItem(incomplete, type=self.path)]
@@ -45,6 +48,7 @@ class Numbers(_Kind):
         self._kind, self.name = kind, name
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the numbers of *value*, a text; *param* and *ctx* are for the error message."""
         if not isinstance(value, str):
             return value
         try:
@@ -63,12 +67,13 @@ class Names(_Kind):
         self.words = tuple(words)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the names of *value*, a text; *param* and *ctx*, which click gives, are unused."""
         return tuple(value.split(",")) if isinstance(value, str) else value
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return completions of the last name."""
+        """Return completions of the last name of *incomplete*; *ctx* and *param* are click's."""
         before, comma, last = incomplete.rpartition(",")
         return [
             CompletionItem(before + comma + word) for word in self.words if word.startswith(last)
@@ -88,6 +93,11 @@ class Choice(_Kind):
         self.name, self.words, self._others = kind, tuple(words), others
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return *value*, one of the words; *param* and *ctx*, which click gives, are not used.
+
+        Raises:
+            HetmpError: another word, where no others are allowed.
+        """
         if value not in self.words and not self._others:
             raise unknown_name(self.name, value, self.words)
         return value
@@ -100,6 +110,7 @@ class ModelName(Choice):
         super().__init__("model", MODELS)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return *value*, a name or a user's own network; *param* and *ctx* are for ``Choice``."""
         return value if ":" in str(value) else super().convert(value, param, ctx)
 
 
@@ -113,6 +124,10 @@ class Weights(Numbers):
         self.words = tuple(words)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the weights that *value* says: numbers, a file of them, or one of the words.
+
+        *param* and *ctx* are for the error message.
+        """
         if not isinstance(value, str) or value in self.words:
             return value
         if Path(value).is_file():
@@ -138,6 +153,7 @@ class KeyValue(_Kind):
     name = "KEY=VALUE"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
+        """Return (key, value) of *value*, ``key=value``; *param* and *ctx* are for the error."""
         if not isinstance(value, str):
             return value
         key, equals, text = value.partition("=")
@@ -161,6 +177,7 @@ class WordOrPath(_Kind):
         self.words = tuple(words)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return *value*, unless it seems a mistyped word; *param* and *ctx* are for the error."""
         near = nearest(value, self.words, cutoff=0.7)
         if near not in (None, value) and not Path(value).exists():
             self.fail(f"{value!r} does not exist: did you mean {near!r}?", param, ctx)

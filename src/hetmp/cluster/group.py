@@ -44,10 +44,9 @@ class Group:
         rank: this rank's number.
         size: how many ranks there are.
         on_one_host: whether all ranks can share memory.
-        kept: objects that live as long as the user's communicator, by purpose.
+        cache: objects that live as long as the user's communicator, by purpose.
         slowdown: a test aid that makes this rank slower.
         rehearsing: whether exchanges move nothing now: see ``rehearsed``.
-        wire: name of the dtype in which floating-point numbers travel; None for their own.
         patient: whether to wait for small messages without burning a core.
     """
 
@@ -58,15 +57,14 @@ class Group:
             raise HetmpError(
                 "hetmp needs an intracommunicator that this rank is in, such as MPI.COMM_WORLD"
             )
-        self.kept: dict[str, Any] = _kept(user)
-        self.comm: MPI.Intracomm = _duplicate(user, self.kept, "exchange")
-        self.control: MPI.Intracomm = _duplicate(user, self.kept, "control")
+        self.cache: dict[str, Any] = _cache_of(user)
+        self.comm: MPI.Intracomm = _duplicate(user, self.cache, "exchange")
+        self.control: MPI.Intracomm = _duplicate(user, self.cache, "control")
         self.rank: int = user.Get_rank()
         self.size: int = user.Get_size()
-        self.on_one_host = _on_one_host(self.control, self.kept)
+        self.on_one_host = _on_one_host(self.control, self.cache)
         self.slowdown = Slowdown()
         self.rehearsing = False
-        self.wire: str | None = None
         self.patient = False
 
     def __copy__(self) -> "Group":
@@ -192,9 +190,9 @@ class Group:
                 "MPI was started for one thread at a time, and saving behind the training needs "
                 "two: set mpi4py.rc.thread_level = 'multiple' before importing mpi4py.MPI"
             )
-        if "behind" not in self.kept:
-            self.kept["behind"] = Group(self.control.Dup())
-        group: Group = self.kept["behind"]
+        if "behind" not in self.cache:
+            self.cache["behind"] = Group(self.control.Dup())
+        group: Group = self.cache["behind"]
         group.patient = True
         return group
 
@@ -260,7 +258,7 @@ class Group:
         raise SystemExit(1)
 
 
-def _kept(comm: "MPI.Intracomm") -> dict[str, Any]:
+def _cache_of(comm: "MPI.Intracomm") -> dict[str, Any]:
     """Return the dict that hetmp stores on a user's communicator."""
     global _cache_key
     library = mpi()

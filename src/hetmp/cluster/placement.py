@@ -40,6 +40,7 @@ def gather_places(group: Group, device: torch.device, threads: int) -> tuple[Ran
     """Gather every rank's place, in rank order. Collective.
 
     Args:
+        group: the ranks of the job.
         device, threads: of this rank.
     """
     own = RankPlace(

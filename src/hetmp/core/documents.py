@@ -17,6 +17,8 @@ def load(kind: type[Document], path: str | Path, what: str) -> Document:
     """Read a document from a JSON file.
 
     Args:
+        kind: the class of the document.
+        path: of the file.
         what: names the kind of file in the message.
 
     Raises:
@@ -42,6 +44,8 @@ def validated(kind: type[Document], source: str | dict[str, Any], what: str) -> 
     """Return a document from its JSON or its fields.
 
     Args:
+        kind: the class of the document.
+        source: its JSON text, or its fields by name.
         what: names the source in the message.
 
     Raises:

@@ -51,7 +51,13 @@ class Augmentation:
             )
 
     def draws(self, seed: int, epoch: int, count: int) -> npt.NDArray[np.uint64]:
-        """Return the random words of an epoch, one for each of *count* images."""
+        """Return the random words of an epoch, one for each of *count* images.
+
+        They depend on *seed*, *epoch* and the image's number only, so they are alike on every rank.
+
+        Returns:
+            (count,), uint64.
+        """
         return words(seed, Purpose.AUGMENTATION, epoch, count)
 
     def apply(

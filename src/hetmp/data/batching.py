@@ -52,6 +52,14 @@ def batch_indices(
     Every index comes once, but for those that *drop_last* drops. The order depends on *n*,
     *seed* and *epoch* only: it is the same on every rank, on every machine, with any numpy.
 
+    Args:
+        n: the number of images.
+        batch_size: images of a batch; the last one may have fewer.
+        seed: of the order.
+        epoch: its number, from 0.
+        shuffle: whether the order is random; else it is ascending.
+        drop_last: leave out a last batch that is not full.
+
     Raises:
         HetmpError: as `count_batches`; *seed* or *epoch* is not a whole number, 0 or more.
     """
@@ -76,6 +84,13 @@ def batches(
 
     *start* is the first batch to yield, counted from 0, for a run that resumes: those before
     it are not read. At the number of batches nothing is yielded: the epoch was complete.
+
+    Args:
+        split: the part of a data set to read.
+        batch_size: images of a batch; the last one may have fewer.
+        seed, epoch: what the order depends on, see `batch_indices`.
+        drop_last: leave out a last batch that is not full.
+        shuffle: whether the order is random; else it is ascending.
 
     Raises:
         HetmpError: at the call, before any batch: as `batch_indices`; *start* is no batch of

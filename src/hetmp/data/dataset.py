@@ -112,7 +112,7 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     """Names of the classes, in order; empty where they are unknown."""
 
-    def about(self) -> dict[str, object]:
+    def describe_images(self) -> dict[str, object]:
         """Return what a trained network must know about its images, as plain values."""
         return {
             "shape": list(self.input_shape),

@@ -35,6 +35,7 @@ def split_apart(
         sides: height and width of the scene.
         patch: side of a patch; at the borders it is mirrored, which adds no further pixels.
         test_share: about how large a share is not for training.
+        seed: of the draw.
 
     Raises:
         HetmpError: no division has every class in both parts; names a missing one.

@@ -85,6 +85,12 @@ class Feed:
         Images ``(b, c, *spatial)``, labels int64; see ``batch_indices`` for the order. Every rank
         takes the same batches, or closes the iterator after the same one.
 
+        Args:
+            batch_size: images of the whole batch, over all ranks.
+            seed, epoch: what the order depends on.
+            start: the first batch to yield, counted from 0.
+            drop_last: leave out a last batch that is not full.
+
         Raises:
             HetmpError: on every rank: an image cannot be read.
         """

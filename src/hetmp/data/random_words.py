@@ -22,6 +22,11 @@ def words(seed: int, purpose: Purpose, number: int, count: int) -> npt.NDArray[n
 
     Raw words, because numpy promises that they never change. It does not promise that of the
     numbers of its ``Generator``, and ranks or a resumed run may have another numpy.
+
+    Args:
+        seed: of the run or the split.
+        purpose: what they are for; those of other purposes are unlike.
+        number: of the stream, such as an epoch.
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(purpose, number))
     return np.random.Philox(sequence).random_raw(count)

@@ -66,6 +66,7 @@ def drawn(
     """Return (training, test, share, seed): a share of each class for testing.
 
     Args:
+        options: of the data set; they may set the share and the seed.
         labels: (n,), 0 or more.
         called: names an image of a class, for the message.
         usual: the share for testing, where none is set.
@@ -85,6 +86,7 @@ def divided(
     """Return (training, test, how it was done): of each class, or of all if pixels have them.
 
     Args:
+        options: of the data set; see ``drawn``.
         name: of the data set.
         labels: (n,), 0 or more; None where each pixel has a label.
         count: how many images there are.

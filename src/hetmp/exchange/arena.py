@@ -66,7 +66,7 @@ class Slot:
 
     Attributes:
         number: the index of its flag in a word.
-        taken: the number of the first meeting begun after it was taken.
+        first_meeting: the number of the first meeting begun after it was taken.
         free: whether this rank no longer uses it.
     """
 
@@ -74,7 +74,7 @@ class Slot:
     begin: int
     size: int
     number: int
-    taken: int
+    first_meeting: int
     free: bool = False
 
     def tensor(self, count: int, dtype: torch.dtype) -> Tensor:
@@ -126,10 +126,10 @@ class Arena:
         """Return the arena of the group's communicator; None where ranks cannot share memory."""
         if not group.on_one_host:
             return None
-        if "arena" not in group.kept:
+        if "arena" not in group.cache:
             size = _room(group) // 2 // _PAGE * _PAGE
-            group.kept["arena"] = cls(group, size) if size >= _SMALLEST else None
-        arena: Arena | None = group.kept["arena"]
+            group.cache["arena"] = cls(group, size) if size >= _SMALLEST else None
+        arena: Arena | None = group.cache["arena"]
         return arena
 
     @property
@@ -145,7 +145,7 @@ class Arena:
     def take(self, size: int) -> Slot | None:
         """Return a slot of *size* bytes; None, on all ranks, where there is no room for one."""
         for slot in list(self._slots.values()):
-            if self._agreed[slot.number] and slot.taken <= self._read:
+            if self._agreed[slot.number] and slot.first_meeting <= self._read:
                 del self._slots[slot.number]
         if self._under_way == MAX_MEETINGS or len(self._slots) == MAX_SLOTS:
             return None

@@ -28,7 +28,7 @@ class Operation:
     received: Array
     requests: list[Any] = field(default_factory=list)
     after: list[Callable[[], None]] = field(default_factory=list)
-    kept: list[Array] = field(default_factory=list)
+    buffers: list[Array] = field(default_factory=list)
 
     def wait(self) -> Array:
         """Wait for every request, then put rounds in their places."""
@@ -36,12 +36,22 @@ class Operation:
             request.Wait()
         for finish in self.after:
             finish()
-        self.requests, self.after, self.kept = [], [], []
+        self.requests, self.after, self.buffers = [], [], []
         return self.received
 
 
 def allgatherv(group: Group, send: Array, counts: Sequence[int], *, blocking: bool) -> Operation:
-    """Gather every rank's block, ``counts[r]`` elements of rank r, in rank order, on every rank."""
+    """Begin to gather every rank's block, in rank order, on every rank. Collective.
+
+    Args:
+        group: the ranks.
+        send: this rank's block, flat, of ``counts[group.rank]`` elements.
+        counts: the elements of each rank's block.
+        blocking: whether the call waits for the other ranks; MPI libraries then run faster.
+
+    Returns:
+        The operation; it receives an array of ``sum(counts)`` elements in the dtype of *send*.
+    """
     operation = Operation(np.empty(sum(counts), dtype=send.dtype))
     call = group.comm.Allgatherv if blocking else group.comm.Iallgatherv
     if sum(counts) <= MAX_COUNT:
@@ -61,7 +71,17 @@ def allgatherv(group: Group, send: Array, counts: Sequence[int], *, blocking: bo
 def reduce_scatter(
     group: Group, send: Array, counts: Sequence[int], *, blocking: bool
 ) -> Operation:
-    """Sum *send* over the ranks and give each rank its block, ``counts[r]`` elements long."""
+    """Begin to sum *send* over the ranks and give each rank its block. Collective.
+
+    Args:
+        group: the ranks.
+        send: this rank's summand, flat, of ``sum(counts)`` elements.
+        counts: the elements of each rank's block of the sum.
+        blocking: whether the call waits for the other ranks.
+
+    Returns:
+        The operation; it receives ``counts[group.rank]`` elements in the dtype of *send*.
+    """
     operation = Operation(np.empty(counts[group.rank], dtype=send.dtype))
     call = group.comm.Reduce_scatter if blocking else group.comm.Ireduce_scatter
     if sum(counts) <= MAX_COUNT:
@@ -77,7 +97,10 @@ def reduce_scatter(
 
 
 def allreduce(group: Group, send: Array, *, blocking: bool) -> Operation:
-    """Sum *send* over the ranks, on every rank."""
+    """Begin to sum *send*, a flat array, over the ranks of *group*, on every rank. Collective.
+
+    The operation receives an array like *send*. With *blocking* the call waits for the other ranks.
+    """
     operation = Operation(np.empty_like(send))
     call = group.comm.Allreduce if blocking else group.comm.Iallreduce
     for begin in range(0, send.size, MAX_COUNT):
@@ -87,7 +110,17 @@ def allreduce(group: Group, send: Array, *, blocking: bool) -> Operation:
 
 
 def alltoallv(group: Group, send: Array, counts: Array, *, blocking: bool) -> Operation:
-    """Send block r of *send* to rank r, for every rank: ``counts[s, r]`` elements from s to r."""
+    """Begin to send block r of *send* to rank r, for every rank. Collective.
+
+    Args:
+        group: the ranks.
+        send: this rank's blocks, flat, in rank order.
+        counts: (ranks, ranks), the elements ``counts[s, r]`` that go from rank s to rank r.
+        blocking: whether the call waits for the other ranks.
+
+    Returns:
+        The operation; it receives the blocks for this rank, flat, in rank order.
+    """
     sent, received = counts[group.rank].tolist(), counts[:, group.rank].tolist()
     operation = Operation(np.empty(sum(received), dtype=send.dtype))
     call = group.comm.Alltoallv if blocking else group.comm.Ialltoallv
@@ -110,7 +143,7 @@ def _note(operation: Operation, request: Any, *buffers: Array) -> None:
     """Remember a nonblocking call's request, and keep its buffers alive until it has ended."""
     if request is not None:
         operation.requests.append(request)
-        operation.kept.extend(buffers)
+        operation.buffers.extend(buffers)
 
 
 def _starts(counts: Sequence[int]) -> list[int]:

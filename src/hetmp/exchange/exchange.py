@@ -43,6 +43,12 @@ class Exchange(nn.Module):
     sliced on axis 1, to ``(n, c, *spatial)``, full, for example. Any batch and trailing
     dimensions, any memory format; float32, float64, float16 and bfloat16.
 
+    Args:
+        group: the ranks that exchange.
+        source, target: the states before and after.
+        wire: name of the dtype in which floating-point numbers travel, both ways; None for their
+            own. Needed where ranks compute in different dtypes.
+
     Raises:
         HetmpError: in a call; see ``moves.start``.
 
@@ -51,9 +57,9 @@ class Exchange(nn.Module):
         backward_counter: the same of the backward pass.
     """
 
-    def __init__(self, group: Group, source: State, target: State) -> None:
+    def __init__(self, group: Group, source: State, target: State, wire: str | None = None) -> None:
         super().__init__()
-        self.group, self.source, self.target = group, source, target
+        self.group, self.source, self.target, self.wire = group, source, target, wire
         self.forward_counter, self.backward_counter = Counter(), Counter()
 
     def forward(self, x: Tensor, how: Carriage = USUAL) -> Tensor:
@@ -68,13 +74,27 @@ class Exchange(nn.Module):
         return Pending(self, x, how)
 
     def move(self, x: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
-        """Begin the forward move of *x*, without autograd. Collective."""
+        """Begin the forward move of *x*, without autograd. Collective.
+
+        *how* says how it travels; *blocking* is as in ``moves.start``.
+        """
         return moves.start(
-            self.group, x, self.source, self.target, self.forward_counter, how, blocking=blocking
+            self.group,
+            x,
+            self.source,
+            self.target,
+            self.forward_counter,
+            how,
+            wire=self.wire,
+            blocking=blocking,
         )
 
     def move_back(self, gradient: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
-        """Begin the adjoint move of *gradient*, without autograd. Collective."""
+        """Begin the adjoint move of *gradient*, without autograd. Collective.
+
+        *gradient* is in the dual of the target. *how* is what the forward move had; *blocking* is
+        as in ``moves.start``.
+        """
         return moves.start(
             self.group,
             gradient,
@@ -83,6 +103,7 @@ class Exchange(nn.Module):
             self.backward_counter,
             # Autograd may add to the gradient that it gets.
             replace(how, borrowed=False),
+            wire=self.wire,
             blocking=blocking,
         )
 
@@ -204,12 +225,12 @@ class BackwardSum(nn.Module):
     """full -> full on entry: nothing forward, one Allreduce of all the gradients backward.
 
     For tensors that every rank holds whole and whose gradient is partial: the user's input and
-    replicated parameters. The gradients travel together.
+    replicated parameters. The gradients travel together, in the dtype *wire* if it is not None.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, wire: str | None = None) -> None:
         super().__init__()
-        self.group = group
+        self.group, self.wire = group, wire
         self.backward_counter = Counter()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -258,7 +279,13 @@ class _Enter(torch.autograd.Function):
                 + used
             )
             move = moves.start(
-                entry.group, flat, PARTIAL, FULL, entry.backward_counter, blocking=True
+                entry.group,
+                flat,
+                PARTIAL,
+                FULL,
+                entry.backward_counter,
+                wire=entry.wire,
+                blocking=True,
             )
             *parts, users = move.wait().split([*(ctx.like[i][0].numel() for i in same), len(same)])
             for i, part, count in zip(same, parts, users.tolist(), strict=True):

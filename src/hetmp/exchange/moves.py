@@ -99,13 +99,17 @@ def start(
     counter: Counter,
     how: Carriage = USUAL,
     *,
+    wire: str | None = None,
     blocking: bool = False,
 ) -> Move:
     """Begin to move *tensor* from *source* to *target*. Collective over *group*.
 
     *tensor* is this rank's share in *source*: ``(n, c_local, *spatial)`` if sliced on axis 1. It
-    is left as it is and must not change until ``wait()``. ``blocking`` uses the blocking
-    collective, which MPI libraries run faster when nothing happens in between.
+    is left as it is and must not change until ``wait()``. What the move costs this rank is added
+    to *counter*; *how* says how the tensor travels. *wire* is the name of the dtype in which a
+    floating-point tensor travels, alike on all ranks; None for its own. It arrives in its own.
+    *blocking* uses the blocking collective, which MPI libraries run faster when nothing happens
+    in between.
 
     Raises:
         HetmpError: no move leads from *source* to *target*; the dtype cannot be exchanged; or
@@ -123,8 +127,8 @@ def start(
         return Move(counter, began, move(group, x, source, target), group.slowdown)
     dtype, order = x.dtype, how.order or tuple(range(x.dim()))
     x, source, target = x.permute(order), _ordered(source, order), _ordered(target, order)
-    if group.wire is not None and x.is_floating_point():
-        x = x.to(getattr(torch, group.wire))
+    if wire is not None and x.is_floating_point():
+        x = x.to(getattr(torch, wire))
     if how.rounded and x.dtype is torch.float32 and name != "Allreduce":
         x = x.to(torch.bfloat16)
     if group.rehearsing:

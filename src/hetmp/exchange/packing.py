@@ -36,7 +36,11 @@ def pack(x: Tensor, axis: int, layout: Layout) -> Tensor:
 
 
 def unpack(flat: Tensor, shape: list[int], axis: int, layout: Layout) -> Tensor:
-    """Return the tensor of *shape*, whole along *axis*, that ``pack`` flattened."""
+    """Return the tensor of *shape*, whole along *axis*, that ``pack`` flattened.
+
+    *flat* has the shares of all ranks, one after the other, as *layout* cuts the axis. May return a
+    view of it.
+    """
     if _in_order(shape, axis, layout):
         return flat.view(shape)
     blocks: list[list[Tensor]] = [[] for _ in layout.pieces]
@@ -60,7 +64,7 @@ def _in_order(shape: list[int], axis: int, layout: Layout) -> bool:
 
 
 def narrow(x: Tensor, axis: int, piece: slice) -> Tensor:
-    """Return a view of the indices of *piece* along *axis*."""
+    """Return a view of *x*: the indices of *piece* along *axis*."""
     return x.narrow(axis, piece.start, piece.stop - piece.start)
 
 

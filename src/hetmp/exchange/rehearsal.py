@@ -17,7 +17,16 @@ _arrived: dict[tuple[tuple[int, ...], torch.dtype, torch.device], Tensor] = {}
 def rehearse(
     group: Group, x: Tensor, source: State, target: State, *, blocking: bool
 ) -> Callable[[], Tensor]:
-    """Wait for all ranks, as a collective does; return a function that gives made-up values."""
+    """Wait for all ranks, as a collective does; return a function that gives made-up values.
+
+    Collective.
+
+    Args:
+        group: the ranks.
+        x: this rank's tensor in *source*; only its shape, dtype and device are looked at.
+        source, target: the states between which nothing moves.
+        blocking: whether the call waits for the ranks, or the function that it returns.
+    """
     request = None if blocking else group.comm.Ibarrier()
     if blocking:
         group.comm.Barrier()

@@ -25,7 +25,7 @@ Finish = Callable[[], Tensor]
 
 def tidy(group: Group) -> None:
     """Free the slots of earlier exchanges that no rank uses now. Collective; before a pass."""
-    arena = group.kept.get("arena")
+    arena = group.cache.get("arena")
     if isinstance(arena, Arena):
         arena.take_back()
 
@@ -35,8 +35,9 @@ def gather(
 ) -> Finish | None:
     """Gather slices: sliced -> full, of *shape*. Collective; None where there is no room.
 
-    x: (..., c_local, ...), sliced on *axis*. Return a function that waits for the whole tensor:
-    with *borrowed*, on the CPU, the shared memory itself, which no rank may write to; else a copy.
+    x: (..., c_local, ...), this rank's slice on *axis*, which *layout* cuts over the ranks of
+    *group*. Return a function that waits for the whole tensor: with *borrowed*, on the CPU, the
+    shared memory itself, which no rank may write to; else a copy.
     """
     arena = Arena.of(group)
     count = math.prod(shape)
@@ -64,9 +65,9 @@ def reduce_scatter(
 ) -> Finish | None:
     """Sum and slice: partial -> sliced, of *shape*. 16-bit floats are summed as float32.
 
-    x: (..., c, ...), a summand. Collective; None where there is no room. Goes through the first
-    dimension in rounds, each written while the one before is under way, so that little memory is
-    shared however large *x* is.
+    x: (..., c, ...), a summand; *layout* cuts its *axis* over the ranks of *group*. Collective;
+    None where there is no room. Goes through the first dimension in rounds, each written while the
+    one before is under way, so that little memory is shared however large *x* is.
     """
     arena = Arena.of(group)
     if arena is None:

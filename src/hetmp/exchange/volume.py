@@ -17,13 +17,21 @@ from hetmp.exchange.moves import overlaps
 def received(
     source: State, target: State, rank: int, size: float, ranks: int
 ) -> tuple[float, float]:
-    """Return the bytes that *rank* receives of a value of *size* bytes: (forward, backward)."""
+    """Return the bytes that *rank* receives of a value of *size* bytes: (forward, backward).
+
+    *source* and *target* are the states of the exchange, over *ranks* ranks; *size* is that of the
+    whole value.
+    """
     forward = size * _fraction(source, target, rank, ranks)
     return forward, size * _fraction(dual(target), dual(source), rank, ranks)
 
 
 def received_by_all(source: State, target: State, size: float, ranks: int) -> float:
-    """Return the bytes that all ranks receive of a value of *size*, forward and backward."""
+    """Return the bytes that all ranks receive of a value of *size*, forward and backward.
+
+    *source* and *target* are the states of the exchange, over *ranks* ranks; *size* is in bytes, of
+    the whole value.
+    """
     moved = 0.0
     for before, after in ((source, target), (dual(target), dual(source))):
         if isinstance(before, Sliced) and isinstance(after, Sliced):

@@ -30,7 +30,7 @@ def share_of(whole: Tensor, state: State, rank: int) -> Tensor:
 
 
 def share_shape(shape: torch.Size, state: State, rank: int) -> list[int]:
-    """Return the shape of *rank*'s share of a tensor of *shape*."""
+    """Return the shape of *rank*'s share, in *state*, of a whole tensor of *shape*."""
     sizes = list(shape)
     if isinstance(state, Sliced):
         sizes[state.axis] = state.layout.counts[rank]
@@ -38,7 +38,7 @@ def share_shape(shape: torch.Size, state: State, rank: int) -> list[int]:
 
 
 def distribute(group: Group, whole: Tensor | None, into: Tensor, state: State) -> None:
-    """Fill *into* with this rank's share of rank 0's *whole* tensor. Collective.
+    """Fill *into* with this rank's share of rank 0's *whole* tensor. Collective over *group*.
 
     whole: the tensor, read on rank 0 only; elsewhere it may be None.
     into: this rank's share in *state*, of the shape that ``share_shape`` gives.
@@ -71,8 +71,9 @@ def collect(
 ) -> Tensor | None:
     """Return the whole tensor on the CPU: on every rank, or only on *root*. Collective.
 
-    local: this rank's share in *state*, of the shape that ``share_shape`` gives. A tensor that
-    every rank holds whole is taken from rank 0, or *root*.
+    local: this rank's share in *state*, of the shape that ``share_shape`` gives for the *shape* of
+    the whole, over the ranks of *group*. A tensor that every rank holds whole is taken from rank 0,
+    or *root*. *root* is None for every rank; other ranks than *root* get None.
     """
     local = local.detach().cpu().contiguous()
     at = 0 if root is None else root

@@ -23,6 +23,7 @@ def layer_by_layer(module: nn.Module) -> Callable[[str, torch.Size, torch.Genera
     """
 
     def init(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """Start the parameter *name* of *shape*, as its layer does, from *generator* alone."""
         path, _, own = name.rpartition(".")
         layer = module.get_submodule(path)
         restart = getattr(type(layer), "reset_parameters", None)

@@ -77,14 +77,14 @@ class Call(Generic[Layer]):
         target: a layer (on the meta device), a function, or the name of a tensor's method.
         args, kwargs: as the module gives them, with a ``Ref`` for every value.
         values: the values referred to, by name, in order of appearance.
-        given: the value of the result.
+        result: the value of the result.
     """
 
     target: Layer | Function | str
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
     values: Mapping[str, Value]
-    given: Value
+    result: Value
 
     def __post_init__(self) -> None:
         """Put the first argument first, also where the module names it: ``f(input=x)``."""
@@ -124,12 +124,12 @@ class Call(Generic[Layer]):
         return [name for name, value in self.values.items() if value.holds_tensors]
 
     @property
-    def taken(self) -> Value:
+    def operand(self) -> Value:
         """The value of the first tensor operand."""
         return next(value for value in self.values.values() if value.holds_tensors)
 
     def argument(self, position: int, name: str, default: object = None) -> object:
-        """Return an argument by its position or its name."""
+        """Return an argument by its *position* or its *name*; *default* where there is none."""
         if position < len(self.args):
             return self.args[position]
         return self.kwargs.get(name, default)
@@ -221,12 +221,14 @@ class OperatorRun(Generic[L, Layer]):
     Attributes:
         scheme: the scheme of a layer that mixes channels; else None.
         owned: the state that decides where the bias of an ``inputs`` layer lies.
+        wire: for exchanges inside the operator: see ``Exchange``.
     """
 
     call: Call[Layer]
     flow: Flow[L]
     scheme: Scheme | None
     owned: OperandState[L]
+    wire: str | None = None
 
     @property
     def layer(self) -> Layer | None:

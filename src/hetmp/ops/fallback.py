@@ -41,6 +41,10 @@ class Whole(Rule):
         return None
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+        """Return a copy of the layer with all its tensors, uninitialised, on *device*.
+
+        *run* and *group* are as in ``Rule.local``; every rank gets the same.
+        """
         layer = run.whole_layer
         memo: dict[int, object] = {}
         for parameter in layer.parameters():
@@ -56,7 +60,10 @@ class Whole(Rule):
 
 @contextmanager
 def seeded(key: int, name: str, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators with (*key*, *name*) inside, and restore them afterwards."""
+    """Seed torch's generators with (*key*, *name*) inside, and restore them afterwards.
+
+    *device* is that of the random numbers; its generator is seeded, and the CPU's.
+    """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(zlib.crc32(f"{key} {name}".encode()))

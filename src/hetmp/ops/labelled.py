@@ -61,7 +61,7 @@ class Labelled:
         if label not in self.result:
             return Flow(wants, PARTIAL) if label in self.sums else None
         axis = list(self.result).index(label)
-        if call.given.shape[axis] != layout.total:
+        if call.result.shape[axis] != layout.total:
             return None  # the axis is stretched to another operand's
         return Flow(wants, Sliced(layout, axis))
 

@@ -142,12 +142,21 @@ class Rule(Generic[M]):
         return {}
 
     def resize(self, layer: M, run: OperatorRun[Layout, M], count: int) -> None:
-        """Set the layer's own size attributes to *count* channels on this rank."""
+        """Set the size attributes of *layer* itself to *count* channels on this rank.
+
+        *layer* is this rank's copy; *run* has the user's layer, ``run.layer``, and its scheme.
+        """
 
     def local(self, run: OperatorRun[Layout, M], group: Group, device: torch.device) -> nn.Module:
         """Return this rank's share of a layer: uninitialised parameters of its share's sizes.
 
-        The call's layer is on the meta device. A rank without channels gets an ``Idle``.
+        The call's layer is on the meta device. A rank without channels gets an ``Idle``. Not
+        collective.
+
+        Args:
+            run: the call of the layer, and how it runs on slices.
+            group: the ranks that share the layer.
+            device: where this rank computes.
         """
         cuts = self.cuts(run)
         counts = {name: cut.layout.counts[group.rank] for name, cut in cuts.items()}
@@ -190,7 +199,10 @@ class Rule(Generic[M]):
 
 
 def sized(layer: M, cuts: Cuts, counts: Mapping[str, int], device: torch.device) -> M:
-    """Copy *layer* to *device* with uninitialised tensors, cut ones *counts* long."""
+    """Copy *layer* to *device* with uninitialised tensors, cut ones *counts* long.
+
+    *cuts* says which axis of which tensor is cut; *counts* has this rank's length of it, by name.
+    """
     local = copy.deepcopy(layer)
     parameters, buffers = fresh_tensors(layer, cuts, counts, device)
     local._parameters.update(parameters)
@@ -201,7 +213,11 @@ def sized(layer: M, cuts: Cuts, counts: Mapping[str, int], device: torch.device)
 def fresh_tensors(
     layer: nn.Module, cuts: Cuts, counts: Mapping[str, int], device: torch.device
 ) -> tuple[dict[str, nn.Parameter | None], dict[str, Tensor | None]]:
-    """Return uninitialised parameters and buffers for *layer*'s, cut ones *counts* long."""
+    """Return uninitialised parameters and buffers for *layer*'s, cut ones *counts* long.
+
+    They lie on *device*. *cuts* says which axis of which tensor is cut; *counts* has this rank's
+    length of it, by name.
+    """
 
     def empty(name: str, tensor: Tensor) -> Tensor:
         shape = list(tensor.shape)
@@ -225,7 +241,10 @@ def fresh_tensors(
 def cut_along(
     layer: nn.Module | None, names: Mapping[str, int], state: "OperandState[L]"
 ) -> Cuts[L]:
-    """Cut each named tensor along its axis as *state* is cut; nothing if it is not sliced."""
+    """Cut each named tensor along its axis as *state* is cut; nothing if it is not sliced.
+
+    *names* are the tensors' axes, by name; those that *layer* does not have are left out.
+    """
     if not isinstance(state, Sliced):
         return {}
     return {

@@ -61,6 +61,10 @@ class Spared(Rule):
         return 1
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+        """Return this rank's share; on a rank with nothing, a layer that spares the operator.
+
+        *run*, *group* and *device* are as in ``Rule.local``.
+        """
         return _spare(self, run, group) or super().local(run, group, device)
 
     def function(self, run: OperatorRun, group: Group) -> Function:

@@ -27,7 +27,14 @@ BEAM = 32
 def choose_schemes(
     graph: ModelGraph, plan: Plan, tables: Tables, links: Links, batch_size: int
 ) -> dict[str, SchemeName]:
-    """Return the schemes with the least predicted time for the counts of *plan*, by path."""
+    """Return the schemes with the least predicted time for the counts of *plan*, by path.
+
+    Args:
+        graph: the model.
+        plan: whose counts stay as they are.
+        tables, links: measured times of the ranks and of the links between them.
+        batch_size: images of a step.
+    """
     trace = graph.training
     live = _last_uses(trace)
     cost = _Costs(tables, links, batch_size)

@@ -112,7 +112,8 @@ def joined_profiles(profiles: Sequence[Profile]) -> Profile:
 def links_of(latency: float, bandwidth: float, ranks: int) -> tuple[LinkTimes, ...]:
     """Compute link times from latency (s) and bandwidth (bytes/s), in the form of measured ones.
 
-    Source: Thakur, Rabenseifner and Gropp (2005): recursive doubling and halving.
+    They are of collectives over *ranks* ranks; one rank has none. Source: Thakur, Rabenseifner and
+    Gropp (2005): recursive doubling and halving.
     """
     if ranks == 1:
         return ()

@@ -86,7 +86,13 @@ def _add(
 
 
 def group_times(tables: Tables, works: Mapping[GroupWork, int], units: int) -> Array:
-    """Return (ranks, units + 1) seconds of a step, by rank and its number of a group's units."""
+    """Return (ranks, units + 1) seconds of a step, by rank and its number of a group's units.
+
+    Args:
+        tables: measured times of the ranks.
+        works: the work that the group cuts, with how often a step does it.
+        units: the length of the group's axis.
+    """
     times = np.zeros((tables.ranks, units + 1))
     for work, often in works.items():
         total = tables.total(work.work, work.kind)

@@ -77,6 +77,11 @@ class Planned:
 def make_plan(graph: ModelGraph, profile: Profile, options: PlanOptions | None = None) -> Planned:
     """Make the plan with the least predicted time of a training step for the ranks of *profile*.
 
+    Args:
+        graph: the model, the one that was profiled.
+        profile: measured times of the ranks and of the links between them.
+        options: objective and constraints; the defaults if None.
+
     Raises:
         HetmpError: the profile is of another model, or the model does not fit in memory.
     """
@@ -101,7 +106,7 @@ class _Planner:
 
     def __post_init__(self) -> None:
         self.tables = Tables(self.profile.devices)
-        self.found = channel_groups(self.graph)
+        self.channel_groups = channel_groups(self.graph)
         limit = self.options.memory_limit
         self.limits = tuple(
             device.memory if limit is None else limit for device in self.profile.devices
@@ -264,10 +269,10 @@ class _Planner:
         Args:
             grid: counts that are large enough are multiples of this.
         """
-        works = group_works(self.found, schedule_model(self.graph, like))
+        works = group_works(self.channel_groups, schedule_model(self.graph, like))
         shares = {}
         partitions: dict[tuple[object, ...], Partition] = {}
-        for group in self.found.groups:
+        for group in self.channel_groups.groups:
             key = (group.units, *sorted(works[group.number].items(), key=str))
             if key not in partitions:
                 times = group_times(tables, works[group.number], group.units)
@@ -275,7 +280,7 @@ class _Planner:
                 partitions[key] = Partition(counts_on_grid(balanced(times, most), grid))
             shares[group.number] = partitions[key]
         speeds = [sum(share.counts[rank] for share in shares.values()) for rank in range(len(caps))]
-        return plan_from_shares(self.graph, self.found, shares, speeds, schemes)
+        return plan_from_shares(self.graph, self.channel_groups, shares, speeds, schemes)
 
     # --- predictions
 
@@ -288,10 +293,10 @@ class _Planner:
         return Links(self.profile.links, self.tables.ranks, ranks)
 
     def _shared_by(self, weights: Sequence[float]) -> Plan:
-        lengths = {group.units for group in self.found.groups}
+        lengths = {group.units for group in self.channel_groups.groups}
         by_units = {units: apportion(units, weights) for units in lengths}
-        shares = {g.number: by_units[g.units] for g in self.found.groups}
-        return plan_from_shares(self.graph, self.found, shares, weights)
+        shares = {g.number: by_units[g.units] for g in self.channel_groups.groups}
+        return plan_from_shares(self.graph, self.channel_groups, shares, weights)
 
     def _alternatives(self) -> dict[str, float]:
         """Predict the seconds of a step by other ways to use all the ranks."""

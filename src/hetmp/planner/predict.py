@@ -75,7 +75,13 @@ class _Clock:
         self.layer(name).compute += seconds
 
     def exchange(self, name: str, seconds: float, meanwhile: Array | None = None) -> None:
-        """Advance all ranks to the end of an exchange; each first computes *meanwhile*."""
+        """Advance all ranks to the end of an exchange; each first computes *meanwhile*.
+
+        Args:
+            name: of the layer that it is charged to.
+            seconds: of the exchange, once all ranks are there.
+            meanwhile: (ranks,) seconds that each rank computes before it waits; None for none.
+        """
         free = self.now if meanwhile is None else self.now + meanwhile
         all_there = float(self.now.max())
         after = np.maximum(free, all_there)
@@ -97,6 +103,7 @@ def predict(
     """Predict a training step under a schedule.
 
     Args:
+        graph: the model.
         table: the sliced tensors of the schedule.
         tables, links: measured times of the ranks that take part.
         batch_size: images of the step.
@@ -183,7 +190,11 @@ def _cost(tables: Tables, step: CallStep) -> Array:
 
 
 def exchange_seconds(links: Links, step: ExchangeStep, name: str, batch_size: int) -> float:
-    """Return the seconds of the collective *name* for the value that a step exchanges."""
+    """Return the seconds of the collective *name* for the value that *step* exchanges.
+
+    *links* has the measured times, by collective, bytes and largest share; the value is that of
+    *batch_size* images.
+    """
     size = step.value.image_bytes * batch_size
     return links.seconds(name, size, max(_largest(step.before), _largest(step.after)))
 

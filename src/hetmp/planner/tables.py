@@ -53,14 +53,23 @@ class Tables:
         return len(self._table(work, kind)[0]) - 1
 
     def at(self, work: str, kind: Kind, counts: Sequence[int] | None) -> Array:
-        """Return (forward, backward, parameters, saved) of every rank; of all work if no counts."""
+        """Return (ranks, 4): seconds forward, backward and of parameters, and bytes saved.
+
+        Args:
+            work: the operation, as ``step_work`` names it.
+            kind: how it is cut.
+            counts: the channels of every rank; None: each rank does all of the work.
+        """
         table = self._table(work, kind)
         if counts is None:
             return np.asarray(table[self._number, -1])
         return np.asarray(table[self._number, np.asarray(counts)])
 
     def sums(self, work: str, kind: Kind, counts: npt.NDArray[np.int64]) -> Array:
-        """Return the total seconds, (ranks, counts), of each of *counts* on every rank."""
+        """Return the total seconds, (ranks, counts), of each of *counts* channels on every rank.
+
+        *work* and *kind* are as in ``at``.
+        """
         table = self._table(work, kind)[:, counts, :SAVED].sum(axis=2)
         return np.asarray(table[self._number])
 
@@ -127,9 +136,10 @@ def grain_of(device: DeviceProfile) -> int:
 def curve(times: WorkTimes, total: int, grain: int = 1) -> Array:
     """Return (total + 1, 4): forward, backward, parameters and saved for every count.
 
-    Between measured counts a monotone cubic (Fritsch and Carlson, 1980; SciPy's PCHIP), beyond
-    them a straight line. Nothing is a case of its own: the first channel costs more than the next.
-    The forward pass and parameter gradients of filters go up in steps of *grain*.
+    Between the measured counts of *times* a monotone cubic (Fritsch and Carlson, 1980; SciPy's
+    PCHIP), beyond them a straight line, up to *total*. Nothing is a case of its own: the first
+    channel costs more than the next. The forward pass and parameter gradients of filters go up in
+    steps of *grain*.
     """
     columns = np.array([times.forward, times.backward, times.parameters, times.saved]).T
     measured = np.array(times.counts)
@@ -202,6 +212,7 @@ class Links:
         """Return the seconds from the moment when all ranks are there; 0 where nothing moves.
 
         Args:
+            collective: its name, ``Allgatherv`` say; ``-`` where nothing moves.
             size: bytes of the whole value.
             largest: the largest rank's share of it.
         """

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def evaluate(model: SlicedModel, feed: Feed, batch_size: int) -> tuple[float, float]:
-    """Return (mean cross-entropy, accuracy from 0 to 1) over all labels of *feed*. Collective."""
+    """Return (mean cross-entropy, accuracy from 0 to 1) over all labels of *feed*. Collective.
+
+    Puts *model* into evaluation mode, and gives it *batch_size* images at a time.
+    """
     model.eval()
     loss, correct, labelled = 0.0, 0, 0
     with torch.no_grad():
@@ -76,6 +79,7 @@ def evaluate_checkpoint(
     Args:
         path: a checkpoint, or a run's folder: its ``model.h5``, else its newest sound checkpoint.
         settings: fields of ``TrainConfig``; they win over the file's own. None counts as missing.
+        comm: the ranks of the job; ``MPI.COMM_WORLD`` if None.
 
     Raises:
         HetmpError: on every rank at once: bad input, or a file that cannot be used.

@@ -84,6 +84,7 @@ def run_on_trained(
     Args:
         path: a checkpoint, or a run's folder: its ``model.h5``, else its newest sound checkpoint.
         settings: fields of ``TrainConfig``; they win over the file's own. None counts as missing.
+        comm: the ranks of the job; ``MPI.COMM_WORLD`` if None.
         work: called on the ranks that take part; returns as many numbers as *figures* says.
         load: loads the data set to use. Collective.
 
@@ -209,7 +210,12 @@ def _nothing(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor
 
 
 def check_output(trace: Trace, dataset: Dataset, name: str) -> None:
-    """Refuse a network *name* whose output, in the mode of *trace*, does not fit the labels.
+    """Refuse a network whose output does not fit the labels.
+
+    Args:
+        trace: the network in the mode whose output is looked at.
+        dataset: whose labels are compared.
+        name: of the network, for the message.
 
     Raises:
         AgreedError: the output is not one tensor, or has a shape that does not fit the labels.

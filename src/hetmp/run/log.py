@@ -7,7 +7,7 @@ from typing import Any
 from hetmp.checkpoint import Position
 from hetmp.run.metrics import Metrics
 from hetmp.run.prepare import Prepared
-from hetmp.run.progress import About, Progress
+from hetmp.run.progress import Progress, RunDescription
 from hetmp.run.record import headline, keep_settings, run_record
 
 
@@ -21,10 +21,11 @@ def open_log(ready: Prepared, step: int) -> Iterator["RunLog"]:
         step: number of steps that the resumed run had taken; 0 for a new run.
     """
     config, held = ready.config, ready.model.hetmp.plan.held
-    about = About(f"{config.model} on {config.data}", held, ready.steps, ready.per_epoch, step)
+    title = f"{config.model} on {config.data}"
+    run = RunDescription(title, held, ready.steps, ready.per_epoch, step)
     with (
         Metrics(ready.group, config.out, config.metrics, after=step) as metrics,
-        Progress(ready.group, about, config.view, config.quiet) as progress,
+        Progress(ready.group, run, config.view, config.quiet) as progress,
     ):
         yield RunLog(ready, step, metrics, progress)
 
@@ -50,7 +51,7 @@ class RunLog:
         ready, config = self._ready, self._ready.config
         record = run_record(config, ready.model, ready.plan, ready.places, ready.setup.threads)
         self._metrics.write("run", **record, steps=ready.steps, resumed=self._resumed_step)
-        keep_settings(ready.given, ready.plan, ready.group)
+        keep_settings(ready.original_config, ready.plan, ready.group)
         begun = headline(config, ready.model, ready.dataset, ready.steps)
         lines = [ready.sharing.decision, begun, resumed]
         self._progress.begin("\n".join(filter(None, lines)))
@@ -68,6 +69,7 @@ class RunLog:
 
         Args:
             step: its number, from 0.
+            epoch: its epoch, from 0.
             figures: its loss, accuracy and learning rate.
             skipped: whether the weights were left unchanged.
             seconds: by kind and rank.
@@ -85,7 +87,13 @@ class RunLog:
             self._metrics.write(kind, **record)
 
     def evaluated(self, epoch: int, figures: Mapping[str, float], seconds: float) -> None:
-        """Record an evaluation that took *seconds*; *figures* are step, loss and accuracy."""
+        """Record an evaluation after *epoch*, from 0.
+
+        Args:
+            epoch: the epoch that has ended.
+            figures: step, loss and accuracy.
+            seconds: how long it took.
+        """
         self._metrics.write("evaluation", epoch=epoch, **figures, seconds=round(seconds, 6))
         self._progress.evaluated(figures["accuracy"], seconds)
 

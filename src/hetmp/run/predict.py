@@ -68,6 +68,7 @@ def predict(
         path: a checkpoint, or a run's folder, as for ``evaluate_checkpoint``.
         out: the file to write: ``.csv``, or ``.h5`` for HDF5.
         settings: fields of ``TrainConfig``, as for ``evaluate_checkpoint``.
+        comm: the ranks of the job; ``MPI.COMM_WORLD`` if None.
         part: ``test`` or ``train``: the part of the data set to use.
         images: a folder of pictures without classes, or one picture, instead of a data set.
 
@@ -86,6 +87,7 @@ def predict(
             _make_room(out)
 
     def load(config: TrainConfig, origin: Origin, group: Group) -> Dataset:
+        """Load the images for the network of *origin*; *config*, *group* are as for ``_images``."""
         dataset = _images(images, config, origin, group)
         if dataset.test.label_shape and out.suffix.lower() == ".csv":
             raise AgreedError(

@@ -33,7 +33,7 @@ class Prepared:
     """A run on a rank that takes part, ready to take its steps.
 
     Attributes:
-        given: the run's configuration as the user gave it, in the job's own order of the ranks.
+        original_config: the configuration as the user gave it, in the job's order of the ranks.
         config: the same with the settings of each rank in the order of the ranks.
         setup: of this rank.
         places: where all ranks of the job run.
@@ -47,7 +47,7 @@ class Prepared:
         feed, test_feed: batches of the training and test images.
     """
 
-    given: TrainConfig
+    original_config: TrainConfig
     config: TrainConfig
     setup: RankSetup
     places: tuple[RankPlace, ...]
@@ -74,6 +74,8 @@ def run_prepared(
     """Prepare a run and call *run* with it on the ranks that take part. Collective.
 
     Args:
+        config: of the run, with the settings of each rank in the job's own order.
+        comm: the ranks of the job; ``MPI.COMM_WORLD`` if None.
         run: called on the ranks that take part.
         waiting: result on the other ranks.
 
@@ -84,7 +86,7 @@ def run_prepared(
         HetmpError: bad input, on every rank at once.
     """
     ranks = order_ranks(comm, config.slowdown)
-    given, config = config, config.in_order(ranks.order)
+    original_config, config = config, config.in_order(ranks.order)
     dataset = load_dataset(config, ranks.group)
     with ranks.group.together():
         augmentation(config).check(dataset)
@@ -116,7 +118,7 @@ def run_prepared(
             reading = Reading(model.hetmp.plan.held, config.readers, setup.device, dtype)
             return run(
                 Prepared(
-                    given=given,
+                    original_config=original_config,
                     config=config,
                     setup=setup,
                     places=places,

@@ -16,7 +16,11 @@ from hetmp.slicing.plan import Plan
 
 
 def headline(config: TrainConfig, model: SlicedModel, dataset: Dataset, steps: int) -> str:
-    """Return the lines that announce a run to the user: network, data, ranks and shares."""
+    """Return the lines that announce a run to the user: network, data, ranks and shares.
+
+    *config* is the run's configuration, *model* its sliced network on *dataset*, and *steps* the
+    number of its steps.
+    """
     runtime = model.hetmp
     counts = runtime.plan.held
     shares = ", ".join(f"{100 * count / max(1, sum(counts)):.0f} %" for count in counts)
@@ -37,6 +41,8 @@ def run_record(
     """Return the ``run`` record of the metrics: settings, ranks, devices, versions and plan.
 
     Args:
+        config: of the run.
+        model: the sliced network.
         plan: for all ranks of the job, as *places* are.
         threads: of this rank.
     """
@@ -59,6 +65,7 @@ def keep_settings(config: TrainConfig, plan: Plan, group: Group) -> None:
     Args:
         config: the configuration as the user gave it, in the job's own order of the ranks.
         plan: of all ranks.
+        group: the ranks that take part; rank 0 writes.
 
     Raises:
         HetmpError: on every rank, if they cannot be written.

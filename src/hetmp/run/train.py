@@ -44,7 +44,10 @@ class Result:
 
     @classmethod
     def from_rank(cls, rank: int, own: "Result", group: Group) -> "Result":
-        """Broadcast the result of *rank*. Collective."""
+        """Return the result of *rank* on every rank of *group*. Collective.
+
+        *own* is this rank's result; only that of *rank* is looked at.
+        """
         figures = np.array([own.steps, own.loss, own.accuracy, own.stopped, own.ranks])
         steps, loss, accuracy, stopped, ranks = group.broadcast(figures, rank).tolist()
         return cls(int(steps), loss, accuracy, bool(stopped), int(ranks))
@@ -71,7 +74,7 @@ def _train(ready: Prepared) -> Result:
         ready.model,
         ready.train_step,
         ready.plan,
-        {**config.lasting(steps), "images": ready.dataset.about()},
+        {**config.lasting(steps), "images": ready.dataset.describe_images()},
         _keeping(config, ready.group),
         movable=(*MOVABLE, "images"),
     )
@@ -165,7 +168,7 @@ class Training:
         self._log.step(position.step, epoch, figures, result.skipped, seconds, len(labels))
         train_step.schedule.step()
         position.took(figures, ready.per_epoch)
-        self._log.records(self._first.found(train_step.optimizer, position.step, len(labels)))
+        self._log.records(self._first.due_records(train_step.optimizer, position.step, len(labels)))
         self.stopping = asked and position.step < ready.steps
 
     def evaluate_epoch(self, epoch: int) -> None:

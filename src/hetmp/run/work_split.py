@@ -50,6 +50,12 @@ class Sharing:
 def share_work(config: TrainConfig, dataset: Dataset, setup: RankSetup, tuning: Tuning) -> Sharing:
     """Decide how *config* shares the work of its network over the ranks. Collective.
 
+    Args:
+        config: of the run.
+        dataset: whose batches are measured where the work is shared by measurement.
+        setup: of this rank; its group is that of the job.
+        tuning: with which the network will run.
+
     Raises:
         HetmpError: on every rank: a plan or profile that cannot be read, or is for other ranks,
             another model or another batch.

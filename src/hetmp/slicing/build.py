@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from hetmp.slicing.graph import ModelGraph, check_kind, read_graph
 from hetmp.slicing.model import RESERVED, SlicedModel
 from hetmp.slicing.optimizer_guard import guard
 from hetmp.slicing.plan import Plan
-from hetmp.slicing.runtime import step_key
+from hetmp.slicing.runtime import Runtime, step_key
 from hetmp.slicing.schedule import CallStep, ProgramStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
 from hetmp.slicing.table import SlicedTensor, Table, make_table, tensors_of
@@ -186,7 +187,8 @@ def add_layers(model: SlicedModel, device: torch.device) -> None:
                 continue
             layer, name = step.run.layer, step_key(mode, step)
             if layer is None:
-                function = step.node.rule.function(step.run, runtime.group)
+                run = replace(step.run, wire=runtime.tuning.wire)
+                function = step.node.rule.function(run, runtime.group)
                 if isinstance(function, nn.Module):
                     runtime.repeated[name] = function
                 else:
@@ -195,7 +197,7 @@ def add_layers(model: SlicedModel, device: torch.device) -> None:
                 steps[step.node.path] = step
             elif not step.run.call.has_tensors:
                 # Each of its runs may have another layout.
-                runtime.repeated[name] = _local(step, runtime.group, device)
+                runtime.repeated[name] = _local(step, runtime, device)
     inside: set[str] = set()
     for path, layer in graph.skeleton.named_modules(remove_duplicate=False):
         if path == "":
@@ -209,7 +211,7 @@ def add_layers(model: SlicedModel, device: torch.device) -> None:
             local = model.get_submodule(graph.aliases[path])
             inside.add(path)
         elif path in steps:
-            local = _local(steps[path], runtime.group, device)
+            local = _local(steps[path], runtime, device)
             if steps[path].node.reason is not None:
                 inside.add(path)
         else:
@@ -233,9 +235,10 @@ def _tie(model: nn.Module, graph: ModelGraph) -> None:
                 getattr(home, kind)[last] = getattr(source, kind)[own]
 
 
-def _local(step: CallStep, group: Group, device: torch.device) -> nn.Module:
+def _local(step: CallStep, runtime: Runtime, device: torch.device) -> nn.Module:
     """Return this rank's share of the layer that a step runs."""
-    local = step.node.rule.local(step.run, group, device)
+    run = replace(step.run, wire=runtime.tuning.wire)
+    local = step.node.rule.local(run, runtime.group, device)
     if step.node.reason is None:
         local.train(step.run.whole_layer.training)
     return local

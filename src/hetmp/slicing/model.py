@@ -54,7 +54,6 @@ class SlicedModel(nn.Module):
                 different batches or autocasts on the ranks.
         """
         runtime = self.hetmp
-        runtime.group.wire = runtime.tuning.wire  # copies of a model share the group
         tensors = runtime.inputs.bind(args, kwargs)
         runtime.check(tensors)
         runtime.check_modes(self)

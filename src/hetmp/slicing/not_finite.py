@@ -20,14 +20,14 @@ class _Look:
 
     def __init__(self) -> None:
         self.titles: list[str] = []
-        self.found = _NOWHERE
+        self.first_bad = _NOWHERE
 
     def began(self) -> None:
-        self.titles, self.found = [], _NOWHERE
+        self.titles, self.first_bad = [], _NOWHERE
 
     def made(self, step: ProgramStep, value: Any) -> None:
-        if self.found == _NOWHERE and not all(map(is_finite, _tensors(value))):
-            self.found = len(self.titles)
+        if self.first_bad == _NOWHERE and not all(map(is_finite, _tensors(value))):
+            self.first_bad = len(self.titles)
         self.titles.append(step.title if isinstance(step, CallStep) else step.name)
 
     def parameters(self, step: CallStep) -> AbstractContextManager[None]:
@@ -54,7 +54,7 @@ def first_not_finite(model: SlicedModel, *inputs: Tensor) -> str:
             model(*inputs)
     finally:
         model.hetmp.watch = before
-    first = int(group.allgather(np.array([look.found], dtype=np.int64)).min())
+    first = int(group.allgather(np.array([look.first_bad], dtype=np.int64)).min())
     return "the loss itself" if first == _NOWHERE else f"the output of {look.titles[first]}"
 
 

@@ -105,7 +105,8 @@ def reason_against(kind: type) -> str | None:
 def refuse(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     """Refuse a step of *optimizer* that would be wrong: torch calls it before every step.
 
-    Where the name of the class says nothing against it, it costs a look at a few names.
+    Where the name of the class says nothing against it, it costs a look at a few names. *args* and
+    *kwargs*, which torch gives, are those of the step; they are not looked at.
 
     Raises:
         HetmpError: on every rank, before anything is changed, where the optimizer has a parameter

@@ -203,6 +203,11 @@ class Plan(BaseModel):
     ) -> "Plan":
         """Return this plan with another scheme or other counts for one layer.
 
+        Args:
+            name: the layer's path in the model.
+            scheme: its new scheme; None to keep it.
+            counts: its new output channels of each rank; None to keep them.
+
         Raises:
             HetmpError: no such layer or scheme, or counts that do not fill it.
         """

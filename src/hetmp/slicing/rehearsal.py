@@ -21,6 +21,16 @@ def rehearsal_model(
 ) -> SlicedModel:
     """Make the share of *group*'s rank under *plan*, with made-up values. Not collective.
 
+    Args:
+        graph: the model.
+        plan: of all ranks of the group, which need not exist.
+        group: one rank of a group whose exchanges reach no one.
+        device: where the parameters lie.
+        tuning: how the work is done.
+
+    Returns:
+        The model, in training mode.
+
     Raises:
         HetmpError: the plan is for another model.
     """

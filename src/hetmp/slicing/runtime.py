@@ -70,7 +70,6 @@ class Runtime(nn.Module):
 
     Attributes:
         group, graph, plan, schedule, table: see their classes.
-        tuning: how the work is done; may be set between steps, alike on all ranks.
         watch: the observer of steps on this rank, or None.
         verification: whether what was read of the module was held against the module.
         exchanges: the exchanges between layers, in order; each has its counters.
@@ -91,7 +90,7 @@ class Runtime(nn.Module):
         super().__init__()
         self.group, self.graph, self.plan = group, graph, plan
         self.schedule, self.table = schedule, table
-        self.tuning = tuning
+        self._tuning = tuning
         self.watch: Watch | None = None
         self.verification = NOT_ASKED
         self.dims, self.inputs = graph.dims, graph.inputs
@@ -101,11 +100,14 @@ class Runtime(nn.Module):
             for step in program.steps
             if isinstance(step, ExchangeStep)
         ]
-        self.exchanges = nn.ModuleList(Exchange(group, s.before, s.after) for _, s in steps)
+        self.exchanges = nn.ModuleList(
+            Exchange(group, s.before, s.after, tuning.wire) for _, s in steps
+        )
         self._number = {(mode, step.name): number for number, (mode, step) in enumerate(steps)}
         self.repeated = nn.ModuleDict()
         self.functions: dict[str, Callable[..., Any]] = {}
-        self.input_entry, self.parameter_entry = BackwardSum(group), BackwardSum(group)
+        self.input_entry = BackwardSum(group, tuning.wire)
+        self.parameter_entry = BackwardSum(group, tuning.wire)
         self._orders = [_orders(program, graph, table) for program in schedule.programs]
         self._parts = [
             _parts(orders, program)
@@ -118,6 +120,24 @@ class Runtime(nn.Module):
             for orders, program in zip(self._orders, schedule.programs, strict=True)
         ]
         self.same_batch = SameBatch(group)
+
+    @property
+    def tuning(self) -> Tuning:
+        """How the work is done; may be set between steps, alike on all ranks.
+
+        Raises:
+            HetmpError: set to another ``wire``, which the exchanges were made for.
+        """
+        return self._tuning
+
+    @tuning.setter
+    def tuning(self, tuning: Tuning) -> None:
+        if tuning.wire != self._tuning.wire:
+            raise HetmpError(
+                f"the model was sliced with wire={self._tuning.wire!r} and cannot change it to "
+                f"{tuning.wire!r}: slice the module again with that tuning"
+            )
+        self._tuning = tuning
 
     def mode(self, training: bool) -> int:
         """Return the index of the program that runs now, in training mode or not."""
@@ -132,7 +152,10 @@ class Runtime(nn.Module):
         return self._replicated[mode]
 
     def callee(self, model: nn.Module, mode: int, step: CallStep) -> Callable[..., Any]:
-        """Return the layer of *model*, or the function, that a step calls."""
+        """Return the layer of *model*, or the function, that a step calls.
+
+        *mode* is the index of the program that the *step* belongs to.
+        """
         name = step_key(mode, step)
         if name in self.repeated:
             return self.repeated[name]

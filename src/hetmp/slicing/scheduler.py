@@ -107,7 +107,7 @@ class Scheduler(Generic[L]):
         layer, scheme = node.call.whole_layer, SCHEMES[self.choice.scheme(node)]
         (operand,) = node.call.operands
         first = self.first.get(node.path)
-        axis = rule.channel_axis(layer, node.call.taken.dims)
+        axis = rule.channel_axis(layer, node.call.operand.dims)
         output = Sliced(self.choice.layout(node), axis)
         if first is None:
             source = _of_tensor(self.states[self.current[operand]])
@@ -167,7 +167,7 @@ class Scheduler(Generic[L]):
         if isinstance(first.source, Sliced):
             (name,) = call.operands
             # Layers count their axes from the left or from the right.
-            shift = call.taken.dims - first.call.taken.dims
+            shift = call.operand.dims - first.call.operand.dims
             axes = (first.source.axis, first.source.axis + shift)
             states = [Sliced(first.source.layout, axis) for axis in axes]
             flows += [other for s in states if (other := node.rule.flow(call, {name: s}))]
@@ -189,7 +189,15 @@ class Scheduler(Generic[L]):
         scheme: Scheme | None,
         owned: State[L] | None = None,
     ) -> None:
-        """Add the step of an operation, after the exchanges that it needs."""
+        """Add the step of an operation, after the exchanges that it needs.
+
+        Args:
+            node: the operation.
+            wants: the states in which it takes its operands, by name; the others as they are.
+            gives: the state of its result, or one for each item of a tuple.
+            scheme: of a layer that mixes channels; else None.
+            owned: the state that decides where the bias lies; *gives* if None.
+        """
         inputs = {
             name: self.in_state(self.current[name], wants[name]) if name in wants
             else self.current[name]
@@ -205,7 +213,15 @@ class Scheduler(Generic[L]):
             self.first.setdefault(node.path, run)
 
     def biased(self, node: Node, rule: Mixing, value: str, state: State[L], axis: int) -> str:
-        """Add the bias of an ``inputs`` layer; return the name of the result."""
+        """Add the bias of an ``inputs`` layer; return the name of the result.
+
+        Args:
+            node: the layer's operation.
+            rule: of the layer.
+            value: the name of its reduced output, to which the bias is added.
+            state: of that output.
+            axis: of its channels.
+        """
         if not rule.has_bias(node.call.whole_layer):
             return value
         name = f"{node.name} biased"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tuning:
-    """Choices that must be the same on every rank, and may be changed between steps.
+    """Choices that must be the same on every rank. All but ``wire`` may change between steps.
 
     Attributes:
         shared_memory: ranks of one host exchange through memory that they share. Where they

@@ -25,12 +25,12 @@ class Check:
 
     Attributes:
         what: its subject.
-        found: its finding.
+        result: what was found.
         remedy: what to do if it failed; empty if it passed.
     """
 
     what: str
-    found: str
+    result: str
     remedy: str = ""
 
 

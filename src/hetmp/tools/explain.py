@@ -202,6 +202,7 @@ def render(
     """Make tables of the layers and the groups, with totals.
 
     Args:
+        explanation: what is shown.
         everything: also show operations that only pass slices on.
         narrow: leave out columns that follow from the others.
     """

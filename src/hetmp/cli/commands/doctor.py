@@ -38,7 +38,9 @@ def doctor(srun_mpi: bool) -> None:
     table.add_column(overflow="fold")
     for finding in findings:
         table.add_row(
-            "[red]off[/]" if finding.remedy else "[green]ok[/]", finding.what, escape(finding.found)
+            "[red]off[/]" if finding.remedy else "[green]ok[/]",
+            finding.what,
+            escape(finding.result),
         )
         if finding.remedy:
             table.add_row("", "", f"remedy: {escape(finding.remedy)}")

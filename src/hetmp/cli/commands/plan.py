@@ -19,6 +19,7 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg]
     name = "bytes"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Return *value*, ``4GiB`` say, in bytes; *param* and *ctx* are for the error message."""
         if isinstance(value, int):
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", str(value).strip().lower())

@@ -81,7 +81,11 @@ class _Arguments(click.ParamType):  # type: ignore[type-arg]
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return the completions of ``hetmp train`` (or profile, evaluate)."""
+        """Return the completions of ``hetmp train`` (or profile, evaluate).
+
+        *incomplete* is the word so far. click gives *ctx*, the context with the words before it,
+        and *param*, the argument that is completed.
+        """
         job = _command(ctx.params.get("template") or "train")
         words = [str(word) for word in ctx.params.get("arguments") or ()]
         return ShellComplete(job, {}, f"hetmp {job.name}", "").get_completions(words, incomplete)

@@ -173,6 +173,11 @@ def _checked(
 def read_names(source: Source, key: str | None, count: int) -> list[str]:
     """Return the names of the *count* classes: a text's words, or item *key* of a pickle.
 
+    Args:
+        source: the file of names, in an archive or a folder.
+        key: the item of the pickle; None: *source* is a text.
+        count: how many names there must be.
+
     Raises:
         HetmpError: it is damaged, or names another number of classes.
     """

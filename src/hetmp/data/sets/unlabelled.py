@@ -16,30 +16,30 @@ from hetmp.data.survey import Found, read_once
 NAME = "pictures"
 
 
-def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = None) -> Dataset:
+def load_pictures(path: Path, images: Mapping[str, Any], group: Group | None = None) -> Dataset:
     """Load the pictures of a folder, or one picture, for a trained network. Collective.
 
     Each has label 0, or each pixel of it.
 
     Args:
         path: the folder, whose subfolders are not looked into, or one file.
-        about: `Dataset.about` of the data set that the network was trained on.
+        images: `Dataset.describe_images` of the data set that the network was trained on.
         group: the ranks that load them; None: this process alone.
 
     Raises:
         HetmpError: on every rank: no picture exists, or the network does not take pictures.
     """
-    shape = tuple(about["shape"])
+    shape = tuple(images["shape"])
 
     def survey() -> Found:
         if (
-            about["normalised"]
-            or about["dtype"] != "uint8"
+            images["normalised"]
+            or images["dtype"] != "uint8"
             or len(shape) != 3
             or shape[0] not in MODES
         ):
             raise HetmpError(
-                f"the network was trained on images of shape {shape} and dtype {about['dtype']}, "
+                f"the network was trained on images of shape {shape} and dtype {images['dtype']}, "
                 "which picture files cannot provide: give images of that kind with --data and "
                 "--data-path"
             )
@@ -51,17 +51,17 @@ def load_pictures(path: Path, about: Mapping[str, Any], group: Group | None = No
         return {"folder": str(path), "names": names}
 
     listing = read_once(group, survey)
-    names, sizes = listing["names"], (len(listing["names"]), *about["label_shape"])
+    names, sizes = listing["names"], (len(listing["names"]), *images["label_shape"])
     part = Pictures(Path(listing["folder"]), names, np.zeros(sizes, np.int64), shape)
     return Dataset(
         name=NAME,
         train=part,
         test=part,
-        classes=about["classes"],
+        classes=images["classes"],
         input_shape=shape,
         split_name="pictures",
         split_seed=0,
-        mean=tuple(about["mean"]),
-        std=tuple(about["std"]),
-        class_names=tuple(about["class_names"]),
+        mean=tuple(images["mean"]),
+        std=tuple(images["std"]),
+        class_names=tuple(images["class_names"]),
     )

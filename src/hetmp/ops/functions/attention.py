@@ -35,7 +35,7 @@ class Attention(Rule):
             _labels(call.values[name].dims, axes)
             for name, axes in zip(names, ("ik", "jk", "jv", "ij"), strict=False)
         ]
-        result = _labels(call.given.dims, "iv")
+        result = _labels(call.result.dims, "iv")
         if call.argument(5, "is_causal", False) is not False:
             # A rank with some of the queries would start its causal mask at its first query.
             result[-2] = "all queries"

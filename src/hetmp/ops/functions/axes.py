@@ -42,7 +42,7 @@ class Axes(Rule):
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         if call.title == "squeeze" and source.axis in _squeezed(call):
             return None  # it would drop the cut axis where a rank holds one index of it
-        marked = [1 if size == 1 else 2 for size in call.taken.sizes[0]]
+        marked = [1 if size == 1 else 2 for size in call.operand.sizes[0]]
         marked[source.axis] = 3
         try:
             moved = call.invoke((torch.empty(marked, device="meta"), *call.args[1:]), call.kwargs)
@@ -55,8 +55,8 @@ def _squeezed(call: Call) -> list[int]:
     """Return the axes that ``squeeze`` drops if they have one element; all if none are named."""
     asked = call.argument(1, "dim")
     axes = list(asked) if isinstance(asked, tuple | list) else [asked]
-    known = [axis % call.taken.dims for axis in axes if isinstance(axis, int)]
-    return known if len(known) == len(axes) else list(range(call.taken.dims))
+    known = [axis % call.operand.dims for axis in axes if isinstance(axis, int)]
+    return known if len(known) == len(axes) else list(range(call.operand.dims))
 
 
 class Expand(Rule):
@@ -66,8 +66,8 @@ class Expand(Rule):
     views = methods
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        axis = source.axis + call.given.dims - call.taken.dims
-        keeps_length = call.given.shape[axis] == source.layout.total > 1
+        axis = source.axis + call.result.dims - call.operand.dims
+        keeps_length = call.result.shape[axis] == source.layout.total > 1
         return Sliced(source.layout, axis) if keeps_length else None
 
     def function(self, run: OperatorRun, group: Group) -> Function:

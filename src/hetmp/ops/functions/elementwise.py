@@ -62,11 +62,11 @@ class Elementwise(Rule):
     )
 
     def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
-        flow = _alike(call, states, call.given.dims, shift=0)
+        flow = _alike(call, states, call.result.dims, shift=0)
         if flow is None or not isinstance(flow.gives, Sliced):
             return None
         axis, total = flow.gives.axis, flow.gives.layout.total
-        if axis < 0 or call.given.shape[axis] not in (None, total):
+        if axis < 0 or call.result.shape[axis] not in (None, total):
             return None  # an operand that tells the dtype alone, as in x.type_as(y)
         return flow
 
@@ -116,7 +116,7 @@ class Concatenation(Rule):
         operands = _listed(call)
         if operands is None or not all(call.values[name].is_tensor for name in states):
             return None
-        dims = call.given.dims
+        dims = call.result.dims
         dim = call.argument(1, "dim", call.kwargs.get("axis", 0))
         sliced = [state for state in states.values() if isinstance(state, Sliced)]
         if not isinstance(dim, int) or not sliced:
@@ -149,11 +149,11 @@ class Stacking(Rule):
         dim = call.argument(1, "dim", 0)
         if _listed(call) is None or not isinstance(dim, int):
             return None
-        flow = _alike(call, states, call.given.dims, shift=1)
+        flow = _alike(call, states, call.result.dims, shift=1)
         if flow is None or not isinstance(flow.gives, Sliced):
             return None
         axis = flow.gives.axis
-        behind = axis + 1 if dim % call.given.dims <= axis else axis
+        behind = axis + 1 if dim % call.result.dims <= axis else axis
         return Flow(flow.wants, Sliced(flow.gives.layout, behind))
 
 

@@ -39,7 +39,7 @@ class GivenWeight(Rule):
         source, axis, groups = states[x], _axis(call), _groups(call) or 1
         if not isinstance(source, Sliced) or source.axis != axis or len(states) != 2 + len(bias):
             return None
-        out = call.given.shape[axis]
+        out = call.result.shape[axis]
         if out is None:
             return None
         if groups == 1:
@@ -87,13 +87,13 @@ def _groups(call: Call) -> int | None:
     if call.target is F.linear:
         return 1
     each = call.values[_names(call)[1]].shape[1]
-    split = call.given if call.target in _TRANSPOSED else call.taken
+    split = call.result if call.target in _TRANSPOSED else call.operand
     channels = split.shape[_axis(call)]
     return channels // each if channels and each else None
 
 
 def _axis(call: Call) -> int:
-    return call.taken.dims - 1 if call.target is F.linear else 1
+    return call.operand.dims - 1 if call.target is F.linear else 1
 
 
 def _with_groups(

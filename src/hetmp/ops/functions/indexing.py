@@ -74,7 +74,7 @@ def _expanded(index: object, dims: int) -> list[Any]:
 
 def index_of(call: Call, axis: int) -> tuple[int, slice] | None:
     """Return (the axis's place in the result, the slice taken of it); None if it is not a slice."""
-    parts = _expanded(call.argument(1, "index"), call.taken.dims)
+    parts = _expanded(call.argument(1, "index"), call.operand.dims)
     if any(not isinstance(part, int | slice | Ref | type(None)) for part in parts):
         return None
     if any(isinstance(part, Ref) and call.values[part.name].holds_tensors for part in parts):
@@ -108,7 +108,7 @@ class Narrow(Rule):
         dim, start, length = _narrowed(call)
         if not isinstance(dim, int):
             return None
-        if dim % call.taken.dims != source.axis:
+        if dim % call.operand.dims != source.axis:
             return source
         if not isinstance(start, int) or not isinstance(length, int):
             return None
@@ -121,7 +121,7 @@ class Narrow(Rule):
         dim, start, length = _narrowed(call)
         if not isinstance(source, Sliced) or not isinstance(dim, int):
             return super().function(run, group)
-        if dim % call.taken.dims != source.axis:
+        if dim % call.operand.dims != source.axis:
             return super().function(run, group)
         assert isinstance(start, int)
         assert isinstance(length, int)
@@ -145,8 +145,8 @@ class Splitting(Rule):
     def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         (name,) = states
         source, dim = states[name], _split_axis(call)
-        count = len(call.given.items)
-        if not isinstance(source, Sliced) or dim is None or len(call.taken.sizes) == 0:
+        count = len(call.result.items)
+        if not isinstance(source, Sliced) or dim is None or len(call.operand.sizes) == 0:
             return None
         if dim != source.axis:
             axis = source.axis - (call.title == "unbind" and dim < source.axis)
@@ -174,14 +174,14 @@ class Splitting(Rule):
 def _split_axis(call: Call) -> int | None:
     position = 1 if call.title == "unbind" else 2
     dim = call.argument(position, "dim", 0)
-    return dim % call.taken.dims if isinstance(dim, int) else None
+    return dim % call.operand.dims if isinstance(dim, int) else None
 
 
 def _sizes(call: Call, dim: int) -> list[int] | None:
     """Return the lengths of the parts along the split axis, where they are always the same."""
-    if call.title == "unbind" or not all(item.is_tensor for item in call.given.items):
+    if call.title == "unbind" or not all(item.is_tensor for item in call.result.items):
         return None
-    sizes = [item.shape[dim] for item in call.given.items]
+    sizes = [item.shape[dim] for item in call.result.items]
     known = [size for size in sizes if size]
     return known if len(known) == len(sizes) else None
 

@@ -37,6 +37,10 @@ class Loss(Rule[_Loss]):
     def local(
         self, run: OperatorRun[Layout, _Loss], group: Group, device: torch.device
     ) -> nn.Module:
+        """Return a layer for this rank's part of a mean; of any other loss, a copy of the layer.
+
+        *run*, *group* and *device* are as in ``Rule.local``.
+        """
         part = _part(run, group)
         return copy.deepcopy(run.whole_layer) if part is None else _LossPart(run.whole_layer, part)
 

@@ -28,7 +28,7 @@ class Reduction(Rule):
             return None
         if source.axis in axes:
             return PARTIAL if call.title in _SUMS else None
-        if call.given.dims == call.taken.dims:
+        if call.result.dims == call.operand.dims:
             return source
         return Sliced(source.layout, source.axis - sum(axis < source.axis for axis in axes))
 
@@ -46,7 +46,7 @@ def _reduced_axes(call: Call) -> list[int] | None:
     """Return the axes that are reduced; None if they are not known before it runs."""
     position = 2 if call.title == "norm" else 1
     asked = call.argument(position, "dim", call.kwargs.get("axis"))
-    dims = call.taken.dims
+    dims = call.operand.dims
     if call.title in ("std", "var") and isinstance(asked, bool):
         return None
     if asked is None:
@@ -88,16 +88,16 @@ class Along(Rule):
             pair = call.title in ("max", "min") and len(call.args) + len(call.kwargs) == 2
             return Elementwise().flow(call, states) if pair else None
         flow = super().flow(call, states)
-        if flow is None or not call.given.items:
+        if flow is None or not call.result.items:
             return flow
-        return Flow(flow.wants, (cast(State[L], flow.gives),) * len(call.given.items))
+        return Flow(flow.wants, (cast(State[L], flow.gives),) * len(call.result.items))
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         axes = _axes_along(call)
         if axes is None or source.axis in axes:
             return None
-        result = call.given.items[0] if call.given.items else call.given
-        dropped = result.dims < call.taken.dims
+        result = call.result.items[0] if call.result.items else call.result
+        dropped = result.dims < call.operand.dims
         return Sliced(source.layout, source.axis - dropped * sum(a < source.axis for a in axes))
 
 
@@ -112,4 +112,4 @@ def _axes_along(call: Call) -> list[int] | None:
         asked = call.args[1:]  # x.flip(2, 3)
     axes = list(asked) if isinstance(asked, tuple | list) else [asked]
     known = [axis for axis in axes if isinstance(axis, int) and not isinstance(axis, bool)]
-    return [axis % call.taken.dims for axis in known] if len(known) == len(axes) > 0 else None
+    return [axis % call.operand.dims for axis in known] if len(known) == len(axes) > 0 else None

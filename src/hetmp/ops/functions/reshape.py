@@ -41,18 +41,19 @@ class Reshape(Rule):
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         if not _is_consistent(call):
             # The size of the image is unknown, but its length when flattened is known.
-            size, rest = divmod(call.given.shape[-1] or 0, source.layout.total)
-            plain = source.axis == 1 and call.given.dims == 2 and size > 0 == rest
+            size, rest = divmod(call.result.shape[-1] or 0, source.layout.total)
+            plain = source.axis == 1 and call.result.dims == 2 and size > 0 == rest
             return Sliced(source.layout.scaled(size), 1) if plain else None
         runs = {
             _run_of(old_shape, new_shape, source.axis)
-            for old_shape, new_shape in zip(call.taken.sizes, call.given.sizes, strict=True)
+            for old_shape, new_shape in zip(call.operand.sizes, call.result.sizes, strict=True)
         }
         if len(runs) != 1 or (run := runs.pop()) is None:
             return None
-        return _through(source, call.taken.shape, call.given.shape, *run)
+        return _through(source, call.operand.shape, call.result.shape, *run)
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+        """Return a layer with this rank's sizes; *run*, *group*, *device*: see ``Rule.local``."""
         return _LocalReshape(run, group.rank, run.layer)
 
     def function(self, run: OperatorRun, group: Group) -> Function:
@@ -62,7 +63,7 @@ class Reshape(Rule):
 
 def _is_consistent(call: Call) -> bool:
     """Return whether the sizes known before and after have equally many elements."""
-    return math.prod(call.taken.sizes[0]) == math.prod(call.given.sizes[0])
+    return math.prod(call.operand.sizes[0]) == math.prod(call.result.sizes[0])
 
 
 def _run_of(
@@ -164,12 +165,12 @@ class Repeat(Rule):
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         asked = call.args[1:] or tuple(call.kwargs.values())
         sizes = asked[0] if len(asked) == 1 and isinstance(asked[0], tuple | list) else asked
-        from_right = source.axis - call.taken.dims
+        from_right = source.axis - call.operand.dims
         times = sizes[from_right] if len(sizes) >= -from_right else 1
         if not isinstance(times, int) or times < 1:
             return None
         layout = source.layout.joined([source.layout] * times)
-        return Sliced(layout, call.given.dims + from_right)
+        return Sliced(layout, call.result.dims + from_right)
 
 
 class RepeatInterleave(Rule):
@@ -182,7 +183,7 @@ class RepeatInterleave(Rule):
         times, dim = call.argument(1, "repeats"), call.argument(2, "dim")
         if not isinstance(times, int) or not isinstance(dim, int):
             return None
-        if dim % call.taken.dims != source.axis:
+        if dim % call.operand.dims != source.axis:
             return source
         if times < 1 or call.kwargs.get("output_size") is not None:
             return None

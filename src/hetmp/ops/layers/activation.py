@@ -64,6 +64,7 @@ class PReLU(Rule[nn.PReLU]):
         return cut_along(run.layer, {"weight": 0}, run.source) if slopes > 1 else {}
 
     def resize(self, layer: nn.PReLU, run: OperatorRun[Layout, nn.PReLU], count: int) -> None:
+        """Set the slopes of *layer* to *count*, unless all channels of *run*'s layer share one."""
         if run.whole_layer.num_parameters > 1:
             layer.num_parameters = count
 
@@ -77,7 +78,7 @@ class AcrossAxis(Rule):
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         dim = call.setting(1, "dim")
-        if not isinstance(dim, int) or dim % call.taken.dims == source.axis:
+        if not isinstance(dim, int) or dim % call.operand.dims == source.axis:
             return None
         return source
 
@@ -102,7 +103,7 @@ class Gating(Rule):
         dim = call.setting(1, "dim", -1)
         if not isinstance(dim, int):
             return None
-        if dim % call.taken.dims != source.axis:
+        if dim % call.operand.dims != source.axis:
             return source
         half = source.layout.folded(2)
         return None if half is None else Sliced(half, source.axis)

@@ -47,6 +47,7 @@ class ChannelNorm(Rule[_NormBase]):
         return cut_along(run.layer, dict.fromkeys(_CUT, 0), run.source)
 
     def resize(self, layer: _NormBase, run: OperatorRun[Layout, _NormBase], count: int) -> None:
+        """Set the number of features of *layer* to *count*; *run* is as in ``Rule.resize``."""
         layer.num_features = count
 
     def idle(self, empty: _NormBase, run: OperatorRun[Layout, _NormBase]) -> Idle:
@@ -73,7 +74,7 @@ class BareNorm(Rule):
         shape = call.argument(1, "normalized_shape")
         if not isinstance(shape, tuple | list):
             return None
-        return source if source.axis < call.taken.dims - len(shape) else None
+        return source if source.axis < call.operand.dims - len(shape) else None
 
 
 class IdleBatchNorm(Idle, _BatchNorm):

@@ -92,6 +92,10 @@ class Convolution(Mixing[_ConvNd]):
         }
 
     def resize(self, layer: _ConvNd, run: OperatorRun[Layout, _ConvNd], count: int) -> None:
+        """Set the channels and groups of *layer* to *count* input or output channels.
+
+        Which of the two, the scheme of the *run* says.
+        """
         whole = run.whole_layer
         if whole.groups > 1:
             layer.groups = count * whole.groups // whole.out_channels
@@ -122,9 +126,17 @@ class Convolution(Mixing[_ConvNd]):
         return known and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
     def compute(self, layer: _ConvNd, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the output of *layer* for *x*, (n, c, *spatial), this rank's input.
+
+        *weight* and *bias* take the place of the layer's own; no bias if None.
+        """
         return torch.convolution(x, weight, bias, *_setting(layer))
 
     def input_gradient(self, layer: _ConvNd, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient of *x*, (n, c, *spatial); see ``Mixing.input_gradient``.
+
+        *gradient* is that of the output of *layer*; *weight* is its weight.
+        """
         wanted = [True, False, False]
         result: Tensor = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, *_setting(layer), wanted
@@ -134,6 +146,10 @@ class Convolution(Mixing[_ConvNd]):
     def parameter_gradients(
         self, layer: _ConvNd, gradient: Tensor, x: Tensor, weight: bool, bias: bool
     ) -> dict[str, Tensor | None]:
+        """Return the gradients of the *weight* and *bias* that are wanted, by name.
+
+        *layer*, *gradient* and *x* are as in ``Mixing.parameter_gradients``.
+        """
         sizes, wanted = [layer.out_channels], [False, weight, bias]
         gradients = torch.ops.aten.convolution_backward(
             gradient, x, layer.weight, sizes, *_setting(layer), wanted

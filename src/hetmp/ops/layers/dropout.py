@@ -57,6 +57,10 @@ class Dropout(Rule[_DropoutNd]):
     def local(
         self, run: OperatorRun[Layout, _DropoutNd], group: Group, device: torch.device
     ) -> nn.Module:
+        """Return dropout with a mask that does not depend on the ranks.
+
+        *run*, *group* and *device* are as in ``Rule.local``.
+        """
         layer = run.whole_layer
         local = KeyedDropout(layer.p, isinstance(layer, _PER_CHANNEL), run.source, group.rank)
         return local.train(layer.training)

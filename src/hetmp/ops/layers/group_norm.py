@@ -59,12 +59,17 @@ class GroupNorm(Rule[nn.GroupNorm]):
     def resize(
         self, layer: nn.GroupNorm, run: OperatorRun[Layout, nn.GroupNorm], count: int
     ) -> None:
+        """Set the groups and channels of *layer* for *count* channels of the *run*'s layer."""
         layer.num_groups = max(1, count // _group_size(run.whole_layer))
         layer.num_channels = count
 
     def local(
         self, run: OperatorRun[Layout, nn.GroupNorm], group: Group, device: torch.device
     ) -> nn.Module:
+        """Return the norm of this rank's channels, with exchanges if groups lie across ranks.
+
+        *run*, *group* and *device* are as in ``Rule.local``.
+        """
         layout = run.source.layout if isinstance(run.source, Sliced) else None
         size = _group_size(run.whole_layer)
         if layout is None or group.size == 1 or layout.grouped(size) is not None:
@@ -75,7 +80,9 @@ class GroupNorm(Rule[nn.GroupNorm]):
             torch.arange(piece.start, piece.stop) // size for piece in layout.slices(group.rank)
         ]
         return SharedGroupNorm(
-            sized(run.whole_layer, cuts, counts, device), torch.cat(owned).to(device), group
+            sized(run.whole_layer, cuts, counts, device),
+            torch.cat(owned).to(device),
+            Exchange(group, PARTIAL, FULL, run.wire),
         )
 
 
@@ -86,16 +93,17 @@ def _group_size(layer: nn.GroupNorm) -> int:
 class SharedGroupNorm(nn.Module):
     """Group norm of this rank's channels, where groups lie across ranks."""
 
-    def __init__(self, layer: nn.GroupNorm, group_of: Tensor, group: Group) -> None:
+    def __init__(self, layer: nn.GroupNorm, group_of: Tensor, total: Exchange) -> None:
         """
         Args:
             layer: a ``GroupNorm`` with this rank's slopes and biases.
             group_of: the group of each channel of this rank, (c,).
+            total: sums the ranks' summands.
         """
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
         self.groups, self.eps, self.size = layer.num_groups, layer.eps, _group_size(layer)
-        self.sum = Exchange(group, PARTIAL, FULL)
+        self.sum = total
         self._group_of = group_of
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,30 +159,35 @@ class LayerNorm(Rule[_LayerNorm]):
     def local(
         self, run: OperatorRun[Layout, _LayerNorm], group: Group, device: torch.device
     ) -> nn.Module:
+        """Return the norm of this rank's share, with exchanges if a normalized axis is cut.
+
+        *run*, *group* and *device* are as in ``Rule.local``.
+        """
         if _normalized_axis(run) is None or group.size == 1:
             return super().local(run, group, device)
         cuts = self.cuts(run)
         counts = {name: cut.layout.counts[group.rank] for name, cut in cuts.items()}
         local = sized(run.whole_layer, cuts, counts, device)
-        return SharedLayerNorm(local, isinstance(run.layer, nn.LayerNorm), group)
+        total = Exchange(group, PARTIAL, FULL, run.wire)
+        return SharedLayerNorm(local, isinstance(run.layer, nn.LayerNorm), total)
 
 
 def _normalized_axis(run: OperatorRun[L, _LayerNorm]) -> int | None:
     """Return which of the normalized axes is cut, None if none is."""
     if not isinstance(run.source, Sliced):
         return None
-    axis = run.source.axis - (run.call.taken.dims - len(run.whole_layer.normalized_shape))
+    axis = run.source.axis - (run.call.operand.dims - len(run.whole_layer.normalized_shape))
     return axis if axis >= 0 else None
 
 
 class SharedLayerNorm(nn.Module):
     """Layer (or root-mean-square) norm over channels of which each rank holds some."""
 
-    def __init__(self, layer: _LayerNorm, centred: bool, group: Group) -> None:
+    def __init__(self, layer: _LayerNorm, centred: bool, total: Exchange) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, getattr(layer, "bias", None)
         self.centred, self.eps = centred, layer.eps
-        self.sum = Exchange(group, PARTIAL, FULL)
+        self.sum = total
         self._shape: Sequence[int] = tuple(layer.normalized_shape)  # of the whole
 
     def forward(self, x: Tensor) -> Tensor:

@@ -36,6 +36,10 @@ class Linear(Mixing[nn.Linear]):
         return int(scheme.cuts_inputs)
 
     def resize(self, layer: nn.Linear, run: OperatorRun[Layout, nn.Linear], count: int) -> None:
+        """Set the features of *layer* to *count*: those of its input or of its output.
+
+        Which of the two, the scheme of the *run* says.
+        """
         if run.scheme is not None and run.scheme.cuts_inputs:
             layer.in_features = count
         else:
@@ -45,16 +49,28 @@ class Linear(Mixing[nn.Linear]):
         return type(layer) is nn.Linear
 
     def compute(self, layer: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the output of *layer* for *x*, (..., features), this rank's input.
+
+        *weight* and *bias* take the place of the layer's own; no bias if None.
+        """
         return nn.functional.linear(x, weight, bias)
 
     def input_gradient(
         self, layer: nn.Linear, gradient: Tensor, x: Tensor, weight: Tensor
     ) -> Tensor:
+        """Return the gradient of *x*, (..., features), from the *gradient* of the output.
+
+        *layer* is this rank's; *weight* is (output features, input features).
+        """
         return gradient @ weight
 
     def parameter_gradients(
         self, layer: nn.Linear, gradient: Tensor, x: Tensor, weight: bool, bias: bool
     ) -> dict[str, Tensor | None]:
+        """Return the gradients of the *weight* and *bias* that are wanted, by name.
+
+        *layer*, *gradient* and *x* are as in ``Mixing.parameter_gradients``.
+        """
         rows = gradient.flatten(0, -2)
         return {
             "weight": rows.t() @ x.flatten(0, -2) if weight else None,

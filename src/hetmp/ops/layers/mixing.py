@@ -36,10 +36,11 @@ class Mixing(Rule[M]):
         """Return whether a bias is added to the output, after the reduction of ``inputs``."""
         return getattr(layer, "bias", None) is not None
 
-    def taken(self, layer: M, layout: L, axis: int) -> State[L] | None:
-        """Return the input state of scheme ``filters``, given the output's layout on *axis*.
+    def input_state(self, layer: M, layout: L, axis: int) -> State[L] | None:
+        """Return the input state of *layer* in scheme ``filters``, by the *layout* of the output.
 
-        None if the layout cuts what must stay on one rank.
+        *layout* is that of the output's channels, on *axis*. None if it cuts what must stay on one
+        rank.
         """
         return FULL
 
@@ -50,13 +51,16 @@ class Mixing(Rule[M]):
         return False
 
     def compute(self, layer: M, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the layer's output for *x*, this rank's input, with these parameters."""
+        """Return the output of *layer* for *x*, this rank's input.
+
+        *weight* and *bias* take the place of the layer's own; no bias if None.
+        """
         raise NotImplementedError
 
     def input_gradient(self, layer: M, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Return the gradient of *x*, of which only shape, strides and dtype are read.
 
-        gradient: of the shape of the layer's output on this rank.
+        gradient: of the shape of the output of *layer* on this rank. weight: the layer's.
         """
         raise NotImplementedError
 
@@ -65,7 +69,8 @@ class Mixing(Rule[M]):
     ) -> dict[str, Tensor | None]:
         """Return the gradients of the parameters that are wanted, by name.
 
-        gradient: of the shape of the layer's output on this rank; x: its input.
+        gradient: of the shape of the output of *layer* on this rank; x: its input. weight, bias:
+        whether the gradient of each is wanted.
         """
         raise NotImplementedError
 
@@ -88,6 +93,10 @@ class Mixing(Rule[M]):
         return stand_in
 
     def local(self, run: OperatorRun[Layout, M], group: Group, device: torch.device) -> nn.Module:
+        """Return this rank's share of the layer: a ``Summand`` where its output is partial.
+
+        *run*, *group* and *device* are as in ``Rule.local``.
+        """
         local = super().local(run, group, device)
         return Summand(local) if run.target == PARTIAL else local
 

@@ -45,16 +45,16 @@ class Pooling(Spared):
 
     def flow(self, call: Call, states: States[L]) -> Flow[L] | None:
         flow = super().flow(call, states)
-        if flow is None or not call.given.items:
+        if flow is None or not call.result.items:
             return flow
-        return Flow(flow.wants, (cast(State[L], flow.gives),) * len(call.given.items))
+        return Flow(flow.wants, (cast(State[L], flow.gives),) * len(call.result.items))
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        spatial = _FUNCTIONS.get(call.target, call.taken.dims - 2)
-        return source if source.axis == call.taken.dims - spatial - 1 else None
+        spatial = _FUNCTIONS.get(call.target, call.operand.dims - 2)
+        return source if source.axis == call.operand.dims - spatial - 1 else None
 
     def spare_width(self, call: Call) -> int | None:
-        return 1 if call.given.items else None
+        return 1 if call.result.items else None
 
 
 _UNPOOLING_FUNCTIONS = (F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
@@ -79,7 +79,7 @@ class Unpooling(Spared):
             spatial = 1 + _UNPOOLING_LAYERS.index(type(call.layer))
         else:
             spatial = 1 + _UNPOOLING_FUNCTIONS.index(call.target)
-        channel_labels = list("nc")[2 + spatial - call.given.dims :]
+        channel_labels = list("nc")[2 + spatial - call.result.dims :]
         labels = [*channel_labels, *range(spatial)]
         labelled = Labelled([(name, labels) for name in names], [*channel_labels, *"zyx"[:spatial]])
         return labelled.flow(call, states)

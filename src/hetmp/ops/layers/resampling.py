@@ -41,7 +41,7 @@ class Padding(Rule):
         padding = call.layer.padding if call.layer is not None else call.argument(1, "pad")
         if not isinstance(padding, tuple | list):
             return None
-        return source if source.axis < call.taken.dims - len(padding) // 2 else None
+        return source if source.axis < call.operand.dims - len(padding) // 2 else None
 
 
 class PixelShuffle(Rule):
@@ -52,7 +52,7 @@ class PixelShuffle(Rule):
     runs_empty = False
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        if source.axis != call.taken.dims - 3:
+        if source.axis != call.operand.dims - 3:
             return None
         layout = source.layout.grouped(_factor(call, "upscale_factor") ** 2)
         return None if layout is None else Sliced(layout, source.axis)
@@ -70,7 +70,7 @@ class PixelUnshuffle(Rule):
     runs_empty = False
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        if source.axis != call.taken.dims - 3:
+        if source.axis != call.operand.dims - 3:
             return None
         return Sliced(source.layout.scaled(_factor(call, "downscale_factor") ** 2), source.axis)
 
@@ -104,7 +104,7 @@ class Patches(Spared):
     functions = (F.unfold, F.fold)
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        before, after = call.taken.sizes[0], call.given.sizes[0]
+        before, after = call.operand.sizes[0], call.result.sizes[0]
         if source.axis != 1 or len(before) + len(after) != 7:
             return None  # a single image has no batch axis
         if len(before) == 4:
@@ -114,4 +114,4 @@ class Patches(Spared):
 
     def spare_width(self, call: Call) -> int:
         """Return the number of indices of the channel axis that one channel takes up."""
-        return max(1, call.taken.sizes[0][1] // call.given.sizes[0][1])
+        return max(1, call.operand.sizes[0][1] // call.result.sizes[0][1])

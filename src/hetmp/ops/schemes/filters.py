@@ -22,7 +22,11 @@ class FiltersScheme(Scheme):
     def takes(
         self, rule: "Mixing[M]", layer: "M", source: State[L], output: Sliced[L]
     ) -> State[L] | None:
-        return rule.taken(layer, output.layout, output.axis)
+        """Return the state of the input; *rule* and *layer* tell it from the *output*.
+
+        It is full, unless the layer has groups of channels. *source* does not matter.
+        """
+        return rule.input_state(layer, output.layout, output.axis)
 
     def gives(self, output: Sliced[L]) -> State[L]:
         return output
@@ -31,6 +35,7 @@ class FiltersScheme(Scheme):
         return run.target
 
     def refusal(self, place: str, rule: "Mixing[M]", layer: "M", output: Sliced[L]) -> str:
+        """Return why the groups of the *layer* at *place* cannot be cut into *output*."""
         groups = rule.groups(layer)
         return (
             f"the plan cuts layer {place} into {output}, inside one of its {groups} groups: "

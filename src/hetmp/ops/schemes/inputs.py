@@ -24,6 +24,11 @@ class InputsScheme(Scheme):
     def takes(
         self, rule: "Mixing[M]", layer: "M", source: State[L], output: Sliced[L]
     ) -> State[L] | None:
+        """Return the state of the input: *source* if it is sliced on the axis of *output*.
+
+        Else slices of the channels that *rule* says *layer* takes, shared as *output* is; None if
+        it names none.
+        """
         if isinstance(source, Sliced) and source.axis == output.axis:
             return source
         channels = rule.input_channels(layer)

@@ -20,6 +20,7 @@ class WholeScheme(Scheme):
     def takes(
         self, rule: "Mixing[M]", layer: "M", source: State[L], output: Sliced[L]
     ) -> State[L] | None:
+        """Return full, for any *rule*, *layer*, *source* and *output*."""
         return FULL
 
     def gives(self, output: Sliced[L]) -> State[L]:

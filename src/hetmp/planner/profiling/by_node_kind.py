@@ -47,10 +47,10 @@ def profile_by_kind(
     and the missing ones stored; stored ones keep their figures. Prints which case it is.
 
     Args:
+        module, group, name, device, budget, tuning, slowdown: as for ``profile_model``.
+        example: the ``example_input`` of ``profile_model``.
         folder: the library of profiles. Only rank 0 reads and writes there.
         kind: kind of this rank's node.
-
-    The other arguments are those of ``profile_model``.
 
     Returns:
         The same profile on every rank. Stored devices get the memory that is free now: the least
@@ -125,6 +125,8 @@ def keep_kinds(
     Rank 0 writes.
 
     Args:
+        library: where the profiles are stored.
+        group: the ranks of the *profile*.
         kinds: the kind of every rank's node.
         only: the keys to store, as on rank 0; all if None.
 

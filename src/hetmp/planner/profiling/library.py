@@ -38,7 +38,14 @@ class Task:
 
     @classmethod
     def of(cls, model: str, graph: ModelGraph, example: Tensor, tuning: Tuning) -> "Task":
-        """Make the task of a model on batches like *example*, (n, c, *spatial)."""
+        """Make the task of a model on batches like *example*, (n, c, *spatial).
+
+        Args:
+            model: its name, for the reader.
+            graph: the model; its fingerprint becomes part of the task's name.
+            example: the batch; its sizes and dtype become part of the task's name.
+            tuning: with which the model will run; so do its choices unlike the defaults.
+        """
         batch_size, *shape = example.shape
         dtype = str(example.dtype).removeprefix("torch.")
         sizes = "x".join(map(str, shape))
@@ -121,6 +128,11 @@ class Library:
 
     def keep(self, kind: str, device: DeviceProfile, created: str) -> Path:
         """Store the profile of a device of a kind of node, replacing an older one.
+
+        Args:
+            kind: of node.
+            device: the profile of its device.
+            created: when it was measured, as text.
 
         Returns:
             The file.

@@ -49,8 +49,11 @@ def measure_links(
     """Measure every kind of exchange between the ranks of *group*. Collective.
 
     Args:
+        group: the ranks.
         shapes: of the whole values, (n, c, *spatial). With fewer channels than ranks, some ranks
             have none.
+        dtype, device: of the values; *device* is this rank's.
+        tuning: with which the model will run.
 
     Returns:
         The same on every rank; empty for one rank.
@@ -72,7 +75,7 @@ def measure_links(
             ):
                 if source == target:
                     continue
-                exchange = Exchange(group, source, target)
+                exchange = Exchange(group, source, target, tuning.wire)
                 seconds = _time(exchange, shape, dtype, device, tuning)
                 measured.setdefault(exchange.collective, []).append((size, largest, seconds))
     return tuple(

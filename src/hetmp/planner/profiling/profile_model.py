@@ -40,6 +40,7 @@ def profile_model(
         module: the module as it will be sliced, also on the meta device: values are not used.
         example_input: a tensor of the batch's shape and dtype, also on the meta device, or a
             tuple or dict of arguments.
+        group: the ranks to measure, and the links between them.
         name: name of the model, for the reader.
         device: device of this rank.
         budget: limits of the measurement.
@@ -105,7 +106,11 @@ def profile_links(
 ) -> tuple[LinkTimes, ...]:
     """Measure the times of a model's exchanges between the ranks. Collective.
 
-    Takes seconds. The arguments are as in ``profile_model``.
+    Takes seconds.
+
+    Args:
+        graph: the model.
+        example_input, group, device, tuning: as for ``profile_model``.
 
     Returns:
         The same on every rank; empty for one rank.

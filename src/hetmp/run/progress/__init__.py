@@ -1,6 +1,6 @@
 """The progress display of a run: a frame in a terminal, else lines with the time."""
 
 from hetmp.run.progress.progress import Progress, silent
-from hetmp.run.progress.status import About
+from hetmp.run.progress.status import RunDescription
 
-__all__ = ["About", "Progress", "silent"]
+__all__ = ["Progress", "RunDescription", "silent"]

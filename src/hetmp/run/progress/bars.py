@@ -52,6 +52,8 @@ def spent_bar(seconds: Sequence[float], longest: float, width: int, glyphs: Glyp
     Args:
         seconds: by kind, in the order of ``KINDS``.
         longest: the seconds for which the bar is *width* characters.
+        width: characters of the longest bar.
+        glyphs: the characters to draw with.
     """
     bar = Text()
     rest = max(0.0, longest - sum(seconds))
@@ -63,13 +65,19 @@ def spent_bar(seconds: Sequence[float], longest: float, width: int, glyphs: Glyp
 
 
 def done_bar(done: float, width: int, glyphs: Glyphs) -> Text:
-    """Draw a bar of which *done*, from 0 to 1, is filled."""
+    """Draw a bar of which *done*, from 0 to 1, is filled.
+
+    It is *width* characters long, of those of *glyphs*.
+    """
     count = min(width, math.floor(width * done))
     return Text.assemble((glyphs.done * count, "cyan"), (glyphs.open * (width - count), "dim"))
 
 
 def curve(points: Sequence[float], width: int, glyphs: Glyphs) -> str:
-    """Draw *points* as heights, averaged if they are many; logarithmic if all are above 0."""
+    """Draw *points* as heights, averaged if they are many; logarithmic if all are above 0.
+
+    It is at most *width* characters long, of those of *glyphs*.
+    """
     count = min(len(points), width)
     if count < 2:
         return ""

@@ -38,7 +38,9 @@ def rows_for(
     The slowest rank is the one that computes longest; it comes first where not all are shown.
 
     Args:
+        shares: of the channels, by rank; only ratios matter.
         spent: seconds by kind and rank.
+        room: the most rows.
     """
     ranks = range(len(shares))
     whole = max(1e-9, sum(shares))
@@ -101,8 +103,8 @@ class Frame:
         if bordered:
             shown = Panel(
                 text,
-                title=Text(self.standing.about.title, "bold"),
-                subtitle=Text(count_ranks(len(self.standing.about.shares))),
+                title=Text(self.standing.run.title, "bold"),
+                subtitle=Text(count_ranks(len(self.standing.run.shares))),
                 title_align="left",
                 subtitle_align="right",
                 width=width,
@@ -119,14 +121,14 @@ class Frame:
 
 def _lines(standing: Standing, width: int, height: int, glyphs: Glyphs) -> list[Text]:
     """Return the frame's lines, only the most important ones if there is little room."""
-    about = standing.about
-    figures = f"{standing.step}/{about.steps}  {clock_text(standing.left)} left"
-    of_epoch = f"{standing.batch}/{about.per_epoch}"
-    names = ["run", f"epoch {standing.epoch + 1}/{about.epochs}", "loss", "speed"]
+    size = standing.run
+    figures = f"{standing.step}/{size.steps}  {clock_text(standing.left)} left"
+    of_epoch = f"{standing.batch}/{size.per_epoch}"
+    names = ["run", f"epoch {standing.epoch + 1}/{size.epochs}", "loss", "speed"]
     run, epoch, loss, speed = (f"{name:<{max(LABEL, len(names[1]) + 2)}}" for name in names)
     head = [
-        _bar_line(run, standing.step / about.steps, figures, width, glyphs),
-        _bar_line(epoch, standing.batch / about.per_epoch, of_epoch, width, glyphs),
+        _bar_line(run, standing.step / size.steps, figures, width, glyphs),
+        _bar_line(epoch, standing.batch / size.per_epoch, of_epoch, width, glyphs),
         _loss_line(loss, standing, width, glyphs),
         _speed_line(speed, standing, width),
     ]
@@ -135,7 +137,7 @@ def _lines(standing: Standing, width: int, height: int, glyphs: Glyphs) -> list[
     if not spent or room < 2:
         return head[: max(1, height)]
     blank = [Text()] if room >= 8 else []
-    rows = rows_for(about.shares, spent, room - 1 - len(blank))
+    rows = rows_for(size.shares, spent, room - 1 - len(blank))
     return [*head, *blank, *_ranks(rows, spent, width, glyphs)]
 
 

@@ -63,7 +63,7 @@ def rate_text(images_per_second: float) -> str:
 
 def _line(standing: Standing, accuracy: str, rate: float) -> str:
     return (
-        f"epoch {standing.epoch + 1:3}  step {standing.step:5}/{standing.about.steps}  "
+        f"epoch {standing.epoch + 1:3}  step {standing.step:5}/{standing.run.steps}  "
         f"loss {standing.loss:.4f}  {accuracy}  {rate_text(rate):>15}  "
         f"{clock_text(standing.left)} left"
     )

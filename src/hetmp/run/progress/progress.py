@@ -7,7 +7,7 @@ from types import TracebackType
 
 from hetmp.cluster import Group
 from hetmp.run.progress.lines import epoch_line, step_line, waiting_line
-from hetmp.run.progress.status import About, Seconds, Standing
+from hetmp.run.progress.status import RunDescription, Seconds, Standing
 from hetmp.run.progress.view import Silent, View, view_of
 
 
@@ -15,13 +15,15 @@ class Progress:
     """The progress display of a run on rank 0; the other ranks are silent.
 
     Args:
-        about: title and size of the run.
+        run: title and size of the run.
         view: ``auto``, ``live`` or ``lines``, as in ``TrainConfig``.
         quiet: whether nothing is shown at all.
     """
 
-    def __init__(self, group: Group, about: About, view: str = "auto", quiet: bool = False) -> None:
-        self._standing = Standing(about)
+    def __init__(
+        self, group: Group, run: RunDescription, view: str = "auto", quiet: bool = False
+    ) -> None:
+        self._standing = Standing(run)
         self._view: View = view_of(view, quiet) if group.is_root else Silent()
 
     def __enter__(self) -> "Progress":
@@ -43,7 +45,15 @@ class Progress:
     def step(
         self, step: int, epoch: int, loss: float, accuracy: float, images: int, seconds: Seconds
     ) -> None:
-        """Show a step that has ended; *step* is the number of steps taken."""
+        """Show a step that has ended.
+
+        Args:
+            step: the number of steps taken, this one included.
+            epoch: its epoch, from 0.
+            loss, accuracy: of its batch; *accuracy* is from 0 to 1.
+            images: number of images in the batch.
+            seconds: by kind and rank.
+        """
         self._standing.took(step, epoch, loss, accuracy, images, seconds)
         if self._view.stands(self._standing):
             self._line(step_line(self._standing))

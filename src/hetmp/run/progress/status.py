@@ -19,7 +19,7 @@ Seconds = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
-class About:
+class RunDescription:
     """Title and size of a run.
 
     Attributes:
@@ -81,9 +81,9 @@ class Standing:
         clock: the time in seconds, from any moment.
     """
 
-    def __init__(self, about: About, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.about, self._clock = about, clock
-        self.step, self.epoch = about.before, min(about.before, about.steps - 1) // about.per_epoch
+    def __init__(self, run: RunDescription, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.run, self._clock = run, clock
+        self.step, self.epoch = run.before, min(run.before, run.steps - 1) // run.per_epoch
         self.loss = self.accuracy = math.nan
         self.test: float | None = None
         self.losses = Curve()
@@ -101,10 +101,18 @@ class Standing:
     def took(
         self, step: int, epoch: int, loss: float, accuracy: float, images: int, seconds: Seconds
     ) -> None:
-        """Record a step that has ended; *step* is the number of steps taken. Cheap."""
+        """Record a step that has ended. Cheap.
+
+        Args:
+            step: the number of steps taken, this one included.
+            epoch: its epoch, from 0.
+            loss, accuracy: of its batch; *accuracy* is from 0 to 1.
+            images: number of images in the batch.
+            seconds: by kind and rank.
+        """
         now = self._clock()
         passed, self._last = now - self._last, now
-        if self.step == self.about.before:
+        if self.step == self.run.before:
             self._first = passed
         self.step, self.epoch, self.loss, self.accuracy = step, epoch, loss, accuracy
         self.losses.add(loss)
@@ -125,7 +133,7 @@ class Standing:
     @property
     def batch(self) -> int:
         """Return the number of steps taken in the epoch."""
-        return self.step - self.epoch * self.about.per_epoch
+        return self.step - self.epoch * self.run.per_epoch
 
     @property
     def elapsed(self) -> float:
@@ -156,15 +164,15 @@ class Standing:
     @property
     def left(self) -> float | None:
         """Estimate the seconds until the run ends; None before the first step."""
-        steps = self.step - self.about.before
+        steps = self.step - self.run.before
         if steps == 0:
             return None
         # The first step is no measure of the others: much is made ready in it.
         first = self._first if steps > 1 else 0.0
         per_step = (self._training - first) / max(1, steps - 1)
         per_evaluation = self._evaluating / max(1, self._evaluations)
-        evaluations = self.about.epochs - self.about.before // self.about.per_epoch
-        return per_step * (self.about.steps - self.step) + per_evaluation * max(
+        evaluations = self.run.epochs - self.run.before // self.run.per_epoch
+        return per_step * (self.run.steps - self.step) + per_evaluation * max(
             0, evaluations - self._evaluations
         )
 

@@ -312,7 +312,7 @@ def _with_demanded_sizes(
     """Fill in sizes backwards: a linear layer tells the length of the axis before it."""
     known = dict(values)
     for node in reversed(nodes):
-        if len(node.call.operands) != 1 or not node.call.given.is_tensor or node.reason:
+        if len(node.call.operands) != 1 or not node.call.result.is_tensor or node.reason:
             continue
         (name,) = node.call.operands
         value, result = known[name], known[node.name]
@@ -333,7 +333,7 @@ def _with_demanded_sizes(
             call=replace(
                 node.call,
                 values={name: known[name] for name in node.call.values},
-                given=known[node.name],
+                result=known[node.name],
             ),
         )
         for node in nodes
@@ -343,9 +343,9 @@ def _with_demanded_sizes(
 
 def _check_channels(node: Node) -> None:
     layer = node.call.layer
-    if layer is None or node.reason is not None or not node.call.taken.is_tensor:
+    if layer is None or node.reason is not None or not node.call.operand.is_tensor:
         return
-    shape = node.call.taken.shape
+    shape = node.call.operand.shape
     wanted = node.rule.input_channels(layer)
     axis = node.rule.channel_axis(layer, len(shape))
     dims = node.rule.input_dims(layer)

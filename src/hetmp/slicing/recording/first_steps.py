@@ -31,19 +31,19 @@ class FirstSteps:
         self._model, self._device, self._before = model, device, before
         self._untimed = min(UNTIMED, left // 2)
         self._wanted = min(wanted, left - self._untimed)
-        self._taken, self._activations = 0, 0
+        self._step_count, self._activations = 0, 0
         self._steps: list[StepRecording] = []
         self.recorder = Recorder(model, device) if self._wanted > 0 else None
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """Wrap every step of the run in this context."""
-        self._taken += 1
-        if self.recorder is None or self._taken > self._untimed + self._wanted:
+        self._step_count += 1
+        if self.recorder is None or self._step_count > self._untimed + self._wanted:
             yield
             return
-        counts = self._taken == max(1, self._untimed)
-        if self._taken <= self._untimed and not counts:
+        counts = self._step_count == max(1, self._untimed)
+        if self._step_count <= self._untimed and not counts:
             yield
             return
         steps: list[StepRecording] = []
@@ -51,19 +51,20 @@ class FirstSteps:
             yield
         if counts:
             self._activations = steps[0].saved
-        if self._taken > self._untimed:
+        if self._step_count > self._untimed:
             self._steps += steps
 
-    def found(
+    def due_records(
         self, optimizer: torch.optim.Optimizer, step: int, images: int
     ) -> dict[str, dict[str, Any]]:
         """Return the records that are due, by kind, once each. Collective where any is due.
 
         Args:
+            optimizer: whose state is counted as memory.
             step: how many steps the run has taken.
             images: of the last step.
         """
-        if self.recorder is None or self._taken != self._untimed + self._wanted:
+        if self.recorder is None or self._step_count != self._untimed + self._wanted:
             return {}
         times = layer_times(self._model.hetmp.group, self.recorder, self._steps)
         held = memory_held(self._model, optimizer, self._device, self._activations, self._before)

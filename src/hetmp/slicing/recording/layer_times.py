@@ -18,6 +18,11 @@ def layer_times(group: Group, recorder: Recorder, steps: Sequence[StepRecording]
     The rank that comes last to an exchange does not wait in it, so the shortest time that any
     rank spent in one is its cost, and what a rank spent beyond that is waiting.
 
+    Args:
+        group: the ranks that took the steps.
+        recorder: made the recordings.
+        steps: the recordings of this rank.
+
     Returns:
         ``layers``, ``exchanges`` and ``rest`` as docs/formats.md describes them. Seconds and
         bytes are of a step, in lists with a number per rank.

@@ -41,6 +41,9 @@ def memory_held(
     """Return each rank's memory, beside what one process would need. Collective.
 
     Args:
+        model: the sliced model.
+        optimizer: whose state is counted.
+        device: of this rank.
         activations: bytes that this rank kept for the backward pass of a step.
         before: bytes of resident memory before the model was made.
 

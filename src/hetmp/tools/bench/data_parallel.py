@@ -64,6 +64,8 @@ def data_parallel(
     Call it inside a ``process_group``.
 
     Args:
+        group: the ranks of the bench.
+        module: the whole network.
         counts: number of images of each rank.
         slowdown: of this rank, if ranks are slowed: it sleeps before gradients are reduced.
 

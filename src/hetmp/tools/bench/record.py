@@ -31,7 +31,7 @@ def check_appendable(path: Path) -> None:
 
 
 def append_result(path: Path, result: BenchResult, command: str) -> None:
-    """Append *result*, measured by *command*, as one line of JSON."""
+    """Append *result*, measured by *command*, to the file at *path* as one line of JSON."""
     line = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,

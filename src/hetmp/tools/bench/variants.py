@@ -31,7 +31,10 @@ def left_out(config: BenchConfig, ranks: int) -> dict[str, str]:
 
 
 def batches(name: str, config: BenchConfig, ranks: int) -> tuple[int, ...]:
-    """Return the number of images of each rank in a data parallel variant."""
+    """Return the number of images of each rank in a data parallel variant.
+
+    *name* is that of the variant, *config* the bench's, over *ranks* ranks.
+    """
     weights = config.weights if name == "data parallel, weighted" else (1.0,) * ranks
     return apportion(config.batch_size, weights).counts
 
@@ -52,6 +55,8 @@ def make_variants(
     """Make this rank's step of each of *names*. Collective.
 
     Args:
+        names: of the variants.
+        config: of the bench.
         module: the whole network, with values on rank 0 at least.
         model: the sliced network.
         batch: (images, labels) of the whole batch.

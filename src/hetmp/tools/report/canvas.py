@@ -146,6 +146,7 @@ def legend(
     """Draw a legend above the axes, in as many rows as needed.
 
     Args:
+        figure: on which it is drawn.
         paints: names and looks.
         lines: show lines instead of areas.
         upright: names of vertical marks in the colour of the text.
@@ -197,6 +198,8 @@ def stacked(
     """Draw a stacked bar for each label, from the top down; areas if there are many.
 
     Args:
+        axes: on which they are drawn.
+        labels: of the bars.
         values: look and values, one per label, of each part.
         along: name of the values, with the unit.
         across: name of the labels, if there are too many to write each.

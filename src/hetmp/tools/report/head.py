@@ -20,23 +20,23 @@ _AIDS = "slowdown", "no_shared_memory", "rounded", "regather", "autocast", "accu
 
 def title(run: Run) -> str:
     """Return the title of a run: ``digits on digits, 3 ranks``."""
-    if run.about is None:
+    if run.record is None:
         return run.label
-    config = run.about.config
-    ranks = count_ranks(len(members(run.last)) or run.about.ranks)
+    config = run.record.config
+    ranks = count_ranks(len(members(run.last)) or run.record.ranks)
     return f"{config.get('model', 'a model')} on {config.get('data', 'data')}, {ranks}"
 
 
 def facts(run: Run) -> list[tuple[str, tuple[str, ...]]]:
     """Return the header table of a run: (label, lines) pairs, in order."""
-    record = run.about
+    record = run.record
     rows: list[tuple[str, tuple[str, ...]]] = [
         ("run", (str(run.path.parent if run.path.name == NAME else run.path),))
     ]
     if record is None:
         rows.append(("record", ("the file does not say what was run: its first line is missing",)))
         return [*rows, ("end", (ended(run),))]
-    started = next((part.about.started for part in run.parts if part.about), "")
+    started = next((part.record.started for part in run.parts if part.record), "")
     rows += [("started", (_moment(started),)), ("end", (ended(run),))]
     if len(run.parts) > 1:
         rows.append(("parts", _parts(run.parts)))
@@ -54,7 +54,7 @@ def facts(run: Run) -> list[tuple[str, tuple[str, ...]]]:
 def ended(run: Run) -> str:
     """Return a sentence on how the run ended."""
     ending, last = run.ending, run.last
-    planned = last.about.steps if last.about else 0
+    planned = last.record.steps if last.record else 0
     of_steps = f" of {planned}" if planned else ""
     if ending is None:
         return (
@@ -91,9 +91,9 @@ def _moment(started: str) -> str:
 def _parts(parts: Sequence[RunPart]) -> tuple[str, ...]:
     lines = []
     for part in parts:
-        ranks = len(members(part)) or (part.about.ranks if part.about else 0)
+        ranks = len(members(part)) or (part.record.ranks if part.record else 0)
         steps = f"{len(part.steps)} step{'s' * (len(part.steps) != 1)}"
-        since = part.about.resumed if part.about else 0
+        since = part.record.resumed if part.record else 0
         lines.append(f"{steps} from step {since} on {count_ranks(ranks)}")
     return (*lines, "figures by rank and layer are of the last part that took a step")
 

@@ -71,7 +71,7 @@ def members(part: RunPart) -> tuple[int, ...]:
 
 def plan_of(part: RunPart) -> PlanRecord | None:
     """Return the plan of a part; None if it is not recorded."""
-    return part.about.plan if part.about else None
+    return part.record.plan if part.record else None
 
 
 def shares(part: RunPart) -> tuple[float, ...]:
@@ -152,7 +152,11 @@ def mean_message(exchanges: Sequence[WatchedExchange]) -> float:
 
 
 def layer_seconds(compute: Array, exchange: float, waiting: Array) -> float:
-    """Return the seconds that a layer adds to a step, in the mean over the ranks."""
+    """Return the seconds that a layer adds to a step, in the mean over the ranks.
+
+    *compute* and *waiting* are its seconds by rank, (ranks,); *exchange* is the seconds of its
+    exchanges, alike on all.
+    """
     return float(np.mean(compute + waiting)) + exchange
 
 
@@ -168,14 +172,14 @@ def _rank_count(part: RunPart) -> int:
             return len(step.seconds.compute)
     if part.memory is not None:
         return len(part.memory.parameters)
-    return part.about.ranks if part.about else 0
+    return part.record.ranks if part.record else 0
 
 
 def _images(part: RunPart, step: StepRecord) -> float:
     """Return the number of images of a step; for older runs, that of a whole batch."""
     if step.images is not None:
         return step.images
-    batch_size = part.about.config.get("batch_size") if part.about else None
+    batch_size = part.record.config.get("batch_size") if part.record else None
     return float(batch_size) if isinstance(batch_size, int) else np.nan
 
 

@@ -27,11 +27,11 @@ class RunPart:
     """The records from one start of a run to its end; a resumed run has several parts.
 
     Attributes:
-        about: the ``run`` record; None if the file has none.
+        record: the ``run`` record; None if the file has none.
         ending: None if the run was cut off, or is still going.
     """
 
-    about: RunRecord | None = None
+    record: RunRecord | None = None
     steps: list[StepRecord] = field(default_factory=list)
     evaluations: list[EvaluationRecord] = field(default_factory=list)
     layers: Layers | None = None
@@ -74,9 +74,9 @@ class Run:
         return (took or list(self.parts))[-1]
 
     @property
-    def about(self) -> RunRecord | None:
+    def record(self) -> RunRecord | None:
         """Return the ``run`` record of ``last``."""
-        return self.last.about
+        return self.last.record
 
     @property
     def ending(self) -> Ending | None:

@@ -73,7 +73,7 @@ def situation(part: RunPart) -> Situation | None:
     times = step_times(part)
     if times is None:
         return None
-    record, plan = part.about, plan_of(part)
+    record, plan = part.record, plan_of(part)
     config: dict[str, Any] = record.config if record else {}
     slowdown = config.get("slowdown") or ()
     places = record.placement if record else ()

@@ -15,7 +15,10 @@ SHOWN = 12
 
 
 def render_trace(traced: Traced, path: Path, steps: int) -> RenderableType:
-    """Make a table of the layers that take longest, with a line on the file at *path*."""
+    """Make a table of the layers that take longest, with a line on the file at *path*.
+
+    *traced* are the records of *steps* steps.
+    """
     return Lines(
         _layers(traced),
         Text(),

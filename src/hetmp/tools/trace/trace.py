@@ -53,6 +53,13 @@ def trace(
     Nothing of the run is saved. The document goes to *path*, compressed if its name ends in
     ``.gz``.
 
+    Args:
+        config: of the run.
+        path: of the document.
+        steps: how many are recorded.
+        skip: how many are taken before.
+        comm: the ranks of the job; ``MPI.COMM_WORLD`` if None.
+
     Returns:
         The same on every rank.
 

@@ -192,8 +192,8 @@ def _finish(axes: "Axes", what: str, runs: Sequence[Run], label_steps: bool = Tr
         axes.set_xlabel("steps taken")
     if len(runs) == 1:
         for part in runs[0].parts[1:]:
-            if part.about and part.about.resumed:
-                axes.axvline(part.about.resumed, color=INK, linewidth=0.9, linestyle=(0, (2, 2)))
+            if part.record and part.record.resumed:
+                axes.axvline(part.record.resumed, color=INK, linewidth=0.9, linestyle=(0, (2, 2)))
 
 
 def _legend(figure: "Figure", runs: Sequence[Run], with_test: bool) -> None:
@@ -214,7 +214,7 @@ def _how_read(curves: Sequence[WindowedCurve], runs: Sequence[Run], test: bool =
         )
     if test and len(runs) > 1 and any(run.evaluations for run in runs):
         sentences.append("Dotted, with dots: the test set.")
-    if len(runs) == 1 and any(part.about and part.about.resumed for part in runs[0].parts[1:]):
+    if len(runs) == 1 and any(part.record and part.record.resumed for part in runs[0].parts[1:]):
         sentences.append("A dotted upright: the run was resumed.")
     return " ".join(sentences)
 
