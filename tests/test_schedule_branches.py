@@ -14,7 +14,7 @@ from hetmp.core.partition import Layout, Partition, Piece
 from hetmp.core.state import FULL, PARTIAL, Sliced
 from hetmp.ops import Value
 from hetmp.slicing.channel_groups import plan_from_weights
-from hetmp.slicing.graph import read_graph
+from hetmp.slicing.graph import PLAIN, read_graph
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
@@ -131,10 +131,9 @@ def test_parts_of_a_slice_are_slices():
     assert [state.layout.counts for state in call(made, "chunk").after] == [(3, 0, 2)] * 2
 
 
-def test_a_tuple_that_is_handed_on_whole_is_computed_whole():
-    """It is one value to what takes it, here a function of the user's."""
-    made = schedule(lambda self, x: handed_on(self.conv(x).chunk(3, 1)))
-    assert told(made) == ["Conv2d", GATHER, "chunk", *["getitem"] * 3, "handed_on"]
+def test_parts_that_are_handed_out_are_gathered_each():
+    made = schedule(lambda self, x: self.conv(x).chunk(3, 1))
+    assert told(made) == ["Conv2d", "chunk", *["getitem"] * 3, *[GATHER] * 3]
 
 
 def test_what_has_no_rule_is_computed_whole():

@@ -6,6 +6,7 @@ from hetmp.core.state import L, States
 from hetmp.ops.call import (
     Call,
     Flow,
+    Function,
     OperatorRun,
     Ref,
     Shape,
@@ -114,6 +115,7 @@ __all__ = [
     "Call",
     "Cuts",
     "Flow",
+    "Function",
     "KeyedDropout",
     "L",
     "Mixing",

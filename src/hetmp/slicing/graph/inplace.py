@@ -4,6 +4,7 @@ After ``y.relu_()`` every operation that takes ``y`` takes the result, so a valu
 value that shares memory with ``y`` without being ``y`` would change unseen; that is refused.
 """
 
+import functools
 import inspect
 import operator
 from collections.abc import Mapping
@@ -12,9 +13,21 @@ from typing import Any
 from torch import fx, nn
 
 from hetmp.core.errors import HetmpError
-from hetmp.ops import Value, assigned, shares_memory
+from hetmp.ops import Function, Value, assigned, shares_memory
 from hetmp.slicing.graph.lines import users_line
 from hetmp.slicing.graph.proxies import ASSIGNMENTS
+
+
+class Changing:
+    """A function of the user's that changes its first argument in place, and now returns it."""
+
+    def __init__(self, function: Function) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.function(*args, **kwargs)
+        return args[0]
 
 
 def changed(node: fx.Node, skeleton: nn.Module, values: Mapping[str, Value]) -> fx.Node | None:
@@ -33,6 +46,8 @@ def _is_in_place(node: fx.Node, skeleton: nn.Module) -> bool:
         return str(target).endswith("_") and not str(target).endswith("__")
     if node.op != "call_function" or target in (*ASSIGNMENTS, assigned):
         return node.op == "call_function"
+    if isinstance(target, Changing):
+        return True
     if getattr(target, "__name__", "").endswith("_"):
         return target.__module__ != operator.add.__module__  # and_ and or_ only avoid a keyword
     try:

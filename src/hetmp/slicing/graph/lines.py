@@ -4,11 +4,18 @@ import os
 import re
 import sys
 from types import FrameType
+from typing import Any
 
 import torch
 
 _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
 """Folders whose lines are not the user's."""
+
+
+def is_users(function: Any) -> bool:
+    """Return whether *function* is written in Python by neither torch nor hetmp."""
+    code = getattr(function, "__code__", None)
+    return code is not None and not code.co_filename.startswith(_LIBRARIES)
 
 
 def is_library(frame: FrameType) -> bool:

@@ -258,14 +258,26 @@ def _flat(structure: Any) -> Iterator["KnownProxy"]:
     """Yield the stand-ins in a structure of tuples, lists and dicts."""
     if type(structure) in (TensorProxy, NumberProxy):
         yield structure
-    elif type(structure) in (tuple, list, ShapeProxy):
+    elif isinstance(structure, tuple | list):
         for item in structure:
             yield from _flat(item)
     elif type(structure) is dict:
         yield from _flat(list(structure.values()))
 
 
-class ShapeProxy(tuple[Any, ...]):
+class ItemsTuple(tuple[Any, ...]):
+    """A tuple with a stand-in for every item; ``node`` is that of the tuple."""
+
+    node: fx.Node
+
+
+class ItemsList(list[Any]):
+    """A list with a stand-in for every item; ``node`` is that of the list."""
+
+    node: fx.Node
+
+
+class ShapeProxy(ItemsTuple):
     """The result of ``x.shape``: a stand-in for every size."""
 
     def __add__(self, other: Any) -> "ShapeProxy":
@@ -335,7 +347,8 @@ def known(node: fx.Node, tracer: Any, value: Any) -> Any:
         if type(value) not in (tuple, list, torch.Size):
             return NamedProxy(node, tracer, value)
         whole = KnownProxy(node, tracer, value)
-        items = [whole.item(i) for i in range(len(value))]
-        kind = ShapeProxy if isinstance(value, torch.Size) else type(value)
-        return kind(items)
+        kinds = {torch.Size: ShapeProxy, tuple: ItemsTuple, list: ItemsList}
+        items = kinds[type(value)](whole.item(i) for i in range(len(value)))
+        items.node = node
+        return items
     return SettingProxy(node, tracer, value)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hetmp.core.errors import HetmpError
-from hetmp.ops import Value, rule_for
+from hetmp.ops import Value, mapped, rule_for
 from hetmp.slicing.graph.meta_run import modes_kept, on_meta, run_layer, run_method, without_data
 from hetmp.slicing.graph.proxies import confirm, is_size
 
@@ -168,6 +168,11 @@ class _Shapes(fx.Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return on_meta(super().get_attr(target, args, kwargs))
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        # torch.fx's own containers cannot be changed, which a function may do.
+        args, kwargs = mapped((args, kwargs), lambda item: item)
+        return super().call_function(target, args, kwargs)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
         return run_method(target, args, kwargs)

@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from hetmp.core.errors import HetmpError
 from hetmp.ops import known_layers, mapped, rule_for
 from hetmp.slicing.graph.graph import Mode
+from hetmp.slicing.graph.inplace import Changing
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
-from hetmp.slicing.graph.lines import is_library, users_frame, users_line
+from hetmp.slicing.graph.lines import is_library, is_users, users_frame, users_line
 from hetmp.slicing.graph.meta_run import attribute, on_meta, run_layer, run_method, without_data
 from hetmp.slicing.graph.proxies import (
     DEVICES,
@@ -135,11 +136,29 @@ class Tracer(fx.Tracer):
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
         if not self._example.tensors or target is confirm:
             return proxy
+        own_args, own_kwargs = _values((args, kwargs), target)
+        operands = _tensors((own_args, own_kwargs))
+        versions = [tensor._version for tensor in operands]
         try:
-            value = self._run(kind, target, *_values((args, kwargs), target))
+            value = self._run(kind, target, own_args, own_kwargs)
         except Exception as error:
             raise misfit(self._example.tensors, error) from error
+        changed = [x for x, before in zip(operands, versions, strict=True) if x._version != before]
+        if changed and kind == "call_function" and is_users(target):
+            value = self._changing(proxy.node, own_args, changed, value)
         return known(proxy.node, self, value)
+
+    def _changing(self, node: fx.Node, args: Any, changed: list[Tensor], value: Any) -> Tensor:
+        """Make a user's function that changes its first argument one that returns it, too."""
+        first = args[0] if args else None
+        if any(x is not first for x in changed) or (value is not None and value is not first):
+            line = users_line(node.stack_trace or "")
+            raise HetmpError(
+                f"{node.name!r}{' at ' if line else ''}{line} changes an argument in place and "
+                "returns something else: this cannot be sliced; return the changed tensor alone"
+            )
+        node.target = Changing(node.target)
+        return changed[0]
 
     def confirm(self, proxy: KnownProxy, call: tuple[int, int] | None = None) -> None:
         """Record that the module depends on *proxy*'s value, as the *call* of a frame asks."""
@@ -241,6 +260,18 @@ def _values(structure: Any, target: Any) -> Any:
         return item.answer if compared else item.value
 
     return mapped(structure, value)
+
+
+def _tensors(structure: Any) -> list[Tensor]:
+    tensors: dict[int, Tensor] = {}
+
+    def note(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            tensors[id(item)] = item
+        return item
+
+    mapped(structure, note)
+    return list(tensors.values())
 
 
 _SETTINGS = (
