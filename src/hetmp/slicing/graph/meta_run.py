@@ -26,7 +26,7 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def without_data() -> Iterator[None]:
     """Make new tensors inside the context without data: shapes only."""
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"), torch.inference_mode(mode=False), torch.no_grad():
         yield
 
 

@@ -157,6 +157,7 @@ class Tracer(fx.Tracer):
                 f"{node.name!r}{' at ' if line else ''}{line} changes an argument in place and "
                 "returns something else: this cannot be sliced; return the changed tensor alone"
             )
+        assert callable(node.target)
         node.target = Changing(node.target)
         return changed[0]
 

@@ -137,6 +137,11 @@ class _Comparison:
             mine, theirs = _gradients(self.own, wanted), _gradients(self.read.whole, made)
             theirs = {name: theirs.get(name) for name in mine}
             self.check(part, number, mine, theirs, changed)
+            # A checkpoint's backward pass runs its layers again, batch norms too.
+            own_buffers = dict(self.own.named_buffers())
+            for name, buffer in self.read.whole.named_buffers():
+                if name in own_buffers:
+                    buffer.copy_(own_buffers[name])
 
     def check(
         self,
