@@ -131,7 +131,7 @@ def test_pythons_and_numpys_generators_are_seeded_for_a_users_code():
     def numbers() -> tuple[float, float, float]:
         return random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
 
-    told = []
+    sequences = []
     for own in (7, 8):
         random.seed(own)
         np.random.seed(own)  # noqa: NPY002
@@ -141,9 +141,9 @@ def test_pythons_and_numpys_generators_are_seeded_for_a_users_code():
         np.random.seed(own)  # noqa: NPY002
         torch.manual_seed(own)
         with Seeds(3).seeded("step", CPU, numbers, own=True):
-            told.append(numbers())
+            sequences.append(numbers())
         assert numbers() == expected
-    assert told[0] == told[1]
+    assert sequences[0] == sequences[1]
 
 
 @pytest.mark.parametrize("draw", [torch.rand_like, torch.abs, lambda x: x * random.random()])
@@ -171,8 +171,8 @@ def drop_path(x: Tensor, training: bool) -> Tensor:
 @torch.fx.wrap
 def noisy(x: Tensor) -> Tensor:
     """Noise in any mode, from each of the three generators."""
-    kept = torch.rand(len(x), 1, 1, 1, dtype=x.dtype) > 0.3
-    return x * kept + random.random() + np.random.rand()  # noqa: NPY002
+    mask = torch.rand(len(x), 1, 1, 1, dtype=x.dtype) > 0.3
+    return x * mask + random.random() + np.random.rand()  # noqa: NPY002
 
 
 class Noise(torch.autograd.Function):

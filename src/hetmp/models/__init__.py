@@ -6,27 +6,7 @@ modules with a ``forward`` of their own.
 """
 
 from hetmp.models.layerwise_start import layer_by_layer
-from hetmp.models.outline import (
-    built_on_cpu,
-    on_cpu_line,
-    outline,
-    tensor_bytes,
-    try_on_meta,
-    without_parameters,
-)
+from hetmp.models.outline import outline
 from hetmp.models.registry import CatalogRow, build, catalog, names, published
 
-__all__ = [
-    "CatalogRow",
-    "build",
-    "built_on_cpu",
-    "catalog",
-    "layer_by_layer",
-    "names",
-    "on_cpu_line",
-    "outline",
-    "published",
-    "tensor_bytes",
-    "try_on_meta",
-    "without_parameters",
-]
+__all__ = ["CatalogRow", "build", "catalog", "layer_by_layer", "names", "outline", "published"]

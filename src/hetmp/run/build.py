@@ -10,6 +10,13 @@ from hetmp import data, models
 from hetmp.cluster import Group
 from hetmp.cluster.turns import in_turns
 from hetmp.data import Dataset
+from hetmp.models.outline import (
+    built_on_cpu,
+    on_cpu_line,
+    tensor_bytes,
+    try_on_meta,
+    without_parameters,
+)
 from hetmp.run.config import TrainConfig
 
 
@@ -50,17 +57,17 @@ def without_values(
         HetmpError: on every rank, as ``models.build``, or a user's function fails.
     """
     with group.together():
-        module, why = models.try_on_meta(name, input_shape, classes)
+        module, why = try_on_meta(name, input_shape, classes)
     failed = group.allgather(np.array([module is None], dtype=np.int8)).ravel()
     if module is not None and not failed.any():
         return module
     why = group.broadcast_text(why, int(failed.argmax()))
     module, one_by_one = _in_turns(
-        lambda: models.built_on_cpu(name, input_shape, classes, seed), group, keep=False
+        lambda: built_on_cpu(name, input_shape, classes, seed), group, keep=False
     )
     if say:
         by = ", by one rank of a host after another to save memory" if one_by_one else ""
-        group.say(models.on_cpu_line(name, why) + by)
+        group.say(on_cpu_line(name, why) + by)
     return module
 
 
@@ -96,8 +103,8 @@ def _in_turns(
 
     def work() -> int:
         module = build()
-        built.append(module if keep else models.without_parameters(module))
-        return models.tensor_bytes(module)
+        built.append(module if keep else without_parameters(module))
+        return tensor_bytes(module)
 
     one_by_one = in_turns(group, work)
     return built[0], one_by_one
