@@ -70,3 +70,28 @@ def per_pixel(input_shape: Sequence[int], classes: int) -> nn.Module:
         nn.GELU(),
         nn.Conv2d(5, classes, 1),
     )
+
+
+def by_value(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """A network whose constructor looks at values: of rates, of a list and of a weight."""
+    rates = [rate.item() for rate in torch.linspace(0, 0.1, 3)]
+    channels, _ = (torch.arange(2) + 7).tolist()
+    first = nn.Conv2d(input_shape[0], channels, 3)
+    if first.weight.std() > 10:
+        raise ArithmeticError("a weight as torch starts it is small")
+    return nn.Sequential(
+        first,
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Dropout(rates[2]),
+        nn.Conv2d(channels, 5, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, classes),
+    )
+
+
+def by_too_large_a_value(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """A constructor that fails wherever it runs, and first where it looks at a value."""
+    rate = torch.linspace(0, 0.1, 3)[2].item()
+    return nn.Sequential(nn.Conv2d(input_shape[0], 5, 3), nn.Dropout(1 + rate))

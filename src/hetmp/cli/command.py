@@ -102,3 +102,8 @@ def command(name: str | None = None) -> Any:
 def option(*names: str, **attributes: Any) -> Any:
     """Return ``click.option`` for an `Option`."""
     return click.option(*names, cls=Option, **attributes)
+
+
+def remark(text: str) -> None:
+    """Print *text* on stderr: what the user should know beside the output."""
+    click.echo(text, err=True)

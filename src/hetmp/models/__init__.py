@@ -6,6 +6,7 @@ modules with a ``forward`` of their own.
 """
 
 from hetmp.models.layerwise_start import layer_by_layer
-from hetmp.models.registry import CatalogRow, build, catalog, names, outline, published
+from hetmp.models.outline import outline
+from hetmp.models.registry import CatalogRow, build, catalog, names, published
 
 __all__ = ["CatalogRow", "build", "catalog", "layer_by_layer", "names", "outline", "published"]

@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hetmp.core.checks import image_shape, whole_number
 from hetmp.core.errors import HetmpError
@@ -133,22 +133,3 @@ def _width(width: Any) -> float:
     if not (number > 0 and math.isfinite(number)):
         raise HetmpError(f"width is a finite number above 0, got {width!r}")
     return number
-
-
-def outline(
-    name: str, input_shape: Sequence[int], classes: int, *, batch_size: int = 2, dtype: str
-) -> tuple[nn.Module, Tensor]:
-    """Return the network *name* and a batch for it, on the meta device: they take no memory.
-
-    Args:
-        name, input_shape, classes: as for `build`.
-        batch_size: of the batch, (batch_size, *input_shape).
-        dtype: of both, by torch's name.
-
-    Raises:
-        HetmpError: as `build`.
-    """
-    kind = getattr(torch, dtype)
-    with torch.device("meta"):
-        module = build(name, input_shape, classes).to(kind)
-        return module, torch.empty((batch_size, *input_shape), dtype=kind)

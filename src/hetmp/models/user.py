@@ -4,12 +4,19 @@ import importlib
 import os
 import pkgutil
 import sys
+import traceback
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
+import torch
 from torch import nn
 
 from hetmp.core.errors import HetmpError
 from hetmp.core.suggestions import nearest
+
+_LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
+"""The folders of torch and of hetmp, whose lines are not the user's."""
 
 
 def build(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -19,8 +26,32 @@ def build(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     traceback is what helps.
 
     Raises:
-        HetmpError: *name* is not of that form, the module or the function is missing, is not
-            callable, raises ``TypeError`` on the call, or returns no ``nn.Module``.
+        HetmpError: as `import_function`, or the function raises ``TypeError`` on the call, or
+            returns no ``nn.Module``.
+    """
+    function = import_function(name)
+    title = name.partition(":")[2]
+    try:
+        network = function(input_shape, classes)
+    except TypeError as error:
+        raise HetmpError(
+            f"model {name!r}: {title}({input_shape}, {classes}) raised TypeError: "
+            f"{error}{at_line(error)}; it is called with (input_shape, classes)"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise HetmpError(
+            f"model {name!r}: {title} returned a {type(network).__name__}, "
+            "it must return a torch.nn.Module"
+        )
+    return network
+
+
+def import_function(name: str) -> Callable[..., Any]:
+    """Import the function that *name* says.
+
+    Raises:
+        HetmpError: *name* is not of that form, the module or the function is missing, or is not
+            callable.
     """
     module_name, _, function_name = name.partition(":")
     parts = [*module_name.split("."), function_name]
@@ -41,19 +72,21 @@ def build(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
             f"model {name!r}: {function_name} is a {type(function).__name__}, "
             "not a function of (input_shape, classes)"
         )
-    try:
-        network = function(input_shape, classes)
-    except TypeError as error:
-        raise HetmpError(
-            f"model {name!r}: {function_name}({input_shape}, {classes}) raised TypeError: "
-            f"{error}; it is called with (input_shape, classes)"
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise HetmpError(
-            f"model {name!r}: {function_name} returned a {type(network).__name__}, "
-            "it must return a torch.nn.Module"
-        )
-    return network
+    imported: Callable[..., Any] = function
+    return imported
+
+
+def at_line(error: BaseException) -> str:
+    """Return `` at FILE:LINE``, the innermost line of the user's that raised *error*; or nothing.
+
+    A file below the current directory is named from there.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, "<frozen"))]
+    if not users:
+        return ""
+    file, here = users[-1].filename, os.getcwd() + os.sep
+    return f" at {file.removeprefix(here)}:{users[-1].lineno}"
 
 
 def _import(name: str, module_name: str) -> ModuleType:

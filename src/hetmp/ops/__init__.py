@@ -15,7 +15,7 @@ from hetmp.ops.call import (
     mapped,
     references,
 )
-from hetmp.ops.fallback import Whole, seeded
+from hetmp.ops.fallback import Whole
 from hetmp.ops.functions.attention import Attention
 from hetmp.ops.functions.axes import Axes, Expand
 from hetmp.ops.functions.elementwise import Concatenation, Elementwise, Stacking
@@ -49,13 +49,16 @@ from hetmp.ops.registry import (
     initial_value,
     known_layers,
     layer_form,
+    may_draw,
     operator,
     register,
     rule_for,
+    runs_own_code,
     shares_memory,
 )
 from hetmp.ops.rule import Cuts, Rule, cut_along, fresh_tensors
 from hetmp.ops.schemes import SCHEMES, Scheme, SchemeName
+from hetmp.ops.seeding import Seeds
 
 _RULES: tuple[Rule[Any], ...] = (
     Convolution(),
@@ -125,6 +128,7 @@ __all__ = [
     "Rule",
     "Scheme",
     "SchemeName",
+    "Seeds",
     "Shape",
     "States",
     "Value",
@@ -140,10 +144,11 @@ __all__ = [
     "known_layers",
     "layer_form",
     "mapped",
+    "may_draw",
     "operator",
     "references",
     "register",
     "rule_for",
-    "seeded",
+    "runs_own_code",
     "shares_memory",
 ]

@@ -1,9 +1,6 @@
 """Operations without a rule: every rank computes them whole, from full operands."""
 
 import copy
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -18,7 +15,7 @@ from hetmp.ops.rule import Rule
 class Whole(Rule):
     """An operation that every rank computes whole, with all its parameters.
 
-    Its random numbers must be the same on all ranks: see ``seeded``.
+    Its random numbers must be the same on all ranks: see ``Seeds``.
     """
 
     # Running statistics, whatever normalization layer keeps them.
@@ -31,10 +28,16 @@ class Whole(Rule):
     views = ("diagonal", "moveaxis", "positive", "ravel", "select")
     random = (
         *("rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm"),
-        *("bernoulli", "normal", "multinomial", "rrelu", "gumbel_softmax"),
+        *("bernoulli", "normal", "multinomial", "poisson", "binomial"),
+        *("rrelu", "rrelu_", "gumbel_softmax"),
         *("bernoulli_", "uniform_", "normal_", "random_", "exponential_"),
-        *("alpha_dropout", "feature_alpha_dropout", "feature_dropout"),
-        *("fractional_max_pool2d", "fractional_max_pool3d"),
+        *("cauchy_", "geometric_", "log_normal_"),
+        *("alpha_dropout", "feature_alpha_dropout", "feature_dropout", "native_dropout"),
+        *("dropout_", "alpha_dropout_", "feature_alpha_dropout_", "feature_dropout_"),
+        *("fractional_max_pool2d", "fractional_max_pool2d_with_indices"),
+        *("fractional_max_pool3d", "fractional_max_pool3d_with_indices"),
+        *("multi_head_attention_forward", "rnn_relu", "rnn_tanh", "lstm", "gru"),
+        *("svd_lowrank", "pca_lowrank"),
     )
 
     def flow(self, call: Call, states: States[L]) -> None:
@@ -56,15 +59,3 @@ class Whole(Rule):
 
     def function(self, run: OperatorRun, group: Group) -> Function:
         return lambda *args, **kwargs: run.call.invoke(args, kwargs)
-
-
-@contextmanager
-def seeded(key: int, name: str, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators with (*key*, *name*) inside, and restore them afterwards.
-
-    *device* is that of the random numbers; its generator is seeded, and the CPU's.
-    """
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(zlib.crc32(f"{key} {name}".encode()))
-        yield

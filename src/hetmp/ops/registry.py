@@ -55,6 +55,32 @@ def draws(call: Call) -> bool:
     return call.layer is not None or any(call.title in rule.random for rule in _all_rules())
 
 
+def may_draw(call: Call) -> bool:
+    """Return whether a call that is computed whole may draw random numbers, as far as one knows."""
+    return draws(call) or runs_own_code(call)
+
+
+_LIBRARIES = ("", "_operator", "builtins", "hetmp", "math", "operator", "torch")
+"""Packages whose functions and layers are known to draw, or not to."""
+
+
+def runs_own_code(call: Call) -> bool:
+    """Return whether a call runs code that is neither torch's nor hetmp's: it may do anything."""
+    if call.layer is not None:
+        return any(_is_own(type(part)) for part in call.layer.modules())
+    return not isinstance(call.target, str) and _is_own(_key(call.target))
+
+
+def _is_own(target: Any) -> bool:
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return str(target).partition(".")[0] not in ("aten", "prim", "prims")
+    if isinstance(target, torch.jit.ScriptFunction) or (
+        isinstance(target, type) and issubclass(target, fx.GraphModule | torch.jit.ScriptModule)
+    ):
+        return True
+    return (getattr(target, "__module__", None) or "").partition(".")[0] not in _LIBRARIES
+
+
 def initial_value(layer: nn.Module, buffer: str) -> float | None:
     """Return the value of a *buffer* of *layer* before the first batch; None if unknown."""
     rules = (_layers[kind] for kind in type(layer).__mro__ if kind in _layers)

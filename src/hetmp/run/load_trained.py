@@ -17,7 +17,7 @@ from hetmp.cluster import AgreedError, Group
 from hetmp.cluster.slowdown import check_slowdown
 from hetmp.core.errors import HetmpError
 from hetmp.data import Dataset, Feed, Part, Reading, options_of
-from hetmp.run.build import load_dataset
+from hetmp.run.build import load_dataset, with_values, without_values
 from hetmp.run.config import OF_DATA, TrainConfig, train_config
 from hetmp.run.precision import wire_of
 from hetmp.run.rank_setup import order_ranks, set_up_rank
@@ -186,8 +186,8 @@ def _loaded(
     group, dataset, name = Group(comm), trained.dataset, trained.config.model
     # A network of the user's own may make tensors that no file has: it is built as it trains.
     shipped = name in models.names()
-    with group.together(), torch.device("meta" if shipped else "cpu"):
-        module = models.build(name, dataset.input_shape, dataset.classes).to(trained.dtype)
+    build = without_values if shipped else with_values
+    module = build(name, dataset.input_shape, dataset.classes, group).to(trained.dtype)
     model = slice_model(
         module,
         weights,

@@ -1,18 +1,16 @@
 """Prepare a run: its data, ranks, division of the work, sliced model and training step."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from hetmp import data, models
 from hetmp.cluster import Group
 from hetmp.cluster.placement import RankPlace, gather_places, show_placement
 from hetmp.data import Augmentation, Dataset, Feed, Reading
-from hetmp.run.build import load_dataset
+from hetmp.run.build import load_dataset, with_values, without_values
 from hetmp.run.config import TrainConfig
 from hetmp.run.load_trained import check_output
 from hetmp.run.precision import wire_of
@@ -150,9 +148,14 @@ def _sliced(
 ) -> SlicedModel:
     """Slice the network of *config* over the ranks of *comm*. Collective."""
     group, dtype = Group(comm), getattr(torch, config.dtype)
-    with group.together():
-        torch.manual_seed(config.seed)
-        module = _build(config, dataset, group).to(dtype)
+    torch.manual_seed(config.seed)
+    images = (dataset.input_shape, dataset.classes)
+    if config.layerwise:
+        said = isinstance(weights, Plan) and weights.fingerprint  # by whoever compared them
+        module = without_values(config.model, *images, group, seed=config.seed, say=not said)
+    else:
+        module = with_values(config.model, *images, group)
+    module = module.to(dtype)
     model = slice_model(
         module,
         weights,
@@ -181,14 +184,3 @@ def tuning_of(config: TrainConfig) -> Tuning:
         rounded=config.rounded,
         wire=wire_of(config),
     )
-
-
-def _build(config: TrainConfig, dataset: Dataset, group: Group) -> nn.Module:
-    """Build the whole network, with values on rank 0 alone to save memory.
-
-    With ``layerwise``, no rank has values.
-    """
-    shipped = config.model in models.names()
-    here = not config.layerwise and (group.is_root or not shipped)
-    with nullcontext() if here else torch.device("meta"):
-        return models.build(config.model, dataset.input_shape, dataset.classes)

@@ -17,7 +17,7 @@ from hetmp.run.build import outline
 from hetmp.run.config import TrainConfig
 from hetmp.run.rank_setup import RankSetup
 from hetmp.slicing import Tuning
-from hetmp.slicing.graph import ModelGraph, fingerprint, read_graph
+from hetmp.slicing.graph import fingerprint, read_graph
 from hetmp.slicing.plan import Plan
 
 if TYPE_CHECKING:
@@ -74,10 +74,13 @@ def share_work(config: TrainConfig, dataset: Dataset, setup: RankSetup, tuning: 
             titles = group.gather_texts(device_title(setup.device, setup.slowdown))
             with group.together():
                 plan = Plan.load(config.plan)
-                _check_plan(plan, titles, lambda: read_graph(*outline(config, dataset)))
+                plan.check_ranks(group.size)
+            named = group.broadcast_text(plan.fingerprint)
+            network = outline(config, dataset, group) if named else None
+            with group.together():
+                _check_plan(plan, titles, network)
             return Sharing(plan, equal)
-        with group.together():
-            module, example = outline(config, dataset)
+        module, example = outline(config, dataset, group)
         profile = _profile(config, module, example, setup, tuning)
     text, decision = "", ""
     with group.together():
@@ -130,9 +133,9 @@ def _profile(
     return profile
 
 
-def _check_plan(plan: Plan, titles: list[str], graph: Callable[[], ModelGraph]) -> None:
-    plan.check_ranks(len(titles))
-    if plan.fingerprint and plan.fingerprint != fingerprint(graph()):
+def _check_plan(plan: Plan, titles: list[str], network: tuple[nn.Module, Tensor] | None) -> None:
+    """Refuse a plan for other devices, or for another model than *network*, if one is given."""
+    if network is not None and plan.fingerprint != fingerprint(read_graph(*network)):
         raise HetmpError(
             "the plan was made for another model, or for images of another size: make one for "
             "this model"

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from hetmp.exchange import Carriage, Exchange, tidy
-from hetmp.ops import Postponed, add_bias, filled, seeded
+from hetmp.ops import Postponed, Seeds, add_bias, filled
 from hetmp.slicing.graph import PLAIN
 from hetmp.slicing.runtime import Checkpoint, Order, Runtime
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep
@@ -28,7 +28,7 @@ class Forward:
         mode: which program runs.
         values: the inputs and attributes, by name; results are added.
         entered: the replicated parameters, by name.
-        key: for the random numbers of this pass.
+        seeds: of the random numbers of this pass; None if none are drawn.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class Forward:
         mode: int,
         values: dict[str, Any],
         entered: Mapping[str, Tensor],
-        key: int,
+        seeds: Seeds | None,
     ) -> None:
         self.model, self.runtime, self.mode = model, runtime, mode
-        self.values, self.entered, self.key = values, entered, key
+        self.values, self.entered, self.seeds = values, entered, seeds
         self.watch = runtime.watch
         self.postponed: dict[str, tuple[Postponed, int]] = {}
 
@@ -73,10 +73,11 @@ class Forward:
         def run(*values: Any) -> tuple[Any, ...]:
             nonlocal runs
             named = dict(zip(part.sources, values, strict=True))
-            inner = Forward(self.model, self.runtime, self.mode, named, self.entered, self.key)
+            inner = Forward(self.model, self.runtime, self.mode, named, self.entered, self.seeds)
             if runs:  # in the backward pass
                 inner.watch = None
-                self.runtime.set_key(self.model, self.key)
+                if self.seeds is not None:
+                    self.runtime.set_key(self.model, self.seeds.key)
             runs += 1
             for order in part.orders:
                 inner._run(order)
@@ -141,7 +142,7 @@ class Forward:
         return _CHANNELS_LAST if together else None
 
     def _call(self, order: Order, step: CallStep) -> Any:
-        seeds = order.seeded and self.model.training
+        seeds = self.runtime.seeds_now(self.model, self.mode, order)
 
         def fill(name: str) -> Any:
             value = self.values[step.inputs[name]]
@@ -157,16 +158,19 @@ class Forward:
             together = step.node.rule.channels_last(step.run.whole_layer, args[0].shape)
             memory = torch.channels_last if together else torch.contiguous_format
             args = (args[0].contiguous(memory_format=memory), *args[1:])
-        with self._seed(step.name, args) if seeds else nullcontext():
+        with self._seed(order, callee, args) if seeds else nullcontext():
             if order.entered and isinstance(callee, nn.Module):
                 own = {name: self.entered[whole] for name, whole in order.entered.items()}
                 return functional_call(callee, own, args, kwargs, tie_weights=False)
             return callee(*args, **kwargs)
 
-    def _seed(self, name: str, args: tuple[Any, ...]) -> AbstractContextManager[None]:
+    def _seed(
+        self, order: Order, callee: Callable[..., Any], args: tuple[Any, ...]
+    ) -> AbstractContextManager[None]:
         """Seed a step's random numbers, the same on all ranks."""
+        assert self.seeds is not None
         device = next((arg.device for arg in args if isinstance(arg, Tensor)), torch.device("cpu"))
-        return seeded(self.key, name, device)
+        return self.seeds.seeded(order.step.name, device, callee, order.own)
 
 
 def _again(exchange: Exchange, how: Carriage) -> Callable[[Tensor], Tensor]:

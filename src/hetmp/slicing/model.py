@@ -65,8 +65,10 @@ class SlicedModel(nn.Module):
         device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
         for name, path in program.attributes.items():
             values[name] = self._attribute(path, entered, device)
-        key = runtime.draw_key(self, mode)
-        Forward(self, runtime, mode, values, entered, key).run()
+        seeds = runtime.draw_key(self, mode, device)
+        Forward(self, runtime, mode, values, entered, seeds).run()
+        if seeds is not None:
+            seeds.close()
         return filled(program.result, lambda name: _left(runtime.group, values[name]))
 
     def _entered(self, mode: int) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The parts of a sliced model besides the user's layers: programs, exchanges, keys."""
 
 import itertools
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hetmp.cluster import AgreedError, Group
+from hetmp.cluster.machine import device_name
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import FULL
 from hetmp.exchange import BackwardSum, Exchange
-from hetmp.ops import KeyedDropout, draws
+from hetmp.ops import KeyedDropout, Seeds, Whole, may_draw, runs_own_code
 from hetmp.slicing.graph import Mode, ModelGraph
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.same_batch import SameBatch
@@ -36,6 +38,7 @@ class Order:
         freed: the values that no later step takes.
         entered: of a layer, its own names of replicated parameters -> their names in the model.
         seeded: whether it may draw random numbers, which must be the same on all ranks.
+        own: whether it runs a user's own code, which may draw whatever the mode is.
         takers: of an exchange that gathers, the mixing layers that take its result.
         borrowed: whether nothing else takes the result, so that it is only read.
     """
@@ -44,6 +47,7 @@ class Order:
     freed: tuple[str, ...]
     entered: Mapping[str, str]
     seeded: bool
+    own: bool
     takers: tuple[CallStep, ...]
     borrowed: bool
 
@@ -232,22 +236,44 @@ class Runtime(nn.Module):
                 seconds.append(module.backward_counter.seconds)
         return seconds
 
-    def draw_key(self, model: nn.Module, mode: int) -> int:
-        """Draw a key for this pass's random numbers on rank 0; 0 if unused. Collective."""
+    def seeds_now(self, model: nn.Module, mode: int, order: Order) -> bool:
+        """Return whether a step may draw random numbers in *model* as it stands."""
+        if not order.seeded or model.training or order.own:
+            return order.seeded
+        assert isinstance(order.step, CallStep)
+        callee = self.callee(model, mode, order.step)
+        # In evaluation mode torch's own layers draw nothing, but for those that were set to train.
+        return not isinstance(callee, nn.Module) or any(p.training for p in callee.modules())
+
+    def draw_key(self, model: nn.Module, mode: int, device: torch.device) -> Seeds | None:
+        """Draw a key for this pass's random numbers on rank 0; None if unused. Collective.
+
+        In evaluation mode the key may be taken back: see ``Seeds.close``.
+        """
         layers = [layer for layer in model.modules() if isinstance(layer, KeyedDropout)]
-        seeded = model.training and any(order.seeded for order in self._orders[mode])
-        if not seeded and not any(layer.active for layer in layers):
-            return 0
+        active = any(layer.active for layer in layers)
+        seeded = any(self.seeds_now(model, mode, order) for order in self._orders[mode])
+        if not seeded and not active:
+            return None
+        before = None if model.training or active else torch.get_rng_state()
         drawn = torch.randint(0, 2**63 - 1, (1,)).numpy().astype(np.int64)
-        key = int(self.group.broadcast(drawn)[0])
+        own = np.append(drawn, zlib.crc32(_generator(device).encode()))
+        keys, generators = self.group.allgather(own).T
+        key = int(keys[0])
         self.set_key(model, key)
-        return key
+        unlike = self.tuning.wire is not None or len(set(generators.tolist())) > 1
+        return Seeds(key, unlike, before)
 
     def set_key(self, model: nn.Module, key: int) -> None:
-        """Give the layers that draw masks the *key* of a pass."""
+        """Give the layers of *model* that draw masks the *key* of a pass."""
         layers = (layer for layer in model.modules() if isinstance(layer, KeyedDropout))
         for number, layer in enumerate(layers):
             layer.key, layer.number = key, number
+
+
+def _generator(device: torch.device) -> str:
+    """Return which numbers torch draws on *device* from one seed: a GPU's kind, or the CPU's."""
+    return device_name(device) if device.type == "cuda" else "cpu"
 
 
 def step_key(mode: int, step: ProgramStep) -> str:
@@ -274,8 +300,9 @@ def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, .
                 tuple(freed.get(i, ())),
                 _entered(step, graph, table),
                 isinstance(step, CallStep)
-                and step.node.reason is not None
-                and draws(step.node.call),
+                and isinstance(step.node.rule, Whole)
+                and may_draw(step.node.call),
+                isinstance(step, CallStep) and runs_own_code(step.node.call),
                 mixing,
                 borrowed,
             )

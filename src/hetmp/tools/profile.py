@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
-from hetmp import models
 from hetmp.cluster.slurm import node_kind
 from hetmp.core.errors import HetmpError
 from hetmp.planner.profiling import Budget, Library, Profile, Task, keep_kinds, profile_model
+from hetmp.run.build import without_values
 from hetmp.run.rank_setup import order_ranks, set_up_rank
 from hetmp.slicing import Tuning
 from hetmp.slicing.graph import read_graph
@@ -80,13 +81,12 @@ def profile_network(
     group = ranks.group
     with group.together():
         config.check()
-        module, example = models.outline(
-            config.model,
-            config.input_shape,
-            config.classes,
-            batch_size=config.batch_size,
-            dtype=config.dtype,
-        )
+    dtype = getattr(torch, config.dtype)
+    module = without_values(config.model, config.input_shape, config.classes, group)
+    module = module.to(dtype)
+    shape = (config.batch_size, *config.input_shape)
+    example = torch.empty(shape, dtype=dtype, device="meta")
+    with group.together():
         library = _library(config, module, example)
     kind = config.kind or (node_kind() if library is not None else "")
     kinds = group.gather_texts(kind)

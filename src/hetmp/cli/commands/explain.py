@@ -2,7 +2,7 @@
 
 import click
 
-from hetmp.cli.command import command, option
+from hetmp.cli.command import command, option, remark
 from hetmp.cli.fields import field_options, image_options
 from hetmp.cli.options import ModelName, Weights, image_sizes
 from hetmp.core.errors import HetmpError
@@ -51,7 +51,7 @@ def explain(
     if (weights is None) == (plan is None):
         raise HetmpError("give either --weights 70,25,5 or --plan FILE")
     input_shape, count = image_sizes(model, shape, classes)
-    graph = read_graph(*models.outline(model, input_shape, count, dtype="float32"))
+    graph = read_graph(*models.outline(model, input_shape, count, dtype="float32", say=remark))
     if strict:
         graph.check_strict()
     chosen = Plan.load(plan) if plan else plan_from_weights(graph, weights or ())

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from hetmp.cli.command import command, option
+from hetmp.cli.command import command, option, remark
 from hetmp.cli.fields import image_options
 from hetmp.cli.options import FILE, Choice, ModelName, check_folder, image_sizes
 from hetmp.core.errors import HetmpError
@@ -110,7 +110,7 @@ def plan(
     )
     input_shape, count = image_sizes(model, shape, classes)
     module, example = models.outline(
-        model, input_shape, count, batch_size=profile.batch_size, dtype=profile.dtype
+        model, input_shape, count, batch_size=profile.batch_size, dtype=profile.dtype, say=remark
     )
     options = PlanOptions(
         memory_limit,
