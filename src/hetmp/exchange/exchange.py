@@ -47,13 +47,14 @@ class Exchange(nn.Module):
         HetmpError: in a call; see ``moves.start``.
 
     Attributes:
+        value: the name of what travels, for the reader.
         forward_counter: calls, bytes and seconds so far on this rank.
         backward_counter: the same of the backward pass.
     """
 
-    def __init__(self, group: Group, source: State, target: State) -> None:
+    def __init__(self, group: Group, source: State, target: State, value: str = "") -> None:
         super().__init__()
-        self.group, self.source, self.target = group, source, target
+        self.group, self.source, self.target, self.value = group, source, target, value
         self.forward_counter, self.backward_counter = Counter(), Counter()
 
     def forward(self, x: Tensor, how: Carriage = USUAL) -> Tensor:
@@ -70,7 +71,14 @@ class Exchange(nn.Module):
     def move(self, x: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
         """Begin the forward move of *x*, without autograd. Collective."""
         return moves.start(
-            self.group, x, self.source, self.target, self.forward_counter, how, blocking=blocking
+            self.group,
+            x,
+            self.source,
+            self.target,
+            self.forward_counter,
+            how,
+            blocking=blocking,
+            value=self.value,
         )
 
     def move_back(self, gradient: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
@@ -84,6 +92,8 @@ class Exchange(nn.Module):
             # Autograd may add to the gradient that it gets.
             replace(how, borrowed=False),
             blocking=blocking,
+            value=self.value,
+            direction="backward",
         )
 
     @property
@@ -207,9 +217,9 @@ class BackwardSum(nn.Module):
     replicated parameters. The gradients travel together.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, value: str = "gradients") -> None:
         super().__init__()
-        self.group = group
+        self.group, self.value = group, value
         self.backward_counter = Counter()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -258,7 +268,14 @@ class _Enter(torch.autograd.Function):
                 + used
             )
             move = moves.start(
-                entry.group, flat, PARTIAL, FULL, entry.backward_counter, blocking=True
+                entry.group,
+                flat,
+                PARTIAL,
+                FULL,
+                entry.backward_counter,
+                blocking=True,
+                value=entry.value,
+                direction="backward",
             )
             *parts, users = move.wait().split([*(ctx.like[i][0].numel() for i in same), len(same)])
             for i, part, count in zip(same, parts, users.tolist(), strict=True):

@@ -20,7 +20,16 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout
 from hetmp.core.state import Full, Partial, Sliced, State
 from hetmp.exchange import collectives, shared
-from hetmp.exchange.packing import check_dtype, inner_size, narrow, pack, to_wire, unpack, with_axis
+from hetmp.exchange.packing import (
+    check_dtype,
+    inner_size,
+    narrow,
+    pack,
+    to_wire,
+    unpack,
+    whole_size,
+    with_axis,
+)
 from hetmp.exchange.rehearsal import rehearse
 
 
@@ -100,12 +109,15 @@ def start(
     how: Carriage = USUAL,
     *,
     blocking: bool = False,
+    value: str = "",
+    direction: str = "forward",
 ) -> Move:
     """Begin to move *tensor* from *source* to *target*. Collective over *group*.
 
     *tensor* is this rank's share in *source*: ``(n, c_local, *spatial)`` if sliced on axis 1. It
     is left as it is and must not change until ``wait()``. ``blocking`` uses the blocking
-    collective, which MPI libraries run faster when nothing happens in between.
+    collective, which MPI libraries run faster when nothing happens in between. *value* and
+    *direction* name the exchange for the reader, alike on all ranks.
 
     Raises:
         HetmpError: no move leads from *source* to *target*; the dtype cannot be exchanged; or
@@ -127,13 +139,18 @@ def start(
         x = x.to(getattr(torch, group.wire))
     if how.rounded and x.dtype is torch.float32 and name != "Allreduce":
         x = x.to(torch.bfloat16)
-    if group.rehearsing:
-        arrived = rehearse(group, x, source, target, blocking=blocking)
-    else:
-        arrived = move(group, x, source, target, counter, how, blocking)
+    size = whole_size(x.shape, source) * x.element_size()
+    with group.record(name, value, direction, size) as entry:
+        if group.rehearsing:
+            arrived = rehearse(group, x, source, target, blocking=blocking)
+        else:
+            arrived = move(group, x, source, target, counter, how, blocking)
+    entry.finished = blocking
 
     def finish() -> Tensor:
-        return arrived().to(dtype).permute([order.index(i) for i in range(len(order))])
+        with entry:
+            there = arrived()
+        return there.to(dtype).permute([order.index(i) for i in range(len(order))])
 
     return Move(counter, began, finish, group.slowdown)
 

@@ -80,11 +80,20 @@ class Runtime(nn.Module):
             for step in program.steps
             if isinstance(step, ExchangeStep)
         ]
-        self.exchanges = nn.ModuleList(Exchange(group, s.before, s.after) for _, s in steps)
+        titles = {
+            step.name: f"the output of {step.title}"
+            for step in schedule.steps
+            if isinstance(step, CallStep)
+        }
+        self.exchanges = nn.ModuleList(
+            Exchange(group, s.before, s.after, titles.get(s.sources[0], s.sources[0]))
+            for _, s in steps
+        )
         self._number = {(mode, step.name): number for number, (mode, step) in enumerate(steps)}
         self.repeated = nn.ModuleDict()
         self.functions: dict[str, Callable[..., Any]] = {}
-        self.input_entry, self.parameter_entry = BackwardSum(group), BackwardSum(group)
+        self.input_entry = BackwardSum(group, "the inputs' gradients")
+        self.parameter_entry = BackwardSum(group, "the replicated parameters' gradients")
         self._orders = [_orders(program, graph, table) for program in schedule.programs]
         self._replicated = [
             _replicated(orders, program, graph, table)

@@ -90,7 +90,7 @@ class SharedGroupNorm(nn.Module):
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
         self.groups, self.eps, self.size = layer.num_groups, layer.eps, _group_size(layer)
-        self.sum = Exchange(group, PARTIAL, FULL)
+        self.sum = Exchange(group, PARTIAL, FULL, "a normalization's sums")
         self._group_of = group_of
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class SharedLayerNorm(nn.Module):
         super().__init__()
         self.weight, self.bias = layer.weight, getattr(layer, "bias", None)
         self.centred, self.eps = centred, layer.eps
-        self.sum = Exchange(group, PARTIAL, FULL)
+        self.sum = Exchange(group, PARTIAL, FULL, "a normalization's sums")
         self._shape: Sequence[int] = tuple(layer.normalized_shape)  # of the whole
 
     def forward(self, x: Tensor) -> Tensor:
