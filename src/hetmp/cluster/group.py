@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from hetmp.cluster.mpi import mpi
-from hetmp.cluster.recorder import ALIKE, Entry, Recorder
+from hetmp.cluster.recorder import (
+    ALIKE,
+    KEPT,
+    Entry,
+    Recorder,
+    checksum,
+    first_difference,
+    marks,
+)
 from hetmp.cluster.shared_memory import SharedMemory
 from hetmp.cluster.slowdown import Slowdown
 from hetmp.cluster.watchdog import watch
@@ -130,11 +138,11 @@ class Group:
     def record(self, name: str, value: str = "", direction: str = "", size: int = 0) -> Entry:
         """Return the entry of an exchange that this rank is about to enter.
 
-        While exchanges are compared it is collective, and the ranks that would meet in different
+        While each exchange is compared it is collective, and ranks that would meet in different
         ones are refused. The arguments are those of ``Entry``.
 
         Raises:
-            AgreedError: naming the first rank that enters another exchange than rank 0, and both.
+            AgreedError: see ``compare_exchanges``.
         """
         entry = self.recorder.note(name, value, direction, size)
         if self.recorder.comparing:
@@ -142,29 +150,42 @@ class Group:
                 self._compare(entry)
         return entry
 
-    def compare_exchanges(self, on: bool) -> None:
-        """Compare every exchange over the ranks before it is entered, or no longer. Collective."""
-        recorder = self.recorder
-        if recorder.comparing == on or recorder.size == 1:
-            return
-        if not on:
-            self.record("the end of the first steps")
-        recorder.comparing = on
+    def compare_exchanges(self, *, each: bool) -> None:
+        """Compare over the ranks which exchanges they have entered so far. Collective.
+
+        Args:
+            each: whether to compare every later one, too, before it is entered.
+
+        Raises:
+            AgreedError: naming the first that differs, and what two ranks entered there.
+        """
+        if self.recorder.size > 1:
+            entry = self.recorder.note("comparing the exchanges so far")
+            with entry:
+                self._compare(entry)
+            self.recorder.comparing = each
 
     def _compare(self, entry: Entry) -> None:
-        own = np.array([entry.number, entry.key, entry.size], dtype=np.int64)
-        everyones = np.empty((self.size, own.size), dtype=np.int64)
+        entries = self.recorder.uncompared()
+        self.recorder.compared = entry.number
+        sums = self._compared(np.array([entry.number, checksum(entries)], dtype=np.int64))
+        if (sums == sums[0]).all():
+            return
+        own = np.zeros((KEPT, 2), dtype=np.int64)
+        own[: len(entries)] = marks(entries)
+        at, rank = first_difference(self._compared(own))
+        text = str(entries[at]) if at < len(entries) else "none"
+        packed = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES)
+        texts = self._compared(np.frombuffer(packed, dtype=np.uint8))
+        first, other = (texts[i].tobytes().decode(errors="replace").strip() for i in (0, rank))
+        raise AgreedError(
+            f"rank {rank} enters exchange {other}; rank 0 enters exchange {first}; {ALIKE}"
+        )
+
+    def _compared(self, own: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        everyones = np.empty((self.size, *own.shape), dtype=own.dtype)
         self._order.Allgather(own, everyones)
-        differing = np.flatnonzero((everyones != everyones[0]).any(axis=1))
-        if differing.size:
-            text = np.frombuffer(str(entry).encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES), np.uint8)
-            texts = np.empty((self.size, _TEXT_BYTES), dtype=np.uint8)
-            self._order.Allgather(text, texts)
-            rank = int(differing[0])
-            first, other = (texts[i].tobytes().decode(errors="replace").rstrip() for i in (0, rank))
-            raise AgreedError(
-                f"rank {rank} enters exchange {other}; rank 0 enters exchange {first}; {ALIKE}"
-            )
+        return everyones
 
     def allgather(self, values: npt.NDArray[Any], value: str = "") -> npt.NDArray[Any]:
         """Gather every rank's *values* (equal shapes and dtypes), in rank order. Collective.

@@ -12,9 +12,12 @@ from collections import deque
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from hetmp.core.errors import FailedError
 
-KEPT = 64
+KEPT = 512
 """How many exchanges a rank remembers."""
 
 SHOWN = 3
@@ -69,8 +72,10 @@ class Entry:
         recorder.turn += 1
         recorder.publish(OUTSIDE if recorder.inside is None else INSIDE)
         if error is not None and type(error).__module__.startswith("mpi4py"):
-            words = f"{recorder.who} in exchange {self}: {error}; {recorder.others()}{ALIKE}"
-            raise FailedError(words) from error
+            what = str(error).partition("\n")[0].removesuffix(", error stack:")
+            raise FailedError(
+                f"{recorder.who} in exchange {self}: {what}; {recorder.others()}{ALIKE}"
+            ) from error
 
     @property
     def key(self) -> int:
@@ -86,7 +91,7 @@ class Entry:
 
 ALIKE = (
     "all ranks must enter the same exchanges in the same order, with the same sizes: call the "
-    "model, its backward pass and the collective functions of hetmp equally often on every rank"
+    "model, its backward pass and hetmp's collective functions equally often on every rank"
 )
 """What to do about ranks that are not in the same exchange."""
 
@@ -99,6 +104,7 @@ class Recorder:
         inside: the exchange in which this rank is now, or None.
         turn: a number that changes whenever the rank enters or leaves an exchange.
         comparing: whether the ranks compare each exchange before they enter it.
+        compared: the number of the last exchange that they have compared.
         table: numbers that all ranks see, ``COLUMNS`` of each; None where they share no memory.
     """
 
@@ -106,7 +112,7 @@ class Recorder:
         self.rank, self.size = rank, size
         self.inside: Entry | None = None
         self.turn = 0
-        self.comparing = False
+        self.comparing, self.compared = False, -1
         self.table: Any = None
         self._entries: deque[Entry] = deque(maxlen=KEPT)
         self._count = 0
@@ -122,6 +128,10 @@ class Recorder:
         self._count += 1
         self._entries.append(entry)
         return entry
+
+    def uncompared(self) -> list[Entry]:
+        """Return the entries since the last comparison, as far as they are remembered."""
+        return [entry for entry in self._entries if entry.number > self.compared]
 
     def publish(self, place: int) -> None:
         """Write where this rank is into the table that the others see."""
@@ -153,6 +163,27 @@ class Recorder:
                 )[place]
                 ranks_at.setdefault(where, []).append(rank)
         return "".join(f"{_ranks(ranks)} {where}; " for where, ranks in ranks_at.items())
+
+
+def checksum(entries: list[Entry]) -> int:
+    """Return a number for *entries*, their sizes and their order."""
+    return zlib.crc32(marks(entries).tobytes())
+
+
+def marks(entries: list[Entry]) -> npt.NDArray[np.int64]:
+    """Return (key, size) of each entry."""
+    pairs = [(entry.key, entry.size) for entry in entries]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def first_difference(everyones: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """Return the first exchange in which a rank differs from rank 0, and that rank.
+
+    everyones: (ranks, exchanges, 2), the ``marks`` of every rank, filled up with zeros.
+    """
+    differs = (everyones != everyones[0]).any(axis=2)
+    at = int(differs.any(axis=0).argmax())
+    return at, int(differs[:, at].argmax())
 
 
 def _ranks(ranks: list[int]) -> str:

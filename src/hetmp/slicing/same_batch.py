@@ -1,6 +1,6 @@
 """Checks that all ranks have the same batch: an unseeded shuffle trains on garbage.
 
-While batches are compared, so are all exchanges, those of the backward pass too.
+So are the exchanges: those of the first step one by one, later ones when the next step begins.
 """
 
 import numpy as np
@@ -30,7 +30,8 @@ class SameBatch:
         """
         if self.group.size == 1:
             return
-        self.group.compare_exchanges(self.left > 0)
+        if self.left or self.group.recorder.comparing:
+            self.group.compare_exchanges(each=self.left == STEPS)
         if self.left == 0:
             return
         self.left -= 1
