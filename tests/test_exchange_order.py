@@ -196,6 +196,15 @@ def test_a_rank_that_leaves_its_loop_early_ends_the_job_in_words(how, where):
     assert "HETMP_HANG_SECONDS" in said
 
 
+@pytest.mark.parametrize("module", [(), ("-m", "mpi4py")])
+def test_a_rank_that_raises_alone_ends_the_job(module):
+    """Whether it is started as the docs say or not."""
+    program = (*module, str(PROGRAMS / "leaving_early.py"), "raises")
+    done = hetmp_run(ranks=2, module=program, timeout=60)
+    assert done.returncode != 0
+    assert "rank 1 does not go on" in done.stderr and "has waited" not in done.stderr
+
+
 def test_every_rank_that_waits_says_so():
     program = (str(PROGRAMS / "leaving_early.py"), "sleeps")
     done = hetmp_run(ranks=3, module=program, HETMP_HANG_SECONDS="3")

@@ -1,7 +1,8 @@
 """A loop of a user's own in which the last rank does not do as the others: argument 1 says how.
 
 ``ends``: it leaves the loop a step early, and its program is over. ``sleeps``: it leaves the loop a
-step early and goes on without the others. ``comes late``: it begins the last step after a while.
+step early and goes on without the others. ``raises``: it fails before the last step.
+``comes late``: it begins the last step after a while.
 """
 
 import sys
@@ -27,6 +28,8 @@ def main() -> None:
         if last and step == STEPS - 1:
             if how == "ends":
                 return
+            if how == "raises":
+                raise RuntimeError("rank 1 does not go on")
             time.sleep(2 if how == "comes late" else 600)
         loss = nn.functional.cross_entropy(model(images), labels)
         loss.backward()

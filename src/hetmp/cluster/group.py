@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.cluster.mpi import mpi
+from hetmp.cluster.mpi import completed, mpi
 from hetmp.cluster.recorder import (
     ALIKE,
     KEPT,
@@ -142,7 +142,7 @@ class Group:
         ones are refused. The arguments are those of ``Entry``.
 
         Raises:
-            AgreedError: see ``compare_exchanges``.
+            HetmpError: see ``compare_exchanges``.
         """
         entry = self.recorder.note(name, value, direction, size)
         if self.recorder.comparing:
@@ -157,7 +157,7 @@ class Group:
             each: whether to compare every later one, too, before it is entered.
 
         Raises:
-            AgreedError: naming the first that differs, and what two ranks entered there.
+            HetmpError: on every rank, naming the first that differs and what two ranks entered.
         """
         if self.recorder.size > 1:
             entry = self.recorder.note("comparing the exchanges so far")
@@ -306,11 +306,7 @@ class Group:
 
     def all_fail(self) -> bool:
         """Return whether all other ranks fail, too, at about the same point. Called on failure."""
-        request = self.control.Ibarrier()
-        deadline = time.monotonic() + grace_seconds()
-        while not (all_failed := request.Test()) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return bool(all_failed)
+        return completed(self.control.Ibarrier(), grace_seconds())
 
     @contextmanager
     def failing(self) -> Iterator[None]:
