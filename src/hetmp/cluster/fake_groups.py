@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from hetmp.cluster.group import Group
 from hetmp.cluster.mpi import mpi
+from hetmp.cluster.recorder import Recorder
 from hetmp.cluster.slowdown import Slowdown
 
 
@@ -15,8 +16,9 @@ class LoneGroup(Group):
 
     def __init__(self) -> None:
         self.rank, self.size = 0, 1
+        self.recorder = Recorder(0, 1)
 
-    def allgather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def allgather(self, values: npt.NDArray[Any], value: str = "") -> npt.NDArray[Any]:
         """Return the one rank's *values*, stacked."""
         return np.ascontiguousarray(values)[None]
 
@@ -37,7 +39,7 @@ class RehearsalGroup(Group):
         self.on_one_host, self.rehearsing = False, True
         self.slowdown = Slowdown()
 
-    def allgather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def allgather(self, values: npt.NDArray[Any], value: str = "") -> npt.NDArray[Any]:
         """Return this rank's *values* once for every rank."""
         return np.stack([np.ascontiguousarray(values)] * self.size)
 

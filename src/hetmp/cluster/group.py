@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from hetmp.cluster.mpi import mpi
+from hetmp.cluster.mpi import completed, mpi
+from hetmp.cluster.recorder import (
+    ALIKE,
+    KEPT,
+    Entry,
+    Recorder,
+    checksum,
+    first_difference,
+    marks,
+)
 from hetmp.cluster.shared_memory import SharedMemory
 from hetmp.cluster.slowdown import Slowdown
+from hetmp.cluster.watchdog import watch
 from hetmp.core.error_report import report
 from hetmp.core.errors import BAD_INPUT, FailedError, HetmpError, describe, exit_code, grace_seconds
 
@@ -19,6 +29,9 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 0.05
 """Seconds between the checks of a rank that waits for a long time."""
+
+_TEXT_BYTES = 256
+"""Bytes of a text about an exchange that ranks send each other."""
 
 _cache_key: int | None = None
 
@@ -35,12 +48,13 @@ class Group:
     """The ranks of one communicator, and the duplicates of it that hetmp communicates over.
 
     Making a group is collective over *comm* (``MPI.COMM_WORLD`` if None). Duplicates are
-    cached on the user's communicator, one per purpose, so any number of models costs two.
+    cached on the user's communicator, one per purpose, so any number of models costs three.
     Copies of a group, deep ones included, are the group itself.
 
     Attributes:
         comm: carries the exchanges between layers.
         control: carries agreement and other small messages.
+        recorder: the last exchanges of this rank.
         rank: this rank's number.
         size: how many ranks there are.
         on_one_host: whether all ranks can share memory.
@@ -60,8 +74,11 @@ class Group:
         self.cache: dict[str, Any] = _cache_of(user)
         self.comm: MPI.Intracomm = _duplicate(user, self.cache, "exchange")
         self.control: MPI.Intracomm = _duplicate(user, self.cache, "control")
+        # Of its own, so that a comparison can meet nothing but a comparison.
+        self._order: MPI.Intracomm = _duplicate(user, self.cache, "order")
         self.rank: int = user.Get_rank()
         self.size: int = user.Get_size()
+        self.recorder = _recorder(self.rank, self.size, self.cache)
         self.on_one_host = _on_one_host(self.control, self.cache)
         self.slowdown = Slowdown()
         self.rehearsing = False
@@ -116,19 +133,76 @@ class Group:
         kind = AgreedError if failed[first] == BAD_INPUT else AgreedFailure
         raise kind(text if failed.all() else f"rank {first}: {text}") from error
 
-    def allgather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Gather every rank's *values* (equal shapes and dtypes), in rank order. Collective."""
+    def record(self, name: str, value: str = "", direction: str = "", size: int = 0) -> Entry:
+        """Return the entry of an exchange that this rank is about to enter.
+
+        While each exchange is compared it is collective, and ranks that would meet in different
+        ones are refused. The arguments are those of ``Entry``.
+
+        Raises:
+            HetmpError: see ``compare_exchanges``.
+        """
+        entry = self.recorder.note(name, value, direction, size)
+        if self.recorder.comparing:
+            with entry:
+                self._compare(entry)
+        return entry
+
+    def compare_exchanges(self, *, each: bool) -> None:
+        """Compare over the ranks which exchanges they have entered so far. Collective.
+
+        Args:
+            each: whether to compare every later one, too, before it is entered.
+
+        Raises:
+            HetmpError: on every rank, naming the first that differs and what two ranks entered.
+        """
+        if self.recorder.size > 1:
+            entry = self.recorder.note("comparing the exchanges so far")
+            with entry:
+                self._compare(entry)
+            self.recorder.comparing = each
+
+    def _compare(self, entry: Entry) -> None:
+        entries = self.recorder.uncompared()
+        self.recorder.compared = entry.number
+        sums = self._compared(np.array([entry.number, checksum(entries)], dtype=np.int64))
+        if (sums == sums[0]).all():
+            return
+        own = np.zeros((KEPT, 2), dtype=np.int64)
+        own[: len(entries)] = marks(entries)
+        at, rank = first_difference(self._compared(own))
+        text = str(entries[at]) if at < len(entries) else "none"
+        packed = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES)
+        texts = self._compared(np.frombuffer(packed, dtype=np.uint8))
+        first, other = (texts[i].tobytes().decode(errors="replace").strip() for i in (0, rank))
+        raise AgreedError(
+            f"rank {rank} enters exchange {other}; rank 0 enters exchange {first}; {ALIKE}"
+        )
+
+    def _compared(self, own: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        everyones = np.empty((self.size, *own.shape), dtype=own.dtype)
+        self._order.Allgather(own, everyones)
+        return everyones
+
+    def allgather(self, values: npt.NDArray[Any], value: str = "") -> npt.NDArray[Any]:
+        """Gather every rank's *values* (equal shapes and dtypes), in rank order. Collective.
+
+        Args:
+            value: a name of them for the reader.
+        """
         values = np.ascontiguousarray(values)
         gathered = np.empty((self.size, *values.shape), dtype=values.dtype)
         if self.patient:
             self._wait(self.control.Iallgather(values, gathered))
         else:
-            self.control.Allgather(values, gathered)
+            with self.record("Allgather", value, size=gathered.nbytes):
+                self.control.Allgather(values, gathered)
         return gathered
 
     def start_allgather(
         self, own: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8], counts: Sequence[int]
-    ) -> "MPI.Request":
+    ) -> "Begun":
         """Begin to gather every rank's bytes in rank order; neither array may change. Collective.
 
         Args:
@@ -137,16 +211,19 @@ class Group:
             counts: how many bytes each rank gives.
 
         Returns:
-            The request to wait for.
+            What to wait for.
         """
-        return self.control.Iallgatherv(own, [into, counts])
+        with self.record("Allgatherv", size=into.nbytes) as entry:
+            request = self.control.Iallgatherv(own, [into, counts])
+        return Begun(entry, request)
 
     def broadcast(self, values: npt.NDArray[Any], root: int = 0) -> npt.NDArray[Any]:
         """Copy *root*'s values into *values* on every rank, and return them. Collective."""
         if self.patient:
             self._wait(self.control.Ibcast(values, root=root))
         else:
-            self.control.Bcast(values, root=root)
+            with self.record("Bcast", size=values.nbytes):
+                self.control.Bcast(values, root=root)
         return values
 
     def broadcast_text(self, text: str, root: int = 0) -> str:
@@ -173,7 +250,8 @@ class Group:
         if self.patient:
             self._wait(self.control.Ialltoallv([packed, outgoing], [arrived, incoming]))
         else:
-            self.control.Alltoallv([packed, outgoing], [arrived, incoming])
+            with self.record("Alltoallv"):
+                self.control.Alltoallv([packed, outgoing], [arrived, incoming])
         return arrived
 
     def behind(self) -> "Group":
@@ -226,11 +304,7 @@ class Group:
 
     def all_fail(self) -> bool:
         """Return whether all other ranks fail, too, at about the same point. Called on failure."""
-        request = self.control.Ibarrier()
-        deadline = time.monotonic() + grace_seconds()
-        while not (all_failed := request.Test()) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return bool(all_failed)
+        return completed(self.control.Ibarrier(), grace_seconds())
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -256,6 +330,29 @@ class Group:
         time.sleep(grace_seconds() / 3)  # for the launcher to pass on what this rank said
         mpi().COMM_WORLD.Abort(1)
         raise SystemExit(1)
+
+
+class Begun:
+    """A small message under way."""
+
+    def __init__(self, entry: Entry, request: "MPI.Request") -> None:
+        self._entry, self._request = entry, request
+        entry.finished = False
+
+    def wait(self) -> None:
+        """Wait until it has arrived."""
+        with self._entry:
+            self._request.Wait()
+
+
+def _recorder(rank: int, size: int, cache: dict[str, Any]) -> Recorder:
+    """Return the communicator's recorder: all its groups enter exchanges in one order."""
+    if "recorder" not in cache:
+        cache["recorder"] = Recorder(rank, size)
+        if size > 1:
+            watch(cache["recorder"])
+    recorder: Recorder = cache["recorder"]
+    return recorder
 
 
 def _cache_of(comm: "MPI.Intracomm") -> dict[str, Any]:

@@ -3,9 +3,10 @@
 import atexit
 import os
 import sys
+import time
 from typing import Any
 
-from hetmp.core.errors import HetmpError
+from hetmp.core.errors import HetmpError, grace_seconds
 
 
 def mpi() -> Any:
@@ -39,8 +40,21 @@ def _loaded() -> Any:
 def _finalize() -> None:
     from mpi4py import MPI
 
-    if not MPI.Is_finalized():
-        MPI.Finalize()
+    if MPI.Is_finalized():
+        return
+    # An error that nobody caught. mpi4py would abort, but not before this.
+    failed = hasattr(sys, "last_value") and not hasattr(sys, "ps1")
+    if failed and not completed(MPI.COMM_WORLD.Ibarrier(), grace_seconds()):
+        MPI.COMM_WORLD.Abort(1)
+    MPI.Finalize()
+
+
+def completed(request: Any, seconds: float) -> bool:
+    """Return whether *request* completes within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (done := request.Test()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return bool(done)
 
 
 def _refuse_misfit(library: str) -> None:

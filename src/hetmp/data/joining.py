@@ -82,7 +82,7 @@ class Joining:
                 raise self._failure
             assert self._share is not None
             return self._share.images, self._share.labels
-        self._request.Wait()
+        self._request.wait()
         self._request = None
         places = self._places(self._chosen)
         starts = np.cumsum([0, *(self._size(len(own)) for own in places)])
@@ -102,7 +102,7 @@ class Joining:
     def drop(self) -> None:
         """Drop the batch that was begun. Collective."""
         if self._request is not None:
-            self._request.Wait()
+            self._request.wait()
             self._request = None
 
     def _places(self, chosen: Indices) -> list[npt.NDArray[np.intp]]:

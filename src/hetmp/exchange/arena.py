@@ -2,8 +2,10 @@
 
 The window that the ranks share; a word is MAX_SLOTS flags, of a byte each:
 
-    | words: _DEPTH x ranks x MAX_SLOTS | slot | slot | gap | slot | not used yet ... |
-    0                                   _first                     _end
+    | words: _DEPTH x ranks x MAX_SLOTS | places | slot | slot | gap | slot | not used yet ... |
+    0                                            _first                     _end
+
+The places say in which exchange each rank is: see ``cluster/recorder.py``.
 
 One exchange on one rank, with meeting number n:
 
@@ -38,6 +40,7 @@ import torch
 from torch import Tensor
 
 from hetmp.cluster import Group, SharedMemory
+from hetmp.cluster.recorder import COLUMNS
 
 MAX_SLOTS = 1024
 """The most exchanges whose memory is in use at a time."""
@@ -115,7 +118,10 @@ class Arena:
         self._memory = group.shared_memory(size)
         words = _DEPTH * group.size * MAX_SLOTS
         self._words: Any = self._memory.bytes[:words].reshape(_DEPTH, group.size, MAX_SLOTS)
-        self._first = self._end = _pages(words)
+        places = COLUMNS * group.size * 8
+        self._first = self._end = _pages(words + places)
+        table: Any = self._memory.bytes[words : words + places]
+        group.recorder.table = memoryview(table).cast("q")
         self._slots: dict[int, Slot] = {}
         self._begun, self._under_way = 0, 0
         self._read = -1
@@ -175,7 +181,7 @@ class Arena:
         """
         slots = list(self._slots.values())
         mine = np.array([slot.free for slot in slots], dtype=np.int8)
-        for i in np.flatnonzero(self.group.allgather(mine).all(axis=0)):
+        for i in np.flatnonzero(self.group.allgather(mine, "the free slots").all(axis=0)):
             del self._slots[slots[i].number]
 
     def _grow(self, end: int) -> bool:

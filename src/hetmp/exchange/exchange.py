@@ -53,13 +53,22 @@ class Exchange(nn.Module):
         HetmpError: in a call; see ``moves.start``.
 
     Attributes:
+        value: the name of what travels, for the reader.
         forward_counter: calls, bytes and seconds so far on this rank.
         backward_counter: the same of the backward pass.
     """
 
-    def __init__(self, group: Group, source: State, target: State, wire: str | None = None) -> None:
+    def __init__(
+        self,
+        group: Group,
+        source: State,
+        target: State,
+        wire: str | None = None,
+        value: str = "",
+    ) -> None:
         super().__init__()
-        self.group, self.source, self.target, self.wire = group, source, target, wire
+        self.group, self.source, self.target = group, source, target
+        self.wire, self.value = wire, value
         self.forward_counter, self.backward_counter = Counter(), Counter()
 
     def forward(self, x: Tensor, how: Carriage = USUAL) -> Tensor:
@@ -87,6 +96,7 @@ class Exchange(nn.Module):
             how,
             wire=self.wire,
             blocking=blocking,
+            value=self.value,
         )
 
     def move_back(self, gradient: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
@@ -105,6 +115,8 @@ class Exchange(nn.Module):
             replace(how, borrowed=False),
             wire=self.wire,
             blocking=blocking,
+            value=self.value,
+            direction="backward",
         )
 
     @property
@@ -228,9 +240,9 @@ class BackwardSum(nn.Module):
     replicated parameters. The gradients travel together, in the dtype *wire* if it is not None.
     """
 
-    def __init__(self, group: Group, wire: str | None = None) -> None:
+    def __init__(self, group: Group, wire: str | None = None, value: str = "gradients") -> None:
         super().__init__()
-        self.group, self.wire = group, wire
+        self.group, self.wire, self.value = group, wire, value
         self.backward_counter = Counter()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -286,6 +298,8 @@ class _Enter(torch.autograd.Function):
                 entry.backward_counter,
                 wire=entry.wire,
                 blocking=True,
+                value=entry.value,
+                direction="backward",
             )
             *parts, users = move.wait().split([*(ctx.like[i][0].numel() for i in same), len(same)])
             for i, part, count in zip(same, parts, users.tolist(), strict=True):

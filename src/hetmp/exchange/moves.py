@@ -8,7 +8,7 @@ Shape legend: ``inner`` is the product of all sizes but the sliced axis's.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,16 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout
 from hetmp.core.state import Full, Partial, Sliced, State
 from hetmp.exchange import collectives, shared
-from hetmp.exchange.packing import check_dtype, inner_size, narrow, pack, to_wire, unpack, with_axis
+from hetmp.exchange.packing import (
+    check_dtype,
+    inner_size,
+    narrow,
+    pack,
+    to_wire,
+    unpack,
+    whole_size,
+    with_axis,
+)
 from hetmp.exchange.rehearsal import rehearse
 
 
@@ -101,6 +110,8 @@ def start(
     *,
     wire: str | None = None,
     blocking: bool = False,
+    value: str = "",
+    direction: str = "forward",
 ) -> Move:
     """Begin to move *tensor* from *source* to *target*. Collective over *group*.
 
@@ -109,7 +120,8 @@ def start(
     to *counter*; *how* says how the tensor travels. *wire* is the name of the dtype in which a
     floating-point tensor travels, alike on all ranks; None for its own. It arrives in its own.
     *blocking* uses the blocking collective, which MPI libraries run faster when nothing happens
-    in between.
+    in between. *value* and *direction* name the exchange for the reader, alike on all
+    ranks.
 
     Raises:
         HetmpError: no move leads from *source* to *target*; the dtype cannot be exchanged; or
@@ -125,21 +137,35 @@ def start(
     x = tensor.detach()
     if name == "-":
         return Move(counter, began, move(group, x, source, target), group.slowdown)
+    if x.is_complex():  # which MPI libraries do not sum: as pairs of real numbers
+        source, target = _from_left(source, x.dim()), _from_left(target, x.dim())
+        x, how = torch.view_as_real(x.resolve_conj()), replace(how, order=None)
     dtype, order = x.dtype, how.order or tuple(range(x.dim()))
     x, source, target = x.permute(order), _ordered(source, order), _ordered(target, order)
     if wire is not None and x.is_floating_point():
         x = x.to(getattr(torch, wire))
     if how.rounded and x.dtype is torch.float32 and name != "Allreduce":
         x = x.to(torch.bfloat16)
-    if group.rehearsing:
-        arrived = rehearse(group, x, source, target, blocking=blocking)
-    else:
-        arrived = move(group, x, source, target, counter, how, blocking)
+    size = whole_size(x.shape, source) * x.element_size()
+    with group.record(name, value, direction, size) as entry:
+        if group.rehearsing:
+            arrived = rehearse(group, x, source, target, blocking=blocking)
+        else:
+            arrived = move(group, x, source, target, counter, how, blocking)
+    entry.finished = blocking
 
     def finish() -> Tensor:
-        return arrived().to(dtype).permute([order.index(i) for i in range(len(order))])
+        with entry:
+            there = arrived()
+        there = there.to(dtype).permute([order.index(i) for i in range(len(order))])
+        return torch.view_as_complex(there) if tensor.is_complex() else there
 
     return Move(counter, began, finish, group.slowdown)
+
+
+def _from_left(state: State, dims: int) -> State:
+    """Return the state of a tensor of *dims* dimensions with its axis counted from the left."""
+    return Sliced(state.layout, state.axis % dims) if isinstance(state, Sliced) else state
 
 
 def _ordered(state: State, order: tuple[int, ...]) -> State:

@@ -4,6 +4,7 @@ Shape legend: ``inner`` is the product of all sizes but the sliced axis's.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +12,21 @@ from torch import Tensor
 
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout
+from hetmp.core.state import Sliced, State
 from hetmp.exchange.collectives import Array, Operation
 
 HALF = (torch.float16, torch.bfloat16)
 """The floats that MPI cannot sum."""
 
 _AS_THEY_ARE = (torch.float32, torch.float64, torch.int32, torch.int64, torch.int16, torch.uint8)
+
+
+def whole_size(shape: Sequence[int], state: State) -> int:
+    """Return the elements of the whole value of which a rank has *shape* in *state*."""
+    if not isinstance(state, Sliced):
+        return math.prod(shape)
+    axis = state.axis % len(shape)
+    return math.prod(shape[:axis]) * state.layout.total * math.prod(shape[axis + 1 :])
 
 
 def pack(x: Tensor, axis: int, layout: Layout) -> Tensor:

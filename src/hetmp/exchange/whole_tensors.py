@@ -13,6 +13,7 @@ from hetmp.cluster import Group
 from hetmp.core.partition import Layout
 from hetmp.core.state import Sliced, State
 from hetmp.exchange.collectives import Array
+from hetmp.exchange.packing import whole_size
 
 MAX_BYTES = 2**30
 """The most bytes in one message."""
@@ -48,6 +49,12 @@ def distribute(group: Group, whole: Tensor | None, into: Tensor, state: State) -
         into.copy_(share_of(whole, state, group.rank))
     if group.size == 1:
         return
+    size = whole_size(into.shape, state) * into.element_size()
+    with group.record("handing out", "a whole tensor", size=size):
+        _hand_out(group, whole, into, state)
+
+
+def _hand_out(group: Group, whole: Tensor | None, into: Tensor, state: State) -> None:
     if not isinstance(state, Sliced):
         block = whole.detach().cpu().contiguous() if group.is_root and whole is not None else None
         block = torch.empty(into.shape, dtype=into.dtype) if block is None else block
@@ -76,6 +83,13 @@ def collect(
     or *root*. *root* is None for every rank; other ranks than *root* get None.
     """
     local = local.detach().cpu().contiguous()
+    with group.record("collecting", "a whole tensor", size=shape.numel() * local.element_size()):
+        return _collect(group, local, shape, state, root)
+
+
+def _collect(
+    group: Group, local: Tensor, shape: torch.Size, state: State, root: int | None
+) -> Tensor | None:
     at = 0 if root is None else root
     if not isinstance(state, Sliced):
         whole = local.clone()

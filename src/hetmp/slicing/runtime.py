@@ -104,14 +104,22 @@ class Runtime(nn.Module):
             for step in program.steps
             if isinstance(step, ExchangeStep)
         ]
+        titles = {
+            step.name: f"the output of {step.title}"
+            for step in schedule.steps
+            if isinstance(step, CallStep)
+        }
         self.exchanges = nn.ModuleList(
-            Exchange(group, s.before, s.after, tuning.wire) for _, s in steps
+            Exchange(group, s.before, s.after, tuning.wire, titles.get(s.sources[0], s.sources[0]))
+            for _, s in steps
         )
         self._number = {(mode, step.name): number for number, (mode, step) in enumerate(steps)}
         self.repeated = nn.ModuleDict()
         self.functions: dict[str, Callable[..., Any]] = {}
-        self.input_entry = BackwardSum(group, tuning.wire)
-        self.parameter_entry = BackwardSum(group, tuning.wire)
+        self.input_entry = BackwardSum(group, tuning.wire, "the inputs' gradients")
+        self.parameter_entry = BackwardSum(
+            group, tuning.wire, "the replicated parameters' gradients"
+        )
         self._orders = [_orders(program, graph, table) for program in schedule.programs]
         self._parts = [
             _parts(orders, program)

@@ -1,4 +1,7 @@
-"""Checks that all ranks have the same batch: an unseeded shuffle trains on garbage."""
+"""Checks that all ranks have the same batch: an unseeded shuffle trains on garbage.
+
+So are the exchanges: those of the first step one by one, later ones when the next step begins.
+"""
 
 import numpy as np
 import torch
@@ -25,14 +28,18 @@ class SameBatch:
         Raises:
             AgreedError: a rank has another shape or other values than rank 0.
         """
-        if self.left == 0 or self.group.size == 1:
+        if self.group.size == 1:
+            return
+        if self.left or self.group.recorder.comparing:
+            self.group.compare_exchanges(each=self.left == STEPS)
+        if self.left == 0:
             return
         self.left -= 1
         for x in tensors:
             self._compare(x)
 
     def _compare(self, x: Tensor) -> None:
-        marks = self.group.allgather(_mark(x))
+        marks = self.group.allgather(_mark(x), "marks of the batch")
         shapes = [tuple(int(size) for size in mark[1 : 1 + int(mark[0])]) for mark in marks]
         for rank, (mark, shape) in enumerate(zip(marks, shapes, strict=True)):
             if shape != shapes[0]:

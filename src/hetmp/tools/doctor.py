@@ -12,7 +12,13 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.suggestions import nearest
 from hetmp.core.version import __version__
 
-VARIABLES = ("HETMP_GRACE_SECONDS", "HETMP_NODE_KIND", "HETMP_RUN", "HETMP_SRUN_MPI")
+VARIABLES = (
+    "HETMP_GRACE_SECONDS",
+    "HETMP_HANG_SECONDS",
+    "HETMP_NODE_KIND",
+    "HETMP_RUN",
+    "HETMP_SRUN_MPI",
+)
 """Environment variables that hetmp and its jobs read: see docs/commands.md."""
 
 OF_TESTS = ("HETMP_TEST_", "HETMP_CLUSTER_", "HETMP_PARALLEL_HDF5")

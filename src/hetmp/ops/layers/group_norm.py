@@ -31,6 +31,10 @@ def _group_norm(
     return nn.GroupNorm(num_groups, weight.shape[0], eps=eps)
 
 
+_SUMS = "a normalization's sums"
+"""The name of what the ranks sum, for messages."""
+
+
 class GroupNorm(Rule[nn.GroupNorm]):
     """Group norm of (n, c, ...): a mean and a variance per sample and group of channels."""
 
@@ -82,7 +86,7 @@ class GroupNorm(Rule[nn.GroupNorm]):
         return SharedGroupNorm(
             sized(run.whole_layer, cuts, counts, device),
             torch.cat(owned).to(device),
-            Exchange(group, PARTIAL, FULL, run.wire),
+            Exchange(group, PARTIAL, FULL, run.wire, _SUMS),
         )
 
 
@@ -168,7 +172,7 @@ class LayerNorm(Rule[_LayerNorm]):
         cuts = self.cuts(run)
         counts = {name: cut.layout.counts[group.rank] for name, cut in cuts.items()}
         local = sized(run.whole_layer, cuts, counts, device)
-        total = Exchange(group, PARTIAL, FULL, run.wire)
+        total = Exchange(group, PARTIAL, FULL, run.wire, _SUMS)
         return SharedLayerNorm(local, isinstance(run.layer, nn.LayerNorm), total)
 
 
