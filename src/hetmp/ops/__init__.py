@@ -17,14 +17,17 @@ from hetmp.ops.functions.attention import Attention
 from hetmp.ops.functions.axes import Axes, Expand
 from hetmp.ops.functions.elementwise import Concatenation, Elementwise, Stacking
 from hetmp.ops.functions.functional_conv import GivenWeight
+from hetmp.ops.functions.functional_norm import BatchNormFunction
 from hetmp.ops.functions.indexing import Assignment, Indexing, Narrow, Splitting, assigned
 from hetmp.ops.functions.losses import CosineSimilarity, Loss
 from hetmp.ops.functions.matmul import AddedProduct, Einsum, MatrixProduct
 from hetmp.ops.functions.metadata import NewTensors, Questions
 from hetmp.ops.functions.reduction import Along, Reduction
 from hetmp.ops.functions.reshape import Repeat, RepeatInterleave, Reshape
+from hetmp.ops.functions.weight_norm import WeightNorm
 from hetmp.ops.layers.activation import AcrossAxis, AcrossChannels, Activation, Gating, PReLU
 from hetmp.ops.layers.batch_norm import BareNorm, ChannelNorm
+from hetmp.ops.layers.computed import COMPUTED, Computed, ComputedWeight, is_cut
 from hetmp.ops.layers.convolution import Convolution
 from hetmp.ops.layers.dropout import Dropout, KeyedDropout
 from hetmp.ops.layers.group_norm import GroupNorm, LayerNorm
@@ -40,6 +43,7 @@ from hetmp.ops.layers.resampling import (
     Resampling,
 )
 from hetmp.ops.overlap import Postponed
+from hetmp.ops.recipe import Recipe, value_of
 from hetmp.ops.registry import (
     draws,
     first_proxy,
@@ -57,6 +61,7 @@ from hetmp.ops.schemes import SCHEMES, Scheme, SchemeName
 _RULES: tuple[Rule, ...] = (
     Convolution(),
     Linear(),
+    ComputedWeight(),
     ChannelNorm(),
     BareNorm(),
     GroupNorm(),
@@ -98,6 +103,8 @@ _RULES: tuple[Rule, ...] = (
     CosineSimilarity(),
     Gating(),
     NewTensors(),
+    BatchNormFunction(),
+    WeightNorm(),
 )
 
 for _rule in _RULES:
@@ -107,9 +114,11 @@ LAYERS = known_layers()
 """The layer classes that hetmp itself has rules for: ``known_layers`` has the user's, too."""
 
 __all__ = [
+    "COMPUTED",
     "LAYERS",
     "SCHEMES",
     "Call",
+    "Computed",
     "Cuts",
     "Flow",
     "KeyedDropout",
@@ -117,6 +126,7 @@ __all__ = [
     "Mixing",
     "OperatorRun",
     "Postponed",
+    "Recipe",
     "Ref",
     "Rule",
     "Scheme",
@@ -133,6 +143,7 @@ __all__ = [
     "first_proxy",
     "fresh_tensors",
     "initial_value",
+    "is_cut",
     "known_layers",
     "layer_form",
     "mapped",
@@ -142,4 +153,5 @@ __all__ = [
     "rule_for",
     "seeded",
     "shares_memory",
+    "value_of",
 ]

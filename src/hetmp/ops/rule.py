@@ -113,6 +113,10 @@ class Rule:
         """Return the number of channels that a mixing layer gives, which its plan cuts."""
         raise NotImplementedError
 
+    def tensors(self, layer: nn.Module) -> tuple[str, ...]:
+        """Return the names of the parameters and buffers that the layer itself computes with."""
+        return (*layer._parameters, *layer._buffers)
+
     # --- how states pass through it
 
     def flow(self, call: Call, states: States[L]) -> Flow[L] | None:

@@ -34,7 +34,8 @@ class Order:
         freed: the values that no later step takes.
         entered: of a layer, its own names of replicated parameters -> their names in the model.
         seeded: whether it may draw random numbers, which must be the same on all ranks.
-        takers: of an exchange that gathers, the mixing layers that take its result.
+        takers: of an exchange that gathers, the mixing layers that take its result, and hold no
+            replicated parameters.
         borrowed: whether nothing else takes the result, so that it is only read.
     """
 
@@ -206,6 +207,8 @@ def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, .
     orders = []
     for i, step in enumerate(program.steps):
         mixing, borrowed = takers(program, step)
+        # Replicated parameters have entered already, with those of all layers.
+        mixing = tuple(taker for taker in mixing if not _entered(taker, graph, table))
         orders.append(
             Order(
                 step,

@@ -1,0 +1,332 @@
+"""Weights that are computed filter by filter are cut like the filters, and nothing is lost."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+
+import hetmp
+from helpers.comparison import (
+    adam,
+    batch,
+    compare_training,
+    make_plan,
+    pick_weights,
+    seeded,
+    sgd,
+    world_size,
+)
+from hetmp.core.state import FULL, Sliced
+from hetmp.slicing.graph import read_graph
+from hetmp.slicing.scheduler import schedule_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+
+SHAPE = (3, 3, 7, 6)
+
+
+class Standardized(nn.Conv2d):
+    """Weight standardization as it is mostly written."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = weight / (self.weight.std((1, 2, 3), keepdim=True) + 1e-3)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Moments(nn.Conv2d):
+    """As Big Transfer had it first, with a padding of its own."""
+
+    def forward(self, x):
+        v, m = torch.var_mean(self.weight, dim=[1, 2, 3], keepdim=True, unbiased=False)
+        weight = (self.weight - m) / torch.sqrt(v + 1e-10)
+        return F.conv2d(F.pad(x, (1, 0, 1, 0)), weight, self.bias, self.stride, groups=self.groups)
+
+
+class Flattened(nn.Conv2d):
+    """Sizes are asked of the weight."""
+
+    def forward(self, x):
+        rows = self.weight.view(self.weight.size(0), -1)
+        rows = F.layer_norm(rows, rows.shape[1:])
+        weight = rows.view_as(self.weight) * self.weight.shape[0] ** -0.5
+        return F.conv2d(x, weight, self.bias, groups=self.groups)
+
+
+class StdConv2d(nn.Conv2d):
+    """As timm has it."""
+
+    def forward(self, x):
+        weight = F.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1),
+            None,
+            None,
+            training=True,
+            momentum=0.0,
+            eps=1e-6,
+        ).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class ScaledStdConv2d(nn.Conv2d):
+    """As timm has it for networks without norms."""
+
+    def __init__(self, *sizes, **how):
+        super().__init__(*sizes, **how)
+        self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
+        self.scale = self.weight[0].numel() ** -0.5
+
+    def forward(self, x):
+        weight = F.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1),
+            None,
+            None,
+            weight=(self.gain * self.scale).view(-1),
+            training=True,
+            momentum=0.0,
+            eps=1e-6,
+        ).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Tempered(nn.Conv2d):
+    """A factor for all filters, one for each input channel, a mask, and a scaled bias."""
+
+    def __init__(self, *sizes, **how):
+        super().__init__(*sizes, **how)
+        self.factor = nn.Parameter(torch.tensor(0.7))
+        self.inputs = nn.Parameter(torch.rand(self.in_channels))
+        self.register_buffer("mask", torch.rand_like(self.weight).round())
+
+    def forward(self, x):
+        weight = self.weight * self.mask * self.factor * self.inputs.view(1, -1, 1, 1)
+        return F.conv2d(x, weight, self.bias * self.factor)
+
+
+class Inside(nn.Module):
+    """No layer: its parameters are in modules inside it, next to a layer that it calls."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.pad = nn.Conv2d(inputs, inputs, 1)
+        self.rows = nn.Module()
+        self.rows.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
+        self.gain = nn.Parameter(torch.rand(outputs))
+
+    def forward(self, x):
+        weight = F.normalize(self.rows.weight, dim=(1, 2, 3)) * self.gain.view(-1, 1, 1, 1)
+        return F.conv2d(self.pad(x), weight)
+
+
+class Upwards(nn.ConvTranspose2d):
+    def forward(self, x):
+        axes = (0, 2, 3) if self.groups == 1 else (1, 2, 3)
+        weight = self.weight / self.weight.square().sum(axes, keepdim=True).sqrt()
+        return F.conv_transpose2d(x, weight, self.bias, self.stride, groups=self.groups)
+
+
+class Rows(nn.Linear):
+    def forward(self, x):
+        weight = F.normalize(self.weight, dim=1)
+        return F.linear(x.permute(0, 2, 3, 1), weight, self.bias).permute(0, 3, 1, 2)
+
+
+class Centred(nn.Module):
+    """A parametrization of the user's own."""
+
+    def forward(self, weight):
+        return weight - weight.mean(dim=(1, 2, 3), keepdim=True)
+
+
+def centred(layer):
+    parametrize.register_parametrization(layer, "weight", Centred())
+    return layer
+
+
+CASES = {
+    "standardized": lambda: Standardized(7, 11, 3),
+    "standardized without a bias": lambda: Standardized(7, 11, 3, stride=2, bias=False),
+    "standardized with padding": lambda: Standardized(7, 11, 3, padding="same"),
+    "standardized depthwise": lambda: Standardized(7, 14, 3, groups=7),
+    "standardized groups": lambda: Standardized(7, 21, 3, groups=7),
+    "moments": lambda: Moments(7, 11, 3),
+    "flattened": lambda: Flattened(7, 11, 3),
+    "batch norm": lambda: StdConv2d(7, 11, 3, bias=False),
+    "batch norm with a gain": lambda: ScaledStdConv2d(7, 11, 3, padding=1),
+    "batch norm depthwise": lambda: ScaledStdConv2d(7, 7, 3, groups=7),
+    "transposed": lambda: Upwards(7, 11, 2, stride=2),
+    "transposed groups": lambda: Upwards(7, 14, 2, groups=7),
+    "linear": lambda: Rows(7, 11),
+    "inside": lambda: Inside(7, 11),
+    "weight norm": lambda: parametrizations.weight_norm(nn.Conv2d(7, 11, 3)),
+    "weight norm with reflections": lambda: parametrizations.weight_norm(
+        nn.Conv2d(7, 11, 3, padding=1, padding_mode="reflect", bias=False)
+    ),
+    "weight norm depthwise": lambda: parametrizations.weight_norm(nn.Conv2d(7, 7, 3, groups=7)),
+    "weight norm transposed": lambda: parametrizations.weight_norm(
+        nn.ConvTranspose2d(7, 11, 2), dim=1
+    ),
+    "weight norm of old": lambda: nn.utils.weight_norm(nn.Conv2d(7, 11, 3)),
+    "a parametrization of the user's": lambda: centred(nn.Conv2d(7, 11, 3)),
+    "two parametrizations": lambda: centred(parametrizations.weight_norm(nn.Conv2d(7, 11, 3))),
+}
+
+
+class Network(nn.Module):
+    """The layer between two that are as any other."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Conv2d(3, 7, 1), layer
+        with torch.no_grad():
+            channels = layer(torch.zeros(2, 7, 7, 6)).shape[1]
+        self.last = nn.Conv2d(channels, 5, 1)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.layer(torch.tanh(self.first(x)))))
+
+
+def whole_tensors(model: hetmp.SlicedModel) -> set[str]:
+    """The names of the parameters and buffers that every rank holds whole."""
+    return {
+        name for name, entry in model.hetmp.table.items() if not isinstance(entry.state, Sliced)
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_falls_back(name):
+    graph = read_graph(Network(CASES[name]()), torch.empty(SHAPE))
+    assert not list(graph.fallbacks())
+    assert not [node.path for node in graph.mixing() if graph.is_tied(node)]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("name", CASES)
+def test_it_trains_as_the_unsliced_module_and_every_rank_holds_its_share(name, number):
+    module = seeded(lambda: Network(CASES[name]()))
+    weights = pick_weights(number + list(CASES).index(name))
+    names = list(module.state_dict())
+    model, _ = compare_training(
+        module, weights, SHAPE, steps=4, optimizer=(sgd, adam)[number], example=True
+    )
+    assert list(model.state_dict()) == names
+    assert not whole_tensors(model)
+    held = sum(parameter.numel() for parameter in model.layer.parameters())
+    for layer in plan_layers(model):
+        if layer.name == "layer" and layer.counts[model.hetmp.group.rank] == 0:
+            assert name == "inside" or held == 0
+
+
+def plan_layers(model):
+    return model.hetmp.plan.layers
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["standardized", "batch norm with a gain", "weight norm"])
+@pytest.mark.parametrize(
+    "schemes", [("inputs", "whole", "filters"), ("whole", "filters", "inputs")]
+)
+def test_it_follows_other_schemes_and_stands_between_them(name, schemes):
+    module = seeded(lambda: Network(CASES[name]()))
+    plan = make_plan(module, pick_weights(3), schemes, turned=True)
+    compare_training(module, plan, SHAPE, example=True)
+
+
+def test_scheme_inputs_is_refused():
+    module = Network(CASES["standardized"]())
+    plan = make_plan(module, [2, 1], ("filters", "inputs"))
+    with pytest.raises(hetmp.HetmpError, match=r"'layer' \(ComputedConv2d\) computes its weight"):
+        schedule_model(read_graph(module), plan)
+
+
+@pytest.mark.mpi
+def test_what_is_no_filter_s_is_whole_and_its_gradient_is_summed():
+    module = seeded(lambda: Network(Tempered(7, 11, 3)))
+    model, _ = compare_training(module, pick_weights(1), SHAPE, steps=3, example=True)
+    assert whole_tensors(model) == {"layer.factor", "layer.inputs"}
+
+
+@pytest.mark.mpi
+def test_a_parameter_for_each_input_channel_is_not_taken_for_one_for_each_filter():
+    """As many input channels as filters."""
+    module = seeded(lambda: Network(Tempered(7, 7, 3)))
+    model, _ = compare_training(module, pick_weights(2), SHAPE, steps=3, example=True)
+    assert whole_tensors(model) == {"layer.factor", "layer.inputs"}
+
+
+WHOLE = {
+    "a norm of all": lambda: parametrizations.weight_norm(nn.Conv2d(7, 11, 3), dim=None),
+    "a norm of inputs": lambda: parametrizations.weight_norm(nn.ConvTranspose2d(7, 11, 2)),
+    "a norm of all of old": lambda: nn.utils.weight_norm(nn.Conv2d(7, 11, 3), dim=None),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_weight_computed_from_all_filters_is_held_whole_and_its_work_divided(name):
+    module = seeded(lambda: Network(WHOLE[name]()))
+    model, _ = compare_training(module, pick_weights(0), SHAPE, steps=3, example=True)
+    assert not list(model.hetmp.graph.fallbacks())
+    own = {name for name in model.hetmp.table if name.startswith("layer.")}
+    assert whole_tensors(model) == own - {"layer.bias"}
+
+
+class Twice(Standardized):
+    def forward(self, x):
+        return super().forward(super().forward(x))
+
+
+class Regularized(nn.Module):
+    """The weight is read once more, by what is returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = Standardized(3, 7, 1)
+        self.last = nn.Conv2d(7, 5, 1)
+
+    def forward(self, x):
+        return self.last(self.conv(x).tanh()), self.conv.weight.square().mean()
+
+
+@pytest.mark.mpi
+def test_a_layer_that_runs_twice():
+    module = seeded(lambda: Network(Twice(7, 7, 3)))
+    model, _ = compare_training(module, pick_weights(1), SHAPE, example=True)
+    assert not whole_tensors(model)
+
+
+@pytest.mark.mpi
+def test_a_weight_that_something_else_reads_is_whole():
+    model, _ = compare_training(seeded(Regularized), pick_weights(1), SHAPE, example=True)
+    assert "conv.weight" in whole_tensors(model)
+    assert model.hetmp.table["conv.weight"].state == FULL
+
+
+@pytest.mark.mpi
+def test_training_and_evaluation_that_run_other_operations():
+    def build():
+        layer = ScaledStdConv2d(7, 11, 3)
+        return nn.Sequential(nn.Conv2d(3, 7, 1), nn.Dropout(0.0), layer, nn.BatchNorm2d(11))
+
+    module = seeded(build)
+    model, reference = compare_training(module, pick_weights(0), SHAPE, example=True)
+    x = batch(SHAPE)
+    torch.testing.assert_close(model.eval()(x), reference.eval()(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("tuning", [hetmp.Tuning(regather=True), hetmp.Tuning(overlap=False)])
+def test_other_ways_to_work(tuning):
+    module = seeded(lambda: Network(ScaledStdConv2d(7, 11, 3)))
+    compare_training(module, pick_weights(0), SHAPE, example=True, tuning=tuning)
+
+
+@pytest.mark.mpi
+def test_a_copy_of_the_model_computes_as_the_model():
+    model = hetmp.slice_model(seeded(lambda: Network(Standardized(7, 11, 3))), pick_weights(1))
+    x = batch(SHAPE)
+    torch.testing.assert_close(copy.deepcopy(model)(x), model(x), rtol=0, atol=0)
