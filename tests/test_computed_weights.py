@@ -17,7 +17,6 @@ from helpers.comparison import (
     pick_weights,
     seeded,
     sgd,
-    world_size,
 )
 from hetmp.core.state import FULL, Sliced
 from hetmp.slicing.graph import read_graph
@@ -256,6 +255,22 @@ def test_a_parameter_for_each_input_channel_is_not_taken_for_one_for_each_filter
     module = seeded(lambda: Network(Tempered(7, 7, 3)))
     model, _ = compare_training(module, pick_weights(2), SHAPE, steps=3, example=True)
     assert whole_tensors(model) == {"layer.factor", "layer.inputs"}
+
+
+class Forgetful(nn.Conv2d):
+    """It has a bias and does not use it."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight)
+
+
+@pytest.mark.mpi
+def test_a_parameter_that_is_not_used():
+    """It has no gradient, on a rank without filters neither."""
+    for number in range(3):
+        module = seeded(lambda: Network(Forgetful(7, 11, 3)))
+        model, _ = compare_training(module, pick_weights(3 + number), SHAPE, example=True)
+        assert whole_tensors(model) == {"layer.bias"}
 
 
 WHOLE = {

@@ -110,8 +110,8 @@ _RULES: tuple[Rule, ...] = (
 for _rule in _RULES:
     register(_rule, replace=True)
 
-LAYERS = known_layers()
-"""The layer classes that hetmp itself has rules for: ``known_layers`` has the user's, too."""
+LAYERS = tuple(kind for kind in known_layers() if not issubclass(kind, Computed))
+"""Other people's layer classes that hetmp has rules for; ``known_layers`` has every one."""
 
 __all__ = [
     "COMPUTED",

@@ -40,6 +40,10 @@ class Whole(Rule):
     def flow(self, call: Call, states: States[L]) -> None:
         return None
 
+    def tensors(self, layer: nn.Module) -> tuple[str, ...]:
+        named = (*layer.named_parameters(remove_duplicate=False), *layer.named_buffers())
+        return tuple(name for name, _ in named)
+
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         memo: dict[int, Any] = {}
         for parameter in run.layer.parameters():

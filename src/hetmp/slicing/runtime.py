@@ -228,10 +228,11 @@ def _entered(step: ProgramStep, graph: ModelGraph, table: Table) -> dict[str, st
     if not isinstance(step, CallStep) or step.run.layer is None:
         return {}
     path = step.node.path
+    entries = {own: table.get(f"{path}.{own}") for own in step.node.rule.tensors(step.run.layer)}
     return {
-        own: graph.aliases.get(f"{path}.{own}", f"{path}.{own}")
-        for own, _ in step.run.layer.named_parameters(remove_duplicate=False)
-        if table[f"{path}.{own}"].state == FULL
+        own: graph.aliases.get(entry.name, entry.name)
+        for own, entry in entries.items()
+        if entry is not None and entry.parameter and entry.state == FULL
     }
 
 

@@ -13,8 +13,9 @@ from torch.func import functional_call
 
 from hetmp.cluster import Group
 from hetmp.core.partition import Layout, Partition
-from hetmp.core.state import L, Sliced, State
+from hetmp.core.state import FULL, L, Sliced, State
 from hetmp.ops.call import Call, Flow, OperatorRun, Ref, Value
+from hetmp.ops.idle import Idle
 from hetmp.ops.layers.convolution import Convolution
 from hetmp.ops.layers.linear import Linear
 from hetmp.ops.layers.mixing import Mixing
@@ -122,6 +123,10 @@ class ComputedWeight(Mixing):
     def stand_in(self, run: OperatorRun) -> Any:
         return _rule(run.layer).stand_in(_plain(run))
 
+    def idle(self, empty: nn.Module, run: OperatorRun) -> Idle:
+        axes, tensors = self.idle_axes(run), self.tensors(run.layer)
+        return Idle(empty, self.stand_in(run), **axes, tensors=tensors)
+
     def idle_axes(self, run: OperatorRun) -> dict[str, Any]:
         return _rule(run.layer).idle_axes(_plain(run))
 
@@ -133,7 +138,7 @@ class ComputedWeight(Mixing):
 
 
 def is_cut(layer: Computed) -> bool:
-    """Return whether ranks with some filters of *layer* need only their share of a parameter."""
+    """Return whether ranks with some filters need only these filters' share of most parameters."""
     rule = _rule(layer)
     unit = rule.output_channels(layer.plain) // rule.groups(layer.plain)
     unit = unit if rule.groups(layer.plain) > 1 else 1
@@ -143,9 +148,10 @@ def is_cut(layer: Computed) -> bool:
     source = rule.taken(layer.plain, output.layout, output.axis)
     assert source is not None
     call = Call(layer, (Ref("x"),), {}, {}, Value())
-    return bool(
-        _division(OperatorRun(call, Flow({"x": source}, output), SCHEMES["filters"], output)).cuts
-    )
+    run = OperatorRun(call, Flow({"x": source}, output), SCHEMES["filters"], output)
+    sizes, division = layer.recipe.shapes, _division(run)
+    cut = sum(sizes[name].numel() for name, state in division.tensors.items() if state != FULL)
+    return 2 * cut > sum(size.numel() for size in sizes.values())
 
 
 def _rule(layer: Any) -> Mixing:
