@@ -116,18 +116,15 @@ def _home(computing: Sequence[fx.Node], skeleton: nn.Module) -> str:
     above = [
         str(node.target).split(".")[:-1]
         for node in computing
-        if node.op == "get_attr" and str(node.target) in _tensors(skeleton)
+        if node.op == "get_attr" and _is_own(attribute(skeleton, str(node.target)))
     ]
     shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*above, strict=False))
     return ".".join(parts[0] for parts in shared)
 
 
-def _tensors(skeleton: nn.Module) -> set[str]:
-    named = (
-        *skeleton.named_parameters(remove_duplicate=False),
-        *skeleton.named_buffers(remove_duplicate=False),
-    )
-    return {name for name, _ in named}
+def _is_own(value: Any) -> bool:
+    """Return whether a value is a parameter or a buffer: these have no data."""
+    return isinstance(value, Tensor) and value.is_meta
 
 
 def _holders(call: _Call) -> set[str]:
