@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 import hetmp
 from cases.computed import CASES, Network, ScaledStdConv2d, Standardized, Tempered
@@ -183,3 +183,50 @@ def test_a_copy_of_the_model_computes_as_the_model():
     model = hetmp.slice_model(seeded(lambda: Network(Standardized(7, 11, 3))), pick_weights(1))
     x = batch(SHAPE)
     torch.testing.assert_close(copy.deepcopy(model)(x), model(x), rtol=0, atol=0)
+
+
+class Noisy(nn.Module):
+    """A parametrization that draws random numbers of no activation's shape."""
+
+    def forward(self, weight):
+        return weight + torch.randn(11, 7, 3, 3)
+
+
+class Cut(nn.Module):
+    """A parametrization that torch.fx cannot trace."""
+
+    def forward(self, weight):
+        return weight if weight.sum() > 0 else -weight
+
+
+@pytest.mark.parametrize("kind", [Noisy, Cut])
+def test_a_parametrization_that_is_more_than_a_recipe_stays_one_operation(kind):
+    layer = nn.Conv2d(7, 11, 3)
+    parametrize.register_parametrization(layer, "weight", kind())
+    module = Network(layer)
+    state = torch.get_rng_state()
+    (node,) = read_graph(module).fallbacks()
+    assert "'layer'" in node.place
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.mpi
+def test_inside_what_is_kept_as_one():
+    """There it computes its whole weight."""
+    module = seeded(lambda: Network(CASES["weight norm"]()))
+    module.layer = hetmp.leaf(nn.Sequential(module.layer, nn.Tanh()))
+    compare_training(module, pick_weights(1), SHAPE, example=True)
+
+
+class Renamed(nn.Conv2d):
+    """Only made in another way."""
+
+    def __init__(self):
+        super().__init__(7, 11, 3)
+
+
+@pytest.mark.mpi
+def test_a_subclass_that_computes_as_its_base():
+    module = seeded(lambda: Network(parametrizations.weight_norm(Renamed())))
+    model, _ = compare_training(module, pick_weights(0), SHAPE, example=True)
+    assert not whole_tensors(model)

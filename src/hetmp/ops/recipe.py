@@ -4,6 +4,7 @@ A weight that is computed filter by filter (standardized, scaled, normed) needs 
 only what belongs to these filters. The rules of the operations say so, as they do for activations.
 """
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
@@ -44,17 +45,19 @@ class Recipe:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Recipe":
         return self  # layers that are copied share what never changes
 
-    def __repr__(self) -> str:
-        """Show every operation with its operands, alike for recipes that compute the same."""
-        tensors = [f"{value}={name}" for value, name in self.tensors.items()]
-        constants = [f"{value}={tensor.tolist()}" for value, tensor in self.constants.items()]
-        calls = [f"{v}={c.title}{c.args}{dict(c.kwargs) or ''}" for v, c in self.calls.items()]
-        return ", ".join([*tensors, *constants, *calls, str(dict(self.results))])
+    @property
+    def text(self) -> str:
+        """Every operation with its operands, alike for recipes that compute the same."""
+        constants = [f"{value}={_mark(tensor)}" for value, tensor in self.constants.items()]
+        calls = [f"{v}={c.title}{c.args}{dict(c.kwargs)}" for v, c in self.calls.items()]
+        return " ".join([str(self.tensors), *constants, *calls, str(self.results)])
 
     @property
     def title(self) -> str:
-        """The names of the operations, in order."""
-        return ", ".join(call.title for call in self.calls.values())
+        """What is computed, and by which operations, in order."""
+        computed = [name for name, value in self.results.items() if value in self.calls]
+        titles = ", ".join(call.title for call in self.calls.values())
+        return f"{' and '.join(computed)} by {titles}" if computed else ", ".join(self.results)
 
     def divided(self, wanted: Cuts[L]) -> "Division[L]":
         """Find what a rank needs of each tensor, to compute its share of the results.
@@ -63,7 +66,8 @@ class Recipe:
             wanted: how the results are cut; those that are not named are whole.
 
         Returns:
-            The first that works: all tensors cut like the results, all but one, none.
+            The first that works: all tensors cut like the results, all but one, none. A tensor
+            with as many indices as there are filters may still not be one of theirs.
         """
         cut: dict[str, State[L]] = {
             value: next(_like(shape, wanted), FULL) for value, shape in self.shapes.items()
@@ -128,10 +132,16 @@ class Division(Generic[L]):
 class Computation:
     """A recipe as one rank follows it, on its share of the tensors."""
 
-    def __init__(self, division: Division, group: Group) -> None:
-        self._division, self._rank = division, group.rank
+    def __init__(self, division: Division, group: Group | None) -> None:
+        """
+        Args:
+            division: how the recipe is followed.
+            group: of the rank; None where nothing is cut.
+        """
+        self._division, self._rank = division, 0 if group is None else group.rank
         self._functions: dict[str, Callable[..., Any]] = {
-            name: rule.function(run, group) for name, (rule, run) in division.runs.items()
+            name: _invoked(run.call) if group is None else rule.function(run, group)
+            for name, (rule, run) in division.runs.items()
         }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Computation":
@@ -140,9 +150,11 @@ class Computation:
     def __call__(self, layer: nn.Module) -> dict[str, Tensor]:
         """Return this rank's share of the results, from its *layer*'s tensors."""
         division, recipe = self._division, self._division.recipe
-        device = next(layer.parameters()).device
-        values: dict[str, Any] = {v: t.to(device) for v, t in recipe.constants.items()}
-        values |= {value: attrgetter(name)(layer) for value, name in recipe.tensors.items()}
+        values: dict[str, Any] = {
+            value: attrgetter(name)(layer) for value, name in recipe.tensors.items()
+        }
+        device = next(iter(values.values())).device
+        values |= {value: tensor.to(device) for value, tensor in recipe.constants.items()}
         for name, (_, run) in division.runs.items():
             wants = run.flow.wants
 
@@ -160,6 +172,16 @@ class Computation:
         """Return a value in a state: its own, or this rank's share of what every rank has."""
         value = values[name]
         return value if self._division.states[name] == state else share_of(value, state, self._rank)
+
+
+def _invoked(call: Call) -> Callable[..., Any]:
+    return lambda *args, **kwargs: call.invoke(args, kwargs)
+
+
+def _mark(tensor: Tensor) -> str:
+    """Describe a tensor by its kind and a checksum of its values."""
+    values = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+    return f"{tuple(tensor.shape)} {tensor.dtype} {zlib.crc32(values):08x}"
 
 
 def _joins(source: object, target: object) -> bool:

@@ -40,16 +40,10 @@ class Computed(nn.Module):
         self._buffers.update(owner._buffers)
         self._non_persistent_buffers_set |= owner._non_persistent_buffers_set
         self._modules.update(owner._modules)
-        self.recipe, self.computation = recipe, None
+        self.recipe, self.computation = recipe, Computation(recipe.divided({}), None)
         self._plain = (plain,)  # in a tuple: not a submodule, so not in the state_dict
-        self.kernel_size, self.groups = (
-            getattr(plain, name, default)
-            for name, default in (("kernel_size", None), ("groups", 1))
-        )
-        self.training = owner.training
-
-    computation: Computation | None
-    """This rank's way to follow the recipe; None for the layer as it was read, without data."""
+        self.kernel_size = getattr(plain, "kernel_size", None)
+        self.groups, self.training = getattr(plain, "groups", 1), owner.training
 
     @property
     def plain(self) -> Any:
@@ -58,12 +52,12 @@ class Computed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the plain layer returns with this rank's weight and bias."""
-        if self.computation is None:
-            return functional_call(self.plain, {}, (x,))
-        return functional_call(self.plain, self.computation(self), (x,))
+        computed = {} if x.is_meta else self.computation(self)
+        output: Tensor = functional_call(self.plain, computed, (x,))
+        return output
 
     def extra_repr(self) -> str:
-        return f"{self.plain.extra_repr()}, {self.recipe!r}"
+        return f"{self.plain.extra_repr()}, {self.recipe.title}"
 
 
 COMPUTED = {

@@ -48,7 +48,7 @@ def as_computed_layers(skeleton: nn.Module, graphs: Sequence[fx.Graph]) -> None:
             if call is not None:
                 by_path.setdefault(call.path, []).append(call)
     for path, calls in by_path.items():
-        alike = len({repr(call.layer) for call in calls}) == 1
+        alike = len({call.layer.recipe.text + repr(call.layer.plain) for call in calls}) == 1
         if alike and not called & _holders(calls[0]) and _is_alone(calls, graphs):
             above, _, last = path.rpartition(".")
             skeleton.get_submodule(above)._modules[last] = calls[0].layer

@@ -3,6 +3,7 @@
 They become layers that compute their weight themselves: see ``ops/layers/computed.py``.
 """
 
+import copy
 import warnings
 from collections import OrderedDict
 from typing import Any
@@ -14,8 +15,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from hetmp.ops import COMPUTED, Computed
 from hetmp.slicing.graph.computed import computed_layer, weights_of
-from hetmp.slicing.graph.meta_run import modes_kept
 from hetmp.slicing.graph.recipes import read_recipe
+from hetmp.slicing.graph.subclasses import base_of
 
 
 def as_computing(skeleton: nn.Module) -> None:
@@ -39,14 +40,16 @@ def norms_of_old(layer: nn.Module) -> list[WeightNorm]:
 
 def _computing(layer: nn.Module) -> Computed | None:
     """Return a layer that computes the weight of *layer* itself; None if it does more."""
-    kind: Any = type_before_parametrizations(layer)
+    kind: Any = base_of(type_before_parametrizations(layer))
     if kind not in COMPUTED:
         return None
-    with modes_kept(layer):
-        recipes = [_read(layer.train(mode)) for mode in (True, False)]
-    if recipes[0] is None or recipes[1] is None or repr(recipes[0][0]) != repr(recipes[1][0]):
+    with torch.random.fork_rng(devices=[]):  # once for both: random numbers tell them apart
+        training, evaluation = (_read(copy.deepcopy(layer).train(mode)) for mode in (True, False))
+    if training is None or evaluation is None:
         return None
-    recipe, values = recipes[0]
+    recipe, values = training
+    if recipe.text != evaluation[0].text:
+        return None  # it also draws random numbers, or remembers
     plain: Any = kind.__new__(kind)
     # Without what weight norm of old computed last, which would hide the parameter.
     plain.__dict__ = {name: item for name, item in vars(layer).items() if name != "weight"}
