@@ -163,24 +163,17 @@ def test_a_parameter_that_two_calls_use(again):
     compare_training(module, pick_weights(1), SHAPE, example=True)
 
 
-class Forgetful(Plain):
-    """It has a bias and does not use it."""
-
-    def forward(self, x):
-        return F.conv2d(x, self.weight)
-
-
 class Standardised(nn.Conv2d):
-    """Its weight is computed before it is used."""
+    """Its weight is computed before it is used, from all filters."""
 
     def forward(self, x):
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = self.weight - self.weight.mean()
         return F.conv2d(x, weight, self.bias, 1, 0, 1, self.groups)
 
 
 class Upscaled(nn.ConvTranspose2d):
     def forward(self, x):
-        weight = 2 * self.weight
+        weight = self.weight / self.weight.norm()
         return F.conv_transpose2d(x, weight, bias=self.bias, stride=2, groups=self.groups)
 
 
@@ -195,20 +188,20 @@ class Blurred(nn.Module):
         return F.conv2d(x, self.kernel.expand(x.shape[1], -1, -1, -1), groups=x.shape[1])
 
 
-class Tripled(nn.Linear):
+class Normed(nn.Linear):
     def forward(self, x):
-        y = F.linear(x.permute(0, 2, 3, 1), 3 * self.weight, self.bias)
+        weight = self.weight / self.weight.norm()
+        y = F.linear(x.permute(0, 2, 3, 1), weight, self.bias)
         return y.permute(0, 3, 1, 2)
 
 
 COMPUTED = {
-    "bias not used": (lambda: Forgetful(5, 7, 1, 1), 5),
     "standardised": (lambda: Standardised(7, 5, 3), 5),
     "standardised groups": (lambda: Standardised(7, 14, 3, groups=7), 14),
     "transposed": (lambda: Upscaled(7, 5, 2), 5),
     "transposed groups": (lambda: Upscaled(7, 14, 2, groups=7), 14),
     "blurred": (Blurred, 7),
-    "linear": (lambda: Tripled(7, 5), 5),
+    "linear": (lambda: Normed(7, 5), 5),
 }
 
 
@@ -216,7 +209,7 @@ COMPUTED = {
 @pytest.mark.parametrize("number", range(2))
 @pytest.mark.parametrize("name", COMPUTED)
 def test_a_weight_that_no_layer_owns(name, number):
-    """It is whole on every rank; the filters are computed by all ranks together."""
+    """It is whole on every rank, for each filter needs all; the ranks divide the filters."""
     build, channels = COMPUTED[name]
     module = seeded(lambda: network(build(), channels))
     assert not list(read_graph(module, batch(SHAPE)).fallbacks())

@@ -241,10 +241,10 @@ def test_a_known_layer_that_is_called_with_two_tensors():
     assert "called with more than one tensor" in node.reason
 
 
-def test_weight_norm_as_a_parametrization():
-    """The layer is another class then."""
+def test_a_parametrization_that_is_no_operation_on_parameters():
+    """The layer is another class then: spectral norm remembers, and changes what it remembers."""
     module = network()
-    nn.utils.parametrizations.weight_norm(module[0][0])
+    nn.utils.parametrizations.spectral_norm(module[0][0])
     (node,) = read_graph(module).fallbacks()
     assert "'0.0'" in node.place
 
@@ -272,11 +272,19 @@ def test_hooks(path, register):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_weight_norm_of_old():
-    module = network()
-    nn.utils.weight_norm(module[0][0])
+def test_weight_norm_of_old_on_what_is_no_convolution():
+    module = nn.Sequential(network(), nn.utils.weight_norm(nn.Bilinear(3, 4, 5)))
+    module[1].weight = module[1].weight * 2  # as after a pass
     text = refusal(module)
-    assert "'0.0'" in text
+    assert "'1' (Bilinear)" in text
+    assert "nn.utils.parametrizations.weight_norm" in text
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weight_norm_of_old_and_a_hook():
+    module = network()
+    nn.utils.weight_norm(module[0][0]).register_forward_hook(print)
+    assert "'0.0' (Conv2d) cannot be sliced: its hooks" in refusal(module)
 
 
 def test_a_lazy_layer():

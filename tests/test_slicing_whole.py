@@ -55,8 +55,8 @@ MODULES = {
         nn.BatchNorm2d(5), nn.Conv2d(5, 4, 1),
     ),
     "sequences": Sequence,
-    "weight norm": lambda: nn.Sequential(
-        nn.Conv2d(3, 7, 3), nn.utils.parametrizations.weight_norm(nn.Conv2d(7, 5, 1)), nn.ReLU(),
+    "spectral norm": lambda: nn.Sequential(
+        nn.Conv2d(3, 7, 3), nn.utils.parametrizations.spectral_norm(nn.Conv2d(7, 5, 1)), nn.ReLU(),
         nn.Conv2d(5, 4, 1),
     ),
     "a function": lambda: Function(),

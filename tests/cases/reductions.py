@@ -29,6 +29,28 @@ SPACE = {
     "all, any functions": sliced(
         lambda x: x.mean(2) * torch.all(x > 0.3, dim=2) * torch.any(x > 0.7, 2)
     ),
+    "batch norm": sliced(
+        lambda x: F.batch_norm(x, None, None, training=True, eps=1e-3), any_batch=False
+    ),
+    "batch norm of computed slopes": sliced(
+        lambda x, y: F.batch_norm(
+            x,
+            y.mean((0, 2, 3)).detach(),
+            y.std((0, 2, 3)).detach(),
+            x.amax((0, 2, 3)),
+            bias=y.amin((0, 2, 3)),
+        ),
+        any_batch=False,
+    ),
+    "batch norm of slopes alone": sliced(
+        lambda x: F.batch_norm(x, None, None, x.mean((0, 2, 3)), None, True), any_batch=False
+    ),
+    "weight norm": sliced(
+        lambda x: torch._weight_norm(x, x.amax((0, 2, 3), keepdim=True), 1), any_batch=False
+    ),
+    "weight norm of images": full(
+        lambda x: torch._weight_norm(x, x.amax((1, 2, 3), keepdim=True), 0)
+    ),
     "mean-of-one-channel": sliced(lambda x: x.mean((2, 3)), channels=(1, 1)),
 }
 

@@ -20,14 +20,17 @@ from hetmp.ops.functions.attention import Attention
 from hetmp.ops.functions.axes import Axes, Expand
 from hetmp.ops.functions.elementwise import Concatenation, Elementwise, Stacking
 from hetmp.ops.functions.functional_conv import GivenWeight
+from hetmp.ops.functions.functional_norm import BatchNormFunction
 from hetmp.ops.functions.indexing import Assignment, Indexing, Narrow, Splitting, assigned
 from hetmp.ops.functions.losses import CosineSimilarity, Loss
 from hetmp.ops.functions.matmul import AddedProduct, Einsum, MatrixProduct
 from hetmp.ops.functions.metadata import NewTensors, Questions
 from hetmp.ops.functions.reduction import Along, Reduction
 from hetmp.ops.functions.reshape import Repeat, RepeatInterleave, Reshape
+from hetmp.ops.functions.weight_norm import WeightNorm
 from hetmp.ops.layers.activation import AcrossAxis, AcrossChannels, Activation, Gating, PReLU
 from hetmp.ops.layers.batch_norm import BareNorm, ChannelNorm
+from hetmp.ops.layers.computed import COMPUTED, Computed, ComputedWeight, is_cut
 from hetmp.ops.layers.convolution import Convolution
 from hetmp.ops.layers.dropout import Dropout, KeyedDropout
 from hetmp.ops.layers.group_norm import GroupNorm, LayerNorm
@@ -43,6 +46,7 @@ from hetmp.ops.layers.resampling import (
     Resampling,
 )
 from hetmp.ops.overlap import Postponed
+from hetmp.ops.recipe import Recipe, value_of
 from hetmp.ops.registry import (
     draws,
     first_proxy,
@@ -63,6 +67,7 @@ from hetmp.ops.seeding import Seeds
 _RULES: tuple[Rule[Any], ...] = (
     Convolution(),
     Linear(),
+    ComputedWeight(),
     ChannelNorm(),
     BareNorm(),
     GroupNorm(),
@@ -104,18 +109,22 @@ _RULES: tuple[Rule[Any], ...] = (
     CosineSimilarity(),
     Gating(),
     NewTensors(),
+    BatchNormFunction(),
+    WeightNorm(),
 )
 
 for _rule in _RULES:
     register(_rule, replace=True)
 
-LAYERS = known_layers()
-"""The layer classes that hetmp itself has rules for: ``known_layers`` has the user's, too."""
+LAYERS = tuple(kind for kind in known_layers() if not issubclass(kind, Computed))
+"""Other people's layer classes that hetmp has rules for; ``known_layers`` has every one."""
 
 __all__ = [
+    "COMPUTED",
     "LAYERS",
     "SCHEMES",
     "Call",
+    "Computed",
     "Cuts",
     "Flow",
     "Function",
@@ -124,6 +133,7 @@ __all__ = [
     "Mixing",
     "OperatorRun",
     "Postponed",
+    "Recipe",
     "Ref",
     "Rule",
     "Scheme",
@@ -141,6 +151,7 @@ __all__ = [
     "first_proxy",
     "fresh_tensors",
     "initial_value",
+    "is_cut",
     "known_layers",
     "layer_form",
     "mapped",
@@ -151,4 +162,5 @@ __all__ = [
     "rule_for",
     "runs_own_code",
     "shares_memory",
+    "value_of",
 ]

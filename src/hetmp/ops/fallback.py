@@ -43,6 +43,10 @@ class Whole(Rule):
     def flow(self, call: Call, states: States[L]) -> None:
         return None
 
+    def tensors(self, layer: nn.Module) -> tuple[str, ...]:
+        named = (*layer.named_parameters(remove_duplicate=False), *layer.named_buffers())
+        return tuple(name for name, _ in named)
+
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         """Return a copy of the layer with all its tensors, uninitialised, on *device*.
 

@@ -6,7 +6,7 @@ exactly as on the other ranks, or the collectives behind it would hang there.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol, TypedDict
 
 import torch
@@ -56,6 +56,7 @@ class Idle(nn.Module):
         narrows: int | None,
         width: int = 1,
         empties: int | None,
+        tensors: Collection[str] | None = None,
     ) -> None:
         """
         Args:
@@ -65,6 +66,8 @@ class Idle(nn.Module):
             narrows: the input's axis that has no channels here, None where the input is full.
             width: how many channels the stand-in takes there.
             empties: the output's axis that has no channels here, None for a summand of zeros.
+            tensors: the names of the parameters that take part; those that *empty* itself owns if
+                None, not those of layers inside it.
         """
         nn.Module.__init__(self)  # a subclass may stand in for another kind of layer, too
         for name, parameter in empty._parameters.items():
@@ -75,6 +78,7 @@ class Idle(nn.Module):
         self._kind = type(stand_in).__name__
         self._narrows, self._width = narrows, width
         self._empties = empties
+        self._tensors = frozenset(empty._parameters if tensors is None else tensors)
         self._dtypes = _Dtypes()
         self._shapes: dict[tuple[int, ...], torch.Size] = {}
         self.train(empty.training)
@@ -93,7 +97,8 @@ class Idle(nn.Module):
         if self._empties is not None:
             output_shape[self._empties] = 0
         dtype = self._dtypes.of(x, shape, self._compute)
-        zeros: Tensor = _Zeros.apply(x, output_shape, dtype, *self.parameters())
+        taking_part = [p for name, p in self.named_parameters() if name in self._tensors]
+        zeros: Tensor = _Zeros.apply(x, output_shape, dtype, *taking_part)
         return zeros
 
     def _output_shape(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[int]:

@@ -118,6 +118,10 @@ class Rule(Generic[M]):
         """Return the number of channels that a mixing layer gives, which its plan cuts."""
         raise NotImplementedError
 
+    def tensors(self, layer: M) -> tuple[str, ...]:
+        """Return the names of the parameters and buffers that the layer itself computes with."""
+        return (*layer._parameters, *layer._buffers)
+
     # --- how states pass through it
 
     def flow(self, call: Call[M], states: States[L]) -> Flow[L] | None:

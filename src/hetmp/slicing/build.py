@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import checked_weights
+from hetmp.core.state import Sliced
 from hetmp.exchange import distribute, share_of
 from hetmp.ops import fresh_tensors, initial_value
 from hetmp.slicing.channel_groups import plan_from_weights
@@ -201,7 +202,7 @@ def add_layers(model: SlicedModel, device: torch.device) -> None:
     inside: set[str] = set()
     for path, layer in graph.skeleton.named_modules(remove_duplicate=False):
         if path == "":
-            _adopt(model, layer, device)
+            _adopt(model, layer, device, runtime, path)
             continue
         above, _, name = path.rpartition(".")
         if above in inside:
@@ -217,7 +218,7 @@ def add_layers(model: SlicedModel, device: torch.device) -> None:
         else:
             is_container = type(layer) in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
             local = type(layer)() if is_container else nn.Module()
-            _adopt(local, layer, device)
+            _adopt(local, layer, device, runtime, path)
         model.get_submodule(above).add_module(name, local)
     _tie(model, graph)
 
@@ -244,9 +245,18 @@ def _local(step: CallStep, runtime: Runtime, device: torch.device) -> nn.Module:
     return local
 
 
-def _adopt(local: nn.Module, layer: nn.Module, device: torch.device) -> None:
-    """Register uninitialised whole tensors in *local* for those that *layer* itself owns."""
-    parameters, buffers = fresh_tensors(layer, {}, {}, device)
+def _adopt(
+    local: nn.Module, layer: nn.Module, device: torch.device, runtime: Runtime, path: str
+) -> None:
+    """Register uninitialised tensors in *local* for those that *layer* itself owns, at *path*.
+
+    They are whole, but for those that a layer around it computes its weight from.
+    """
+    names = (*layer._parameters, *layer._buffers)
+    states = {name: runtime.table.get(f"{path}.{name}".lstrip(".")) for name in names}
+    cuts = {n: e.state for n, e in states.items() if e is not None and isinstance(e.state, Sliced)}
+    counts = {name: cut.layout.counts[runtime.group.rank] for name, cut in cuts.items()}
+    parameters, buffers = fresh_tensors(layer, cuts, counts, device)
     for name, parameter in parameters.items():
         local.register_parameter(name, parameter)
     for name, buffer in buffers.items():

@@ -39,7 +39,8 @@ class Order:
         entered: of a layer, its own names of replicated parameters -> their names in the model.
         seeded: whether it may draw random numbers, which must be the same on all ranks.
         own: whether it runs a user's own code, which may draw whatever the mode is.
-        takers: of an exchange that gathers, the mixing layers that take its result.
+        takers: of an exchange that gathers, the mixing layers that take its result, and hold no
+            replicated parameters.
         borrowed: whether nothing else takes the result, so that it is only read.
     """
 
@@ -302,6 +303,8 @@ def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, .
     orders = []
     for i, step in enumerate(program.steps):
         mixing, borrowed = takers(program, step)
+        # Replicated parameters have entered already, with those of all layers.
+        mixing = tuple(taker for taker in mixing if not _entered(taker, graph, table))
         orders.append(
             Order(
                 step,
@@ -348,10 +351,11 @@ def _entered(step: ProgramStep, graph: ModelGraph, table: Table) -> dict[str, st
     if not isinstance(step, CallStep) or step.run.layer is None:
         return {}
     path = step.node.path
+    entries = {own: table.get(f"{path}.{own}") for own in step.node.rule.tensors(step.run.layer)}
     return {
-        own: graph.aliases.get(f"{path}.{own}", f"{path}.{own}")
-        for own, _ in step.run.layer.named_parameters(remove_duplicate=False)
-        if table[f"{path}.{own}"].state == FULL
+        own: graph.aliases.get(entry.name, entry.name)
+        for own, entry in entries.items()
+        if entry is not None and entry.parameter and entry.state == FULL
     }
 
 

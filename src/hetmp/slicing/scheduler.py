@@ -281,7 +281,11 @@ def _check_plan(graph: ModelGraph, plan: Plan) -> None:
         assert isinstance(node.rule, Mixing)
         allowed = ("whole",) if graph.is_tied(node) else node.rule.schemes(node.call.whole_layer)
         if layer.scheme not in allowed:
-            why = "shares a parameter with others" if graph.is_tied(node) else "has groups"
+            why = (
+                "shares a parameter with others"
+                if graph.is_tied(node)
+                else node.rule.why_not(node.call.layer)
+            )
             raise HetmpError(
                 f"layer {node.place} {why}: it cannot follow scheme {layer.scheme!r}, only "
                 f"{' or '.join(allowed)}"

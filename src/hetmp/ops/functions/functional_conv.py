@@ -1,8 +1,8 @@
-"""Convolutions whose weight is computed, or a buffer: no layer owns it, so no plan names it.
+"""Convolutions whose weight no layer owns, so that no plan names it.
 
-Weight standardisation, masked and blurring filters. The weight is whole on every rank, like all
-values computed from replicated parameters; a rank computes filters in proportion to the input
-channels that it holds.
+It comes from activations, or each filter from all of them; what is computed filter by filter has
+a layer (``layers/computed.py``). The weight is whole on every rank, like all values computed from
+replicated parameters; a rank computes filters in proportion to the input channels that it holds.
 """
 
 import torch

@@ -32,6 +32,10 @@ class Mixing(Rule[M]):
         """Return the schemes that the layer can follow."""
         return tuple(SCHEMES)
 
+    def why_not(self, layer: M) -> str:
+        """Return what of the layer rules out the other schemes, as the end of a sentence."""
+        return "has groups"
+
     def has_bias(self, layer: M) -> bool:
         """Return whether a bias is added to the output, after the reduction of ``inputs``."""
         return getattr(layer, "bias", None) is not None

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from hetmp.ops import layer_form
+from hetmp.slicing.graph.computed import as_computed_layers
 from hetmp.slicing.graph.meta_run import attribute
 
 
@@ -39,6 +40,7 @@ def as_layers(skeleton: nn.Module, graphs: Sequence[fx.Graph]) -> None:
         for node in reversed(graph.nodes):
             if node.op == "get_attr" and not node.users and str(node.target) in owned:
                 graph.erase_node(node)
+    as_computed_layers(skeleton, graphs)
 
 
 def _owned(made: Mapping[str, nn.Module]) -> set[str]:

@@ -170,8 +170,13 @@ class ModelGraph:
     def is_tied(self, node: Node) -> bool:
         """Return whether a layer shares a tensor with another layer, function or method."""
         layer, path = node.call.whole_layer, node.path
-        names = {self._first(f"{path}.{name}") for name in (*layer._parameters, *layer._buffers)}
-        return bool(names & self._read) or any(self._owners[name] != {layer} for name in names)
+        holders = {
+            self._first(f"{path}.{name}"): layer.get_submodule(name.rpartition(".")[0])
+            for name in node.rule.tensors(layer)
+        }
+        return bool(holders.keys() & self._read) or any(
+            self._owners[name] != {holder} for name, holder in holders.items()
+        )
 
     @cached_property
     def _read(self) -> set[str]:

@@ -28,6 +28,7 @@ from hetmp.slicing.graph.inplace import changed, check_memory
 from hetmp.slicing.graph.inputs import Example, read_inputs
 from hetmp.slicing.graph.lines import users_line
 from hetmp.slicing.graph.meta_run import attribute
+from hetmp.slicing.graph.parametrized import as_computing, norms_of_old
 from hetmp.slicing.graph.proxies import confirm
 from hetmp.slicing.graph.scope import PLAIN
 from hetmp.slicing.graph.shapes import Probed, probe, probe_unseen
@@ -65,6 +66,8 @@ def read_graph(
     _check_hooks(module)
     skeleton = skeleton_of(module)
     as_bases(skeleton)
+    as_computing(skeleton)
+    _check_hooks_of_old(skeleton)
     inputs, tensors = read_inputs(skeleton, example_input)
     example = Example(tensors, not tensors, torch.device(device))
     if example.guessed:
@@ -127,6 +130,10 @@ def skeleton_of(module: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(meta, requires_grad=parameter.requires_grad)
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.detach().to("meta")
+    for layer in module.modules():
+        for norm in norms_of_old(layer):  # what they computed is a tensor that cannot be copied
+            weight = getattr(layer, norm.name)
+            memo[id(weight)] = weight.detach().to("meta")
     return copy.deepcopy(module, memo)
 
 
@@ -139,10 +146,21 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def _check_hooks(module: nn.Module) -> None:
     for path, layer in module.named_modules():
-        if any(getattr(layer, hooks) for hooks in _HOOKS):
+        hooks = [hook for kind in _HOOKS for hook in getattr(layer, kind).values()]
+        if len(hooks) > len(norms_of_old(layer)):
             raise HetmpError(
                 f"layer {place(path, layer)} cannot be sliced: its hooks would not run on slices: "
                 "remove them first"
+            )
+
+
+def _check_hooks_of_old(skeleton: nn.Module) -> None:
+    """Refuse weight norm of old where no layer that computes its weight took its place."""
+    for path, layer in skeleton.named_modules():
+        if norms_of_old(layer):
+            raise HetmpError(
+                f"layer {place(path, layer)} cannot be sliced: its old weight_norm is a hook, "
+                "which would not run on slices: use torch.nn.utils.parametrizations.weight_norm"
             )
 
 

@@ -19,11 +19,17 @@ def as_bases(skeleton: nn.Module) -> None:
 
     Such as a convolution whose class only has another ``__init__``.
     """
-    known = known_layers()
     for layer in skeleton.modules():
-        base = next((kind for kind in type(layer).__mro__ if kind in known), None)
-        if base is not None and base is not type(layer) and _computes_like(type(layer), base):
+        base = base_of(type(layer))
+        if base is not None:
             layer.__class__ = base
+
+
+def base_of(kind: type) -> type[nn.Module] | None:
+    """Return the known layer that *kind* is, or computes exactly as; None if there is none."""
+    known = known_layers()
+    base = next((each for each in kind.__mro__ if each in known), None)
+    return base if base is not None and (base is kind or _computes_like(kind, base)) else None
 
 
 def is_unfolded(layer: nn.Module) -> bool:
