@@ -70,7 +70,7 @@ class Convolution(Mixing[_ConvNd]):
     def schemes(self, layer: _ConvNd) -> tuple[SchemeName, ...]:
         return super().schemes(layer) if layer.groups == 1 else ("filters", "whole")
 
-    def taken(self, layer: _ConvNd, layout: L, axis: int) -> State[L] | None:
+    def input_state(self, layer: _ConvNd, layout: L, axis: int) -> State[L] | None:
         if layer.groups == 1:
             return FULL
         groups = layout.grouped(layer.out_channels // layer.groups)
