@@ -13,6 +13,7 @@ from hetmp.slicing.graph.graph import (
 )
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
 from hetmp.slicing.graph.lines import users_frame
+from hetmp.slicing.graph.meta_run import generators_kept
 from hetmp.slicing.graph.read import check_kind, read_graph, skeleton_of
 from hetmp.slicing.graph.scope import PLAIN, Scope
 from hetmp.slicing.graph.tracer import leaf
@@ -31,6 +32,7 @@ __all__ = [
     "Trace",
     "check_kind",
     "fingerprint",
+    "generators_kept",
     "leaf",
     "place",
     "proxied",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hetmp.ops import rule_for
-from hetmp.slicing.graph.meta_run import without_data
+from hetmp.slicing.graph.meta_run import generators_kept, without_data
 
 SIDES = (32, 64, 28, 224, 256, 96, 128, 299, 48, 40, 16, 8, 9, 12, 10, 7, 6, 5, 4, 20, 24)
 """The image sides that are tried."""
@@ -30,10 +30,10 @@ def guess_input(skeleton: nn.Module, name: str) -> Mapping[str, Tensor]:
     zeros, which take no memory.
     """
     tried = list(_shapes(skeleton))
-    with without_data():
+    with generators_kept(), without_data():
         shape = _first_fit(skeleton, tried, lambda x: x)
     if shape is None:
-        with torch.no_grad():
+        with generators_kept(), torch.no_grad():
             shape = _first_fit(skeleton, tried[:_FEW], _zeros)
     return {} if shape is None else {name: torch.empty(shape[0], dtype=shape[1], device="meta")}
 

@@ -5,7 +5,7 @@ import operator
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +17,14 @@ from hetmp.slicing.graph.graph import Mode
 from hetmp.slicing.graph.inplace import Changing
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
 from hetmp.slicing.graph.lines import is_library, is_users, users_frame, users_line
-from hetmp.slicing.graph.meta_run import attribute, on_meta, run_layer, run_method, without_data
+from hetmp.slicing.graph.meta_run import (
+    attribute,
+    generators_kept,
+    on_meta,
+    run_layer,
+    run_method,
+    without_data,
+)
 from hetmp.slicing.graph.proxies import (
     DEVICES,
     KnownProxy,
@@ -204,8 +211,10 @@ class Tracer(fx.Tracer):
     def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """Run a node on the meta device and return its value."""
         self._running = True
+        # What a module kept as one draws, it draws again whenever it runs.
+        kept = generators_kept() if _is_users(kind, target, self.root) else nullcontext()
         try:
-            with without_data(), no_instances():
+            with kept, without_data(), no_instances():
                 if kind == "placeholder":
                     return torch.empty_like(self._example.tensors[target], device="meta")
                 if kind == "get_attr":
@@ -261,6 +270,13 @@ def _values(structure: Any, target: Any) -> Any:
         return item.answer if compared else item.value
 
     return mapped(structure, value)
+
+
+def _is_users(kind: str, target: Any, root: nn.Module) -> bool:
+    """Return whether a call runs code that is the user's own."""
+    if kind == "call_module":
+        return rule_for(root.get_submodule(target)) is None
+    return kind == "call_function" and is_users(target)
 
 
 def _tensors(structure: Any) -> list[Tensor]:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from hetmp.core.errors import HetmpError
-from hetmp.slicing.graph import EVALUATION, TRAINING, Mode, ModelGraph, users_frame
+from hetmp.slicing.graph import (
+    EVALUATION,
+    TRAINING,
+    Mode,
+    ModelGraph,
+    generators_kept,
+    users_frame,
+)
 from hetmp.slicing.table import tensors_of
 from hetmp.slicing.verification.batches import drawn_values, first_values
 from hetmp.slicing.verification.copies import ReadCopy, call_own, own_copy
@@ -74,7 +81,7 @@ def verify(graph: ModelGraph, module: nn.Module, values: Mapping[str, Tensor]) -
     devices = {tensor.device for tensor in tensors_of(module).values()}
     if {device.type for device in devices} != {graph.example.device.type}:
         return Verification("the module does not lie where it will compute")
-    with _generators_kept(), torch.inference_mode(mode=False):
+    with generators_kept(), torch.inference_mode(mode=False):
         torch.manual_seed(_SEED)
         batches = [first_values(graph, values), drawn_values(graph)]
         try:
@@ -272,15 +279,3 @@ def _as_in(mode: Mode, module: nn.Module) -> Iterator[None]:
     np.random.seed(_SEED)  # noqa: NPY002 - the module's own choice
     with torch.set_grad_enabled(mode.grad):
         yield
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Restore the random generators of torch, numpy and Python on leaving the context."""
-    own, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(own)
-        np.random.set_state(numbers)  # noqa: NPY002
