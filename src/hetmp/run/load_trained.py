@@ -196,6 +196,7 @@ def _loaded(
         init=_nothing if shipped else None,
         device=trained.device,
         tuning=tuning,
+        verify=False,  # it was, when it was trained; and here it may have no values yet
     )
     check_output(model.hetmp.graph.evaluation, dataset, name)
     # Where weights were averaged, the averages are the network: they take the weights' place.

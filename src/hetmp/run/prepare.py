@@ -1,5 +1,6 @@
 """Prepare a run: its data, ranks, division of the work, sliced model and training step."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from hetmp.run.work_split import Sharing, among_members, share_work
 from hetmp.slicing import SlicedModel, Tuning, slice_model
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.recording import resident
+from hetmp.slicing.verification import UnverifiedWarning
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -156,16 +158,22 @@ def _sliced(
     else:
         module = with_values(config.model, *images, group)
     module = module.to(dtype)
-    model = slice_model(
-        module,
-        weights,
-        comm,
-        example_input=torch.empty((2, *dataset.input_shape), dtype=dtype, device="meta"),
-        init=models.layer_by_layer(module) if config.layerwise else None,
-        device=setup.device,
-        strict=config.strict,
-        tuning=tuning_of(config),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnverifiedWarning)  # said below, by its name
+        model = slice_model(
+            module,
+            weights,
+            comm,
+            example_input=torch.empty((2, *dataset.input_shape), dtype=dtype, device="meta"),
+            init=models.layer_by_layer(module) if config.layerwise else None,
+            device=setup.device,
+            strict=config.strict,
+            tuning=tuning_of(config),
+            verify=not config.no_verify,
+        )
+    verification = model.hetmp.verification
+    if not config.no_verify and (verification.reason or verification.attributes):
+        group.say(f"{config.model}: {verification}")
     check_output(model.hetmp.graph.training, dataset, config.model)
     model.hetmp.group.slowdown.factor = setup.slowdown
     return model

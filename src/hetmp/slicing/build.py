@@ -1,5 +1,6 @@
 """``slice_model``: read -> plan -> schedule -> this rank's layers -> rank 0's values."""
 
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from hetmp.slicing.schedule import CallStep, ProgramStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
 from hetmp.slicing.table import SlicedTensor, Table, make_table, tensors_of
 from hetmp.slicing.tuning import Tuning
-from hetmp.slicing.verification import NOT_ASKED, Verification
+from hetmp.slicing.verification import NOT_ASKED, UnverifiedWarning, Verification
 from hetmp.slicing.verification import verify as verify_graph
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def slice_model(
         tuning: how the work is done, the same on every rank; it changes speed and memory only.
         verify: hold what was read of the module against the module itself, on rank 0, in all
             modes, on two images: outputs, buffers and gradients. Whether that was possible is
-            ``model.hetmp.verification``.
+            ``model.hetmp.verification``; rank 0 warns where it was not.
 
     Raises:
         HetmpError: on every rank at once, with one message: weights that cannot be used, a
@@ -111,6 +112,9 @@ def _verified(
     with group.together():
         if group.is_root:
             verification = verify_graph(graph, module, graph.inputs.of_example(example_input))
+            if verification.reason is not None:
+                text = f"{graph.inputs.title} was {verification}"
+                warnings.warn(text, UnverifiedWarning, stacklevel=2)
     return Verification.from_text(group.broadcast_text(verification.to_text()))
 
 

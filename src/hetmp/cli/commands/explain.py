@@ -19,7 +19,7 @@ from hetmp.core.errors import HetmpError
 @field_options("plan", heading="Options")
 @image_options
 @option("--all", "everything", is_flag=True, help="Also show operations that move nothing.")
-@field_options("strict", heading="Options")
+@field_options("strict", "no_verify", heading="Options")
 def explain(
     model: str,
     weights: tuple[float, ...] | None,
@@ -28,11 +28,13 @@ def explain(
     classes: int | None,
     everything: bool,
     strict: bool | None,
+    no_verify: bool | None,
 ) -> None:
     """Show how a network is cut, and what moves between the ranks.
 
     MODEL is a name (see 'hetmp models') or package.module:function for your own. Runs without
-    MPI, and allocates no parameters.
+    MPI, and allocates no parameters. But a network of your own is also built and run beside what
+    was read of it, on two images, unless --no-verify.
 
     \b
     Examples:
@@ -42,9 +44,11 @@ def explain(
     from rich.console import Console
 
     from hetmp import models
+    from hetmp.models.outline import built_on_cpu
     from hetmp.slicing.channel_groups import plan_from_weights
     from hetmp.slicing.graph import read_graph
     from hetmp.slicing.plan import Plan
+    from hetmp.slicing.verification import NOT_ASKED, verify
     from hetmp.tools.explain import explain as explained
     from hetmp.tools.explain import render
 
@@ -54,6 +58,10 @@ def explain(
     graph = read_graph(*models.outline(model, input_shape, count, dtype="float32", say=remark))
     if strict:
         graph.check_strict()
+    verification = "a network of hetmp's own: verified when it is sliced"
+    if ":" in model:
+        own = None if no_verify else built_on_cpu(model, input_shape, count)
+        verification = str(NOT_ASKED if own is None else verify(graph, own.float(), {}))
     chosen = Plan.load(plan) if plan else plan_from_weights(graph, weights or ())
     console = Console()
     if not console.is_terminal:
@@ -61,3 +69,4 @@ def explain(
     console.print(f"{model}, {count} classes, images of {'×'.join(map(str, input_shape))}")
     narrow = console.width < 100
     console.print(render(explained(graph, chosen), everything=everything, narrow=narrow))
+    console.print(verification, highlight=False)

@@ -12,8 +12,9 @@ from hetmp.slicing.graph.graph import (
     place,
 )
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
-from hetmp.slicing.graph.lines import users_frame
+from hetmp.slicing.graph.lines import users_frame, users_line
 from hetmp.slicing.graph.meta_run import generators_kept
+from hetmp.slicing.graph.proxies import confirm
 from hetmp.slicing.graph.read import check_kind, read_graph, skeleton_of
 from hetmp.slicing.graph.scope import PLAIN, Scope
 from hetmp.slicing.graph.tracer import leaf
@@ -31,6 +32,7 @@ __all__ = [
     "Scope",
     "Trace",
     "check_kind",
+    "confirm",
     "fingerprint",
     "generators_kept",
     "leaf",
@@ -39,4 +41,5 @@ __all__ = [
     "read_graph",
     "skeleton_of",
     "users_frame",
+    "users_line",
 ]

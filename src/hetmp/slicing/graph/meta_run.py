@@ -52,10 +52,14 @@ def on_meta(item: Any) -> Any:
 def run_layer(layer: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
     """Run *layer* in evaluation mode: in training, batch norm refuses one value per channel.
 
-    A layer without a rule that looks at values is run on made-up ones.
+    A layer without a rule may remember how often it ran: a copy of it runs. If it looks at values,
+    it is run on made-up ones.
     """
     if _keeps_shape(layer, args, kwargs):
         return torch.empty_like(args[0])
+    if rule_for(layer) is None:
+        tensors = (*layer.parameters(), *layer.buffers())
+        layer = copy.deepcopy(layer, {id(tensor): tensor for tensor in tensors})
     with modes_kept(layer):
         layer.eval()
         try:

@@ -10,35 +10,48 @@ from hetmp.slicing.graph import ModelGraph
 IMAGES = 2
 """How many images a batch has where the module takes any number: batch norm wants more than one."""
 
+SIDE = 32
+"""The side of images in a first try, where the example has larger ones."""
 
-def first_values(graph: ModelGraph, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+
+def sides(graph: ModelGraph) -> tuple[int | None, ...]:
+    """Return the sides of images to try, in order; None for those of the example."""
+    shapes = (tensor.shape[2:] for tensor in graph.example.tensors.values() if tensor.dim() > 3)
+    return (SIDE, None) if any(max(shape) > SIDE for shape in shapes) else (None,)
+
+
+def first_values(
+    graph: ModelGraph, values: Mapping[str, Tensor], side: int | None
+) -> dict[str, Tensor]:
     """Return the example's own values (*values*, by name), and drawn ones for what has none."""
-    drawn = drawn_values(graph)
-    device = graph.example.device
-    own = {name: _cut(graph, name, x).to(device) for name, x in values.items() if not x.is_meta}
-    return {**drawn, **own}
+    own = {name: _cut(graph, name, x, side) for name, x in values.items() if not x.is_meta}
+    return {**drawn_values(graph, side), **own}
 
 
-def drawn_values(graph: ModelGraph) -> dict[str, Tensor]:
-    """Return random values for every input, on the device of the example, by name."""
-    example = graph.example
+def drawn_values(graph: ModelGraph, side: int | None) -> dict[str, Tensor]:
+    """Return random values for every input, on the CPU, by name."""
     return {
-        name: _drawn(_cut(graph, name, tensor), example.device)
-        for name, tensor in example.tensors.items()
+        name: _drawn(_cut(graph, name, tensor, side))
+        for name, tensor in graph.example.tensors.items()
     }
 
 
-def _drawn(like: Tensor, device: torch.device) -> Tensor:
+def _drawn(like: Tensor) -> Tensor:
     """Draw normal numbers, or zeros and ones where *like* is not of floating point numbers."""
     if like.is_floating_point() or like.is_complex():
         x = torch.randn(like.shape, dtype=like.dtype)
     else:
         x = torch.randint(2, like.shape).to(like.dtype)
-    return x.to(device).requires_grad_(like.requires_grad)
+    return x.requires_grad_(like.requires_grad)
 
 
-def _cut(graph: ModelGraph, name: str, tensor: Tensor) -> Tensor:
-    """Return a few images of *tensor* where the module takes any number of them."""
+def _cut(graph: ModelGraph, name: str, tensor: Tensor, side: int | None) -> Tensor:
+    """Return a few images of *tensor* where the module takes any number, no larger than *side*."""
+    grad = tensor.requires_grad
+    tensor = tensor.detach()
+    if side is not None and tensor.dim() > 3:
+        for axis in range(2, tensor.dim()):
+            tensor = tensor.narrow(axis, 0, min(side, tensor.shape[axis]))
     shapes = [
         trace.values[value].shape
         for trace in graph.traces
@@ -46,6 +59,4 @@ def _cut(graph: ModelGraph, name: str, tensor: Tensor) -> Tensor:
         if entry == name
     ]
     any_number = all(shape and shape[0] is None for shape in shapes)
-    if not any_number or len(tensor) <= IMAGES:
-        return tensor
-    return tensor.detach()[:IMAGES].requires_grad_(tensor.requires_grad)
+    return (tensor[:IMAGES] if any_number else tensor).requires_grad_(grad)

@@ -57,6 +57,8 @@ class ReadCopy(nn.Module):
     def _run(self, trace: Trace, values: dict[str, Any]) -> None:
         for node in trace.nodes:
             self.place = node.place
+            if node.call.layer is not None and node.line:
+                self.place += f" at {node.line}"
             args = filled(node.call.args, values.__getitem__)
             kwargs = filled(node.call.kwargs, values.__getitem__)
             with node.scope.entered():

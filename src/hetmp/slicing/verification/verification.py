@@ -4,6 +4,10 @@ import json
 from dataclasses import asdict, dataclass
 
 
+class UnverifiedWarning(UserWarning):
+    """What was read of a module was not held against the module itself."""
+
+
 @dataclass(frozen=True)
 class Verification:
     """Whether what was read of a module was held against the module itself.

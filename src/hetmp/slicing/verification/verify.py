@@ -16,11 +16,14 @@ from hetmp.slicing.graph import (
     TRAINING,
     Mode,
     ModelGraph,
+    confirm,
     generators_kept,
     users_frame,
+    users_line,
 )
 from hetmp.slicing.table import tensors_of
-from hetmp.slicing.verification.batches import drawn_values, first_values
+from hetmp.slicing.verification.autograd_graph import backward_operations
+from hetmp.slicing.verification.batches import drawn_values, first_values, sides
 from hetmp.slicing.verification.copies import ReadCopy, call_own, own_copy
 from hetmp.slicing.verification.differences import (
     allowed,
@@ -44,7 +47,10 @@ _UNSTEADY = 1e-3
 
 @dataclass(frozen=True)
 class Pass:
-    """A call of the module: its mode, on which values, and whether a backward pass follows."""
+    """A call of the module: its mode, on which values, and whether a backward pass is sure to run.
+
+    Elsewhere one runs only where it would not run the same operations for both.
+    """
 
     mode: Mode
     values: int
@@ -54,9 +60,8 @@ class Pass:
 PASSES = (
     Pass(TRAINING, 0, backward=True),
     Pass(TRAINING, 1, backward=False),
-    Pass(EVALUATION, 0, backward=True),
+    Pass(EVALUATION, 0, backward=False),
     Pass(Mode(training=False, grad=False), 1, backward=False),
-    Pass(Mode(training=True, grad=False), 0, backward=False),
 )
 """What is compared, in this order. A second call shows what a call leaves behind."""
 
@@ -78,16 +83,47 @@ def verify(graph: ModelGraph, module: nn.Module, values: Mapping[str, Tensor]) -
         return Verification("the module has no values yet")
     if not graph.example.tensors:
         return Verification("the sizes of its input are not known: give an example_input")
-    devices = {tensor.device for tensor in tensors_of(module).values()}
-    if {device.type for device in devices} != {graph.example.device.type}:
-        return Verification("the module does not lie where it will compute")
+    device = next(tensor.device for tensor in tensors_of(module).values())
+    if device.type != graph.example.device.type and _asks_for_device(graph):
+        return Verification(f"it decides by its device, and lies on another one: {device}")
     with generators_kept(), torch.inference_mode(mode=False):
-        torch.manual_seed(_SEED)
-        batches = [first_values(graph, values), drawn_values(graph)]
-        try:
-            return _Comparison(graph, module, batches).run()
-        except (MemoryError, torch.OutOfMemoryError):
-            return Verification("the memory does not suffice for two copies of a step")
+        # On smaller images a step is cheaper. A module that they do not fit, or that decides by
+        # their size, is run on the example's.
+        *smaller, last = sides(graph)
+        for side in smaller:
+            try:
+                outcome = _compared(graph, module, values, device, side)
+            except HetmpError:
+                continue
+            if outcome.reason is None:
+                return outcome
+        return _compared(graph, module, values, device, last)
+
+
+def _asks_for_device(graph: ModelGraph) -> bool:
+    return any(
+        node.call.target is confirm and isinstance(node.call.argument(1, ""), str | torch.device)
+        for node in graph.nodes
+    )
+
+
+def _compared(
+    graph: ModelGraph,
+    module: nn.Module,
+    values: Mapping[str, Tensor],
+    device: torch.device,
+    side: int | None,
+) -> Verification:
+    """Compare on images of *side*, on *device*; see ``verify``."""
+    torch.manual_seed(_SEED)
+    batches = [
+        {name: x.to(device) for name, x in batch.items()}
+        for batch in (first_values(graph, values, side), drawn_values(graph, side))
+    ]
+    try:
+        return _Comparison(graph, module, batches).run()
+    except (MemoryError, torch.OutOfMemoryError):
+        return Verification("the memory does not suffice for two copies of a step")
 
 
 class _Comparison:
@@ -140,7 +176,7 @@ class _Comparison:
         self.check(part, number, wanted, made, changed)
         kept = set(tensors_of(self.graph.skeleton))
         self.check(part, number, _buffers(self.own, kept), _buffers(self.read.whole, kept), changed)
-        if part.backward:
+        if part.backward or self.backward_differs(wanted, made):
             mine, theirs = _gradients(self.own, wanted), _gradients(self.read.whole, made)
             theirs = {name: theirs.get(name) for name in mine}
             self.check(part, number, mine, theirs, changed)
@@ -149,6 +185,14 @@ class _Comparison:
             for name, buffer in self.read.whole.named_buffers():
                 if name in own_buffers:
                     buffer.copy_(own_buffers[name])
+
+    def backward_differs(self, wanted: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
+        """Return whether the backward passes would run other operations, or reach other parameters.
+
+        They may still be the same: an operation can be written in two ways.
+        """
+        own = backward_operations(wanted.values(), self.own)
+        return own != backward_operations(made.values(), self.read.whole)
 
     def check(
         self,
@@ -212,11 +256,14 @@ class _Comparison:
                 self.call_read(part)
         except Exception:  # what was recorded up to here is looked at
             pass
-        return first_foreign(read, own) or first_foreign(own, read)
+        wanted, made = first_foreign(own, read), first_foreign(read, own)
+        if wanted is None or made is None or wanted == made:
+            return wanted or made
+        return f"{wanted}, where {made} was read"
 
 
 def _users_place(name: str) -> str:
-    line = users_frame()
+    line = users_line(users_frame() or "")
     return f"{name!r}" + (f" at {line}" if line else "")
 
 
