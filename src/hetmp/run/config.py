@@ -172,7 +172,7 @@ class TrainConfig(BaseModel):
     strict: bool = False
     """Refuse operations that hetmp has no rule for, instead of computing them on every rank."""
     no_verify: bool = False
-    """Do not run the network beside what was read of it, on two images, before it is sliced."""
+    """Do not run the network beside what was read of it, before it is sliced."""
     regather: bool = False
     """Gather a layer's input again in the backward pass instead of keeping it: less memory."""
     no_shared_memory: bool = False
