@@ -161,3 +161,40 @@ def test_an_autograd_function_is_one_operation(example):
     (node,) = graph.fallbacks()
     assert node.call.title == "apply"
     assert Swish.apply(torch.ones(1)).item() == pytest.approx(0.731, abs=1e-3)
+
+
+# --- sizes as text ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        lambda x: f"{x.shape[2]}",
+        lambda x: str(x.shape[2]),
+        lambda x: str(tuple(x.shape))[:-1],
+        lambda x: "%d" % x.shape[2],  # noqa: UP031
+    ],
+    ids=["formatted", "str", "of a tuple", "old"],
+)
+def test_a_size_that_becomes_text_is_fixed(text):
+    """It may name a table's entry. Nothing else follows a text."""
+
+    def run(self, x):
+        return self.conv(x) * len(text(x))
+
+    graph = read(run, torch.empty(2, 3, 8, 8))
+    assert "confirm" in titles(graph)
+    assert "depends on a size" in refusal(run)
+
+
+def test_a_size_in_a_message_stays_open():
+    def run(self, x):
+        torch._assert(
+            x.shape[2] % 2 == 0,
+            f"{x.shape[2]} is odd",
+        )
+        assert x.dim() == 4, f"got {x.shape}"
+        return self.conv(x)
+
+    graph = read(run, torch.empty(2, 3, 8, 8))
+    assert "confirm" not in titles(graph)

@@ -1,5 +1,8 @@
 """Which line of the user's own a module runs, for messages and for questions to be noticed."""
 
+import ast
+import functools
+import linecache
 import os
 import re
 import sys
@@ -16,6 +19,36 @@ def is_users(function: Any) -> bool:
     """Return whether *function* is written in Python by neither torch nor hetmp."""
     code = getattr(function, "__code__", None)
     return code is not None and not code.co_filename.startswith(_LIBRARIES)
+
+
+_MESSAGES = ("assert", "check", "debug", "error", "info", "log", "print", "raise", "warn")
+"""What the name of a function contains whose text is read by people only."""
+
+
+def writes_message(frame: FrameType) -> bool:
+    """Return whether the statement that runs in *frame* only makes a text for people."""
+    line = frame.f_lineno
+    return any(first <= line <= last for first, last in _messages(frame.f_code.co_filename))
+
+
+@functools.lru_cache(maxsize=64)
+def _messages(file: str) -> tuple[tuple[int, int], ...]:
+    """Return the first and last lines of the statements of a *file* that raise, assert or print."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(file)))
+    except SyntaxError:
+        return ()
+    return tuple(
+        (node.lineno, node.end_lineno or node.lineno)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise | ast.Assert)
+        or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _prints(node.value))
+    )
+
+
+def _prints(call: ast.Call) -> bool:
+    name = getattr(call.func, "attr", getattr(call.func, "id", "")).lower()
+    return any(part in name for part in _MESSAGES)
 
 
 def is_library(frame: FrameType) -> bool:

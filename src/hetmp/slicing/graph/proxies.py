@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from hetmp.core.errors import HetmpError
 from hetmp.ops import assigned
+from hetmp.slicing.graph.lines import is_library, writes_message
 from hetmp.slicing.graph.meta_run import attribute
 
 _ASSIGNED = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift"
@@ -209,7 +210,19 @@ class NumberProxy(KnownProxy):
         return float(self.fixed())
 
     def __format__(self, spec: str) -> str:
-        return format(self.value, spec)
+        return format(self._as_text(), spec)
+
+    def __str__(self) -> str:
+        return str(self._as_text())
+
+    def __repr__(self) -> str:
+        return repr(self._as_text())
+
+    def _as_text(self) -> Any:
+        """Return the value as text wants it: fixed, but for a message, which decides nothing."""
+        caller = sys._getframe(2)
+        is_message = is_library(caller) or writes_message(caller)
+        return self.value if is_message else self.fixed()
 
 
 class SettingProxy(KnownProxy):
