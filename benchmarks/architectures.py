@@ -1,9 +1,10 @@
 """Holds hetmp against architectures that others wrote, and writes docs/models.md.
 
 Problem: hetmp says of itself that it slices any convolutional network as it is. This takes the
-networks of public packages (tests/architectures), slices each as it comes, trains it beside the
-unsliced module in float64 and compares outputs, every gradient, and every parameter and buffer
-after the last step. Every rank has a loss of its own; the unsliced module is trained on their mean.
+networks of public packages (tests/cases/architectures), slices each as it comes, verified against
+the module, trains it beside the unsliced module in float64 and compares outputs, every gradient,
+and every parameter and buffer after the last step. Every rank has a loss of its own; the unsliced
+module is trained on their mean.
 
 It starts the ranks itself. A network that crashes or hangs ends its job: it is noted, and the next
 job goes on behind it. What is in the file of results already is not run again. Packages that are
@@ -36,13 +37,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from architecture_comparison import STEPS, compare, figures  # noqa: E402
-from architectures import ARCHITECTURES, Architecture  # noqa: E402
-
 import hetmp  # noqa: E402
+from cases.architectures import ARCHITECTURES, Architecture  # noqa: E402
+from helpers.architecture_comparison import compare, figures  # noqa: E402
 
-WEIGHTS = {3: ((70, 25, 5), (1, 2, 3)), 5: ((3, 0, 2, 1, 2),)}
-"""Number of ranks -> their weights, each in turn."""
+WEIGHTS = {3: (70, 25, 5), 5: (3, 0, 2, 1, 2)}
+"""Number of ranks -> their weights."""
 
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 
@@ -73,19 +73,20 @@ def job(names: Sequence[str], results: Path) -> None:
 
 
 def examine(architecture: Architecture, group: hetmp.Group) -> dict[str, Any]:
-    """Figures, and what differed over all ranks and weights."""
+    """Return figures, the largest error, and what differs over all ranks."""
     weights = WEIGHTS[group.size]
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     with group.together():
         if group.is_root:
-            found = asdict(figures(architecture, weights[0]))
-    largest, lines = 0.0, []
-    for one in weights:
-        differences, _ = compare(architecture, one)
-        largest = max(largest, group.allgather(np.array([differences.largest])).max())
-        texts = group.gather_texts("\n".join(differences.found[:3]))
-        lines += [text for text in texts or () if text]
-    return found | {"error": float(largest), "different": lines}
+            record = asdict(figures(architecture, weights))
+    differences, model = compare(architecture, weights)
+    largest = group.allgather(np.array([differences.largest])).max()
+    texts = group.gather_texts("\n".join(differences.found[:3]))
+    return record | {
+        "error": float(largest),
+        "different": [text for text in texts or () if text],
+        "unverified": model.hetmp.verification.reason,
+    }
 
 
 # --- the jobs -----------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ HEAD = """# Models that others wrote
 
 hetmp slices modules as they are. This page holds it against {count} architectures from public
 Python packages that nobody here wrote: each was built with random weights, sliced as it came, and
-trained for {steps} steps of SGD beside the unsliced module, in float64.
+trained for two steps of SGD beside the unsliced module, in float64.
 
 **{exact} of {count} are exact.** {traced} were read and sliced, {clean} of these with a rule for
 every operation. Of the work of all convolutions and linear layers, {whole} is done whole by every
@@ -235,7 +236,6 @@ def page(results: Results, architectures: Sequence[Architecture]) -> str:
     parts = [
         HEAD.format(
             count=len(shown),
-            steps="two" if STEPS == 2 else STEPS,
             exact=len(exact),
             traced=len(sliced),
             clean=sum(not line["fallbacks"] for line in sliced),
@@ -336,6 +336,7 @@ asks for torchvision, which these networks do not use: `pip install --no-deps py
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", action="append", help="of these networks, by a part of the name")
+    parser.add_argument("--package", action="append", help="of these packages, as pip calls them")
     parser.add_argument("--out", type=Path, help="the page; printed if not given")
     parser.add_argument(
         "--results", type=Path, default=ROOT / "runs/architectures.jsonl", help="kept as it goes"
@@ -353,7 +354,9 @@ def main() -> None:
     chosen = [
         one
         for one in ARCHITECTURES
-        if one.available and (not told.only or any(part in one.name for part in told.only))
+        if one.available
+        and (not told.package or one.distribution in told.package)
+        and (not told.only or any(part in one.name for part in told.only))
     ]
     told.results.parent.mkdir(parents=True, exist_ok=True)
     if not told.write:
