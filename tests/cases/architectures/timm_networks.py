@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import nn
+
 from cases.architectures.architecture import Architecture, Shapes, called
 
 _FOUR: Shapes = ((4, 3, 64, 64),)
@@ -19,6 +21,33 @@ def _sized(title: str, kind: str, **kwargs: Any) -> Architecture:
     module, _, name = kind.rpartition(".")
     make = called(name, num_classes=10, **kwargs)
     return Architecture(title, f"timm.models.{module}", make, _FOUR)
+
+
+def _caformer(package: Any) -> nn.Module:
+    return package.MetaFormer(
+        num_classes=10,
+        depths=(1, 1, 1, 1),
+        dims=(16, 32, 64, 64),
+        token_mixers=[package.SepConv] * 2 + [package.Attention] * 2,
+        norm_layers=[package.LayerNorm2dNoBias] * 2 + [package.LayerNormNoBias] * 2,
+    )
+
+
+def _convformer(package: Any) -> nn.Module:
+    return package.MetaFormer(
+        num_classes=10,
+        depths=(1, 1, 1, 1),
+        dims=(16, 32, 64, 64),
+        token_mixers=package.SepConv,
+        norm_layers=package.LayerNorm2dNoBias,
+    )
+
+
+def _multiscale(package: Any) -> nn.Module:
+    config = package.MultiScaleVitCfg(
+        depths=(1, 1, 1), embed_dim=16, stride_q=((1, 1), (2, 2), (2, 2))
+    )
+    return package.MultiScaleVit(config, img_size=64, num_classes=10)
 
 
 TIMM = (
@@ -51,11 +80,9 @@ TIMM = (
     _net("repvit_m0_9", _EIGHT),
     _net("deit_tiny_patch16_224", img_size=64, depth=3),
     _net("volo_d1_224", img_size=64),
-    _net("caformer_s18", depths=(1, 1, 1, 1), dims=(16, 32, 64, 64)),
-    _net("convformer_s18", depths=(1, 1, 1, 1), dims=(16, 32, 64, 64)),
-    _net("mvitv2_tiny", img_size=64, depths=(1, 1, 1, 1)),
-    _net("botnet26t_256", ((4, 3, 128, 128),)),
-    _net("eca_botnext26ts_256", ((4, 3, 128, 128),)),
+    Architecture("caformer, narrow", "timm.models.metaformer", _caformer, _FOUR),
+    Architecture("convformer, narrow", "timm.models.metaformer", _convformer, _FOUR),
+    Architecture("mvitv2, narrow", "timm.models.mvitv2", _multiscale, _FOUR),
     # Weights that are standardised before they are used.
     _sized("resnetv2 (BiT), shallow", "resnetv2.ResNetV2", layers=[1, 1, 1, 1],
            channels=(128, 256, 512, 512), stem_type="fixed"),

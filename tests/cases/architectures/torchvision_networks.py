@@ -95,7 +95,7 @@ TORCHVISION = (
     _net("shufflenet_v2_x0_5", _EIGHT),
     _net("squeezenet1_1"),
     _net("googlenet", _FOUR, aux_logits=True, init_weights=False),
-    _net("inception_v3", ((4, 3, 96, 96),), aux_logits=True, init_weights=False),
+    _net("inception_v3", ((4, 3, 299, 299),), aux_logits=True, init_weights=False),
     _net("mnasnet0_5", _EIGHT),
     _net("regnet_y_400mf", _EIGHT),
     _net("regnet_x_400mf", _EIGHT),
