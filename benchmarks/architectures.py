@@ -1,9 +1,10 @@
 """Holds hetmp against architectures that others wrote, and writes docs/models.md.
 
 Problem: hetmp says of itself that it slices any convolutional network as it is. This takes the
-networks of public packages (tests/architectures), slices each as it comes, trains it beside the
-unsliced module in float64 and compares outputs, every gradient, and every parameter and buffer
-after the last step. Every rank has a loss of its own; the unsliced module is trained on their mean.
+networks of public packages (tests/cases/architectures), slices each as it comes, verified against
+the module, trains it beside the unsliced module in float64 and compares outputs, every gradient,
+and every parameter and buffer after the last step. Every rank has a loss of its own; the unsliced
+module is trained on their mean.
 
 It starts the ranks itself. A network that crashes or hangs ends its job: it is noted, and the next
 job goes on behind it. What is in the file of results already is not run again. Packages that are
@@ -36,13 +37,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from architecture_comparison import STEPS, compare, figures  # noqa: E402
-from architectures import ARCHITECTURES, Architecture  # noqa: E402
-
 import hetmp  # noqa: E402
+from cases.architectures import ARCHITECTURES, Architecture  # noqa: E402
+from helpers.architecture_comparison import compare, figures  # noqa: E402
 
-WEIGHTS = {3: ((70, 25, 5), (1, 2, 3)), 5: ((3, 0, 2, 1, 2),)}
-"""Number of ranks -> their weights, each in turn."""
+WEIGHTS = {3: (70, 25, 5), 5: (3, 0, 2, 1, 2)}
+"""Number of ranks -> their weights."""
 
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 
@@ -73,19 +73,20 @@ def job(names: Sequence[str], results: Path) -> None:
 
 
 def examine(architecture: Architecture, group: hetmp.Group) -> dict[str, Any]:
-    """Figures, and what differed over all ranks and weights."""
+    """Return figures, the largest error, and what differs over all ranks."""
     weights = WEIGHTS[group.size]
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     with group.together():
         if group.is_root:
-            found = asdict(figures(architecture, weights[0]))
-    largest, lines = 0.0, []
-    for one in weights:
-        differences, _ = compare(architecture, one)
-        largest = max(largest, group.allgather(np.array([differences.largest])).max())
-        texts = group.gather_texts("\n".join(differences.found[:3]))
-        lines += [text for text in texts or () if text]
-    return found | {"error": float(largest), "different": lines}
+            record = asdict(figures(architecture, weights))
+    differences, model = compare(architecture, weights)
+    largest = group.allgather(np.array([differences.largest])).max()
+    texts = group.gather_texts("\n".join(differences.found[:3]))
+    return record | {
+        "error": float(largest),
+        "different": [text for text in texts or () if text],
+        "unverified": model.hetmp.verification.reason,
+    }
 
 
 # --- the jobs -----------------------------------------------------------------------------------
@@ -165,32 +166,40 @@ def read(results: Path) -> Results:
 
 HEAD = """# Models that others wrote
 
-hetmp slices modules as they are. This page holds it against {count} architectures from public
-Python packages that nobody here wrote: each was built with random weights, sliced as it came, and
-trained for {steps} steps of SGD beside the unsliced module, in float64.
+hetmp slices modules as they are. This page holds it against {count} architectures from {packages}
+public packages that nobody here wrote: each was built with random weights, sliced as it came, and
+trained for two steps of SGD beside the unsliced module, in float64, on 3 and on 5 ranks.
 
-**{exact} of {count} are exact.** {traced} were read and sliced, {clean} of these with a rule for
-every operation. Of the work of all convolutions and linear layers, {whole} is done whole by every
-rank.
+**{exact} of {count} are exact.** {traced} were read and sliced. For {verified} of them, what was
+read was verified against the module itself, as `slice_model` does unless it is told not to:
+outputs, buffers and gradients, in training and in evaluation.
 
+{clean} have a rule for every operation. The others have {fallbacks} operations, of {operations} in
+all, that every rank computes whole: [they are named below]({whole_link}).
+Of the work of all convolutions and linear layers, {whole} is done whole by every rank.
+
+| package | version | networks | exact | operations computed whole |
+| --- | --- | --: | --: | --: |
+{table}
 ## What was done
 
 - `benchmarks/architectures.py` writes this page; `tests/test_architectures.py` compares {small} of
   the networks at every change.
-- On 3 ranks with the weights 70 : 25 : 5, then 1 : 2 : 3; on 5 ranks with 3 : 0 : 2 : 1 : 2, one of
-  which holds nothing. Every rank has a loss of its own, over all tensors that the network gives.
+- On 3 ranks with the weights 70 : 25 : 5; on 5 ranks with 3 : 0 : 2 : 1 : 2, one of which holds
+  nothing. Every rank has a loss of its own, over all tensors that the network gives.
 - Compared are all outputs, the gradients of the inputs and of every parameter at each step, and
   every parameter and buffer after the last. *Exact* means that none is off by more than 1e-10 of
   its own norm or the largest gradient's, whichever is larger.
 - Nothing in the packages is changed, but for this: dropout and paths left out at random are set to
-  0 (sliced dropout draws other masks than torch's); large classifiers of pytorchcv get a pooling
-  of any size at their end, so that small images will do.
+  0 (sliced dropout draws other masks than torch's); large classifiers of pytorchcv, torchvision's
+  S3D and its VGG get a pooling of any size at their end, so that small images will do.
 - Widths, depths and images are smaller than usual where a step would otherwise take long: see
-  `tests/architectures`.
-
+  `tests/cases/architectures`.
 - A network is left out where it cannot be compared: where it draws random numbers (VAEs), or where
   the last bits of its own weights, changed, change its second step by more than 1e-10. That is so
   of sqnxt23_w1 (1e-7) and sknet50 (4e-9), which are as exact after one step as the others.
+- timm's ConViT is refused, in words: its forward assigns a buffer of its own, the positions for the
+  size of image that comes.
 
 ## What they taught
 
@@ -206,6 +215,8 @@ These were read wrongly, refused or computed whole at first. What mends it has t
   `tests/test_attention_blocks.py`, `tests/test_ops_products.py`.
 - SegNet, ENet and QuickNAT put maxima back where pooling found them:
   `tests/test_ops_unpooling.py`.
+- LocalNet stacks the parts of a split, which torch.fx did not take for activations:
+  `tests/test_graph_tracing.py`.
 - SwiftFormer, MobileViT V2 and CBAM normalise, repeat, unfold, fold, and take maxima over channels;
   Swin rolls its windows: `tests/test_ops_axes.py`.
 
@@ -223,6 +234,16 @@ These were read wrongly, refused or computed whole at first. What mends it has t
 
 """
 
+WHOLE = """## What every rank computes whole
+
+hetmp has no rule for these operations. They are as exact as the others, but no faster on several
+ranks. `BatchNormAct2d` is timm's batch norm with its activation, a subclass that counts its batches
+itself. torchvision hides the functions that begin with an underscore, `stochastic_depth` and
+`shifted_window_attention` from torch.fx (`torch.fx.wrap`), so hetmp does not look into them; work
+inside them is not in the share above.
+
+"""
+
 
 def page(results: Results, architectures: Sequence[Architecture]) -> str:
     """docs/models.md."""
@@ -232,20 +253,26 @@ def page(results: Results, architectures: Sequence[Architecture]) -> str:
     sliced = [results[one.name, 3] for one in shown if "error" in results[one.name, 3]]
     work = sum(line["work"] for line in sliced)
     whole = sum(line["work"] * line["whole"] for line in sliced) / max(work, 1)
+    packages = dict.fromkeys(one.distribution for one in shown)
     parts = [
         HEAD.format(
             count=len(shown),
-            steps="two" if STEPS == 2 else STEPS,
+            packages=len(packages),
             exact=len(exact),
             traced=len(sliced),
+            verified=sum(line["unverified"] is None for line in sliced),
             clean=sum(not line["fallbacks"] for line in sliced),
+            fallbacks=sum(len(line["fallbacks"]) for line in sliced),
+            operations=sum(line["nodes"] for line in sliced),
+            whole_link="#what-every-rank-computes-whole",
             whole=_percent(whole),
+            table="".join(_of_package(package, results, shown, exact) for package in packages),
             small=sum(one.small for one in ARCHITECTURES),
         )
     ]
     if missing:
         parts.append(f"{missing} of these runs are still to be made: their cells are empty.\n\n")
-    for package in dict.fromkeys(one.distribution for one in shown):
+    for package in packages:
         some = [one for one in shown if one.distribution == package]
         version = importlib.metadata.version(package)
         good = sum(one in exact for one in some)
@@ -257,8 +284,22 @@ def page(results: Results, architectures: Sequence[Architecture]) -> str:
         parts += [_row(one, *_both(results, one)) for one in some]
         parts.append("\n")
     parts.append(_reasons(results, shown))
-    parts.append(_how(dict.fromkeys(one.distribution for one in shown)))
+    parts.append(_how(packages))
     return "".join(parts)
+
+
+def _of_package(
+    package: str,
+    results: Results,
+    shown: Sequence[Architecture],
+    exact: Sequence[Architecture],
+) -> str:
+    """Return the row of a package in the first table."""
+    own = [each for each in shown if each.distribution == package]
+    whole = sum(len(results[each.name, 3].get("fallbacks", ())) for each in own)
+    good = sum(each in exact for each in own)
+    version = importlib.metadata.version(package)
+    return f"| {package} | {version} | {len(own)} | {good} | {whole} |\n"
 
 
 def _both(results: Results, one: Architecture) -> list[dict[str, Any]]:
@@ -309,7 +350,7 @@ def _reasons(results: Results, shown: Iterable[Architecture]) -> str:
     if bad:
         text += "## What is not exact, or was refused\n\n" + "".join(bad) + "\n"
     if whole:
-        text += "## What every rank computes whole\n\n" + "".join(whole) + "\n"
+        text += WHOLE + "".join(whole) + "\n"
     return text
 
 
@@ -328,14 +369,17 @@ def _how(packages: Iterable[str]) -> str:
 .venv/bin/python benchmarks/architectures.py --out docs/models.md
 ```
 
-This page was written with {", ".join(f"{name} {v}" for name, v in versions.items())}. pytorchcv
-asks for torchvision, which these networks do not use: `pip install --no-deps pytorchcv`.
+This page was written with {", ".join(f"{name} {v}" for name, v in versions.items())}.
+A package that is not installed is left out, with a word. pytorchcv asks for torchvision, which its
+networks do not use: `pip install --no-deps pytorchcv`. torchvision must be the one for the torch
+that is installed.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", action="append", help="of these networks, by a part of the name")
+    parser.add_argument("--package", action="append", help="of these packages, as pip calls them")
     parser.add_argument("--out", type=Path, help="the page; printed if not given")
     parser.add_argument(
         "--results", type=Path, default=ROOT / "runs/architectures.jsonl", help="kept as it goes"
@@ -353,7 +397,9 @@ def main() -> None:
     chosen = [
         one
         for one in ARCHITECTURES
-        if one.available and (not told.only or any(part in one.name for part in told.only))
+        if one.available
+        and (not told.package or one.distribution in told.package)
+        and (not told.only or any(part in one.name for part in told.only))
     ]
     told.results.parent.mkdir(parents=True, exist_ok=True)
     if not told.write:

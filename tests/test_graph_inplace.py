@@ -289,6 +289,19 @@ class TestStateOfTheModulesOwn:
         assert "'norm.running_var'" in text
         assert line_of(text) == "self.norm.running_var += 1"
 
+    def test_it_may_not_be_assigned_and_then_read(self):
+        """Positions that are made when an image of another size comes: timm's ConViT."""
+
+        def run(self, x):
+            images = x.shape[0]
+            if self.norm.running_var.dim() == 1:
+                self.norm.running_var = self.norm.running_var.view(1, -1, 1, 1)
+            return self.conv(x) * self.norm.running_var.expand(images, -1, -1, -1)
+
+        text = refusal(run, torch.rand(2, 3, 4, 4))
+        assert "'norm.running_var' is assigned" in text
+        assert line_of(text) == "self.norm.running_var = self.norm.running_var.view(1, -1, 1, 1)"
+
     def test_parameters_neither(self):
         def run(self, x):
             self.conv.weight.data.clamp_(-1, 1)

@@ -36,6 +36,21 @@ def test_functions_and_methods_are_operations(run, named):
     assert not list(graph.fallbacks())
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda self, x: torch.stack(self.conv(x).split(1, 1)),
+        lambda self, x: torch.cat(tensors=self.conv(x).chunk(3, 1)),
+        lambda self, x: torch.stack(self.conv(x).unbind(1)),
+    ],
+)
+def test_a_function_takes_all_parts_of_an_activation_as_they_come(run):
+    """A tuple of parts goes to a function of torch's that has no other tensor."""
+    graph = read(run, torch.rand(2, 3, 4, 4))
+    assert titles(graph)[0] == "Conv2d"
+    assert titles(graph)[-1] in ("stack", "cat")
+
+
 def test_branches_take_the_same_value():
     graph = read(lambda self, x: (lambda y: self.norm(y) + self.relu(y))(self.conv(x)))
     consumers = graph.training.consumers("conv")

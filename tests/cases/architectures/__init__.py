@@ -8,8 +8,20 @@ from cases.architectures.architecture import Architecture, tensors
 from cases.architectures.monai_networks import MONAI
 from cases.architectures.other_networks import OTHERS
 from cases.architectures.pytorchcv_networks import PYTORCHCV
+from cases.architectures.segmentation_networks import NNUNET, SEGMENTATION_MODELS
+from cases.architectures.timm_networks import TIMM
+from cases.architectures.torchvision_networks import TORCHVISION
 from cases.architectures.transformers_networks import TRANSFORMERS
 
-ARCHITECTURES = (*MONAI, *OTHERS, *TRANSFORMERS, *PYTORCHCV)
+ARCHITECTURES = (
+    *MONAI,
+    *OTHERS,
+    *TRANSFORMERS,
+    *PYTORCHCV,
+    *TORCHVISION,
+    *TIMM,
+    *SEGMENTATION_MODELS,
+    *NNUNET,
+)
 
 __all__ = ["ARCHITECTURES", "Architecture", "tensors"]

@@ -32,6 +32,7 @@ class Architecture:
         names: of its inputs, where they are given by name.
         keywords: further arguments of a call, which are no tensors.
         small: whether it is among those that the tests train.
+        steps: how many steps are compared: one where the second is chaotic, in itself.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Architecture:
     names: tuple[str, ...] = ()
     keywords: Mapping[str, Any] | None = None
     small: bool = False
+    steps: int = 2
 
     @property
     def distribution(self) -> str:
@@ -76,15 +78,19 @@ def settled(module: nn.Module) -> nn.Module:
     """*module* without dropout and without paths that are left out at random.
 
     Sliced dropout draws other masks than torch's, by design, so the two could not be compared.
-    torch's layers have ``p``, those that packages write for themselves one of the others.
+    torch's layers and torchvision's have ``p``, others one of the other names.
     """
     for layer in module.modules():
-        if isinstance(layer, nn.modules.dropout._DropoutNd):
+        if isinstance(layer, nn.modules.dropout._DropoutNd) or _leaves_out(layer):
             layer.p = 0.0
         for name in ("drop_prob", "drop_connect_rate"):
             if hasattr(layer, name):
                 setattr(layer, name, 0.0)
     return module
+
+
+def _leaves_out(layer: nn.Module) -> bool:
+    return type(layer).__name__ == "StochasticDepth"
 
 
 def tensors(given: Any) -> list[Tensor]:

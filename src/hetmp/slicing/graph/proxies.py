@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from hetmp.core.errors import HetmpError
-from hetmp.ops import assigned
+from hetmp.ops import assigned, mapped
 from hetmp.slicing.graph.lines import is_library, writes_message
 from hetmp.slicing.graph.meta_run import attribute
 
@@ -158,6 +158,8 @@ class TensorProxy(KnownProxy):
         caller = sys._getframe(1)
         for proxy in (*_flat(rest), *_flat(named)):
             proxy.tracer.forget((id(caller), caller.f_lasti))
+        # torch.fx looks for stand-ins in plain tuples and lists, not in those of a split's parts.
+        rest, named = mapped((rest, named), lambda item: item)
         return super().__torch_function__(orig_method, types, *rest, **named)
 
     def __len__(self) -> int:

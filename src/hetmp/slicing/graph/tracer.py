@@ -237,6 +237,8 @@ class Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self._running:
             return attr_val
+        if isinstance(attr_val, fx.Proxy):
+            check_buffers(self.root)
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -258,6 +260,18 @@ class Tracer(fx.Tracer):
             return root_fn(*args, **kwargs)
 
         return forward, [self.root, *args]
+
+
+def check_buffers(skeleton: nn.Module) -> None:
+    """Refuse a module whose forward assigns a buffer of its own; the message names the line."""
+    buffer: Any
+    for name, buffer in skeleton.named_buffers():
+        if isinstance(buffer, fx.Proxy):
+            line = users_line(buffer.node.stack_trace or "")
+            raise HetmpError(
+                f"{name!r} is assigned{' at ' if line else ''}{line}: a module that changes its "
+                "own state cannot be sliced; mark it with hetmp.leaf"
+            )
 
 
 def _values(structure: Any, target: Any) -> Any:

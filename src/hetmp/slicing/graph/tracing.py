@@ -18,7 +18,7 @@ from hetmp.slicing.graph.meta_run import attribute, modes_kept
 from hetmp.slicing.graph.proxies import instances
 from hetmp.slicing.graph.recorded_calls import recorded_autograd, recorded_creation
 from hetmp.slicing.graph.scope import PLAIN, ScopeReader
-from hetmp.slicing.graph.tracer import Tracer
+from hetmp.slicing.graph.tracer import Tracer, check_buffers
 
 
 def trace_modes(
@@ -50,7 +50,7 @@ def trace_modes(
                     graphs[mode] = tracer.trace_mode(skeleton, mode)
                     asked |= tracer.asked_for_grad
                     dims_matter |= tracer.dims_matter
-            _check_buffers(skeleton)
+            check_buffers(skeleton)
     except HetmpError:
         raise
     except Exception as error:
@@ -93,17 +93,6 @@ def _generators() -> list[Any]:
     """Return the states of the random generators that a module may draw from."""
     _, keys, position, *_ = np.random.get_state(legacy=True)  # noqa: NPY002 - the user's choice
     return [torch.get_rng_state().tolist(), random.getstate(), list(keys), position]
-
-
-def _check_buffers(skeleton: nn.Module) -> None:
-    buffer: Any
-    for name, buffer in skeleton.named_buffers():
-        if isinstance(buffer, fx.Proxy):
-            line = users_line(buffer.node.stack_trace or "")
-            raise HetmpError(
-                f"{name!r} is assigned{' at ' if line else ''}{line}: a module that changes its "
-                "own state cannot be sliced; mark it with hetmp.leaf"
-            )
 
 
 def _written(graph: fx.Graph, skeleton: nn.Module) -> list[str]:
