@@ -1,5 +1,6 @@
 """A user's ``nn.Module`` -> ordered operations: read through torch.fx, on tensors without data."""
 
+from hetmp.slicing.graph.confirmation import Unconfirmed
 from hetmp.slicing.graph.graph import (
     EVALUATION,
     MODES,
@@ -30,6 +31,7 @@ __all__ = [
     "Node",
     "Scope",
     "Trace",
+    "Unconfirmed",
     "check_kind",
     "fingerprint",
     "generators_kept",

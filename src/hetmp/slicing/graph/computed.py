@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from hetmp.ops import COMPUTED, Computed, Recipe, is_cut, layer_form
+from hetmp.slicing.graph.confirmation import confirm
 from hetmp.slicing.graph.meta_run import attribute
-from hetmp.slicing.graph.proxies import confirm
 from hetmp.slicing.graph.recipes import ancestors, read_recipe
 
 

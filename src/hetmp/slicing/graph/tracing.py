@@ -2,7 +2,8 @@
 
 import random
 import traceback
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,12 @@ from hetmp.slicing.graph.graph import MODES, Mode, place
 from hetmp.slicing.graph.inputs import Example, Inputs
 from hetmp.slicing.graph.lines import users_line
 from hetmp.slicing.graph.meta_run import attribute, modes_kept
-from hetmp.slicing.graph.proxies import instances
-from hetmp.slicing.graph.recorded_calls import recorded_autograd, recorded_creation
+from hetmp.slicing.graph.proxies import holds_stand_in, instances
+from hetmp.slicing.graph.recorded_calls import (
+    recorded_autograd,
+    recorded_creation,
+    recorded_limits,
+)
 from hetmp.slicing.graph.scope import PLAIN, ScopeReader
 from hetmp.slicing.graph.tracer import Tracer
 
@@ -34,6 +39,7 @@ def trace_modes(
             does not fit it.
     """
     drawn = _generators()
+    tensors = _names(skeleton)
     graphs: dict[Mode, fx.Graph] = {}
     scopes = ScopeReader()
     asked = dims_matter = False
@@ -43,14 +49,16 @@ def trace_modes(
             stack.enter_context(instances())
             stack.enter_context(recorded_creation())
             stack.enter_context(recorded_autograd())
+            stack.enter_context(recorded_limits())
             stack.enter_context(scopes.watching())
             for mode in MODES:
                 if mode.grad or asked:
                     tracer = Tracer(inputs, example, scopes)
-                    graphs[mode] = tracer.trace_mode(skeleton, mode)
+                    with stand_ins_dropped(skeleton):
+                        graphs[mode] = tracer.trace_mode(skeleton, mode)
+                        _check_buffers(skeleton, tensors)
                     asked |= tracer.asked_for_grad
                     dims_matter |= tracer.dims_matter
-            _check_buffers(skeleton)
     except HetmpError:
         raise
     except Exception as error:
@@ -95,7 +103,33 @@ def _generators() -> list[Any]:
     return [torch.get_rng_state().tolist(), random.getstate(), list(keys), position]
 
 
-def _check_buffers(skeleton: nn.Module) -> None:
+@contextmanager
+def stand_ins_dropped(skeleton: nn.Module) -> Iterator[None]:
+    """Restore, on leaving, the attributes that hold stand-ins: they are of one trace alone."""
+    before = {part: dict(vars(part)) for part in skeleton.modules()}
+    yield
+    for part, attributes in before.items():
+        for name, value in list(vars(part).items()):
+            if not holds_stand_in(value):
+                continue
+            if name in attributes:
+                vars(part)[name] = attributes[name]
+            else:
+                del vars(part)[name]
+
+
+def _names(skeleton: nn.Module) -> set[str]:
+    """Return the names of the parameters and buffers."""
+    named = (skeleton.named_parameters, skeleton.named_buffers)
+    return {name for tensors in named for name, _ in tensors(remove_duplicate=False)}
+
+
+def _check_buffers(skeleton: nn.Module, names: set[str]) -> None:
+    for name in sorted(_names(skeleton) - names):
+        raise HetmpError(
+            f"{name!r} is registered while the module runs: run it once before it is sliced, so "
+            "that all of its parameters and buffers are there"
+        )
     buffer: Any
     for name, buffer in skeleton.named_buffers():
         if isinstance(buffer, fx.Proxy):

@@ -11,21 +11,35 @@ IMAGES = 2
 """How many images a batch has where the module takes any number: batch norm wants more than one."""
 
 
-def first_values(graph: ModelGraph, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the example's own values (*values*, by name), and drawn ones for what has none."""
-    drawn = drawn_values(graph)
-    device = graph.example.device
-    own = {name: _cut(graph, name, x).to(device) for name, x in values.items() if not x.is_meta}
+def first_values(
+    graph: ModelGraph, values: Mapping[str, Tensor], images: int | None = IMAGES
+) -> dict[str, Tensor]:
+    """Return the example's own values (*values*, by name), and drawn ones for what has none.
+
+    Args:
+        images: how many, where the module takes any number; None for all of the example's.
+    """
+    drawn = drawn_values(graph, images)
+    own = {
+        name: _cut(graph, name, x, images).to(graph.example.device)
+        for name, x in values.items()
+        if not x.is_meta
+    }
     return {**drawn, **own}
 
 
-def drawn_values(graph: ModelGraph) -> dict[str, Tensor]:
+def drawn_values(graph: ModelGraph, images: int | None = IMAGES) -> dict[str, Tensor]:
     """Return random values for every input, on the device of the example, by name."""
     example = graph.example
     return {
-        name: _drawn(_cut(graph, name, tensor), example.device)
+        name: _drawn(_cut(graph, name, tensor, images), example.device)
         for name, tensor in example.tensors.items()
     }
+
+
+def copied(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the values of a batch in memory of their own, which a module may change."""
+    return {name: x.detach().clone().requires_grad_(x.requires_grad) for name, x in batch.items()}
 
 
 def _drawn(like: Tensor, device: torch.device) -> Tensor:
@@ -37,7 +51,7 @@ def _drawn(like: Tensor, device: torch.device) -> Tensor:
     return x.to(device).requires_grad_(like.requires_grad)
 
 
-def _cut(graph: ModelGraph, name: str, tensor: Tensor) -> Tensor:
+def _cut(graph: ModelGraph, name: str, tensor: Tensor, images: int | None) -> Tensor:
     """Return a few images of *tensor* where the module takes any number of them."""
     shapes = [
         trace.values[value].shape
@@ -46,6 +60,6 @@ def _cut(graph: ModelGraph, name: str, tensor: Tensor) -> Tensor:
         if entry == name
     ]
     any_number = all(shape and shape[0] is None for shape in shapes)
-    if not any_number or len(tensor) <= IMAGES:
+    if images is None or not any_number or len(tensor) <= images:
         return tensor
-    return tensor.detach()[:IMAGES].requires_grad_(tensor.requires_grad)
+    return tensor.detach()[:images].requires_grad_(tensor.requires_grad)
