@@ -9,7 +9,7 @@ class Unconfirmed(HetmpError):
     """A value that a module depends on is another one than when the module was read."""
 
 
-def confirm(value: Any, expected: Any, line: str) -> None:
+def confirm(value: Any, expected: Any, line: str, of_sizes: bool) -> None:
     """Check, in a traced module, that what its branches or loops depend on is unchanged.
 
     Raises:
@@ -18,7 +18,7 @@ def confirm(value: Any, expected: Any, line: str) -> None:
     if value == expected:
         return
     at = f" at {line}" if line else ""
-    if isinstance(expected, int | float) and not isinstance(expected, bool):
+    if of_sizes:
         raise Unconfirmed(
             f"the module depends on a number{at} that is {value} here and was {expected} in the "
             "example that it was sliced with: give slice_model an example_input of the sizes that "

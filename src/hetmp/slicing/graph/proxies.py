@@ -111,22 +111,21 @@ class TensorProxy(KnownProxy):
         if name in _WRITTEN:
             return _WRITTEN[name](self)
         if name == "is_contiguous":
-            return self._is_contiguous
+            return self.keep_order
         if callable(value):
             return _Method(self, name)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
-    def _is_contiguous(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the answer of the example, and see to it that yes stays true.
+    def keep_order(self, *order: Any, **named: Any) -> bool:
+        """Return whether the example is contiguous, and if so, see to it that this stays true.
 
         A sliced layer may give its output in another order of memory. What works on a tensor in
         any order works on this one, so no need not stay true.
         """
-        if args or kwargs:
-            return _Method(self, "is_contiguous")(*args, **kwargs)
-        if not self.value.is_contiguous():
+        if not self.value.is_contiguous(*order, **named):
             return False
-        self.node = self.tracer.create_proxy("call_method", "contiguous", (self,), {}).node
+        arguments = (self, *order)
+        self.node = self.tracer.create_proxy("call_method", "contiguous", arguments, named).node
         return True
 
     @classmethod
@@ -248,6 +247,12 @@ class SettingProxy(KnownProxy):
 
     def __contains__(self, item: Any) -> bool:
         return item in self.fixed()
+
+    def __enter__(self) -> Any:
+        return self.fixed().__enter__()
+
+    def __exit__(self, *raised: Any) -> Any:
+        return self.answer.__exit__(*raised)
 
 
 class NamedProxy(KnownProxy):

@@ -27,7 +27,7 @@ from hetmp.slicing.graph.meta_run import (
     run_method,
     without_data,
 )
-from hetmp.slicing.graph.proxies import KnownProxy, Proxy, known, no_instances
+from hetmp.slicing.graph.proxies import KnownProxy, Proxy, TensorProxy, known, no_instances
 from hetmp.slicing.graph.scope import ScopeReader
 from hetmp.slicing.graph.shapes import misfit
 from hetmp.slicing.graph.subclasses import is_unfolded
@@ -92,7 +92,7 @@ class Tracer(fx.Tracer):
                 continue
             self._confirmed.add(size.node)
             with graph.inserting_after(size.node):
-                arguments = (size, size.answer, line)
+                arguments = (size, size.answer, line, True)
                 made = super().create_proxy("call_function", confirm, arguments, {})
             made.node.meta["scope"] = size.node.meta["scope"]
 
@@ -192,6 +192,8 @@ class Tracer(fx.Tracer):
             self._check_nested(target)
         if target is torch._assert:
             self.texts.forget((args, kwargs))
+        if target in _OF_MEMORY and args and isinstance(args[0], TensorProxy):
+            args[0].keep_order()
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
         if not self._example.tensors or target is confirm:
             return proxy
@@ -242,7 +244,8 @@ class Tracer(fx.Tracer):
 
     def _confirmation(self, proxy: fx.Proxy, value: Any) -> fx.Node:
         line = users_line("".join(traceback.format_stack()))
-        made = self.create_proxy("call_function", confirm, (proxy, value, line), {})
+        arguments = (proxy, value, line, is_size(proxy.node))
+        made = self.create_proxy("call_function", confirm, arguments, {})
         node: fx.Node = made.node
         return node
 
@@ -359,6 +362,9 @@ def _here() -> str:
     return f" at {line}" if line else ""
 
 
+_OF_MEMORY = ("as_strided", "stride", torch.as_strided)
+"""Methods and functions to which the order of a tensor's memory matters."""
+
 _CONSTANT = "_tensor_constant"
 """What torch.fx calls the tensors that no attribute holds."""
 
@@ -377,7 +383,7 @@ _SETTINGS = (
 def _check_sizes(graph: fx.Graph, title: str) -> None:
     """Refuse a module that depends on a size, where the sizes are only guessed."""
     for node in graph.nodes:
-        if node.target is confirm and is_size(node.args[0]):
+        if node.target is confirm and node.args[3]:
             at = f" at {node.args[2]}" if node.args[2] else ""
             raise HetmpError(
                 f"{title} depends on a size{at}. Code that depends on a size needs an "

@@ -1,5 +1,6 @@
 """torch.fx on a module in all of its modes."""
 
+import copy
 import random
 import traceback
 from collections.abc import Iterator
@@ -106,16 +107,26 @@ def _generators() -> list[Any]:
 @contextmanager
 def stand_ins_dropped(skeleton: nn.Module) -> Iterator[None]:
     """Restore, on leaving, the attributes that hold stand-ins: they are of one trace alone."""
-    before = {part: dict(vars(part)) for part in skeleton.modules()}
+    before = {
+        part: {
+            name: (value, copy.copy(value) if type(value) in (list, dict) else None)
+            for name, value in vars(part).items()
+        }
+        for part in skeleton.modules()
+    }
     yield
     for part, attributes in before.items():
         for name, value in list(vars(part).items()):
             if not holds_stand_in(value):
                 continue
-            if name in attributes:
-                vars(part)[name] = attributes[name]
-            else:
+            if name not in attributes:
                 del vars(part)[name]
+                continue
+            whole, items = attributes[name]
+            vars(part)[name] = whole
+            if items is not None:
+                whole.clear()
+                whole.extend(items) if type(whole) is list else whole.update(items)
 
 
 def _names(skeleton: nn.Module) -> set[str]:
