@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
@@ -70,6 +71,12 @@ class SlicedModel(nn.Module):
         if seeds is not None:
             seeds.close()
         return filled(program.result, lambda name: _left(runtime.group, values[name]))
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts as the user's module does, whose ``train`` may hold some."""
+        super().train(mode)
+        self.hetmp.hold_modes(self, mode)
+        return self
 
     def _entered(self, mode: int) -> dict[str, Tensor]:
         """Return the replicated parameters, with gradients summed over the ranks."""

@@ -218,15 +218,31 @@ class Runtime(nn.Module):
                 "on all ranks, or slice the model with Tuning(wire='float32') to exchange in that"
             )
 
+    def hold_modes(self, model: nn.Module, training: bool) -> None:
+        """Put the parts of *model* that the module's own ``train`` holds into the other mode."""
+        held = self.graph.held[training]
+        for path, module in model.named_modules(remove_duplicate=False):
+            if path in held:
+                module.training = not training
+        for mode, program in enumerate(self.schedule.programs):
+            for step in program.steps:
+                if not isinstance(step, CallStep) or step.node.path not in held:
+                    continue
+                callee = self.callee(model, mode, step)
+                if step.run.layer is not None and not any(step.run.layer.children()):
+                    assert isinstance(callee, nn.Module)
+                    callee.train(not training)
+
     def check_modes(self, model: nn.Module) -> None:
         """Refuse a part in another mode than the model, where the modes' programs differ."""
         if self.schedule.training is self.schedule.evaluation:
             return
+        held = self.graph.held[model.training]
         for path, module in model.named_modules():
             own = path == "hetmp" or path.startswith("hetmp.")
             if (
                 not own
-                and module.training != model.training
+                and (module.training == model.training) == (path in held)
                 and any(True for _ in module.children())
             ):
                 raise HetmpError(

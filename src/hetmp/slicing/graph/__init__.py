@@ -1,5 +1,6 @@
 """A user's ``nn.Module`` -> ordered operations: read through torch.fx, on tensors without data."""
 
+from hetmp.slicing.graph.confirmation import Unconfirmed, confirm
 from hetmp.slicing.graph.graph import (
     EVALUATION,
     MODES,
@@ -14,7 +15,6 @@ from hetmp.slicing.graph.graph import (
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
 from hetmp.slicing.graph.lines import users_frame, users_line
 from hetmp.slicing.graph.meta_run import generators_kept
-from hetmp.slicing.graph.proxies import confirm
 from hetmp.slicing.graph.read import check_kind, read_graph, skeleton_of
 from hetmp.slicing.graph.scope import PLAIN, Scope
 from hetmp.slicing.graph.tracer import leaf
@@ -31,6 +31,7 @@ __all__ = [
     "Node",
     "Scope",
     "Trace",
+    "Unconfirmed",
     "check_kind",
     "confirm",
     "fingerprint",

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from hetmp.ops import COMPUTED, Computed, Recipe, is_cut, layer_form
+from hetmp.slicing.graph.confirmation import confirm
 from hetmp.slicing.graph.meta_run import attribute
-from hetmp.slicing.graph.proxies import confirm
 from hetmp.slicing.graph.recipes import ancestors, read_recipe
 
 
@@ -92,6 +92,8 @@ def _computed_call(node: fx.Node, skeleton: nn.Module) -> _Call | None:
     if not set(node.all_input_nodes) <= {operand, *results.values()}:
         return None  # a setting that is not known before it runs
     computing = ancestors(results.values())
+    if any(n.op != "get_attr" and n.meta["scope"] != node.meta["scope"] for n in computing):
+        return None  # a layer runs in one scope
     path = _home(computing, skeleton)
     read = read_recipe(skeleton, path, results) if path else None
     if read is None:

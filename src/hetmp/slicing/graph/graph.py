@@ -126,6 +126,8 @@ class ModelGraph:
         aliases: names of parameters, buffers and modules that are another one's -> that one.
         dims: how many dimensions a batch of input has, None where any will do.
         example: of the inputs, on the meta device; without tensors where no size could be guessed.
+        held: by mode, training or not, the parts that the module's own ``train`` leaves in the
+            other one, by name.
     """
 
     skeleton: nn.Module
@@ -135,6 +137,7 @@ class ModelGraph:
     aliases: Mapping[str, str]
     dims: int | None
     example: Example
+    held: Mapping[bool, frozenset[str]]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ModelGraph":
         return self  # models that are copied share what never changes

@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from hetmp.core.errors import HetmpError
 from hetmp.ops import assigned, mapped
-from hetmp.slicing.graph.lines import is_library, writes_message
-from hetmp.slicing.graph.meta_run import attribute
+from hetmp.slicing.graph.lines import is_library
 
 _ASSIGNED = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift"
 
@@ -43,44 +41,7 @@ _WRITTEN: dict[str, Callable[[Any], Any]] = {
 """Attributes that are tensors, as the methods that give them."""
 
 
-def confirm(value: Any, expected: Any, line: str) -> None:
-    """Check, in a traced module, that what its branches or loops depend on is unchanged.
-
-    Raises:
-        HetmpError: on every rank, because sizes are those of the whole tensor.
-    """
-    if value == expected:
-        return
-    at = f" at {line}" if line else ""
-    if isinstance(expected, int | float) and not isinstance(expected, bool):
-        raise HetmpError(
-            f"the module depends on a number{at} that is {value} here and was {expected} in the "
-            "example that it was sliced with: give slice_model an example_input of the sizes that "
-            "it will meet"
-        )
-    raise HetmpError(
-        f"the module depends on a setting{at} that is {value} here and was {expected} when the "
-        "module was read: slice it under the setting that it will meet, or mark its module with "
-        "hetmp.leaf(module)"
-    )
-
-
-DEVICES = ("is_cpu", "is_cuda", "is_meta", "is_mps", "is_xpu")
-"""Attributes of a tensor that tell its kind of device."""
-
-_SETTINGS = ("dtype", "device", "requires_grad", *DEVICES)
-"""Attributes of a tensor that do not depend on its sizes."""
-
-
-def is_size(node: Any) -> bool:
-    """Return whether a confirmed value is computed from a tensor's sizes."""
-    if node.op != "call_function":
-        return True
-    if node.target is getattr:
-        return node.args[1] not in _SETTINGS and (
-            node.args[0].target is not getattr or is_size(node.args[0])
-        )
-    return any(map(is_size, node.all_input_nodes))
+_isinstance = builtins.isinstance
 
 
 class Proxy(fx.Proxy):
@@ -93,7 +54,7 @@ class Proxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         if self.node.op == "get_attr" and name in _WHOLE_SIZES:
-            return getattr(attribute(self.tracer.root, str(self.node.target)), name)
+            return getattr(self.tracer.attribute(str(self.node.target)), name)
         return super().__getattr__(name)
 
 
@@ -149,9 +110,23 @@ class TensorProxy(KnownProxy):
             return self.tracer.requires_grad(self)
         if name in _WRITTEN:
             return _WRITTEN[name](self)
+        if name == "is_contiguous":
+            return self.keep_order
         if callable(value):
             return _Method(self, name)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def keep_order(self, *order: Any, **named: Any) -> bool:
+        """Return whether the example is contiguous, and if so, see to it that this stays true.
+
+        A sliced layer may give its output in another order of memory. What works on a tensor in
+        any order works on this one, so no need not stay true.
+        """
+        if not self.value.is_contiguous(*order, **named):
+            return False
+        arguments = (self, *order)
+        self.node = self.tracer.create_proxy("call_method", "contiguous", arguments, named).node
+        return True
 
     @classmethod
     def __torch_function__(cls, orig_method: Any, types: Any, *rest: Any, **named: Any) -> Any:
@@ -183,8 +158,9 @@ class _Method:
 class NumberProxy(KnownProxy):
     """A size, or a number that a module computes from sizes."""
 
-    # Equal numbers of two tracings are not the same: they must not be cached.
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        # Equal numbers of two tracings are not the same: they must not be cached.
+        raise TypeError("a size is looked up in a dict, a set or a cache of calls: give int(size)")
 
     @property
     def stands_for(self) -> type:
@@ -212,19 +188,37 @@ class NumberProxy(KnownProxy):
         return float(self.fixed())
 
     def __format__(self, spec: str) -> str:
-        return format(self._as_text(), spec)
-
-    def __str__(self) -> str:
-        return str(self._as_text())
+        return self._written(format(self.value, spec))
 
     def __repr__(self) -> str:
-        return repr(self._as_text())
+        # Of torch's own messages nothing depends.
+        if is_library(sys._getframe(1)):
+            return super().__repr__()
+        return self._written(repr(self.value))
 
-    def _as_text(self) -> Any:
-        """Return the value as text wants it: fixed, but for a message, which decides nothing."""
-        caller = sys._getframe(2)
-        is_message = is_library(caller) or writes_message(caller)
-        return self.value if is_message else self.fixed()
+    def _written(self, text: str) -> str:
+        self.tracer.texts.add(self, text)
+        return text
+
+    def __mul__(self, other: Any) -> Any:
+        return self._times(other, (self, other))
+
+    def __rmul__(self, other: Any) -> Any:
+        return self._times(other, (other, self))
+
+    def _times(self, other: Any, factors: tuple[Any, Any]) -> Any:
+        if _isinstance(other, str | list | tuple):  # repeated
+            return other * self.fixed()
+        return self.tracer.create_proxy("call_function", operator.mul, factors, {})
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __round__(self, *digits: int) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
 
 class SettingProxy(KnownProxy):
@@ -245,11 +239,22 @@ class SettingProxy(KnownProxy):
     def __str__(self) -> str:
         return str(self.fixed())
 
+    def __repr__(self) -> str:
+        if is_library(sys._getframe(1)):
+            return super().__repr__()
+        return repr(self.fixed())
+
     def __hash__(self) -> int:
         return hash(self.fixed())
 
     def __contains__(self, item: Any) -> bool:
         return item in self.fixed()
+
+    def __enter__(self) -> Any:
+        return self.fixed().__enter__()
+
+    def __exit__(self, *raised: Any) -> Any:
+        return self.answer.__exit__(*raised)
 
 
 class NamedProxy(KnownProxy):
@@ -280,6 +285,15 @@ def _flat(structure: Any) -> Iterator["KnownProxy"]:
         yield from _flat(list(structure.values()))
 
 
+def holds_stand_in(value: Any) -> bool:
+    """Return whether *value* is a stand-in, or a tuple, list or dict with one in it."""
+    if isinstance(value, tuple | list):
+        return any(map(holds_stand_in, value))
+    if type(value) is dict:
+        return any(map(holds_stand_in, value.values()))
+    return _isinstance(value, fx.Proxy)
+
+
 class ItemsTuple(tuple[Any, ...]):
     """A tuple with a stand-in for every item; ``node`` is that of the tuple."""
 
@@ -308,9 +322,6 @@ class ShapeProxy(ItemsTuple):
         for size in self:
             total = total * size
         return total
-
-
-_isinstance = builtins.isinstance
 
 
 @contextmanager

@@ -22,14 +22,14 @@ from hetmp.ops import (
     references,
     rule_for,
 )
+from hetmp.slicing.graph.confirmation import confirm
 from hetmp.slicing.graph.graph import TRAINING, ModelGraph, Node, Trace, place
 from hetmp.slicing.graph.guess import guess_input
 from hetmp.slicing.graph.inplace import changed, check_memory
 from hetmp.slicing.graph.inputs import Example, read_inputs
 from hetmp.slicing.graph.lines import users_line
-from hetmp.slicing.graph.meta_run import attribute
+from hetmp.slicing.graph.meta_run import attribute, modes_kept
 from hetmp.slicing.graph.parametrized import as_computing, norms_of_old
-from hetmp.slicing.graph.proxies import confirm
 from hetmp.slicing.graph.scope import PLAIN
 from hetmp.slicing.graph.shapes import Probed, probe, probe_unseen
 from hetmp.slicing.graph.subclasses import as_bases
@@ -85,7 +85,9 @@ def read_graph(
         if isinstance(value := attribute(skeleton, path), Tensor) and not value.is_meta
     }
     example = replace(example, tensors={name: _on_meta(x) for name, x in example.tensors.items()})
-    graph = ModelGraph(skeleton, modes, inputs, constants, _aliases(skeleton), dims, example)
+    graph = ModelGraph(
+        skeleton, modes, inputs, constants, _aliases(skeleton), dims, example, _held(skeleton)
+    )
     if next(graph.mixing(), None) is None:
         raise HetmpError(
             f"{type(skeleton).__name__} has no convolution or linear layer: nothing can be sliced"
@@ -173,6 +175,17 @@ def _aliases(skeleton: nn.Module) -> dict[str, str]:
             if first.setdefault(id(item), name) != name:
                 aliases[name] = first[id(item)]
     return aliases
+
+
+def _held(skeleton: nn.Module) -> dict[bool, frozenset[str]]:
+    """Return the parts that ``train`` leaves in the other mode, by the mode that it sets."""
+    held: dict[bool, frozenset[str]] = {}
+    with modes_kept(skeleton):
+        for training in (True, False):
+            skeleton.train(training)
+            parts = skeleton.named_modules()
+            held[training] = frozenset(p for p, part in parts if part.training != training)
+    return held
 
 
 def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) -> Trace:

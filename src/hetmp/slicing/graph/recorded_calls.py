@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import CheckpointFunction
 
 from hetmp.ops import first_proxy
-from hetmp.slicing.graph.proxies import TensorProxy
+from hetmp.slicing.graph.proxies import SettingProxy, TensorProxy
 
 
 @contextmanager
@@ -33,6 +33,50 @@ def recorded_autograd() -> Iterator[None]:
         yield
     finally:
         torch.autograd.Function.apply = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def recorded_limits() -> Iterator[None]:
+    """Record ``torch.finfo(x.dtype).min`` and the like."""
+    originals = {"finfo": torch.finfo, "iinfo": torch.iinfo}
+
+    def recorded(limit: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(dtype: Any = None) -> Any:
+            if type(dtype) is SettingProxy:
+                return _Limits(limit, dtype)
+            return original() if dtype is None else original(dtype)
+
+        return ask
+
+    torch.finfo = recorded(_float_limit, torch.finfo)  # type: ignore[misc, assignment]
+    torch.iinfo = recorded(_integer_limit, torch.iinfo)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)
+
+
+class _Limits:
+    """The limits of a dtype, each of them recorded when it is asked for."""
+
+    def __init__(self, limit: Callable[..., Any], dtype: SettingProxy) -> None:
+        self._limit, self._dtype = limit, dtype
+
+    def __getattr__(self, name: str) -> Any:
+        tracer = self._dtype.tracer
+        return tracer.create_proxy("call_function", self._limit, (self._dtype, name), {})
+
+
+def _float_limit(dtype: torch.dtype, name: str) -> Any:
+    return getattr(_FINFO(dtype), name)
+
+
+def _integer_limit(dtype: torch.dtype, name: str) -> Any:
+    return getattr(_IINFO(dtype), name)
+
+
+_FINFO, _IINFO = torch.finfo, torch.iinfo  # while a module is traced, others are in their place
 
 
 _CREATION = "arange empty eye full linspace ones rand randint randn randperm tensor zeros"

@@ -97,6 +97,11 @@ class ScopeReader:
         )
         return PLAIN if scope == PLAIN else scope
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether a gradient checkpoint is inside another one."""
+        return len(self._checkpoints) > 1
+
     @contextmanager
     def checkpoint(self) -> Iterator[None]:
         """Number a gradient checkpoint; there is none where no gradients are computed."""

@@ -4,7 +4,7 @@ import functools
 import operator
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 
 from hetmp.core.errors import HetmpError
 from hetmp.ops import known_layers, mapped, rule_for
-from hetmp.slicing.graph.graph import Mode
+from hetmp.slicing.graph.confirmation import DEVICES, confirm, is_size
+from hetmp.slicing.graph.gradients import BACKWARD, requires_grad
+from hetmp.slicing.graph.graph import Mode, place
 from hetmp.slicing.graph.inplace import Changing
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
 from hetmp.slicing.graph.lines import is_library, is_users, users_frame, users_line
@@ -25,18 +27,11 @@ from hetmp.slicing.graph.meta_run import (
     run_method,
     without_data,
 )
-from hetmp.slicing.graph.proxies import (
-    DEVICES,
-    KnownProxy,
-    Proxy,
-    confirm,
-    is_size,
-    known,
-    no_instances,
-)
-from hetmp.slicing.graph.scope import Scope, ScopeReader
+from hetmp.slicing.graph.proxies import KnownProxy, Proxy, TensorProxy, known, no_instances
+from hetmp.slicing.graph.scope import ScopeReader
 from hetmp.slicing.graph.shapes import misfit
 from hetmp.slicing.graph.subclasses import is_unfolded
+from hetmp.slicing.graph.texts import Texts
 
 _LEAF = "_hetmp_leaf"
 
@@ -67,6 +62,8 @@ class Tracer(fx.Tracer):
         self._running = False
         self._confirmed: set[fx.Node] = set()
         self._asked: dict[tuple[int, int], list[tuple[fx.Node, fx.Node]]] = {}
+        self._failed: str | None = None
+        self.texts = Texts()
         self.device = example.device
         self.asked_for_grad = self.dims_matter = False
         self.trace_asserts = not example.tensors
@@ -77,9 +74,27 @@ class Tracer(fx.Tracer):
         self._scopes.begin(grad=mode.grad)
         with torch.set_grad_enabled(mode.grad), self._questions():
             graph = self.trace(skeleton)
+        if self._failed is not None:
+            raise HetmpError(
+                f"{self._inputs.title} goes on after an operation that fails{self._failed}: "
+                "whether it fails may depend on sizes, so ask for them instead, or mark the module "
+                "that does it with hetmp.leaf(module)"
+            )
+        self._confirm_texts(graph)
         if self._example.guessed:
             _check_sizes(graph, self._inputs.title)
         return graph
+
+    def _confirm_texts(self, graph: fx.Graph) -> None:
+        """Confirm the sizes that became text, each where it is known."""
+        for size, line in self.texts.decisive():
+            if size.node in self._confirmed:
+                continue
+            self._confirmed.add(size.node)
+            with graph.inserting_after(size.node):
+                arguments = (size, size.answer, line, True)
+                made = super().create_proxy("call_function", confirm, arguments, {})
+            made.node.meta["scope"] = size.node.meta["scope"]
 
     def checkpoint(self) -> AbstractContextManager[None]:
         """Number the operations inside as those of one gradient checkpoint."""
@@ -128,18 +143,57 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, torch.Generator):
-            line = users_line("".join(traceback.format_stack()))
             raise HetmpError(
-                f"{self._inputs.title} draws from a generator of its own{' at ' if line else ''}"
-                f"{line}: its numbers would depend on how many ranks there are; draw from torch's "
-                "own generator, or mark the module that draws with hetmp.leaf(module)"
+                f"{self._inputs.title} draws from a generator of its own{_here()}: its numbers "
+                "would depend on how many ranks there are; draw from torch's own generator, or "
+                "mark the module that draws with hetmp.leaf(module)"
             )
         # Some stand-ins look like tensors, which torch.fx would take for constants.
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+        if isinstance(a, fx.Proxy):
+            return self._own_node(a)
+        made = super().create_arg(a)
+        if isinstance(a, Tensor) and a.is_meta and str(made).startswith(_CONSTANT):
+            raise HetmpError(
+                f"{self._inputs.title} computes with parameters{_here()} that it takes from "
+                "parameters(), state_dict() or the like: take them as attributes, as in "
+                "self.conv.weight, or mark the module that does it with hetmp.leaf(module)"
+            )
+        return made
+
+    def _own_node(self, proxy: fx.Proxy) -> fx.Node:
+        """Return the node of a stand-in, which must be of this trace."""
+        if proxy.node.graph is not self.graph:
+            raise HetmpError(
+                f"{self._inputs.title} keeps a value from call to call and takes it up again"
+                f"{_here()}: what a call leaves behind, in an attribute, a global or a cache of "
+                "calls, is not read; compute it anew, keep it in a buffer from the start, or mark "
+                "the module that does it with hetmp.leaf(module)"
+            )
+        return proxy.node
+
+    def attribute(self, path: str) -> Any:
+        """Return the attribute at *path* itself, for which the module would get a stand-in."""
+        running, self._running = self._running, True
+        try:
+            return attribute(self.root, path)
+        finally:
+            self._running = running
 
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
     ) -> Any:
+        if target in BACKWARD:
+            name = target if isinstance(target, str) else f"torch.autograd.{target.__name__}"
+            raise HetmpError(
+                f"{self._inputs.title} calls {name}{_here()}, in its forward: gradients are not "
+                "known while it is read; mark the module that does it with hetmp.leaf(module)"
+            )
+        if kind == "call_module":
+            self._check_nested(target)
+        if target is torch._assert:
+            self.texts.forget((args, kwargs))
+        if target in _OF_MEMORY and args and isinstance(args[0], TensorProxy):
+            args[0].keep_order()
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
         if not self._example.tensors or target is confirm:
             return proxy
@@ -149,6 +203,7 @@ class Tracer(fx.Tracer):
         try:
             value = self._run(kind, target, own_args, own_kwargs)
         except Exception as error:
+            self._failed = _here()
             raise misfit(self._example.tensors, error) from error
         changed = [x for x, before in zip(operands, versions, strict=True) if x._version != before]
         if changed and kind == "call_function" and is_users(target):
@@ -189,15 +244,16 @@ class Tracer(fx.Tracer):
 
     def _confirmation(self, proxy: fx.Proxy, value: Any) -> fx.Node:
         line = users_line("".join(traceback.format_stack()))
-        made = self.create_proxy("call_function", confirm, (proxy, value, line), {})
+        arguments = (proxy, value, line, is_size(proxy.node))
+        made = self.create_proxy("call_function", confirm, arguments, {})
         node: fx.Node = made.node
         return node
 
     def requires_grad(self, proxy: KnownProxy) -> bool:
         """Return whether *proxy*'s gradient is computed, which differs between the modes."""
         self.asked_for_grad = True
-        wanted = proxy.value.is_floating_point() and _requires_grad(
-            proxy.node, self.root, self._example.tensors
+        wanted = proxy.value.is_floating_point() and requires_grad(
+            proxy.node, self.attribute, self._example.tensors
         )
         self._confirm(getattr, (proxy, "requires_grad"), {}, wanted)
         return wanted
@@ -228,6 +284,15 @@ class Tracer(fx.Tracer):
                 return target(*args, **kwargs)
         finally:
             self._running = False
+
+    def _check_nested(self, path: str) -> None:
+        """Refuse running statistics inside two checkpoints, each of which updates them."""
+        layer = self.attribute(path)
+        if self._scopes.is_nested and layer.training and next(layer.buffers(), None) is not None:
+            raise HetmpError(
+                f"{place(path, layer)} is in a gradient checkpoint inside another{_here()}, and "
+                "each updates its statistics once more; only the outer one is read: call one alone"
+            )
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         return forward(*args, **kwargs) if self._running else super().call_module(
@@ -305,6 +370,18 @@ def _tensors(structure: Any) -> list[Tensor]:
     return list(tensors.values())
 
 
+def _here() -> str:
+    """Return where the user's code is, for a message."""
+    line = users_line(users_frame() or "")
+    return f" at {line}" if line else ""
+
+
+_OF_MEMORY = ("as_strided", "stride", torch.as_strided)
+"""Methods and functions to which the order of a tensor's memory matters."""
+
+_CONSTANT = "_tensor_constant"
+"""What torch.fx calls the tensors that no attribute holds."""
+
 _SETTINGS = (
     "is_grad_enabled",
     "is_inference_mode_enabled",
@@ -317,32 +394,10 @@ _SETTINGS = (
 """Questions to torch whose answers a module may branch on."""
 
 
-def _requires_grad(node: fx.Node, root: nn.Module, examples: Mapping[str, Tensor]) -> bool:
-    """Return whether the gradient of *node*'s value is computed while the module is traced."""
-    wanted: dict[fx.Node, bool] = {}
-    for other in node.graph.nodes:
-        scope: Scope = other.meta["scope"]
-        if other.op == "placeholder":
-            wanted[other] = examples[str(other.target)].requires_grad
-        elif other.op == "get_attr":
-            value = attribute(root, str(other.target))
-            wanted[other] = bool(getattr(value, "requires_grad", False))
-        else:
-            own = other.op == "call_module" and any(
-                p.requires_grad for p in root.get_submodule(str(other.target)).parameters()
-            )
-            wanted[other] = other.target != "detach" and (
-                own or any(wanted[operand] for operand in other.all_input_nodes)
-            )
-        if scope.grad is False or (scope.grad is None and not torch.is_grad_enabled()):
-            wanted[other] = wanted[other] and other.op in ("placeholder", "get_attr")
-    return wanted[node]
-
-
 def _check_sizes(graph: fx.Graph, title: str) -> None:
     """Refuse a module that depends on a size, where the sizes are only guessed."""
     for node in graph.nodes:
-        if node.target is confirm and is_size(node.args[0]):
+        if node.target is confirm and node.args[3]:
             at = f" at {node.args[2]}" if node.args[2] else ""
             raise HetmpError(
                 f"{title} depends on a size{at}. Code that depends on a size needs an "

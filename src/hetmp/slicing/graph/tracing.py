@@ -1,8 +1,10 @@
 """torch.fx on a module in all of its modes."""
 
+import copy
 import random
 import traceback
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,14 @@ from hetmp.slicing.graph.graph import MODES, Mode, place
 from hetmp.slicing.graph.inputs import Example, Inputs
 from hetmp.slicing.graph.lines import users_line
 from hetmp.slicing.graph.meta_run import attribute, modes_kept
-from hetmp.slicing.graph.proxies import instances
-from hetmp.slicing.graph.recorded_calls import recorded_autograd, recorded_creation
+from hetmp.slicing.graph.proxies import holds_stand_in, instances
+from hetmp.slicing.graph.recorded_calls import (
+    recorded_autograd,
+    recorded_creation,
+    recorded_limits,
+)
 from hetmp.slicing.graph.scope import PLAIN, ScopeReader
-from hetmp.slicing.graph.tracer import Tracer, check_buffers
+from hetmp.slicing.graph.tracer import Tracer
 
 
 def trace_modes(
@@ -34,6 +40,7 @@ def trace_modes(
             does not fit it.
     """
     drawn = _generators()
+    tensors = _names(skeleton)
     graphs: dict[Mode, fx.Graph] = {}
     scopes = ScopeReader()
     asked = dims_matter = False
@@ -43,14 +50,16 @@ def trace_modes(
             stack.enter_context(instances())
             stack.enter_context(recorded_creation())
             stack.enter_context(recorded_autograd())
+            stack.enter_context(recorded_limits())
             stack.enter_context(scopes.watching())
             for mode in MODES:
                 if mode.grad or asked:
                     tracer = Tracer(inputs, example, scopes)
-                    graphs[mode] = tracer.trace_mode(skeleton, mode)
+                    with stand_ins_dropped(skeleton):
+                        graphs[mode] = tracer.trace_mode(skeleton, mode)
+                        _check_buffers(skeleton, tensors)
                     asked |= tracer.asked_for_grad
                     dims_matter |= tracer.dims_matter
-            check_buffers(skeleton)
     except HetmpError:
         raise
     except Exception as error:
@@ -93,6 +102,53 @@ def _generators() -> list[Any]:
     """Return the states of the random generators that a module may draw from."""
     _, keys, position, *_ = np.random.get_state(legacy=True)  # noqa: NPY002 - the user's choice
     return [torch.get_rng_state().tolist(), random.getstate(), list(keys), position]
+
+
+@contextmanager
+def stand_ins_dropped(skeleton: nn.Module) -> Iterator[None]:
+    """Restore, on leaving, the attributes that hold stand-ins: they are of one trace alone."""
+    before = {
+        part: {
+            name: (value, copy.copy(value) if type(value) in (list, dict) else None)
+            for name, value in vars(part).items()
+        }
+        for part in skeleton.modules()
+    }
+    yield
+    for part, attributes in before.items():
+        for name, value in list(vars(part).items()):
+            if not holds_stand_in(value):
+                continue
+            if name not in attributes:
+                del vars(part)[name]
+                continue
+            whole, items = attributes[name]
+            vars(part)[name] = whole
+            if items is not None:
+                whole.clear()
+                whole.extend(items) if type(whole) is list else whole.update(items)
+
+
+def _names(skeleton: nn.Module) -> set[str]:
+    """Return the names of the parameters and buffers."""
+    named = (skeleton.named_parameters, skeleton.named_buffers)
+    return {name for tensors in named for name, _ in tensors(remove_duplicate=False)}
+
+
+def _check_buffers(skeleton: nn.Module, names: set[str]) -> None:
+    for name in sorted(_names(skeleton) - names):
+        raise HetmpError(
+            f"{name!r} is registered while the module runs: run it once before it is sliced, so "
+            "that all of its parameters and buffers are there"
+        )
+    buffer: Any
+    for name, buffer in skeleton.named_buffers():
+        if isinstance(buffer, fx.Proxy):
+            line = users_line(buffer.node.stack_trace or "")
+            raise HetmpError(
+                f"{name!r} is assigned{' at ' if line else ''}{line}: a module that changes its "
+                "own state cannot be sliced; mark it with hetmp.leaf"
+            )
 
 
 def _written(graph: fx.Graph, skeleton: nn.Module) -> list[str]:

@@ -21,19 +21,36 @@ def sides(graph: ModelGraph) -> tuple[int | None, ...]:
 
 
 def first_values(
-    graph: ModelGraph, values: Mapping[str, Tensor], side: int | None
+    graph: ModelGraph,
+    values: Mapping[str, Tensor],
+    side: int | None,
+    images: int | None = IMAGES,
 ) -> dict[str, Tensor]:
-    """Return the example's own values (*values*, by name), and drawn ones for what has none."""
-    own = {name: _cut(graph, name, x, side) for name, x in values.items() if not x.is_meta}
-    return {**drawn_values(graph, side), **own}
+    """Return the example's own values (*values*, by name), and drawn ones for what has none.
+
+    Args:
+        graph: what was read.
+        values: by the names of the inputs.
+        side: the longest that images may be, None for any.
+        images: how many, where the module takes any number; None for all of the example's.
+    """
+    own = {name: _cut(graph, name, x, side, images) for name, x in values.items() if not x.is_meta}
+    return {**drawn_values(graph, side, images), **own}
 
 
-def drawn_values(graph: ModelGraph, side: int | None) -> dict[str, Tensor]:
-    """Return random values for every input, on the CPU, by name."""
+def drawn_values(
+    graph: ModelGraph, side: int | None, images: int | None = IMAGES
+) -> dict[str, Tensor]:
+    """Return random values for every input, on the CPU, by name; see ``first_values``."""
     return {
-        name: _drawn(_cut(graph, name, tensor, side))
+        name: _drawn(_cut(graph, name, tensor, side, images))
         for name, tensor in graph.example.tensors.items()
     }
+
+
+def copied(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the values of a batch in memory of their own, which a module may change."""
+    return {name: x.detach().clone().requires_grad_(x.requires_grad) for name, x in batch.items()}
 
 
 def _drawn(like: Tensor) -> Tensor:
@@ -45,7 +62,9 @@ def _drawn(like: Tensor) -> Tensor:
     return x.requires_grad_(like.requires_grad)
 
 
-def _cut(graph: ModelGraph, name: str, tensor: Tensor, side: int | None) -> Tensor:
+def _cut(
+    graph: ModelGraph, name: str, tensor: Tensor, side: int | None, images: int | None
+) -> Tensor:
     """Return a few images of *tensor* where the module takes any number, no larger than *side*."""
     grad = tensor.requires_grad
     tensor = tensor.detach()
@@ -59,4 +78,5 @@ def _cut(graph: ModelGraph, name: str, tensor: Tensor, side: int | None) -> Tens
         if entry == name
     ]
     any_number = all(shape and shape[0] is None for shape in shapes)
-    return (tensor[:IMAGES] if any_number else tensor).requires_grad_(grad)
+    few = tensor[:images] if any_number and images is not None else tensor
+    return few.requires_grad_(grad)

@@ -16,6 +16,7 @@ from hetmp.slicing.graph import (
     TRAINING,
     Mode,
     ModelGraph,
+    Unconfirmed,
     confirm,
     generators_kept,
     users_frame,
@@ -23,7 +24,13 @@ from hetmp.slicing.graph import (
 )
 from hetmp.slicing.table import tensors_of
 from hetmp.slicing.verification.autograd_graph import backward_operations
-from hetmp.slicing.verification.batches import drawn_values, first_values, sides
+from hetmp.slicing.verification.batches import (
+    IMAGES,
+    copied,
+    drawn_values,
+    first_values,
+    sides,
+)
 from hetmp.slicing.verification.copies import ReadCopy, call_own, own_copy
 from hetmp.slicing.verification.differences import (
     allowed,
@@ -88,7 +95,7 @@ def verify(graph: ModelGraph, module: nn.Module, values: Mapping[str, Tensor]) -
         return Verification(f"it decides by its device, and lies on another one: {device}")
     with generators_kept(), torch.inference_mode(mode=False):
         # On smaller images a step is cheaper. A module that they do not fit, or that decides by
-        # their size, is run on the example's.
+        # their size, is run on the example's, and where it decides by their number on all.
         *smaller, last = sides(graph)
         for side in smaller:
             try:
@@ -97,7 +104,10 @@ def verify(graph: ModelGraph, module: nn.Module, values: Mapping[str, Tensor]) -
                 continue
             if outcome.reason is None:
                 return outcome
-        return _compared(graph, module, values, device, last)
+        try:
+            return _compared(graph, module, values, device, last)
+        except Unconfirmed:
+            return _compared(graph, module, values, device, last, whole=True)
 
 
 def _asks_for_device(graph: ModelGraph) -> bool:
@@ -113,47 +123,61 @@ def _compared(
     values: Mapping[str, Tensor],
     device: torch.device,
     side: int | None,
+    whole: bool = False,
 ) -> Verification:
-    """Compare on images of *side*, on *device*; see ``verify``."""
+    """Compare on images of *side*, on *device*, on all if *whole*; see ``verify``."""
     torch.manual_seed(_SEED)
+    images = None if whole else IMAGES
     batches = [
         {name: x.to(device) for name, x in batch.items()}
-        for batch in (first_values(graph, values, side), drawn_values(graph, side))
+        for batch in (
+            first_values(graph, values, side, images),
+            drawn_values(graph, side, images),
+        )
     ]
     try:
-        return _Comparison(graph, module, batches).run()
+        return _Comparison(graph, module, batches, whole=whole).run()
+    except _OwnFailure as failure:
+        return Verification(str(failure))
     except (MemoryError, torch.OutOfMemoryError):
         return Verification("the memory does not suffice for two copies of a step")
 
 
+class _OwnFailure(Exception):
+    """The module itself fails, so there is nothing to compare with."""
+
+
 class _Comparison:
-    """A module and what was read of it, side by side."""
+    """A module and what was read of it, side by side.
+
+    Args:
+        whole: whether the *batches* have all images of the example.
+    """
 
     def __init__(
-        self, graph: ModelGraph, module: nn.Module, batches: Sequence[Mapping[str, Tensor]]
+        self,
+        graph: ModelGraph,
+        module: nn.Module,
+        batches: Sequence[Mapping[str, Tensor]],
+        whole: bool = False,
     ) -> None:
-        self.graph, self.module, self.batches = graph, module, batches
+        self.graph, self.module, self.batches, self.whole = graph, module, batches, whole
         self.own, self.read = own_copy(module), ReadCopy(graph, module)
 
     def run(self) -> Verification:
         """Compare all passes; see ``verify``."""
         before = attributes(self.own)
         for number, part in enumerate(PASSES):
-            try:
+            with _own(f"the module itself fails {_when(part.mode)}"):
                 own = self.call_own(part)
-            except HetmpError:
-                raise
-            except Exception as error:
-                if _is_memory(error):
-                    raise MemoryError from error
-                kind = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                return Verification(f"the module itself fails {_when(part.mode)}: {kind}")
             changed = changed_attributes(before, attributes(self.own))
             try:
                 read = self.call_read(part)
             except Exception as error:
                 if _is_memory(error):
                     raise MemoryError from error
+                if isinstance(error, Unconfirmed) and not self.whole:
+                    raise
                 raise self.refusal(part, f"fails: {error}", number, changed) from error
             self.compare(part, number, own, read, changed)
         return Verification(None, tuple(changed_attributes(before, attributes(self.own))))
@@ -161,12 +185,12 @@ class _Comparison:
     def call_own(self, part: Pass) -> Any:
         """Return what the module itself gives in a pass."""
         with _as_in(part.mode, self.own):
-            return call_own(self.own, self.graph, self.batches[part.values])
+            return call_own(self.own, self.graph, copied(self.batches[part.values]))
 
     def call_read(self, part: Pass) -> Any:
         """Return what the operations that were read give in a pass."""
         with _as_in(part.mode, self.read):
-            return self.read(part.mode, self.batches[part.values])
+            return self.read(part.mode, copied(self.batches[part.values]))
 
     def compare(self, part: Pass, number: int, own: Any, read: Any, changed: list[str]) -> None:
         """Refuse outputs, buffers and gradients that differ."""
@@ -177,7 +201,15 @@ class _Comparison:
         kept = set(tensors_of(self.graph.skeleton))
         self.check(part, number, _buffers(self.own, kept), _buffers(self.read.whole, kept), changed)
         if part.backward or self.backward_differs(wanted, made):
-            mine, theirs = _gradients(self.own, wanted), _gradients(self.read.whole, made)
+            with _own(f"the module's own backward pass fails {_when(part.mode)}"):
+                mine = _gradients(self.own, wanted)
+            try:
+                theirs = _gradients(self.read.whole, made)
+            except RuntimeError as error:
+                if _is_memory(error):
+                    raise MemoryError from error
+                what = f"fails in its backward pass: {error}"
+                raise self.refusal(part, what, number, changed) from error
             theirs = {name: theirs.get(name) for name in mine}
             self.check(part, number, mine, theirs, changed)
             # A checkpoint's backward pass runs its layers again, batch norms too.
@@ -213,7 +245,8 @@ class _Comparison:
             raise HetmpError(
                 f"{self.graph.inputs.title} gives other values for {name} from run to run, though "
                 "the random generators of torch, numpy and Python are at the same place: its ranks "
-                "would part ways. Draw from torch's own generator"
+                "would part ways. Draw from torch's own generator, and depend on no clock nor "
+                "on a counter in a global, a class or a closure"
             )
         if all(far <= _NOISE * noise for far in suspects.values()):
             return
@@ -309,6 +342,20 @@ def _gradients(module: nn.Module, outputs: Mapping[str, Any]) -> dict[str, Tenso
     if summands:
         torch.stack([summand.to(summands[0].dtype) for summand in summands]).sum().backward()
     return {f"the gradient of {name!r}": p.grad for name, p in module.named_parameters()}
+
+
+@contextmanager
+def _own(what: str) -> Iterator[None]:
+    """Run the module itself inside; where it fails, *what* says how."""
+    try:
+        yield
+    except HetmpError:
+        raise
+    except Exception as error:
+        if _is_memory(error):
+            raise MemoryError from error
+        first = (str(error).splitlines() or [""])[0]
+        raise _OwnFailure(f"{what}: {type(error).__name__}: {first}") from error
 
 
 def _is_memory(error: Exception) -> bool:
