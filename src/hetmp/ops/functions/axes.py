@@ -75,7 +75,7 @@ class Expand(Rule):
         if not isinstance(target, Sliced):
             return super().function(run, group)
 
-        def expand(x: Tensor, *sizes: Any, size: Sequence[int] = ()) -> Tensor:
+        def expand(x: Tensor, *sizes: object, size: Sequence[int] = ()) -> Tensor:
             asked = list(size or (sizes[0] if isinstance(sizes[0], tuple | list) else sizes))
             asked[target.axis] = -1
             return x.expand(asked)

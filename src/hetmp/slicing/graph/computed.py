@@ -82,7 +82,7 @@ def _computed_call(node: fx.Node, skeleton: nn.Module) -> _Call | None:
     form = layer_form(node.target)
     if form is None or len(node.args) > len(form.arguments):
         return None
-    arguments: dict[str, Any] = dict(zip(form.arguments, node.args, strict=False))
+    arguments: dict[str, object] = dict(zip(form.arguments, node.args, strict=False))
     arguments |= node.kwargs
     operand = arguments.pop("input", None)
     given = {name: arguments.pop(name, None) for name in form.tensors}
@@ -122,7 +122,7 @@ def _home(computing: Sequence[fx.Node], skeleton: nn.Module) -> str:
     return ".".join(parts[0] for parts in shared)
 
 
-def _is_own(value: Any) -> bool:
+def _is_own(value: object) -> bool:
     """Return whether a value is a parameter or a buffer: these have no data."""
     return isinstance(value, Tensor) and value.is_meta
 

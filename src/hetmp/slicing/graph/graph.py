@@ -83,7 +83,7 @@ class Trace:
     entries: Mapping[str, str]
     attributes: Mapping[str, str]
     nodes: tuple[Node, ...]
-    result: Any
+    result: object
     values: Mapping[str, Value]
     batch: int | None
 
@@ -136,7 +136,7 @@ class ModelGraph:
     dims: int | None
     example: Example
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ModelGraph":
+    def __deepcopy__(self, memo: dict[int, object]) -> "ModelGraph":
         return self  # models that are copied share what never changes
 
     @property

@@ -45,7 +45,7 @@ def _first_fit(
 ) -> tuple[tuple[int, ...], torch.dtype] | None:
     """Return the first (shape, dtype) that *skeleton* runs on, with *values* for its tensors."""
     tensors = (*skeleton.parameters(), *skeleton.buffers())
-    memo: dict[int, Any] = {id(tensor): values(tensor) for tensor in tensors}
+    memo: dict[int, object] = {id(tensor): values(tensor) for tensor in tensors}
     own = copy.deepcopy(skeleton, memo).eval()
     for shape, dtype in tried:
         try:
