@@ -23,8 +23,8 @@ class DrawingOnCpu(TorchDispatchMode):
     """
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: Any = None
+    ) -> object:
         kwargs, title = kwargs or {}, func._schema.name
         marked = torch.Tag.nondeterministic_seeded in func.tags
         generator = kwargs.get("generator")
@@ -38,12 +38,12 @@ class DrawingOnCpu(TorchDispatchMode):
             return func(*args, **kwargs)  # there is none for the CPU
 
 
-def _on_cpu(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _on_cpu(func: Any, args: tuple[object, ...], kwargs: Mapping[str, Any]) -> object:
     """Call *func* on copies in the CPU's memory, and copy back what it gives and changes."""
     written: dict[int, Tensor] = {}  # the originals of copies that *func* writes to
     operands: list[Tensor] = []
 
-    def copied(argument: Any, value: Any) -> Any:
+    def copied(argument: Any, value: Any) -> object:
         if isinstance(value, list | tuple):
             return [copied(argument, item) for item in value]
         if argument.name == "dtype":
@@ -78,7 +78,7 @@ def _on_cpu(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             written[id(copy)].copy_(copy)
     like = operands[0] if operands else None
 
-    def moved(item: Any) -> Any:
+    def moved(item: object) -> object:
         if isinstance(item, list | tuple):
             return type(item)(moved(part) for part in item)
         if not isinstance(item, Tensor):
@@ -93,7 +93,7 @@ def _on_cpu(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return moved(result)
 
 
-def _rrelu(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _rrelu(func: Any, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
     """Draw a slope for every element: torch draws for negative ones, which rounding may change."""
     named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
     named |= kwargs

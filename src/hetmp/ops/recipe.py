@@ -42,7 +42,7 @@ class Recipe:
     calls: Mapping[str, Call]
     results: Mapping[str, str]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Recipe":
+    def __deepcopy__(self, memo: dict[int, object]) -> "Recipe":
         return self  # layers that are copied share what never changes
 
     @property
@@ -139,12 +139,12 @@ class Computation:
             group: of the rank; None where nothing is cut.
         """
         self._division, self._rank = division, 0 if group is None else group.rank
-        self._functions: dict[str, Callable[..., Any]] = {
+        self._functions: dict[str, Callable[..., object]] = {
             name: _invoked(run.call) if group is None else rule.function(run, group)
             for name, (rule, run) in division.runs.items()
         }
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Computation":
+    def __deepcopy__(self, memo: dict[int, object]) -> "Computation":
         return self
 
     def __call__(self, layer: nn.Module) -> dict[str, Tensor]:
@@ -174,7 +174,7 @@ class Computation:
         return value if self._division.states[name] == state else share_of(value, state, self._rank)
 
 
-def _invoked(call: Call) -> Callable[..., Any]:
+def _invoked(call: Call) -> Callable[..., object]:
     return lambda *args, **kwargs: call.invoke(args, kwargs)
 
 
@@ -197,7 +197,7 @@ def _like(shape: torch.Size, wanted: Cuts[L]) -> Iterator[Sliced[L]]:
             yield Sliced(state.layout, axis)
 
 
-def value_of(tensors: Any) -> Value:
+def value_of(tensors: object) -> Value:
     """Return the facts about what is computed from parameters: its sizes never change."""
     if isinstance(tensors, Tensor):
         return Value((tuple(tensors.shape),), (), tensors.numel() * tensors.element_size())

@@ -185,7 +185,7 @@ def first_proxy(structure: Any) -> fx.Proxy | None:
     """Return the first stand-in for a value in *structure*, if torch.fx traces; else None."""
     proxies: list[fx.Proxy] = []
 
-    def note(item: Any) -> Any:
+    def note(item: object) -> Any:
         if isinstance(item, fx.Proxy):
             proxies.append(item)
         return item

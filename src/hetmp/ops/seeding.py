@@ -10,7 +10,6 @@ import random
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ class Seeds:
 
     @contextmanager
     def seeded(
-        self, name: str, device: torch.device, callee: Callable[..., Any], own: bool
+        self, name: str, device: torch.device, callee: Callable[..., object], own: bool
     ) -> Iterator[None]:
         """Seed the generators with (key, *name*) inside, and restore them afterwards.
 
@@ -66,9 +65,9 @@ class Seeds:
             torch.set_rng_state(self._before)
 
 
-def _states(gpus: list[torch.device], own: bool) -> list[Any]:
+def _states(gpus: list[torch.device], own: bool) -> list[object]:
     """Return the states of the generators that an operation may draw from."""
-    states: list[Any] = [torch.get_rng_state().numpy().tobytes()]
+    states: list[object] = [torch.get_rng_state().numpy().tobytes()]
     states += [torch.cuda.get_rng_state(gpu).numpy().tobytes() for gpu in gpus]
     if own:
         _, keys, position, *_ = np.random.get_state(legacy=True)  # noqa: NPY002 - the user's choice
@@ -89,7 +88,7 @@ def _pythons_seeded(seed: int) -> Iterator[None]:
         np.random.set_state(numpys)  # noqa: NPY002
 
 
-def _draw_on_cpu(stack: ExitStack, callee: Callable[..., Any]) -> None:
+def _draw_on_cpu(stack: ExitStack, callee: Callable[..., object]) -> None:
     """Draw everything on the CPU until *stack* ends."""
     # Fused attention and cuDNN's recurrent layers draw inside of their kernels.
     stack.enter_context(sdpa_kernel(SDPBackend.MATH))

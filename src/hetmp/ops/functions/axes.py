@@ -1,7 +1,6 @@
 """Operations that move, add, drop or stretch axes: the cut axis goes where it is sent."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +74,7 @@ class Expand(Rule):
         if not isinstance(target, Sliced):
             return super().function(run, group)
 
-        def expand(x: Tensor, *sizes: Any, size: Sequence[int] = ()) -> Tensor:
+        def expand(x: Tensor, *sizes: object, size: Sequence[int] = ()) -> Tensor:
             asked = list(size or (sizes[0] if isinstance(sizes[0], tuple | list) else sizes))
             asked[target.axis] = -1
             return x.expand(asked)

@@ -1,7 +1,6 @@
 """Batch norm as a function, of operands that belong to no layer."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,14 +35,14 @@ class BatchNormFunction(Rule):
         wants: dict[str, OperandState[L]] = dict.fromkeys(states, Sliced(source.layout, 0))
         return Flow({**wants, x: source}, source)
 
-    def function(self, run: OperatorRun, group: Group) -> Callable[..., Any]:
+    def function(self, run: OperatorRun, group: Group) -> Callable[..., object]:
         source = run.source
         if not isinstance(source, Sliced) or source.layout.counts[group.rank]:
             return super().function(run, group)
 
         # torch refuses slopes of no channels: one channel is computed, and dropped.
-        def normalize(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            def filled(item: Any) -> Any:
+        def normalize(x: Tensor, *args: object, **kwargs: object) -> Tensor:
+            def filled(item: object) -> object:
                 return with_zeros(item, 0, 1) if isinstance(item, Tensor) else item
 
             named = {name: filled(item) for name, item in kwargs.items()}

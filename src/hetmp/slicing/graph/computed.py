@@ -10,7 +10,6 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -82,7 +81,7 @@ def _computed_call(node: fx.Node, skeleton: nn.Module) -> _Call | None:
     form = layer_form(node.target)
     if form is None or len(node.args) > len(form.arguments):
         return None
-    arguments: dict[str, Any] = dict(zip(form.arguments, node.args, strict=False))
+    arguments: dict[str, object] = dict(zip(form.arguments, node.args, strict=False))
     arguments |= node.kwargs
     operand = arguments.pop("input", None)
     given = {name: arguments.pop(name, None) for name in form.tensors}
@@ -124,7 +123,7 @@ def _home(computing: Sequence[fx.Node], skeleton: nn.Module) -> str:
     return ".".join(parts[0] for parts in shared)
 
 
-def _is_own(value: Any) -> bool:
+def _is_own(value: object) -> bool:
     """Return whether a value is a parameter or a buffer: these have no data."""
     return isinstance(value, Tensor) and value.is_meta
 

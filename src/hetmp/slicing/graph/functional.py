@@ -6,7 +6,6 @@ one, and the call becomes a call of that layer, so that it is sliced as any othe
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -53,7 +52,7 @@ def _own_layer(node: fx.Node, skeleton: nn.Module) -> tuple[str, nn.Module, fx.N
     form = layer_form(node.target)
     if form is None or len(node.args) > len(form.arguments):
         return None
-    arguments: dict[str, Any] = dict(zip(form.arguments, node.args, strict=False))
+    arguments: dict[str, object] = dict(zip(form.arguments, node.args, strict=False))
     arguments |= node.kwargs
     operand = arguments.pop("input", None)
     tensors = {name: arguments.pop(name, None) for name in form.tensors}
@@ -80,7 +79,7 @@ def _own_layer(node: fx.Node, skeleton: nn.Module) -> tuple[str, nn.Module, fx.N
     return path, layer, operand
 
 
-def _home(tensors: Mapping[str, Any]) -> str | None:
+def _home(tensors: Mapping[str, object]) -> str | None:
     """Return the path of the module that owns all the tensors, under a layer's names for them."""
     homes = set()
     for name, node in tensors.items():

@@ -4,7 +4,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -83,7 +82,7 @@ class Trace:
     entries: Mapping[str, str]
     attributes: Mapping[str, str]
     nodes: tuple[Node, ...]
-    result: Any
+    result: object
     values: Mapping[str, Value]
     batch: int | None
 
@@ -139,7 +138,7 @@ class ModelGraph:
     example: Example
     held: Mapping[bool, frozenset[str]]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ModelGraph":
+    def __deepcopy__(self, memo: dict[int, object]) -> "ModelGraph":
         return self  # models that are copied share what never changes
 
     @property

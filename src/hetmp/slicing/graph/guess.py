@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ def _first_fit(
 ) -> tuple[tuple[int, ...], torch.dtype] | None:
     """Return the first (shape, dtype) that *skeleton* runs on, with *values* for its tensors."""
     tensors = (*skeleton.parameters(), *skeleton.buffers())
-    memo: dict[int, Any] = {id(tensor): values(tensor) for tensor in tensors}
+    memo: dict[int, object] = {id(tensor): values(tensor) for tensor in tensors}
     own = copy.deepcopy(skeleton, memo).eval()
     for shape, dtype in tried:
         try:

@@ -25,7 +25,7 @@ class Changing:
         functools.update_wrapper(self, function)
         self.function = function
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         self.function(*args, **kwargs)
         return args[0]
 

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +23,14 @@ class Inputs:
 
     title: str
     signature: inspect.Signature
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, object]
 
     @property
     def names(self) -> list[str]:
         """The names of the tensors, in order."""
         return list(references(dict(self.arguments)))
 
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def bind(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, Tensor]:
         """Return the tensors of a call, by name.
 
         Raises:
@@ -48,11 +47,11 @@ class Inputs:
             self._match(name, wanted, bound.arguments[name], tensors)
         return tensors
 
-    def of_example(self, example_input: Any) -> dict[str, Tensor]:
+    def of_example(self, example_input: object) -> dict[str, Tensor]:
         """Return the tensors of an example_input, by name; nothing where there is none."""
         return {} if example_input is None else self.bind(*_as_arguments(example_input))
 
-    def _match(self, name: str, wanted: Any, value: Any, tensors: dict[str, Tensor]) -> None:
+    def _match(self, name: str, wanted: object, value: object, tensors: dict[str, Tensor]) -> None:
         if isinstance(wanted, Ref):
             if not isinstance(value, Tensor):
                 raise HetmpError(f"{self.title} takes a tensor for {name}, got {value!r}")
@@ -90,7 +89,7 @@ class Example:
     device: torch.device
 
 
-def read_inputs(module: nn.Module, example_input: Any) -> tuple[Inputs, dict[str, Tensor]]:
+def read_inputs(module: nn.Module, example_input: object) -> tuple[Inputs, dict[str, Tensor]]:
     """Return (the module's inputs, the example's tensors by name).
 
     Raises:
@@ -114,13 +113,13 @@ def read_inputs(module: nn.Module, example_input: Any) -> tuple[Inputs, dict[str
     return Inputs(title, signature, arguments), examples
 
 
-def _as_arguments(example: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+def _as_arguments(example: object) -> tuple[tuple[object, ...], Mapping[str, object]]:
     if isinstance(example, Mapping):
         return (), example
     return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
 
 
-def _named(name: str, value: Any, examples: dict[str, Tensor]) -> Any:
+def _named(name: str, value: object, examples: dict[str, Tensor]) -> object:
     """Replace every tensor of *value* by a ``Ref``, and add it to the examples."""
     if isinstance(value, Tensor):
         examples[name] = value
@@ -135,7 +134,7 @@ def _named(name: str, value: Any, examples: dict[str, Tensor]) -> Any:
 
 def _without_example(title: str, signature: inspect.Signature) -> Inputs:
     """Take every parameter without a default for a tensor."""
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, object] = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments[name] = {}
@@ -155,10 +154,12 @@ def _without_example(title: str, signature: inspect.Signature) -> Inputs:
     return Inputs(title, signature, arguments)
 
 
-def proxied(inputs: Inputs, proxy: Callable[[str], Any]) -> tuple[list[Any], dict[str, Any]]:
+def proxied(
+    inputs: Inputs, proxy: Callable[[str], object]
+) -> tuple[list[object], dict[str, object]]:
     """Return the arguments of a call with ``proxy(name)`` in the place of every tensor."""
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
+    args: list[object] = []
+    kwargs: dict[str, object] = {}
     for name, parameter in inputs.signature.parameters.items():
         argument = filled(inputs.arguments.get(name, parameter.default), proxy)
         if parameter.kind is parameter.VAR_POSITIONAL:

@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from types import FrameType
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(_
 """Folders whose lines are not the user's."""
 
 
-def is_users(function: Any) -> bool:
+def is_users(function: object) -> bool:
     """Return whether *function* is written in Python by neither torch nor hetmp."""
     code = getattr(function, "__code__", None)
     return code is not None and not code.co_filename.startswith(_LIBRARIES)

@@ -44,12 +44,12 @@ def generators_kept() -> Iterator[None]:
         np.random.set_state(numpys)  # noqa: NPY002
 
 
-def on_meta(item: Any) -> Any:
+def on_meta(item: object) -> Any:
     """Return a tensor without its data; anything else unchanged."""
     return item.to("meta") if isinstance(item, Tensor) else item
 
 
-def run_layer(layer: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
+def run_layer(layer: nn.Module, args: Any, kwargs: Mapping[str, object]) -> object:
     """Run *layer* in evaluation mode: in training, batch norm refuses one value per channel.
 
     A layer without a rule may remember how often it ran: a copy of it runs. If it looks at values,
@@ -70,7 +70,7 @@ def run_layer(layer: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
             return _run_on_numbers(layer, args, kwargs)
 
 
-def _keeps_shape(layer: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool:
+def _keeps_shape(layer: nn.Module, args: Any, kwargs: Mapping[str, object]) -> bool:
     """Return whether *layer*'s output is known without a run, which takes milliseconds."""
     rule = rule_for(layer)
     if rule is None or not rule.keeps_shape or kwargs or len(args) != 1:
@@ -81,7 +81,7 @@ def _keeps_shape(layer: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool
     return rule.input_channels(layer) in (None, x.shape[rule.channel_axis(layer, x.dim())])
 
 
-def run_method(name: str, args: Any, kwargs: Mapping[str, Any]) -> Any:
+def run_method(name: str, args: Any, kwargs: Mapping[str, object]) -> object:
     """Call a tensor's method."""
     try:
         return getattr(args[0], name)(*args[1:], **kwargs)
@@ -93,14 +93,16 @@ def run_method(name: str, args: Any, kwargs: Mapping[str, Any]) -> Any:
         return args[0].to(*dtypes[:1]) if dtypes else args[0]
 
 
-def _run_on_numbers(layer: nn.Module, args: Any, kwargs: Any) -> Any:
+def _run_on_numbers(layer: nn.Module, args: Any, kwargs: Any) -> object:
     """Run a layer that looks at values on made-up tensors and operands."""
 
-    def numbers(item: Any) -> Any:
+    def numbers(item: object) -> Any:
         return torch.rand(item.shape).to(item.dtype) if isinstance(item, Tensor) else item
 
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        memo: dict[int, Any] = {id(p): nn.Parameter(numbers(p), False) for p in layer.parameters()}
+        memo: dict[int, object] = {
+            id(p): nn.Parameter(numbers(p), False) for p in layer.parameters()
+        }
         memo |= {id(buffer): numbers(buffer) for buffer in layer.buffers()}
         args, kwargs = (fx.node.map_aggregate(part, numbers) for part in (args, kwargs))
         result = copy.deepcopy(layer, memo)(*args, **kwargs)

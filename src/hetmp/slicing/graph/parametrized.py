@@ -40,7 +40,7 @@ def norms_of_old(layer: nn.Module) -> list[WeightNorm]:
 
 def _computing(layer: nn.Module) -> Computed | None:
     """Return a layer that computes the weight of *layer* itself; None if it does more."""
-    kind: Any = base_of(type_before_parametrizations(layer))
+    kind: object = base_of(type_before_parametrizations(layer))
     if kind not in COMPUTED:
         return None
     with torch.random.fork_rng(devices=[]):  # once for both: random numbers tell them apart

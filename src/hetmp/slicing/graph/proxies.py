@@ -33,7 +33,7 @@ _FIXED = (*_DIMS, "is_floating_point", "is_complex", "layout")
 _WHOLE_SIZES = ("shape", "size", "numel", "nelement", *_FIXED)
 """What a module may ask of a parameter or buffer: its whole sizes, whatever a rank holds of it."""
 
-_WRITTEN: dict[str, Callable[[Any], Any]] = {
+_WRITTEN: dict[str, Callable[[Any], object]] = {
     "T": lambda x: x.permute(*reversed(range(x.ndim))),
     "mT": lambda x: x.transpose(-2, -1),
     "data": lambda x: x.detach(),
@@ -58,8 +58,8 @@ class Proxy(fx.Proxy):
         return super().__getattr__(name)
 
 
-def _recorded(function: Callable[..., Any]) -> Callable[..., fx.Proxy]:
-    def record(self: fx.Proxy, *args: Any) -> fx.Proxy:
+def _recorded(function: Callable[..., object]) -> Callable[..., fx.Proxy]:
+    def record(self: fx.Proxy, *args: object) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, *args), {})
 
     return record
@@ -77,12 +77,12 @@ class KnownProxy(Proxy):
         super().__init__(node, tracer)
         self.value = value
 
-    def item(self, index: Any) -> Any:
+    def item(self, index: object) -> object:
         """Return the stand-in for one of several values."""
         return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
 
     @property
-    def answer(self) -> Any:
+    def answer(self) -> object:
         """The value as the module knows it: no tensor of it is on the meta device."""
         return self.tracer.device if isinstance(self.value, torch.device) else self.value
 
@@ -150,7 +150,7 @@ class _Method:
     def __init__(self, proxy: TensorProxy, name: str) -> None:
         self._proxy, self._name = proxy, name
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         proxy = self._proxy
         return proxy.tracer.create_proxy("call_method", self._name, (proxy, *args), kwargs)
 
@@ -247,7 +247,7 @@ class SettingProxy(KnownProxy):
     def __hash__(self) -> int:
         return hash(self.fixed())
 
-    def __contains__(self, item: Any) -> bool:
+    def __contains__(self, item: object) -> bool:
         return item in self.fixed()
 
     def __enter__(self) -> Any:
@@ -300,7 +300,7 @@ class ItemsTuple(tuple[Any, ...]):
     node: fx.Node
 
 
-class ItemsList(list[Any]):
+class ItemsList(list[object]):
     """A list with a stand-in for every item; ``node`` is that of the list."""
 
     node: fx.Node
@@ -316,9 +316,9 @@ class ShapeProxy(ItemsTuple):
         sizes = super().__getitem__(index)
         return ShapeProxy(sizes) if type(index) is slice else sizes
 
-    def numel(self) -> Any:
+    def numel(self) -> object:
         """Return the number of elements."""
-        total: Any = 1
+        total: object = 1
         for size in self:
             total = total * size
         return total
@@ -363,7 +363,7 @@ def _is_instance(item: Any, kinds: Any) -> bool:
     return _isinstance(item, kinds)
 
 
-def known(node: fx.Node, tracer: Any, value: Any) -> Any:
+def known(node: fx.Node, tracer: object, value: object) -> object:
     """Return the stand-in for *node*, whose example is *value*."""
     if isinstance(value, Tensor):
         return TensorProxy(node, tracer, value)

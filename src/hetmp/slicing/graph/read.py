@@ -40,7 +40,7 @@ _WHOLE = Whole()
 
 def read_graph(
     module: nn.Module,
-    example_input: Any = None,
+    example_input: object = None,
     device: torch.device | str = "cpu",
 ) -> ModelGraph:
     """Read *module*'s operations; the module is left as it was.
@@ -124,7 +124,7 @@ def skeleton_of(module: nn.Module) -> nn.Module:
     Raises:
         HetmpError: a lazy parameter that has no shape yet.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise HetmpError(f"parameter {name!r} has no shape yet: run the lazy module once first")
@@ -198,9 +198,9 @@ def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
     attributes: dict[str, str] = {}
     nodes: list[Node] = []
     current: dict[str, str] = {}  # of a value that was changed in place: what it is now
-    result: Any = None
+    result: object = None
 
-    def named(item: Any) -> Any:
+    def named(item: object) -> object:
         if not isinstance(item, fx.Node):
             return item
         if _is_named_tuple(item):
@@ -277,7 +277,7 @@ def _unlike(call: Call, rule: Rule) -> str | None:
     return None
 
 
-def _live(nodes: Sequence[Node], result: Any) -> list[Node]:
+def _live(nodes: Sequence[Node], result: object) -> list[Node]:
     """Return the nodes without unused functions and methods; layers stay, for their state."""
     wanted = set(references(result))
     live: list[Node] = []

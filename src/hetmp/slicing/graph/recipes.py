@@ -95,7 +95,7 @@ class _Reader:
             raise _Unsuited
         return tensor.to("meta")
 
-    def _call(self, node: fx.Node) -> Any:
+    def _call(self, node: fx.Node) -> object:
         """Run an operation without data. Sizes of parameters stay what they are: no call."""
         target: Any = node.target
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
@@ -117,7 +117,7 @@ class _Reader:
         self.calls[self._name(node)] = call
         return value
 
-    def _referred(self, item: Any) -> Any:
+    def _referred(self, item: object) -> object:
         if not isinstance(item, fx.Node):
             return item
         return Ref(self.names[item]) if item in self.names else self.values[item]
@@ -127,7 +127,7 @@ class _Reader:
         return self.names.setdefault(node, f"v{len(self.names)}")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_number, value))
     return value is None or isinstance(value, int | float | str)

@@ -17,7 +17,7 @@ def recorded_autograd() -> Iterator[None]:
     """Record the user's own ``torch.autograd.Function``s as one operation each."""
     original = vars(torch.autograd.Function)["apply"]
 
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> object:
         proxy = first_proxy((args, kwargs))
         if proxy is None:
             return original.__func__(cls, *args, **kwargs)
@@ -93,9 +93,9 @@ def recorded_creation() -> Iterator[None]:
         torch.empty(0)  # torch remembers, once and for all, what a device is for: not our stand-ins
     originals = {name: getattr(torch, name) for name in (*_CREATION.split(), *_TAKING)}
 
-    def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(original: Callable[..., object]) -> Callable[..., object]:
         @functools.wraps(original)
-        def create(*args: Any, **kwargs: Any) -> Any:
+        def create(*args: object, **kwargs: object) -> object:
             proxy = first_proxy((args, kwargs))
             if proxy is None:
                 return original(*args, **kwargs)

@@ -83,7 +83,7 @@ def probe_unseen(
     Raises:
         HetmpError: no size of image that is tried fits the model.
     """
-    runs: list[dict[str, Any]] = []
+    runs: list[dict[str, object]] = []
     errors: list[Exception] = []
     takes_apart = False
 
@@ -131,7 +131,7 @@ def _empty(
 
 def _attempt(
     skeleton: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor]
-) -> dict[str, Any] | None:
+) -> dict[str, object] | None:
     try:
         return _run(skeleton, graph, inputs, tolerant=False)
     except Exception:
@@ -140,7 +140,7 @@ def _attempt(
 
 def _run(
     skeleton: nn.Module, graph: fx.Graph, inputs: Mapping[str, Tensor], *, tolerant: bool
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Run a graph and return every value, by the name of its node."""
     with modes_kept(skeleton), without_data():
         skeleton.eval()  # batch norm would refuse one value per channel
@@ -156,28 +156,28 @@ class _Shapes(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, tolerant: bool) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.tolerant = tolerant
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, object] = {}
         self.extra_traceback = False
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         # The meta device has no device's name and no mode to confirm.
         skipped = n.target is confirm and not is_size(n.args[0])
         value = None if skipped else super().run_node(n)
         self.values[n.name] = _shapes_of(value)
         return value
 
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> object:
         return on_meta(super().get_attr(target, args, kwargs))
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> object:
         # torch.fx's own containers cannot be changed, which a function may do.
         args, kwargs = mapped((args, kwargs), lambda item: item)
         return super().call_function(target, args, kwargs)
 
-    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def call_method(self, target: Any, args: object, kwargs: Any) -> object:
         return run_method(target, args, kwargs)
 
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> object:
         layer = self.fetch_attr(target)
         if self.tolerant and rule_for(layer) is not None and args and isinstance(args[0], Tensor):
             args = (_demanded(layer, args[0]), *args[1:])
@@ -196,7 +196,7 @@ def _demanded(layer: nn.Module, x: Tensor) -> Tensor:
     return x.new_empty(shape)
 
 
-def _shapes_of(value: Any) -> Any:
+def _shapes_of(value: object) -> object:
     """Return a tensor as (shape, bytes), a tuple item by item, anything else as None."""
     if isinstance(value, Tensor):
         return (tuple(value.shape), value.numel() * value.element_size())
@@ -205,11 +205,11 @@ def _shapes_of(value: Any) -> Any:
     return None
 
 
-def _alike(run: dict[str, Any], other: dict[str, Any]) -> bool:
+def _alike(run: dict[str, object], other: dict[str, object]) -> bool:
     return run.keys() == other.keys() and all(_same_kind(run[key], other[key]) for key in run)
 
 
-def _same_kind(a: Any, b: Any) -> bool:
+def _same_kind(a: object, b: object) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a[0]) == len(b[0])
     if isinstance(a, list) and isinstance(b, list):
@@ -217,7 +217,7 @@ def _same_kind(a: Any, b: Any) -> bool:
     return a is None and b is None
 
 
-def _value(seen: Sequence[Any], batch: int) -> Value:
+def _value(seen: Sequence[object], batch: int) -> Value:
     first = seen[0]
     if isinstance(first, tuple):
         return Value(sizes=tuple(shape for shape, _ in seen), image_bytes=first[1] // batch)

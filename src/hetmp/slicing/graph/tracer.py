@@ -105,9 +105,9 @@ class Tracer(fx.Tracer):
         """Notice what the module asks of torch's settings, which differ from call to call."""
         originals = {name: getattr(torch, name) for name in _SETTINGS}
 
-        def noticed(original: Callable[..., Any]) -> Callable[..., Any]:
+        def noticed(original: Callable[..., object]) -> Callable[..., object]:
             @functools.wraps(original)
-            def ask(*args: Any, **kwargs: Any) -> Any:
+            def ask(*args: object, **kwargs: object) -> object:
                 answer = original(*args, **kwargs)
                 if self._running or is_library(sys._getframe(1)):
                     return answer
@@ -141,7 +141,7 @@ class Tracer(fx.Tracer):
         node.meta["scope"] = self._scopes.scope
         return node
 
-    def create_arg(self, a: Any) -> Any:
+    def create_arg(self, a: object) -> Any:
         if isinstance(a, torch.Generator):
             raise HetmpError(
                 f"{self._inputs.title} draws from a generator of its own{_here()}: its numbers "
@@ -210,7 +210,7 @@ class Tracer(fx.Tracer):
             value = self._changing(proxy.node, own_args, changed, value)
         return known(proxy.node, self, value)
 
-    def _changing(self, node: fx.Node, args: Any, changed: list[Tensor], value: Any) -> Tensor:
+    def _changing(self, node: fx.Node, args: Any, changed: list[Tensor], value: object) -> Tensor:
         """Make a user's function that changes its first argument one that returns it, too."""
         first = args[0] if args else None
         if any(x is not first for x in changed) or (value is not None and value is not first):
@@ -232,17 +232,17 @@ class Tracer(fx.Tracer):
         if call is not None:
             self._asked.setdefault(call, []).append((proxy.node, node))
 
-    def confirm_attribute(self, proxy: KnownProxy, name: str, value: Any) -> None:
+    def confirm_attribute(self, proxy: KnownProxy, name: str, value: object) -> None:
         """Record that the module depends on *value*, an attribute of *proxy*'s."""
         if not is_library(sys._getframe(2)):
             self._confirm(getattr, (proxy, name), {}, value)
 
-    def _confirm(self, function: Any, args: Any, kwargs: Any, value: Any) -> None:
+    def _confirm(self, function: Any, args: Any, kwargs: Any, value: object) -> None:
         """Record a question and that the module depends on its answer, *value*."""
         asked = super().create_proxy("call_function", function, args, kwargs)
         self._confirmation(asked, value)
 
-    def _confirmation(self, proxy: fx.Proxy, value: Any) -> fx.Node:
+    def _confirmation(self, proxy: fx.Proxy, value: object) -> fx.Node:
         line = users_line("".join(traceback.format_stack()))
         arguments = (proxy, value, line, is_size(proxy.node))
         made = self.create_proxy("call_function", confirm, arguments, {})
@@ -264,7 +264,7 @@ class Tracer(fx.Tracer):
             self._confirmed.discard(node)
             self.graph.erase_node(confirming)
 
-    def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+    def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> object:
         """Run a node on the meta device and return its value."""
         self._running = True
         # What a module kept as one draws, it draws again whenever it runs.
@@ -299,7 +299,7 @@ class Tracer(fx.Tracer):
             m, forward, args, kwargs
         )  # fmt: skip
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, Any]) -> object:
         if self._running:
             return attr_val
         if isinstance(attr_val, fx.Proxy):
@@ -314,14 +314,14 @@ class Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        def proxy(name: str) -> Any:
+        self, root_fn: Callable[..., object], is_module: bool, concrete_args: object = None
+    ) -> tuple[Callable[..., object], list[object]]:
+        def proxy(name: str) -> object:
             return self.create_proxy("placeholder", name, (), {})
 
         args, kwargs = proxied(self._inputs, proxy)
 
-        def forward(*args: Any) -> Any:  # torch.fx looks at a function's own attributes
+        def forward(*args: object) -> object:  # torch.fx looks at a function's own attributes
             return root_fn(*args, **kwargs)
 
         return forward, [self.root, *args]
@@ -343,7 +343,7 @@ def _values(structure: Any, target: Any) -> Any:
     """Return arguments for *target* with stand-ins replaced by their values."""
     compared = target in (operator.eq, operator.ne)  # a device with one that the module names
 
-    def value(item: Any) -> Any:
+    def value(item: object) -> object:
         if not isinstance(item, KnownProxy):
             return on_meta(item)
         return item.answer if compared else item.value
@@ -358,10 +358,10 @@ def _is_users(kind: str, target: Any, root: nn.Module) -> bool:
     return kind == "call_function" and is_users(target)
 
 
-def _tensors(structure: Any) -> list[Tensor]:
+def _tensors(structure: object) -> list[Tensor]:
     tensors: dict[int, Tensor] = {}
 
-    def note(item: Any) -> Any:
+    def note(item: object) -> object:
         if isinstance(item, Tensor):
             tensors[id(item)] = item
         return item

@@ -98,7 +98,7 @@ def _remedy(skeleton: nn.Module, error: Exception, by_example: bool) -> str:
     )
 
 
-def _generators() -> list[Any]:
+def _generators() -> list[object]:
     """Return the states of the random generators that a module may draw from."""
     _, keys, position, *_ = np.random.get_state(legacy=True)  # noqa: NPY002 - the user's choice
     return [torch.get_rng_state().tolist(), random.getstate(), list(keys), position]
