@@ -82,7 +82,7 @@ class KnownProxy(Proxy):
         return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
 
     @property
-    def answer(self) -> object:
+    def answer(self) -> Any:
         """The value as the module knows it: no tensor of it is on the meta device."""
         return self.tracer.device if isinstance(self.value, torch.device) else self.value
 

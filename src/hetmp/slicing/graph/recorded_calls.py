@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointFunction
 
-from hetmp.ops import first_proxy
+from hetmp.ops import Function, first_proxy
 from hetmp.slicing.graph.proxies import SettingProxy, TensorProxy
 
 
@@ -40,7 +40,7 @@ def recorded_limits() -> Iterator[None]:
     """Record ``torch.finfo(x.dtype).min`` and the like."""
     originals = {"finfo": torch.finfo, "iinfo": torch.iinfo}
 
-    def recorded(limit: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(limit: Function, original: Function) -> Function:
         def ask(dtype: Any = None) -> Any:
             if type(dtype) is SettingProxy:
                 return _Limits(limit, dtype)
@@ -60,7 +60,7 @@ def recorded_limits() -> Iterator[None]:
 class _Limits:
     """The limits of a dtype, each of them recorded when it is asked for."""
 
-    def __init__(self, limit: Callable[..., Any], dtype: SettingProxy) -> None:
+    def __init__(self, limit: Function, dtype: SettingProxy) -> None:
         self._limit, self._dtype = limit, dtype
 
     def __getattr__(self, name: str) -> Any:
