@@ -248,7 +248,7 @@ class Runtime(nn.Module):
                 raise HetmpError(
                     f"{path!r} is in {_word(module.training)} mode and the model in "
                     f"{_word(model.training)} mode, and the modes run different operations: set "
-                    "the same mode for both"
+                    "the mode of both, with model.train() or model.eval()"
                 )
 
     def exchange_seconds(self, model: nn.Module) -> list[float]:
