@@ -13,7 +13,7 @@ from hetmp.cluster.recorder import (
     ENDED,
     INSIDE,
     KEPT,
-    Recorder,
+    ExchangeRecorder,
     checksum,
     first_difference,
     marks,
@@ -27,14 +27,14 @@ from hetmp.exchange.moves import Counter, start
 
 
 def test_an_entry_says_what_it_is():
-    recorder = Recorder(0, 2)
+    recorder = ExchangeRecorder(0, 2)
     entry = recorder.note("Allgatherv", "the output of conv1", "forward", 14076)
     assert str(entry) == "0: Allgatherv of the output of conv1, forward, 14,076 bytes"
     assert str(recorder.note("Bcast")) == "1: Bcast"
 
 
 def test_a_rank_is_in_the_innermost_exchange_that_it_has_entered():
-    recorder = Recorder(0, 2)
+    recorder = ExchangeRecorder(0, 2)
     outer, inner = recorder.note("Allreduce"), recorder.note("Allgather")
     assert recorder.inside is None
     with outer:
@@ -49,7 +49,7 @@ def test_a_rank_is_in_the_innermost_exchange_that_it_has_entered():
 
 
 def test_the_last_exchanges_are_remembered_newest_first():
-    recorder = Recorder(0, 2)
+    recorder = ExchangeRecorder(0, 2)
     entries = [recorder.note("Bcast") for _ in range(KEPT + 9)]
     assert recorder.uncompared() == entries[9:]
     with entries[-2]:
@@ -61,7 +61,7 @@ def test_the_last_exchanges_are_remembered_newest_first():
 
 
 def noted(*words):
-    recorder = Recorder(0, 2)
+    recorder = ExchangeRecorder(0, 2)
     return [recorder.note(name, size=size) for name, size in words]
 
 
@@ -81,7 +81,7 @@ def test_the_first_difference_is_where_any_rank_differs_from_rank_0():
 
 def test_a_rank_sees_where_the_others_are():
     table = memoryview(np.zeros(4 * COLUMNS, dtype=np.int64))
-    ranks = [Recorder(rank, 4) for rank in range(4)]
+    ranks = [ExchangeRecorder(rank, 4) for rank in range(4)]
     assert ranks[0].others() == ""
     for recorder in ranks:
         recorder.table = table

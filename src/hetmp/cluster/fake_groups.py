@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from hetmp.cluster.group import Group
 from hetmp.cluster.mpi import mpi
-from hetmp.cluster.recorder import Recorder
+from hetmp.cluster.recorder import ExchangeRecorder
 from hetmp.cluster.slowdown import Slowdown
 
 
@@ -16,7 +16,7 @@ class LoneGroup(Group):
 
     def __init__(self) -> None:
         self.rank, self.size = 0, 1
-        self.recorder = Recorder(0, 1)
+        self.recorder = ExchangeRecorder(0, 1)
 
     def allgather(self, values: npt.NDArray[Any], value: str = "") -> npt.NDArray[Any]:
         """Return the one rank's *values*, stacked."""

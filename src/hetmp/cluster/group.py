@@ -13,7 +13,7 @@ from hetmp.cluster.recorder import (
     ALIKE,
     KEPT,
     Entry,
-    Recorder,
+    ExchangeRecorder,
     checksum,
     first_difference,
     marks,
@@ -345,13 +345,13 @@ class Begun:
             self._request.Wait()
 
 
-def _recorder(rank: int, size: int, cache: dict[str, Any]) -> Recorder:
+def _recorder(rank: int, size: int, cache: dict[str, Any]) -> ExchangeRecorder:
     """Return the communicator's recorder: all its groups enter exchanges in one order."""
     if "recorder" not in cache:
-        cache["recorder"] = Recorder(rank, size)
+        cache["recorder"] = ExchangeRecorder(rank, size)
         if size > 1:
             watch(cache["recorder"])
-    recorder: Recorder = cache["recorder"]
+    recorder: ExchangeRecorder = cache["recorder"]
     return recorder
 
 

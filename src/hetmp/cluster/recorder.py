@@ -45,7 +45,13 @@ class Entry:
     __slots__ = ("_outer", "_recorder", "direction", "finished", "name", "number", "size", "value")
 
     def __init__(
-        self, recorder: "Recorder", number: int, name: str, value: str, direction: str, size: int
+        self,
+        recorder: "ExchangeRecorder",
+        number: int,
+        name: str,
+        value: str,
+        direction: str,
+        size: int,
     ) -> None:
         self._recorder, self.number = recorder, number
         self.name, self.value, self.direction, self.size = name, value, direction, size
@@ -96,7 +102,7 @@ ALIKE = (
 """What to do about ranks that are not in the same exchange."""
 
 
-class Recorder:
+class ExchangeRecorder:
     """The exchanges of one communicator on this rank.
 
     Attributes:

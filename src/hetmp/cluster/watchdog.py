@@ -16,7 +16,7 @@ import weakref
 from pathlib import Path
 
 from hetmp.cluster.mpi import mpi
-from hetmp.cluster.recorder import ALIKE, ENDED, Entry, Recorder
+from hetmp.cluster.recorder import ALIKE, ENDED, Entry, ExchangeRecorder
 from hetmp.core.errors import HetmpError, grace_seconds
 
 HANG_SECONDS = 300.0
@@ -30,7 +30,7 @@ LAST_SECONDS = 10
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 
-_watched: list["weakref.ref[Recorder]"] = []
+_watched: list["weakref.ref[ExchangeRecorder]"] = []
 """The recorders that the process's one thread looks at."""
 
 
@@ -53,7 +53,7 @@ def hang_seconds() -> float:
     return seconds
 
 
-def watch(recorder: Recorder) -> None:
+def watch(recorder: ExchangeRecorder) -> None:
     """Look after *recorder*'s rank from now on.
 
     Raises:
@@ -74,7 +74,7 @@ def _look(limit: float) -> None:
     Only the time in which this thread ran counts, so that a job may be suspended and resumed.
     """
     pause = min(LOOK_SECONDS, limit / 4)
-    waited: dict[Recorder, tuple[int, float]] = {}
+    waited: dict[ExchangeRecorder, tuple[int, float]] = {}
     before = time.monotonic()
     while True:
         time.sleep(pause)
@@ -92,7 +92,7 @@ def _look(limit: float) -> None:
                 _end(recorder, entry, limit)
 
 
-def _end(recorder: Recorder, entry: Entry, limit: float) -> None:
+def _end(recorder: ExchangeRecorder, entry: Entry, limit: float) -> None:
     """Say where this rank waits, give the others time to say so, too, and end the job."""
     line = _line_of_user()
     sys.stderr.write(

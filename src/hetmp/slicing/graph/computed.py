@@ -84,8 +84,8 @@ def _computed_call(node: fx.Node, skeleton: nn.Module) -> _Call | None:
     arguments: dict[str, object] = dict(zip(form.arguments, node.args, strict=False))
     arguments |= node.kwargs
     operand = arguments.pop("input", None)
-    given = {name: arguments.pop(name, None) for name in form.tensors}
-    results = {name: item for name, item in given.items() if isinstance(item, fx.Node)}
+    tensors = {name: arguments.pop(name, None) for name in form.tensors}
+    results = {name: item for name, item in tensors.items() if isinstance(item, fx.Node)}
     if not isinstance(operand, fx.Node) or "weight" not in results:
         return None
     if not set(node.all_input_nodes) <= {operand, *results.values()}:

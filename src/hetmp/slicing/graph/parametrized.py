@@ -67,8 +67,8 @@ def _read(layer: nn.Module) -> Any:
             root = _Weights(layer)
             graph = _Tracer().trace(root)
             results = next(node.args[0] for node in graph.nodes if node.op == "output")
-            given = {name: node for name, node in results.items() if node is not None}
-            return read_recipe(root, "layer", given)
+            computed = {name: node for name, node in results.items() if node is not None}
+            return read_recipe(root, "layer", computed)
     except Exception:
         return None  # whatever the parametrization does: it stays one operation
 

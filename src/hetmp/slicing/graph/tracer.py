@@ -268,9 +268,9 @@ class Tracer(fx.Tracer):
         """Run a node on the meta device and return its value."""
         self._running = True
         # What a module kept as one draws, it draws again whenever it runs.
-        kept = generators_kept() if _is_users(kind, target, self.root) else nullcontext()
+        generators = generators_kept() if _is_users(kind, target, self.root) else nullcontext()
         try:
-            with kept, without_data(), no_instances():
+            with generators, without_data(), no_instances():
                 if kind == "placeholder":
                     return torch.empty_like(self._example.tensors[target], device="meta")
                 if kind == "get_attr":

@@ -198,8 +198,10 @@ class _Comparison:
         if list(wanted) != list(made):
             raise self.refusal(part, "returns something else", number, changed)
         self.check(part, number, wanted, made, changed)
-        kept = set(tensors_of(self.graph.skeleton))
-        self.check(part, number, _buffers(self.own, kept), _buffers(self.read.whole, kept), changed)
+        names = set(tensors_of(self.graph.skeleton))
+        self.check(
+            part, number, _buffers(self.own, names), _buffers(self.read.whole, names), changed
+        )
         if part.backward or self.backward_differs(wanted, made):
             with _own(f"the module's own backward pass fails {_when(part.mode)}"):
                 mine = _gradients(self.own, wanted)
