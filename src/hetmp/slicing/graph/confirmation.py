@@ -9,7 +9,7 @@ class Unconfirmed(HetmpError):
     """A value that a module depends on is another one than when the module was read."""
 
 
-def confirm(value: Any, expected: Any, line: str, of_sizes: bool) -> None:
+def confirm(value: object, expected: object, line: str, of_sizes: bool) -> None:
     """Check, in a traced module, that what its branches or loops depend on is unchanged.
 
     Raises:

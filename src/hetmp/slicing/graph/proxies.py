@@ -116,7 +116,7 @@ class TensorProxy(KnownProxy):
             return _Method(self, name)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
-    def keep_order(self, *order: Any, **named: Any) -> bool:
+    def keep_order(self, *order: object, **named: object) -> bool:
         """Return whether the example is contiguous, and if so, see to it that this stays true.
 
         A sliced layer may give its output in another order of memory. What works on a tensor in
@@ -200,24 +200,24 @@ class NumberProxy(KnownProxy):
         self.tracer.texts.add(self, text)
         return text
 
-    def __mul__(self, other: Any) -> Any:
+    def __mul__(self, other: object) -> object:
         return self._times(other, (self, other))
 
-    def __rmul__(self, other: Any) -> Any:
+    def __rmul__(self, other: object) -> object:
         return self._times(other, (other, self))
 
-    def _times(self, other: Any, factors: tuple[Any, Any]) -> Any:
+    def _times(self, other: object, factors: tuple[object, object]) -> object:
         if _isinstance(other, str | list | tuple):  # repeated
             return other * self.fixed()
         return self.tracer.create_proxy("call_function", operator.mul, factors, {})
 
-    def __divmod__(self, other: Any) -> Any:
+    def __divmod__(self, other: Any) -> object:
         return self // other, self % other
 
-    def __rdivmod__(self, other: Any) -> Any:
+    def __rdivmod__(self, other: Any) -> object:
         return other // self, other % self
 
-    def __round__(self, *digits: int) -> Any:
+    def __round__(self, *digits: int) -> object:
         return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
 
@@ -250,10 +250,10 @@ class SettingProxy(KnownProxy):
     def __contains__(self, item: object) -> bool:
         return item in self.fixed()
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> object:
         return self.fixed().__enter__()
 
-    def __exit__(self, *raised: Any) -> Any:
+    def __exit__(self, *raised: object) -> object:
         return self.answer.__exit__(*raised)
 
 
@@ -285,7 +285,7 @@ def _flat(structure: Any) -> Iterator["KnownProxy"]:
         yield from _flat(list(structure.values()))
 
 
-def holds_stand_in(value: Any) -> bool:
+def holds_stand_in(value: object) -> bool:
     """Return whether *value* is a stand-in, or a tuple, list or dict with one in it."""
     if isinstance(value, tuple | list):
         return any(map(holds_stand_in, value))

@@ -41,7 +41,7 @@ def recorded_limits() -> Iterator[None]:
     originals = {"finfo": torch.finfo, "iinfo": torch.iinfo}
 
     def recorded(limit: Function, original: Function) -> Function:
-        def ask(dtype: Any = None) -> Any:
+        def ask(dtype: object = None) -> object:
             if type(dtype) is SettingProxy:
                 return _Limits(limit, dtype)
             return original() if dtype is None else original(dtype)
@@ -63,16 +63,16 @@ class _Limits:
     def __init__(self, limit: Function, dtype: SettingProxy) -> None:
         self._limit, self._dtype = limit, dtype
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         tracer = self._dtype.tracer
         return tracer.create_proxy("call_function", self._limit, (self._dtype, name), {})
 
 
-def _float_limit(dtype: torch.dtype, name: str) -> Any:
+def _float_limit(dtype: torch.dtype, name: str) -> object:
     return getattr(_FINFO(dtype), name)
 
 
-def _integer_limit(dtype: torch.dtype, name: str) -> Any:
+def _integer_limit(dtype: torch.dtype, name: str) -> object:
     return getattr(_IINFO(dtype), name)
 
 

@@ -30,7 +30,7 @@ class Texts:
         line = "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
         self._made.append((text, size, line))
 
-    def forget(self, message: Any) -> None:
+    def forget(self, message: object) -> None:
         """Drop the latest texts, as far as they are in an assertion's *message*."""
         while self._made and self._made[-1][0] in str(message):
             self._made.pop()

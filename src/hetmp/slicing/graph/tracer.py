@@ -294,7 +294,7 @@ class Tracer(fx.Tracer):
                 "each updates its statistics once more; only the outer one is read: call one alone"
             )
 
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> object:
         return forward(*args, **kwargs) if self._running else super().call_module(
             m, forward, args, kwargs
         )  # fmt: skip
@@ -339,7 +339,7 @@ def check_buffers(skeleton: nn.Module) -> None:
             )
 
 
-def _values(structure: Any, target: Any) -> Any:
+def _values(structure: object, target: object) -> Any:
     """Return arguments for *target* with stand-ins replaced by their values."""
     compared = target in (operator.eq, operator.ne)  # a device with one that the module names
 
