@@ -15,8 +15,9 @@ from hetmp.slicing.graph.graph import (
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
 from hetmp.slicing.graph.lines import users_frame
 from hetmp.slicing.graph.meta_run import generators_kept
-from hetmp.slicing.graph.read import check_kind, read_graph, skeleton_of
+from hetmp.slicing.graph.read import check_kind, read_graph
 from hetmp.slicing.graph.scope import PLAIN, Scope
+from hetmp.slicing.graph.skeleton import computed_tensors, skeleton_of
 from hetmp.slicing.graph.tracer import leaf
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Trace",
     "Unconfirmed",
     "check_kind",
+    "computed_tensors",
     "fingerprint",
     "generators_kept",
     "leaf",

@@ -26,6 +26,20 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Restore the attributes and buffers of *module* and its parts on leaving the context."""
+    before = [(part, dict(vars(part)), dict(part._buffers)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, attributes, buffers in before:
+            vars(part).clear()
+            vars(part).update(attributes)
+            part._buffers.clear()
+            part._buffers.update(buffers)
+
+
+@contextmanager
 def without_data() -> Iterator[None]:
     """Make new tensors inside the context without data: shapes only."""
     with torch.device("meta"), torch.inference_mode(mode=False), torch.no_grad():
@@ -56,7 +70,7 @@ def run_layer(layer: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
     """
     if _keeps_shape(layer, args, kwargs):
         return torch.empty_like(args[0])
-    with modes_kept(layer):
+    with modes_kept(layer), attributes_kept(layer):
         layer.eval()
         try:
             return layer(*args, **kwargs)

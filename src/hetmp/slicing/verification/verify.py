@@ -117,6 +117,7 @@ class _Comparison:
     ) -> None:
         self.graph, self.module, self.batches, self.whole = graph, module, batches, whole
         self.own, self.read = own_copy(module), ReadCopy(graph, module)
+        self.marks = _marks(self.own)
 
     def run(self) -> Verification:
         """Compare all passes; see ``verify``."""
@@ -153,6 +154,8 @@ class _Comparison:
             raise self.refusal(part, "returns something else", number, changed)
         self.check(part, number, wanted, made, changed)
         kept = set(tensors_of(self.graph.skeleton))
+        for name in self.changed_parameters():
+            raise self.refusal(part, f"does not change the parameter {name!r}", number, changed)
         self.check(part, number, _buffers(self.own, kept), _buffers(self.read.whole, kept), changed)
         if part.backward:
             with _own(f"the module's own backward pass fails {_when(part.mode)}"):
@@ -198,6 +201,19 @@ class _Comparison:
             return
         shown = f": {_shown(made[name], wanted[name], far)}"
         raise self.refusal(part, f"gives another value for {name}{shown}", number, changed)
+
+    def changed_parameters(self) -> Iterator[str]:
+        """Yield the parameters that the module changes otherwise than what was read of it.
+
+        An average that follows other parameters may well give what was there: it is a change.
+        """
+        read, marks = dict(self.read.whole.named_parameters()), _marks(self.own)
+        for name, own in self.own.named_parameters():
+            if name in read and (
+                not torch.allclose(own, read[name], rtol=0, atol=0, equal_nan=True)
+                or (marks[name] != self.marks[name] and not self.read.runs_own_code(name))
+            ):
+                yield name
 
     def noise(self, number: int, wanted: Mapping[str, Any]) -> float:
         """Return how far the module's own results of a pass are from those of another run."""
@@ -270,6 +286,11 @@ def _buffers(module: nn.Module, names: set[str]) -> dict[str, Tensor]:
     return {
         f"the buffer {name!r}": value for name, value in module.named_buffers() if name in names
     }
+
+
+def _marks(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return of every parameter how often it was changed in place, and where it lies."""
+    return {name: (p._version, p.data_ptr()) for name, p in module.named_parameters()}
 
 
 def _gradients(module: nn.Module, outputs: Mapping[str, Any]) -> dict[str, Tensor | None]:
