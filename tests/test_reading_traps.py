@@ -254,6 +254,117 @@ def test_what_cannot_be_read_is_refused_in_words(build, message):
         sliced(build)
 
 
+class Follows(Blocks):
+    """A second network follows the first, and equals it as long as that does not move."""
+
+    def __init__(self, by_data):
+        super().__init__()
+        self.teacher, self.by_data = nn.Conv2d(3, 7, 3, padding=1).requires_grad_(False), by_data
+        self.teacher.load_state_dict(self.a.state_dict())
+
+    @torch.no_grad()
+    def update(self):
+        for own, other in zip(self.teacher.parameters(), self.a.parameters(), strict=True):
+            if self.by_data:
+                own.data = own.data * 0.5 + other.data * 0.5
+            else:
+                own.lerp_(other, 0.5)
+
+    def forward(self, x):
+        self.update()
+        return self.b(self.a(x) + self.teacher(x))
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("by_data", [False, True])
+def test_a_module_that_changes_its_parameters_unseen(by_data):
+    module = seeded(lambda: Follows(by_data))
+    before = {name: p.clone() for name, p in module.state_dict().items()}
+    with pytest.raises(hetmp.HetmpError, match=r"does not change the parameter 'teacher\.weight'"):
+        hetmp.slice_model(module, [1.0] * world_size())
+    assert all(torch.equal(p, before[name]) for name, p in module.state_dict().items())
+
+
+class Clamps(nn.Module):
+    """It counts its calls and changes its parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.calls = nn.Parameter(torch.rand(7, 1, 1)), 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.weight.data.clamp_(-0.1, 0.1)
+        return x * self.weight * self.calls * (2 if float(x.detach().mean()) > 0 else 3)
+
+
+class WithLeaf(Blocks):
+    def __init__(self):
+        super().__init__()
+        self.clamps = hetmp.leaf(Clamps())
+
+    def forward(self, x):
+        return self.b(self.clamps(self.a(x)))
+
+
+@pytest.mark.mpi
+def test_a_leaf_starts_where_it_stands_and_may_change_itself():
+    module = seeded(WithLeaf)
+    weight = module.clamps.weight.clone()
+    compare_training(module, pick_weights(1), SHAPE)
+    assert module.clamps.calls == 0
+    assert torch.equal(module.clamps.weight, weight)
+
+
+class KeepsMap(Blocks):
+    def forward(self, x):
+        self.map = self.a(x)
+        return self.b(self.map)
+
+
+@pytest.mark.mpi
+def test_a_module_that_holds_what_an_earlier_call_computed():
+    module = seeded(KeepsMap)
+    module(batch(SHAPE))
+    model = hetmp.slice_model(module, pick_weights(2))
+    assert torch.allclose(model(batch(SHAPE)), module(batch(SHAPE)), rtol=1e-12)
+    old = seeded(lambda: nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 5, 3)), nn.ReLU()))
+    model = hetmp.slice_model(old, pick_weights(3))
+    assert torch.allclose(model(batch(SHAPE)), old(batch(SHAPE)), rtol=1e-12)
+
+
+class Draws(Blocks):
+    def forward(self, x):
+        return self.b(self.a(x) * torch.rand(1))
+
+
+@pytest.mark.mpi
+def test_a_refusal_leaves_the_random_generators():
+    module = Draws()
+    state = torch.get_rng_state()
+    with pytest.raises(hetmp.HetmpError, match="draws random numbers"):
+        hetmp.slice_model(module, [1.0] * world_size())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Expands(Blocks):
+    """A constant in the shape of an activation."""
+
+    def forward(self, x):
+        n, _, h, w = x.shape
+        eye = torch.eye(7, dtype=x.dtype)[None].expand(n, -1, -1)
+        ramp = torch.linspace(0, 1, 7).view(1, 7, 1, 1).repeat(n, 1, h, w)
+        return self.b((eye @ self.a(x).flatten(2)).view(n, 7, h, w) * ramp)
+
+
+@pytest.mark.mpi
+def test_a_constant_takes_sizes():
+    compare_training(seeded(Expands), pick_weights(0), SHAPE)
+    model, module = sliced(Expands), seeded(Expands)
+    x = batch((3, 3, 12, 10))
+    assert torch.allclose(model(x), module(x), rtol=1e-12)
+
+
 # --- modes and parameters ------------------------------------------------------------------------
 
 

@@ -13,11 +13,12 @@ from hetmp.slicing.graph.graph import (
     place,
 )
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
+from hetmp.slicing.graph.leaf import leaf
 from hetmp.slicing.graph.lines import users_frame, users_line
 from hetmp.slicing.graph.meta_run import generators_kept
-from hetmp.slicing.graph.read import check_kind, read_graph, skeleton_of
+from hetmp.slicing.graph.read import check_kind, read_graph
 from hetmp.slicing.graph.scope import PLAIN, Scope
-from hetmp.slicing.graph.tracer import leaf
+from hetmp.slicing.graph.skeleton import computed_tensors, skeleton_of
 
 __all__ = [
     "EVALUATION",
@@ -33,6 +34,7 @@ __all__ = [
     "Trace",
     "Unconfirmed",
     "check_kind",
+    "computed_tensors",
     "confirm",
     "fingerprint",
     "generators_kept",

@@ -1,6 +1,5 @@
 """``read_graph``: trace -> probe -> nodes with their rules."""
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +31,7 @@ from hetmp.slicing.graph.meta_run import attribute, modes_kept
 from hetmp.slicing.graph.parametrized import as_computing, norms_of_old
 from hetmp.slicing.graph.scope import PLAIN
 from hetmp.slicing.graph.shapes import Probed, probe, probe_unseen
+from hetmp.slicing.graph.skeleton import skeleton_of
 from hetmp.slicing.graph.subclasses import as_bases
 from hetmp.slicing.graph.tracing import trace_modes
 
@@ -116,27 +116,6 @@ def check_kind(module: nn.Module) -> None:
         )
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise HetmpError(f"{kind} spreads a module over devices by itself: slice its .module")
-
-
-def skeleton_of(module: nn.Module) -> nn.Module:
-    """Copy *module* with its parameters and buffers on the meta device: no data is copied.
-
-    Raises:
-        HetmpError: a lazy parameter that has no shape yet.
-    """
-    memo: dict[int, object] = {}
-    for name, parameter in module.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise HetmpError(f"parameter {name!r} has no shape yet: run the lazy module once first")
-        meta = parameter.detach().to("meta")
-        memo[id(parameter)] = nn.Parameter(meta, requires_grad=parameter.requires_grad)
-    for buffer in module.buffers():
-        memo[id(buffer)] = buffer.detach().to("meta")
-    for layer in module.modules():
-        for norm in norms_of_old(layer):  # what they computed is a tensor that cannot be copied
-            weight = getattr(layer, norm.name)
-            memo[id(weight)] = weight.detach().to("meta")
-    return copy.deepcopy(module, memo)
 
 
 def _on_meta(x: Tensor) -> Tensor:

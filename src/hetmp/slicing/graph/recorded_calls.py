@@ -82,6 +82,12 @@ _FINFO, _IINFO = torch.finfo, torch.iinfo  # while a module is traced, others ar
 _CREATION = "arange empty eye full linspace ones rand randint randn randperm tensor zeros"
 
 
+_SHAPING = "expand repeat reshape view"
+"""Methods of a tensor that may take sizes, which torch would not see if the tensor is a constant.
+
+torch's own code looks sizes up as numbers there.
+"""
+
 _TAKING = ("as_tensor", "asarray")
 """Functions that give a tensor as it is."""
 
@@ -91,7 +97,8 @@ def recorded_creation() -> Iterator[None]:
     """Record ``torch.zeros(x.shape[0], 3)`` and the like, which torch.fx would not see."""
     with torch.device("meta"):
         torch.empty(0)  # torch remembers, once and for all, what a device is for: not our stand-ins
-    originals = {name: getattr(torch, name) for name in (*_CREATION.split(), *_TAKING)}
+    functions = {name: getattr(torch, name) for name in (*_CREATION.split(), *_TAKING)}
+    methods = {name: getattr(torch.Tensor, name) for name in _SHAPING.split()}
 
     def recorded(original: Callable[..., object]) -> Callable[..., object]:
         @functools.wraps(original)
@@ -105,10 +112,24 @@ def recorded_creation() -> Iterator[None]:
 
         return create
 
+    def recorded_method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def shape(*args: Any, **kwargs: Any) -> Any:
+            proxy = first_proxy((args[1:], kwargs))
+            if proxy is None:
+                return original(*args, **kwargs)
+            return proxy.tracer.create_proxy("call_method", name, args, kwargs)
+
+        return shape
+
     try:
-        for name, original in originals.items():
+        for name, original in functions.items():
             setattr(torch, name, recorded(original))
+        for name, original in methods.items():
+            setattr(torch.Tensor, name, recorded_method(name, original))
         yield
     finally:
-        for name, original in originals.items():
+        for name, original in functions.items():
             setattr(torch, name, original)
+        for name in methods:
+            delattr(torch.Tensor, name)  # they are those of its base

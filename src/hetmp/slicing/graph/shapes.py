@@ -217,7 +217,7 @@ def _same_kind(a: object, b: object) -> bool:
     return a is None and b is None
 
 
-def _value(seen: Sequence[object], batch: int) -> Value:
+def _value(seen: Sequence[Any], batch: int) -> Value:
     first = seen[0]
     if isinstance(first, tuple):
         return Value(sizes=tuple(shape for shape, _ in seen), image_bytes=first[1] // batch)

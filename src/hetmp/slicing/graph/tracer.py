@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,7 @@ from hetmp.slicing.graph.gradients import BACKWARD, requires_grad
 from hetmp.slicing.graph.graph import Mode, place
 from hetmp.slicing.graph.inplace import Changing
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
+from hetmp.slicing.graph.leaf import is_leaf
 from hetmp.slicing.graph.lines import is_library, is_users, users_frame, users_line
 from hetmp.slicing.graph.meta_run import (
     attribute,
@@ -32,23 +33,6 @@ from hetmp.slicing.graph.scope import ScopeReader
 from hetmp.slicing.graph.shapes import misfit
 from hetmp.slicing.graph.subclasses import is_unfolded
 from hetmp.slicing.graph.texts import Texts
-
-_LEAF = "_hetmp_leaf"
-
-_Module = TypeVar("_Module", nn.Module, type[nn.Module])
-
-
-def leaf(module: _Module) -> _Module:
-    """Mark a module, or a class of modules, as one operation: torch.fx does not look inside.
-
-    Every rank computes it whole, from all channels, so the result stays the same. For what
-    torch.fx cannot trace, such as control flow on an activation's values.
-
-    Returns:
-        *module* itself, so that it can be used as a decorator of a class.
-    """
-    setattr(module, _LEAF, True)
-    return module
 
 
 class Tracer(fx.Tracer):
@@ -307,7 +291,7 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if getattr(m, _LEAF, False) or rule_for(m) is not None:
+        if is_leaf(m) or rule_for(m) is not None:
             return True
         if isinstance(m, known_layers()):
             return not is_unfolded(m)

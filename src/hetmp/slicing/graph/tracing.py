@@ -16,7 +16,7 @@ from hetmp.slicing.graph.functional import as_layers
 from hetmp.slicing.graph.graph import MODES, Mode, place
 from hetmp.slicing.graph.inputs import Example, Inputs
 from hetmp.slicing.graph.lines import users_line
-from hetmp.slicing.graph.meta_run import attribute, modes_kept
+from hetmp.slicing.graph.meta_run import attribute, generators_kept, modes_kept
 from hetmp.slicing.graph.proxies import holds_stand_in, instances
 from hetmp.slicing.graph.recorded_calls import (
     recorded_autograd,
@@ -39,13 +39,14 @@ def trace_modes(
         HetmpError: torch.fx cannot trace the module, the message names the line; or the example
             does not fit it.
     """
-    drawn = _generators()
+    start, drawn = _generators(), False
     tensors = _names(skeleton)
     graphs: dict[Mode, fx.Graph] = {}
     scopes = ScopeReader()
     asked = dims_matter = False
     try:
         with ExitStack() as stack:
+            stack.enter_context(generators_kept())
             stack.enter_context(modes_kept(skeleton))
             stack.enter_context(instances())
             stack.enter_context(recorded_creation())
@@ -60,6 +61,7 @@ def trace_modes(
                         _check_buffers(skeleton, tensors)
                     asked |= tracer.asked_for_grad
                     dims_matter |= tracer.dims_matter
+            drawn = start != _generators()
     except HetmpError:
         raise
     except Exception as error:
@@ -68,7 +70,7 @@ def trace_modes(
             f"torch.fx cannot trace {inputs.title}{', at ' if line else ''}{line}: "
             f"{str(error).split('. ')[0]}. " + _remedy(skeleton, error, not example.guessed)
         ) from error
-    if drawn != _generators():
+    if drawn:
         raise HetmpError(
             f"{inputs.title} draws random numbers that depend on no activation: they would be "
             "drawn only once, when the module is read; draw them with torch.rand_like or in an "

@@ -1,7 +1,7 @@
-"""Two copies of a module to compare: as its class runs it, and as it was read. No data is copied.
+"""Two copies of a module to compare: as its class runs it, and as it was read.
 
-Parameters lie in the module's own memory, with gradients of their own; buffers are copied, since a
-forward pass changes them.
+The copy that was read has its parameters in the module's own memory, with gradients of their own.
+All else is copied: a forward pass changes buffers, and code of the user's may change parameters.
 """
 
 import copy
@@ -10,14 +10,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hetmp.ops import filled
-from hetmp.slicing.graph import Mode, ModelGraph, Trace, proxied
+from hetmp.ops import filled, rule_for
+from hetmp.slicing.graph import Mode, ModelGraph, Trace, computed_tensors, proxied
 from hetmp.slicing.table import tensors_of
 
 
 def own_copy(module: nn.Module) -> nn.Module:
     """Return a copy of *module* that runs as its class says."""
-    memo: dict[int, Any] = {id(tensor): _fresh(tensor) for tensor in tensors_of(module).values()}
+    memo = computed_tensors(module)
+    for tensor in tensors_of(module).values():
+        memo[id(tensor)] = fresh = _fresh(tensor)
+        if isinstance(fresh, nn.Parameter):
+            fresh.data = fresh.data.clone()
     return copy.deepcopy(module, memo)
 
 
@@ -38,10 +42,22 @@ class ReadCopy(nn.Module):
         self.place = ""
         values, made = tensors_of(module), dict[int, Tensor]()
         memo: dict[int, Any] = {}
+        self._own_code = tuple(
+            f"{node.path}."
+            for trace in graph.traces
+            for node in trace.nodes
+            if node.call.layer is not None and rule_for(node.call.layer) is None
+        )
         for name, tensor in tensors_of(graph.skeleton).items():
             whole = values[name]
-            memo[id(tensor)] = made.setdefault(id(whole), _fresh(whole))
+            memo[id(tensor)] = fresh = made.setdefault(id(whole), _fresh(whole))
+            if isinstance(fresh, nn.Parameter) and self.runs_own_code(name):
+                fresh.data = fresh.data.clone()
         self.whole = copy.deepcopy(graph.skeleton, memo)
+
+    def runs_own_code(self, name: str) -> bool:
+        """Return whether a parameter is in a part that is kept as one, whose code may change it."""
+        return name.startswith(self._own_code)
 
     def forward(self, mode: Mode, tensors: Mapping[str, Tensor]) -> Any:
         """Return what the operations of *mode* give for the inputs *tensors*, by name."""

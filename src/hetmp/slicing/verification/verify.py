@@ -19,8 +19,6 @@ from hetmp.slicing.graph import (
     Unconfirmed,
     confirm,
     generators_kept,
-    users_frame,
-    users_line,
 )
 from hetmp.slicing.table import tensors_of
 from hetmp.slicing.verification.autograd_graph import backward_operations
@@ -41,6 +39,7 @@ from hetmp.slicing.verification.differences import (
 )
 from hetmp.slicing.verification.first_difference import CallRecorder, first_foreign
 from hetmp.slicing.verification.verification import Verification
+from hetmp.slicing.verification.words import shown_difference, users_place, when
 
 _SEED = 20210407
 """Of all random numbers here; any number will do."""
@@ -163,12 +162,13 @@ class _Comparison:
     ) -> None:
         self.graph, self.module, self.batches, self.whole = graph, module, batches, whole
         self.own, self.read = own_copy(module), ReadCopy(graph, module)
+        self.marks = _marks(self.own)
 
     def run(self) -> Verification:
         """Compare all passes; see ``verify``."""
         before = attributes(self.own)
         for number, part in enumerate(PASSES):
-            with _own(f"the module itself fails {_when(part.mode)}"):
+            with _own(f"the module itself fails {when(part.mode)}"):
                 own = self.call_own(part)
             changed = changed_attributes(before, attributes(self.own))
             try:
@@ -199,11 +199,13 @@ class _Comparison:
             raise self.refusal(part, "returns something else", number, changed)
         self.check(part, number, wanted, made, changed)
         names = set(tensors_of(self.graph.skeleton))
+        for name in self.changed_parameters():
+            raise self.refusal(part, f"does not change the parameter {name!r}", number, changed)
         self.check(
             part, number, _buffers(self.own, names), _buffers(self.read.whole, names), changed
         )
         if part.backward or self.backward_differs(wanted, made):
-            with _own(f"the module's own backward pass fails {_when(part.mode)}"):
+            with _own(f"the module's own backward pass fails {when(part.mode)}"):
                 mine = _gradients(self.own, wanted)
             try:
                 theirs = _gradients(self.read.whole, made)
@@ -252,8 +254,21 @@ class _Comparison:
             )
         if all(far <= _NOISE * noise for far in suspects.values()):
             return
-        shown = f": {_shown(made[name], wanted[name], far)}"
+        shown = f": {shown_difference(made[name], wanted[name], far)}"
         raise self.refusal(part, f"gives another value for {name}{shown}", number, changed)
+
+    def changed_parameters(self) -> Iterator[str]:
+        """Yield the parameters that the module changes otherwise than what was read of it.
+
+        An average that follows other parameters may well give what was there: it is a change.
+        """
+        read, marks = dict(self.read.whole.named_parameters()), _marks(self.own)
+        for name, own in self.own.named_parameters():
+            if name in read and (
+                not torch.allclose(own, read[name], rtol=0, atol=0, equal_nan=True)
+                or (marks[name] != self.marks[name] and not self.read.runs_own_code(name))
+            ):
+                yield name
 
     def noise(self, number: int, wanted: Mapping[str, Any]) -> float:
         """Return how far the module's own results of a pass are from those of another run."""
@@ -270,7 +285,7 @@ class _Comparison:
         at = f", first at {place}" if place else ""
         sets = f" Its forward sets {', '.join(map(repr, changed))}." if changed else ""
         return HetmpError(
-            f"{self.graph.inputs.title} cannot be read as it runs: {_when(part.mode)}, what was "
+            f"{self.graph.inputs.title} cannot be read as it runs: {when(part.mode)}, what was "
             f"read of it {what}{at}.{sets} A forward is read once, so it may not depend on what it "
             "changes itself, nor on anything but its inputs' sizes, its parameters and its mode: "
             "mark the module that does with hetmp.leaf(module), to keep it whole"
@@ -279,7 +294,7 @@ class _Comparison:
     def first_difference(self, number: int) -> str | None:
         """Run the passes again and return the first operation that differs in the last one."""
         self.own, self.read = own_copy(self.module), ReadCopy(self.graph, self.module)
-        own, read = CallRecorder(_users_place), CallRecorder(lambda name: self.read.place or name)
+        own, read = CallRecorder(users_place), CallRecorder(lambda name: self.read.place or name)
         part = PASSES[number]
         try:
             for earlier in PASSES[:number]:
@@ -297,38 +312,15 @@ class _Comparison:
         return f"{wanted}, where {made} was read"
 
 
-def _users_place(name: str) -> str:
-    line = users_line(users_frame() or "")
-    return f"{name!r}" + (f" at {line}" if line else "")
-
-
-def _shown(made: Any, wanted: Any, far: float) -> str:
-    if isinstance(made, Tensor) and isinstance(wanted, Tensor):
-        if made.shape == wanted.shape and made.dtype == wanted.dtype and far < float("inf"):
-            return f"off by {far:.1e} of its norm"
-        kinds = (
-            f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
-            + (" with a gradient" if x.requires_grad else "")
-            for x in (made, wanted)
-        )
-        return ", not ".join(kinds)
-    shown = (_tensor_or_value(x) for x in (made, wanted))
-    return ", not ".join(shown)
-
-
-def _tensor_or_value(x: Any) -> str:
-    return "a tensor" if isinstance(x, Tensor) else "none" if x is None else repr(x)
-
-
-def _when(mode: Mode) -> str:
-    where = "in training" if mode.training else "in evaluation mode"
-    return where if mode.grad else f"{where} without gradients"
-
-
 def _buffers(module: nn.Module, names: set[str]) -> dict[str, Tensor]:
     return {
         f"the buffer {name!r}": value for name, value in module.named_buffers() if name in names
     }
+
+
+def _marks(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return of every parameter how often it was changed in place, and where it lies."""
+    return {name: (p._version, p.data_ptr()) for name, p in module.named_parameters()}
 
 
 def _gradients(module: nn.Module, outputs: Mapping[str, Any]) -> dict[str, Tensor | None]:
