@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _NOT_TAGGED = ("aten::random", "aten::random_", "aten::binomial", "aten::_sample_dirichlet")
@@ -23,7 +24,11 @@ class DrawingOnCpu(TorchDispatchMode):
     """
 
     def __torch_dispatch__(
-        self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: Any = None
+        self,
+        func: OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
     ) -> object:
         kwargs, title = kwargs or {}, func._schema.name
         marked = torch.Tag.nondeterministic_seeded in func.tags
@@ -38,15 +43,15 @@ class DrawingOnCpu(TorchDispatchMode):
             return func(*args, **kwargs)  # there is none for the CPU
 
 
-def _on_cpu(func: Any, args: tuple[object, ...], kwargs: Mapping[str, Any]) -> object:
+def _on_cpu(func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
     """Call *func* on copies in the CPU's memory, and copy back what it gives and changes."""
     written: dict[int, Tensor] = {}  # the originals of copies that *func* writes to
     operands: list[Tensor] = []
 
-    def copied(argument: Any, value: Any) -> object:
+    def copied(argument: torch.Argument, value: object) -> object:
         if isinstance(value, list | tuple):
             return [copied(argument, item) for item in value]
-        if argument.name == "dtype":
+        if argument.name == "dtype" and isinstance(value, torch.dtype):
             return _WIDE.get(value, value)
         if argument.name == "device":
             return torch.device("cpu")
@@ -85,7 +90,8 @@ def _on_cpu(func: Any, args: tuple[object, ...], kwargs: Mapping[str, Any]) -> o
             return item
         if id(item) in written:
             return written[id(item)]
-        device, dtype = kwargs.get("device"), kwargs.get("dtype")
+        device: Any = kwargs.get("device")
+        dtype: Any = kwargs.get("dtype")
         if like is not None:
             device, dtype = device or like.device, dtype or like.dtype
         return item.to(device or item.device, (item.is_floating_point() and dtype) or item.dtype)
@@ -93,9 +99,10 @@ def _on_cpu(func: Any, args: tuple[object, ...], kwargs: Mapping[str, Any]) -> o
     return moved(result)
 
 
-def _rrelu(func: Any, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+def _rrelu(func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
     """Draw a slope for every element: torch draws for negative ones, which rounding may change."""
-    named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
+    names = (argument.name for argument in func._schema.arguments)
+    named: dict[str, Any] = dict(zip(names, args, strict=False))
     named |= kwargs
     if not named.get("training", False):
         return func(*args, **kwargs)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument, Target
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -97,7 +98,15 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return False
 
-    def create_node(self, *described: Any, **named: Any) -> fx.Node:
+    def create_node(
+        self,
+        kind: str,
+        target: Target,
+        args: tuple[Argument, ...],
+        kwargs: dict[str, Argument],
+        name: str | None = None,
+        type_expr: object = None,
+    ) -> fx.Node:
         if not torch.is_grad_enabled():
             raise RuntimeError("operations without gradients would be recorded as if they had them")
-        return super().create_node(*described, **named)
+        return super().create_node(kind, target, args, kwargs, name, type_expr)

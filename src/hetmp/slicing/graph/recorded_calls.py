@@ -112,9 +112,9 @@ def recorded_creation() -> Iterator[None]:
 
         return create
 
-    def recorded_method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded_method(name: str, original: Function) -> Function:
         @functools.wraps(original)
-        def shape(*args: Any, **kwargs: Any) -> Any:
+        def shape(*args: object, **kwargs: object) -> object:
             proxy = first_proxy((args[1:], kwargs))
             if proxy is None:
                 return original(*args, **kwargs)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument, Target
 
 from hetmp.core.errors import HetmpError
 from hetmp.ops import Value, mapped, rule_for
@@ -166,18 +167,28 @@ class _Shapes(fx.Interpreter):
         self.values[n.name] = _shapes_of(value)
         return value
 
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> object:
+    def get_attr(
+        self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]
+    ) -> object:
         return on_meta(super().get_attr(target, args, kwargs))
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> object:
+    def call_function(
+        self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]
+    ) -> object:
         # torch.fx's own containers cannot be changed, which a function may do.
         args, kwargs = mapped((args, kwargs), lambda item: item)
         return super().call_function(target, args, kwargs)
 
-    def call_method(self, target: Any, args: object, kwargs: Any) -> object:
+    def call_method(
+        self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]
+    ) -> object:
+        assert isinstance(target, str)
         return run_method(target, args, kwargs)
 
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> object:
+    def call_module(
+        self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]
+    ) -> object:
+        assert isinstance(target, str)
         layer = self.fetch_attr(target)
         if self.tolerant and rule_for(layer) is not None and args and isinstance(args[0], Tensor):
             args = (_demanded(layer, args[0]), *args[1:])

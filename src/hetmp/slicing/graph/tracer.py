@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument, Target
 
 from hetmp.core.errors import HetmpError
 from hetmp.ops import known_layers, mapped, rule_for
@@ -115,12 +116,20 @@ class Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Proxy(node, self)
 
-    def create_node(self, *described: Any, **named: Any) -> fx.Node:
+    def create_node(
+        self,
+        kind: str,
+        target: Target,
+        args: tuple[Argument, ...],
+        kwargs: dict[str, Argument],
+        name: str | None = None,
+        type_expr: object = None,
+    ) -> fx.Node:
         """Record a node with the user's line, which errors name.
 
         torch.fx's own ``record_stack_traces`` formats the whole stack: a fifth of reading a module.
         """
-        node = super().create_node(*described, **named)
+        node = super().create_node(kind, target, args, kwargs, name, type_expr)
         node.stack_trace = users_frame()
         node.meta["scope"] = self._scopes.scope
         return node
@@ -313,8 +322,8 @@ class Tracer(fx.Tracer):
 
 def check_buffers(skeleton: nn.Module) -> None:
     """Refuse a module whose forward assigns a buffer of its own; the message names the line."""
-    buffer: Any
-    for name, buffer in skeleton.named_buffers():
+    buffers: Iterator[tuple[str, object]] = skeleton.named_buffers()
+    for name, buffer in buffers:
         if isinstance(buffer, fx.Proxy):
             line = users_line(buffer.node.stack_trace or "")
             raise HetmpError(

@@ -5,7 +5,6 @@ import random
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from hetmp.slicing.graph.recorded_calls import (
     recorded_limits,
 )
 from hetmp.slicing.graph.scope import PLAIN, ScopeReader
-from hetmp.slicing.graph.tracer import Tracer
+from hetmp.slicing.graph.tracer import Tracer, check_buffers
 
 
 def trace_modes(
@@ -143,14 +142,7 @@ def _check_buffers(skeleton: nn.Module, names: set[str]) -> None:
             f"{name!r} is registered while the module runs: run it once before it is sliced, so "
             "that all of its parameters and buffers are there"
         )
-    buffer: Any
-    for name, buffer in skeleton.named_buffers():
-        if isinstance(buffer, fx.Proxy):
-            line = users_line(buffer.node.stack_trace or "")
-            raise HetmpError(
-                f"{name!r} is assigned{' at ' if line else ''}{line}: a module that changes its "
-                "own state cannot be sliced; mark it with hetmp.leaf"
-            )
+    check_buffers(skeleton)
 
 
 def _written(graph: fx.Graph, skeleton: nn.Module) -> list[str]:
