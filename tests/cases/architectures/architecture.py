@@ -83,7 +83,7 @@ def settled(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd) or _leaves_out(layer):
             layer.p = 0.0
-        for name in ("drop_prob", "drop_connect_rate"):
+        for name in ("drop_prob", "drop_connect_rate", "_drop_connect_rate"):
             if hasattr(layer, name):
                 setattr(layer, name, 0.0)
     return module
