@@ -238,9 +238,9 @@ WHOLE = """## What every rank computes whole
 
 hetmp has no rule for these operations. They are as exact as the others, but no faster on several
 ranks. `BatchNormAct2d` is timm's batch norm with its activation, a subclass that counts its batches
-itself. torchvision hides the functions that begin with an underscore, `stochastic_depth` and
-`shifted_window_attention` from torch.fx (`torch.fx.wrap`), so hetmp does not look into them; work
-inside them is not in the share above.
+itself; `MultiheadAttention` is torch's own layer. torchvision hides the functions that begin with
+an underscore, `stochastic_depth` and the window attentions from torch.fx (`torch.fx.wrap`), so
+hetmp does not look into them, and work inside them is not in the share above.
 
 """
 
@@ -361,7 +361,6 @@ def _told(why: str) -> str:
 
 
 def _how(packages: Iterable[str]) -> str:
-    versions = {name: importlib.metadata.version(name) for name in ("torch", *packages)}
     return f"""## Again
 
 ```sh
@@ -369,10 +368,9 @@ def _how(packages: Iterable[str]) -> str:
 .venv/bin/python benchmarks/architectures.py --out docs/models.md
 ```
 
-This page was written with {", ".join(f"{name} {v}" for name, v in versions.items())}.
-A package that is not installed is left out, with a word. pytorchcv asks for torchvision, which its
-networks do not use: `pip install --no-deps pytorchcv`. torchvision must be the one for the torch
-that is installed.
+This page was written with torch {importlib.metadata.version("torch")}. A package that is not
+installed is left out, with a word. pytorchcv asks for torchvision, which its networks do not use:
+`pip install --no-deps pytorchcv`. torchvision must be the one for the torch that is installed.
 """
 
 
