@@ -9,7 +9,7 @@ from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout, Partition
 from hetmp.core.state import FULL, PARTIAL, Sliced
-from hetmp.exchange import BackwardSum, Carriage, Exchange, collectives, dual
+from hetmp.exchange import BackwardSum, Carriage, Exchange, collectives, dual, share_of
 
 pytestmark = [pytest.mark.mpi, pytest.mark.every_size]
 
@@ -267,11 +267,28 @@ def test_a_tensor_that_is_not_the_share_is_refused(group):
 
 
 @pytest.mark.mpi(min_size=2)
-@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float8_e4m3fn])
 def test_a_dtype_that_is_not_exchanged_is_refused(group, dtype):
     x = torch.zeros(1, 2 * group.size).to(dtype)
     with pytest.raises(HetmpError, match=f"{dtype} cannot be exchanged: convert it to float"):
         Exchange(group, PARTIAL, FULL)(x)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("axis", [1, -2])
+def test_complex_numbers_travel_as_pairs(group, axis):
+    """Forward and backward, with the axis counted from either side."""
+    layout = layouts(group.size)["even"]
+    whole = torch.randn(2, layout.total, 3, dtype=torch.complex128,
+                        generator=torch.Generator().manual_seed(0))  # fmt: skip
+    mine = share_of(whole, Sliced(layout, 1), group.rank).clone().requires_grad_()
+    gathered = Exchange(group, Sliced(layout, axis), FULL)(mine)
+    assert torch.equal(gathered, whole)
+    gathered.backward(whole * (group.rank + 1))
+    ranks = sum(rank + 1 for rank in range(group.size))
+    assert torch.allclose(mine.grad, mine.detach() * ranks)
+    summed = Exchange(group, PARTIAL, FULL)(whole)
+    assert torch.allclose(summed, whole * group.size)
 
 
 def test_states_that_do_not_join_are_refused(group):

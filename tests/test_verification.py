@@ -251,6 +251,11 @@ def test_a_module_that_takes_its_batch_apart():
         def between(self, y):
             return torch.stack([image * 2 for image in y.unbind(0)])
 
+    class First(Two):
+        def between(self, y):
+            return y.unbind(0)[0][None] + y
+
+    assert verified(First()).reason is None  # however many there are
     with pytest.raises(HetmpError, match="takes its batch apart"):
         read_graph(Apart())
     model = hetmp.slice_model(Apart(), [1.0], example_input=torch.empty(IMAGES))

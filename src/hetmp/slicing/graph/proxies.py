@@ -11,7 +11,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -294,16 +294,43 @@ def holds_stand_in(value: object) -> bool:
     return _isinstance(value, fx.Proxy)
 
 
+COUNTED = "counted"
+"""In the meta of a node with several values: the module depends on their number."""
+
+
+def count_items(structure: object) -> None:
+    """Note that the module depends on the numbers of items in *structure*, where they are noted."""
+    if isinstance(structure, ItemsTuple | ItemsList) and hasattr(structure, "node"):
+        structure.node.meta[COUNTED] = True
+    elif type(structure) in (tuple, list):
+        for item in cast("list[object]", structure):
+            count_items(item)
+    elif type(structure) is dict:
+        for item in cast("dict[str, object]", structure).values():
+            count_items(item)
+
+
 class ItemsTuple(tuple[Any, ...]):
-    """A tuple with a stand-in for every item; ``node`` is that of the tuple."""
+    """A tuple with a stand-in for every item; ``node`` is that of the tuple.
+
+    Whoever goes through all items depends on how many there are: ``COUNTED`` in the node's meta.
+    """
 
     node: fx.Node
+
+    def __iter__(self) -> Iterator[Any]:
+        count_items(self)
+        return super().__iter__()
 
 
 class ItemsList(list[object]):
-    """A list with a stand-in for every item; ``node`` is that of the list."""
+    """A list with a stand-in for every item; see ``ItemsTuple``."""
 
     node: fx.Node
+
+    def __iter__(self) -> Iterator[Any]:
+        count_items(self)
+        return super().__iter__()
 
 
 class ShapeProxy(ItemsTuple):

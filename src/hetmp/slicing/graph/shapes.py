@@ -12,6 +12,7 @@ from hetmp.core.errors import HetmpError
 from hetmp.ops import Value, mapped, rule_for
 from hetmp.slicing.graph.confirmation import confirm, is_size
 from hetmp.slicing.graph.meta_run import modes_kept, on_meta, run_layer, run_method, without_data
+from hetmp.slicing.graph.proxies import COUNTED
 
 SIDES = (224, 256, 32, 28, 64, 96, 128, 299, 48, 40, 16, 8, 9, 12, 10, 7, 6, 5, 4, 20, 24)
 """The image sides that are tried where no example is given; the first two that fit are used."""
@@ -55,7 +56,7 @@ def probe(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
         run = _attempt(skeleton, graph, _empty(examples, larger))
         if run is not None and _alike(run, first):
             runs.append(run)
-        takes_apart = run is not None and len(runs) == 1
+        takes_apart = run is not None and len(runs) == 1 and _is_counted(graph, run, first)
     values = {name: _value([run[name] for run in runs], max(1, batch)) for name in first}
     return Probed(values, takes_apart)
 
@@ -98,7 +99,7 @@ def probe_unseen(
             errors.append(error)
             return False
         if runs and not _alike(run, runs[0]):
-            takes_apart = side == first
+            takes_apart = side == first and _is_counted(graph, run, runs[0])
             return False
         runs.append(run)
         return True
@@ -218,6 +219,12 @@ def _shapes_of(value: object) -> object:
 
 def _alike(run: dict[str, object], other: dict[str, object]) -> bool:
     return run.keys() == other.keys() and all(_same_kind(run[key], other[key]) for key in run)
+
+
+def _is_counted(graph: fx.Graph, run: dict[str, object], other: dict[str, object]) -> bool:
+    """Return whether the module depends on a number of items that differs between the runs."""
+    counted = (node.name for node in graph.nodes if node.meta.get(COUNTED, False))
+    return any(not _same_kind(run[name], other[name]) for name in counted if name in run)
 
 
 def _same_kind(a: object, b: object) -> bool:

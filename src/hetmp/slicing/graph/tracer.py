@@ -29,7 +29,14 @@ from hetmp.slicing.graph.meta_run import (
     run_method,
     without_data,
 )
-from hetmp.slicing.graph.proxies import KnownProxy, Proxy, TensorProxy, known, no_instances
+from hetmp.slicing.graph.proxies import (
+    KnownProxy,
+    Proxy,
+    TensorProxy,
+    count_items,
+    known,
+    no_instances,
+)
 from hetmp.slicing.graph.scope import ScopeReader
 from hetmp.slicing.graph.shapes import misfit
 from hetmp.slicing.graph.subclasses import is_unfolded
@@ -141,6 +148,7 @@ class Tracer(fx.Tracer):
                 "would depend on how many ranks there are; draw from torch's own generator, or "
                 "mark the module that draws with hetmp.leaf(module)"
             )
+        count_items(a)
         # Some stand-ins look like tensors, which torch.fx would take for constants.
         if isinstance(a, fx.Proxy):
             return self._own_node(a)
