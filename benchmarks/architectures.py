@@ -197,7 +197,10 @@ Of the work of all convolutions and linear layers, {whole} is done whole by ever
   `tests/cases/architectures`.
 - A network is left out where it cannot be compared: where it draws random numbers (VAEs), or where
   the last bits of its own weights, changed, change its second step by more than 1e-10. That is so
-  of sqnxt23_w1 (1e-7) and sknet50 (4e-9), which are as exact after one step as the others.
+  of pytorchcv's sqnxt23_w1 (1e-7) and sknet50 (4e-9), and of torchvision's deeplabv3_resnet50
+  (3e-9) and resnet50 (6e-10), which are as exact after one step as the others.
+- timm's EfficientViT attends in float32 whatever it is given, and so is off by 2e-7; with this in
+  float64 it is off by 1e-14. It is left out, too.
 - timm's ConViT is refused, in words: its forward assigns a buffer of its own, the positions for the
   size of image that comes.
 
@@ -329,6 +332,8 @@ def _error(line: Mapping[str, Any]) -> str:
 
 
 def _percent(share: float) -> str:
+    if 0 < share < 0.0005:
+        return "less than 0.1 %"
     return f"{100 * share:.1f} %" if share else "0 %"
 
 

@@ -32,7 +32,6 @@ class Architecture:
         names: of its inputs, where they are given by name.
         keywords: further arguments of a call, which are no tensors.
         small: whether it is among those that the tests train.
-        steps: how many steps are compared: one where the second is chaotic, in itself.
     """
 
     name: str
@@ -42,7 +41,6 @@ class Architecture:
     names: tuple[str, ...] = ()
     keywords: Mapping[str, Any] | None = None
     small: bool = False
-    steps: int = 2
 
     @property
     def distribution(self) -> str:

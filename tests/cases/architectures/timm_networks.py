@@ -71,7 +71,6 @@ TIMM = (
     _net("levit_128s", _EIGHT, img_size=64),
     _net("efficientformer_l1", ((2, 3, 224, 224),), depths=(1, 1, 1, 2),
          embed_dims=(16, 32, 48, 64)),
-    _net("efficientvit_b0", _EIGHT),
     _net("mobilevit_xxs"),
     _net("tiny_vit_5m_224", depths=(1, 1, 2, 1), embed_dims=(16, 32, 48, 64),
          num_heads=(1, 2, 3, 4), window_sizes=(4, 4, 4, 2)),

@@ -86,7 +86,6 @@ def _multiscale(**kwargs: Any) -> Callable[[Any], nn.Module]:
 TORCHVISION = (
     # Classification of images.
     _net("resnet18"),
-    _net("resnet50"),
     _net("resnext50_32x4d"),
     _net("densenet121"),
     _net("mobilenet_v2", _EIGHT, "mobilenet_v2, narrow", width_mult=0.35),
@@ -116,7 +115,6 @@ TORCHVISION = (
     ),
     # Segmentation.
     _scene("fcn_resnet50", 32),
-    _scene("deeplabv3_resnet50", 32),
     _scene("deeplabv3_mobilenet_v3_large"),
     _scene("lraspp_mobilenet_v3_large"),
     # Videos.
