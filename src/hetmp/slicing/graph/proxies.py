@@ -11,12 +11,13 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from hetmp.ops import assigned, mapped
+from hetmp.slicing.graph.items import ItemsList, ItemsTuple, ShapeProxy
 from hetmp.slicing.graph.lines import is_library
 
 _ASSIGNED = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift"
@@ -108,6 +109,8 @@ class TensorProxy(KnownProxy):
             return value
         if name == "requires_grad":
             return self.tracer.requires_grad(self)
+        if name == "_version":
+            raise AttributeError("a tensor's _version, which differs on slices, cannot be read")
         if name in _WRITTEN:
             return _WRITTEN[name](self)
         if name == "is_contiguous":
@@ -292,63 +295,6 @@ def holds_stand_in(value: object) -> bool:
     if type(value) is dict:
         return any(map(holds_stand_in, value.values()))
     return _isinstance(value, fx.Proxy)
-
-
-COUNTED = "counted"
-"""In the meta of a node with several values: the module depends on their number."""
-
-
-def count_items(structure: object) -> None:
-    """Note that the module depends on the numbers of items in *structure*, where they are noted."""
-    if isinstance(structure, ItemsTuple | ItemsList) and hasattr(structure, "node"):
-        structure.node.meta[COUNTED] = True
-    elif type(structure) in (tuple, list):
-        for item in cast("list[object]", structure):
-            count_items(item)
-    elif type(structure) is dict:
-        for item in cast("dict[str, object]", structure).values():
-            count_items(item)
-
-
-class ItemsTuple(tuple[Any, ...]):
-    """A tuple with a stand-in for every item; ``node`` is that of the tuple.
-
-    Whoever goes through all items depends on how many there are: ``COUNTED`` in the node's meta.
-    """
-
-    node: fx.Node
-
-    def __iter__(self) -> Iterator[Any]:
-        count_items(self)
-        return super().__iter__()
-
-
-class ItemsList(list[object]):
-    """A list with a stand-in for every item; see ``ItemsTuple``."""
-
-    node: fx.Node
-
-    def __iter__(self) -> Iterator[Any]:
-        count_items(self)
-        return super().__iter__()
-
-
-class ShapeProxy(ItemsTuple):
-    """The result of ``x.shape``: a stand-in for every size."""
-
-    def __add__(self, other: Any) -> "ShapeProxy":
-        return ShapeProxy((*self, *other))
-
-    def __getitem__(self, index: Any) -> Any:
-        sizes = super().__getitem__(index)
-        return ShapeProxy(sizes) if type(index) is slice else sizes
-
-    def numel(self) -> object:
-        """Return the number of elements."""
-        total: object = 1
-        for size in self:
-            total = total * size
-        return total
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from torch.fx.node import Argument, Target
 from hetmp.core.errors import HetmpError
 from hetmp.ops import Value, mapped, rule_for
 from hetmp.slicing.graph.confirmation import confirm, is_size
+from hetmp.slicing.graph.items import COUNTED
 from hetmp.slicing.graph.meta_run import modes_kept, on_meta, run_layer, run_method, without_data
-from hetmp.slicing.graph.proxies import COUNTED
 
 SIDES = (224, 256, 32, 28, 64, 96, 128, 299, 48, 40, 16, 8, 9, 12, 10, 7, 6, 5, 4, 20, 24)
 """The image sides that are tried where no example is given; the first two that fit are used."""

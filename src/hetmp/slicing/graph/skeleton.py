@@ -1,12 +1,13 @@
-"""Copies of a module: ``skeleton_of``, without data."""
+"""Copies of a module without data, which are traced: ``skeleton_of``."""
 
 import copy
-from typing import Any
+from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from hetmp.core.errors import HetmpError
 from hetmp.ops import mapped
+from hetmp.slicing.graph.lines import users_line
 from hetmp.slicing.graph.parametrized import norms_of_old
 
 
@@ -31,14 +32,14 @@ def skeleton_of(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def computed_tensors(module: nn.Module) -> dict[int, Any]:
+def computed_tensors(module: nn.Module) -> dict[int, object]:
     """Return what stands for the tensors that a call left in attributes, for ``copy.deepcopy``.
 
     Such a tensor is part of a graph of gradients, and cannot be copied.
     """
-    copies: dict[int, Any] = {}
+    copies: dict[int, object] = {}
 
-    def note(value: Any) -> Any:
+    def note(value: object) -> object:
         if isinstance(value, Tensor) and not value.is_leaf:
             copies[id(value)] = value.detach()
         return value
@@ -46,3 +47,15 @@ def computed_tensors(module: nn.Module) -> dict[int, Any]:
     for part in module.modules():
         mapped([value for name, value in vars(part).items() if not name.startswith("_")], note)
     return copies
+
+
+def check_buffers(skeleton: nn.Module) -> None:
+    """Refuse a module whose forward assigns a buffer of its own; the message names the line."""
+    buffers: Iterator[tuple[str, object]] = skeleton.named_buffers()
+    for name, buffer in buffers:
+        if isinstance(buffer, fx.Proxy):
+            line = users_line(buffer.node.stack_trace or "")
+            raise HetmpError(
+                f"{name!r} is assigned{' at ' if line else ''}{line}: a module that changes its "
+                "own state cannot be sliced; mark it with hetmp.leaf"
+            )

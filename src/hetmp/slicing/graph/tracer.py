@@ -19,6 +19,7 @@ from hetmp.slicing.graph.gradients import BACKWARD, requires_grad
 from hetmp.slicing.graph.graph import Mode, place
 from hetmp.slicing.graph.inplace import Changing
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
+from hetmp.slicing.graph.items import count_items
 from hetmp.slicing.graph.leaf import is_leaf
 from hetmp.slicing.graph.lines import is_library, is_users, users_frame, users_line
 from hetmp.slicing.graph.meta_run import (
@@ -33,12 +34,12 @@ from hetmp.slicing.graph.proxies import (
     KnownProxy,
     Proxy,
     TensorProxy,
-    count_items,
     known,
     no_instances,
 )
 from hetmp.slicing.graph.scope import ScopeReader
 from hetmp.slicing.graph.shapes import misfit
+from hetmp.slicing.graph.skeleton import check_buffers
 from hetmp.slicing.graph.subclasses import is_unfolded
 from hetmp.slicing.graph.texts import Texts
 
@@ -326,18 +327,6 @@ class Tracer(fx.Tracer):
             return root_fn(*args, **kwargs)
 
         return forward, [self.root, *args]
-
-
-def check_buffers(skeleton: nn.Module) -> None:
-    """Refuse a module whose forward assigns a buffer of its own; the message names the line."""
-    buffers: Iterator[tuple[str, object]] = skeleton.named_buffers()
-    for name, buffer in buffers:
-        if isinstance(buffer, fx.Proxy):
-            line = users_line(buffer.node.stack_trace or "")
-            raise HetmpError(
-                f"{name!r} is assigned{' at ' if line else ''}{line}: a module that changes its "
-                "own state cannot be sliced; mark it with hetmp.leaf"
-            )
 
 
 def _values(structure: object, target: object) -> Any:

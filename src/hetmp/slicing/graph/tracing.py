@@ -23,7 +23,8 @@ from hetmp.slicing.graph.recorded_calls import (
     recorded_limits,
 )
 from hetmp.slicing.graph.scope import PLAIN, ScopeReader
-from hetmp.slicing.graph.tracer import Tracer, check_buffers
+from hetmp.slicing.graph.skeleton import check_buffers
+from hetmp.slicing.graph.tracer import Tracer
 
 
 def trace_modes(
