@@ -8,6 +8,8 @@ import hetmp
 from helpers.comparison import batch, rank_loss, seeded
 from helpers.running import TRAIN, hetmp_run, refused
 from hetmp.cluster import slowdown
+from hetmp.run.config import TrainConfig
+from hetmp.run.train import train
 
 
 class Clock:
@@ -53,6 +55,20 @@ def test_a_rank_that_slept_enough_goes_on(monkeypatch):
     clock.cpu += 2.0
     slow.worked()
     assert 1 < clock.now < 1.2
+
+
+@pytest.mark.mpi
+def test_a_step_of_training_is_slowed_to_its_end(monkeypatch):
+    """Also on one rank, which has no exchange."""
+    worked = []
+    monkeypatch.setattr(slowdown.Slowdown, "worked", lambda self: worked.append(self.factor))
+    ranks = hetmp.Group().size
+    config = TrainConfig(
+        model="digits", data="digits", steps=2, slowdown=tuple([4.0] * ranks), no_verify=True
+    )
+    train(config)
+    assert worked[-1] == 4.0
+    assert len(worked) >= 2
 
 
 @pytest.mark.mpi(min_size=2)

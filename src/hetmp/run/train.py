@@ -160,6 +160,7 @@ class Training:
         try:
             with self._first.step():
                 result = train_step.take(images, labels)
+            ready.model.hetmp.group.slowdown.worked()  # since the last exchange, if there was one
             asked = ready.interruption.asked
             seconds, asked = self._clock.stop(asked, reading, self._log.error)
         except AgreedError as error:
