@@ -9,14 +9,11 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
 from hetmp.core.errors import HetmpError
 from hetmp.core.suggestions import nearest
-
-_LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
-"""The folders of torch and of hetmp, whose lines are not the user's."""
+from hetmp.core.users_code import is_users_file
 
 
 def build(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -82,7 +79,11 @@ def at_line(error: BaseException) -> str:
     A file below the current directory is named from there.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    users = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, "<frozen"))]
+    users = [
+        frame
+        for frame in frames
+        if is_users_file(frame.filename) and not frame.filename.startswith("<frozen")
+    ]
     if not users:
         return ""
     file, here = users[-1].filename, os.getcwd() + os.sep

@@ -28,6 +28,7 @@ from hetmp.ops.functions.metadata import NewTensors, Questions
 from hetmp.ops.functions.reduction import Along, Reduction
 from hetmp.ops.functions.reshape import Repeat, RepeatInterleave, Reshape
 from hetmp.ops.functions.weight_norm import WeightNorm
+from hetmp.ops.generators import generator_states, generators_kept, seed_pythons
 from hetmp.ops.layers.activation import AcrossAxis, AcrossChannels, Activation, Gating, PReLU
 from hetmp.ops.layers.batch_norm import BareNorm, ChannelNorm
 from hetmp.ops.layers.computed import COMPUTED, Computed, ComputedWeight, is_cut
@@ -60,7 +61,7 @@ from hetmp.ops.registry import (
     runs_own_code,
     shares_memory,
 )
-from hetmp.ops.rule import Cuts, Rule, cut_along, fresh_tensors
+from hetmp.ops.rule import Cuts, LayerForm, Rule, cut_along, fresh_tensors
 from hetmp.ops.schemes import SCHEMES, Scheme, SchemeName
 from hetmp.ops.seeding import Seeds
 
@@ -130,6 +131,7 @@ __all__ = [
     "Function",
     "KeyedDropout",
     "L",
+    "LayerForm",
     "Mixing",
     "OperatorRun",
     "Postponed",
@@ -150,6 +152,8 @@ __all__ = [
     "filled",
     "first_proxy",
     "fresh_tensors",
+    "generator_states",
+    "generators_kept",
     "initial_value",
     "is_cut",
     "known_layers",
@@ -161,6 +165,7 @@ __all__ = [
     "register",
     "rule_for",
     "runs_own_code",
+    "seed_pythons",
     "shares_memory",
     "value_of",
 ]

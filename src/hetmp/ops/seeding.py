@@ -6,17 +6,16 @@ kinds, and for bfloat16 than for float32. Where the ranks are unlike in any of t
 on the CPU in float32, in row-major order, and copied to where it is needed.
 """
 
-import random
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hetmp.ops.cpu_draws import DrawingOnCpu
+from hetmp.ops.generators import generator_states, pythons_kept, seed_pythons
 
 
 class Seeds:
@@ -52,40 +51,20 @@ class Seeds:
             stack.enter_context(torch.random.fork_rng(gpus))
             torch.manual_seed(seed)
             if own:
-                stack.enter_context(_pythons_seeded(seed))
+                stack.enter_context(pythons_kept())
+                seed_pythons(seed)
             if self._on_cpu:
                 _draw_on_cpu(stack, callee)
-            fresh = None if self._before is None or self._drew else _states(gpus, own)
+            watched = self._before is not None and not self._drew
+            fresh = generator_states(gpus, pythons=own) if watched else None
             yield
-            self._drew = self._drew or (fresh is not None and fresh != _states(gpus, own))
+            if watched:
+                self._drew = fresh != generator_states(gpus, pythons=own)
 
     def close(self) -> None:
         """Take the key back if nothing was drawn with it."""
         if self._before is not None and not self._drew:
             torch.set_rng_state(self._before)
-
-
-def _states(gpus: list[torch.device], own: bool) -> list[object]:
-    """Return the states of the generators that an operation may draw from."""
-    states: list[object] = [torch.get_rng_state().numpy().tobytes()]
-    states += [torch.cuda.get_rng_state(gpu).numpy().tobytes() for gpu in gpus]
-    if own:
-        _, keys, position, *_ = np.random.get_state(legacy=True)  # noqa: NPY002 - the user's choice
-        states += [random.getstate(), list(keys), position]
-    return states
-
-
-@contextmanager
-def _pythons_seeded(seed: int) -> Iterator[None]:
-    """Seed Python's and NumPy's own generators inside, and restore them afterwards."""
-    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's choice
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)  # noqa: NPY002
 
 
 def _draw_on_cpu(stack: ExitStack, callee: Callable[..., object]) -> None:

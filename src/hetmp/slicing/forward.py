@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from hetmp.exchange import Carriage, Exchange, tidy
 from hetmp.ops import Postponed, Seeds, add_bias, filled
 from hetmp.slicing.graph import PLAIN
-from hetmp.slicing.runtime import Checkpoint, Order, Runtime
+from hetmp.slicing.runtime import GradientCheckpoint, Order, Runtime
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep
 
 _CHANNELS_LAST = (0, 2, 3, 1)
@@ -66,7 +66,7 @@ class Forward:
         for name in order.freed:
             self.values.pop(name, None)
 
-    def _run_checkpoint(self, part: Checkpoint) -> None:
+    def _run_checkpoint(self, part: GradientCheckpoint) -> None:
         """Run steps whose values the backward pass computes again. Collective, as that is too."""
         runs = 0
 

@@ -54,7 +54,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class GradientCheckpoint:
     """Steps in a row that the backward pass computes again, as the module's own checkpoint says.
 
     Attributes:
@@ -99,6 +99,7 @@ class Runtime(nn.Module):
         self.watch: Watch | None = None
         self.verification = NOT_ASKED
         self.dims, self.inputs = graph.dims, graph.inputs
+        self._batch = next((t.batch for t in graph.traces if t.batch is not None), None)
         steps = [
             (mode, step)
             for mode, program in enumerate(schedule.programs)
@@ -156,7 +157,7 @@ class Runtime(nn.Module):
         """Return the index of the program that runs now, in training mode or not."""
         return self._programs[Mode(training, torch.is_grad_enabled())]
 
-    def parts(self, mode: int) -> tuple[Order | Checkpoint, ...]:
+    def parts(self, mode: int) -> tuple[Order | GradientCheckpoint, ...]:
         """Return the steps of a program, in order, ready to run."""
         return self._parts[mode]
 
@@ -187,11 +188,10 @@ class Runtime(nn.Module):
         if self.same_batch.left and self.tuning.wire is None:
             self._check_precision(next(iter(tensors.values())).device if tensors else None)
         self.same_batch.check(*tensors.values())
-        batches = {trace.batch for trace in self.graph.traces} - {None}
         for x in list(tensors.values())[:1]:
-            if batches and len(x) not in batches:
+            if self._batch is not None and len(x) != self._batch:
                 raise HetmpError(
-                    f"the module takes its batch apart, and was sliced for {batches.pop()} images, "
+                    f"the module takes its batch apart, and was sliced for {self._batch} images, "
                     f"got {len(x)}: give batches of that many, or slice it with another "
                     "example_input"
                 )
@@ -337,9 +337,9 @@ def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, .
     return tuple(orders)
 
 
-def _parts(orders: Sequence[Order], program: Program) -> tuple[Order | Checkpoint, ...]:
+def _parts(orders: Sequence[Order], program: Program) -> tuple[Order | GradientCheckpoint, ...]:
     """Put the steps of each checkpoint together."""
-    parts: list[Order | Checkpoint] = []
+    parts: list[Order | GradientCheckpoint] = []
     for number, group in itertools.groupby(orders, lambda order: order.step.scope.checkpoint):
         own = tuple(group)
         if number is None:
@@ -349,7 +349,7 @@ def _parts(orders: Sequence[Order], program: Program) -> tuple[Order | Checkpoin
         sources = dict.fromkeys(name for order in own for name in order.step.sources)
         freed = {name for order in own for name in order.freed}
         parts.append(
-            Checkpoint(
+            GradientCheckpoint(
                 own,
                 tuple(name for name in sources if name not in made),
                 tuple(name for name in made if name not in freed and _is_taken(name, program)),

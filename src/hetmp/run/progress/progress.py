@@ -45,15 +45,7 @@ class Progress:
     def step(
         self, step: int, epoch: int, loss: float, accuracy: float, images: int, seconds: Seconds
     ) -> None:
-        """Show a step that has ended.
-
-        Args:
-            step: the number of steps taken, this one included.
-            epoch: its epoch, from 0.
-            loss, accuracy: of its batch; *accuracy* is from 0 to 1.
-            images: number of images in the batch.
-            seconds: by kind and rank.
-        """
+        """Show a step that has ended; the arguments are those of ``Standing.took``."""
         self._standing.took(step, epoch, loss, accuracy, images, seconds)
         if self._view.stands(self._standing):
             self._line(step_line(self._standing))

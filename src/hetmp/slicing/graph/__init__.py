@@ -14,8 +14,8 @@ from hetmp.slicing.graph.graph import (
 )
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
 from hetmp.slicing.graph.leaf import leaf
-from hetmp.slicing.graph.lines import users_frame, users_line
-from hetmp.slicing.graph.meta_run import generators_kept
+from hetmp.slicing.graph.lines import at_line, users_frame
+from hetmp.slicing.graph.meta_run import attribute
 from hetmp.slicing.graph.read import check_kind, read_graph
 from hetmp.slicing.graph.scope import PLAIN, Scope
 from hetmp.slicing.graph.skeleton import computed_tensors, skeleton_of
@@ -33,16 +33,16 @@ __all__ = [
     "Scope",
     "Trace",
     "Unconfirmed",
+    "at_line",
+    "attribute",
     "check_kind",
     "computed_tensors",
     "confirm",
     "fingerprint",
-    "generators_kept",
     "leaf",
     "place",
     "proxied",
     "read_graph",
     "skeleton_of",
     "users_frame",
-    "users_line",
 ]

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-import torch
 from torch import Tensor, fx, nn
 
-from hetmp.ops import COMPUTED, Computed, Recipe, is_cut, layer_form
+from hetmp.ops import COMPUTED, Computed, Recipe, is_cut
 from hetmp.slicing.graph.confirmation import confirm
+from hetmp.slicing.graph.layer_calls import layer_call, put_layer
 from hetmp.slicing.graph.meta_run import attribute
 from hetmp.slicing.graph.recipes import ancestors, read_recipe
 
@@ -78,14 +78,11 @@ def weights_of(plain: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def _computed_call(node: fx.Node, skeleton: nn.Module) -> _Call | None:
-    form = layer_form(node.target)
-    if form is None or len(node.args) > len(form.arguments):
+    call = layer_call(node)
+    if call is None:
         return None
-    arguments: dict[str, object] = dict(zip(form.arguments, node.args, strict=False))
-    arguments |= node.kwargs
-    operand = arguments.pop("input", None)
-    tensors = {name: arguments.pop(name, None) for name in form.tensors}
-    results = {name: item for name, item in tensors.items() if isinstance(item, fx.Node)}
+    operand = call.operand
+    results = {name: item for name, item in call.tensors.items() if isinstance(item, fx.Node)}
     if not isinstance(operand, fx.Node) or "weight" not in results:
         return None
     if not set(node.all_input_nodes) <= {operand, *results.values()}:
@@ -98,12 +95,8 @@ def _computed_call(node: fx.Node, skeleton: nn.Module) -> _Call | None:
     if read is None:
         return None
     recipe, values = read
-    try:
-        with torch.device("meta"):
-            plain = form.make(**{**dict.fromkeys(form.tensors), **values}, **arguments)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    if any(value.shape != getattr(plain, name).shape for name, value in values.items()):
+    plain = call.make(values)
+    if plain is None:
         return None
     weights_of(plain, values)
     layer = computed_layer(skeleton.get_submodule(path), plain, recipe)
@@ -161,13 +154,8 @@ def _is_read(node: fx.Node) -> bool:
 
 def _replace(call: _Call) -> None:
     """Put a call of the layer in the place of a call of a function."""
-    node, graph = call.node, call.node.graph
-    operand = node.args[0] if node.args else node.kwargs["input"]
-    with graph.inserting_before(node):
-        layered = graph.call_module(call.path, (operand,))
-    layered.meta, layered.stack_trace = dict(node.meta), node.stack_trace
-    node.replace_all_uses_with(layered)
-    graph.erase_node(node)
+    graph = call.node.graph
+    put_layer(call.node, call.path)
     ahead, unused = list(call.computing), set()
     while ahead:
         computing = ahead.pop()

@@ -7,11 +7,10 @@ one, and the call becomes a call of that layer, so that it is sliced as any othe
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import fx, nn
 
-from hetmp.ops import layer_form
 from hetmp.slicing.graph.computed import as_computed_layers
+from hetmp.slicing.graph.layer_calls import layer_call, put_layer
 from hetmp.slicing.graph.meta_run import attribute
 
 
@@ -25,16 +24,12 @@ def as_layers(skeleton: nn.Module, graphs: Sequence[fx.Graph]) -> None:
             own_layer = _own_layer(node, skeleton) if node.op == "call_function" else None
             if own_layer is None or own_layer[0] in called:
                 continue
-            path, layer, operand = own_layer
+            path, layer = own_layer
             if settings.setdefault(path, repr(layer)) != repr(layer):
                 continue  # the same parameters in another way
             if path not in made:
                 made[path] = _put(skeleton, path, layer)
-            with graph.inserting_before(node):
-                call = graph.call_module(path, (operand,))
-            call.meta, call.stack_trace = dict(node.meta), node.stack_trace
-            node.replace_all_uses_with(call)
-            graph.erase_node(node)
+            put_layer(node, path)
         owned = _owned(made)
         for node in reversed(graph.nodes):
             if node.op == "get_attr" and not node.users and str(node.target) in owned:
@@ -47,15 +42,12 @@ def _owned(made: Mapping[str, nn.Module]) -> set[str]:
     return {f"{path}.{name}" for path, layer in made.items() for name in layer._parameters}
 
 
-def _own_layer(node: fx.Node, skeleton: nn.Module) -> tuple[str, nn.Module, fx.Node] | None:
-    """Return (path, layer, input) of a call that is a layer on its module's own parameters."""
-    form = layer_form(node.target)
-    if form is None or len(node.args) > len(form.arguments):
+def _own_layer(node: fx.Node, skeleton: nn.Module) -> tuple[str, nn.Module] | None:
+    """Return (path, layer) of a call that is a layer on its module's own parameters."""
+    call = layer_call(node)
+    if call is None:
         return None
-    arguments: dict[str, object] = dict(zip(form.arguments, node.args, strict=False))
-    arguments |= node.kwargs
-    operand = arguments.pop("input", None)
-    tensors = {name: arguments.pop(name, None) for name in form.tensors}
+    operand, tensors = call.operand, call.tensors
     path = _home(tensors)
     if not path or not set(node.all_input_nodes) <= {operand, *tensors.values()}:
         return None  # the module itself, or a setting that is not known before it runs
@@ -65,18 +57,13 @@ def _own_layer(node: fx.Node, skeleton: nn.Module) -> tuple[str, nn.Module, fx.N
               if item is not None and name not in own}  # fmt: skip
     if others or not isinstance(operand, fx.Node):
         return None
-    values = {name: own.get(name) for name in form.tensors}
-    try:
-        with torch.device("meta"):
-            layer = form.make(**values, **arguments)
-    except (TypeError, ValueError, RuntimeError):
+    if not all(isinstance(value, nn.Parameter) for value in own.values()):
         return None
-    if any(value is not None and not isinstance(value, nn.Parameter) for value in values.values()):
+    layer = call.make(own)
+    if layer is None:
         return None
-    if any(v is not None and v.shape != getattr(layer, n).shape for n, v in values.items()):
-        return None
-    layer._parameters.update(values)
-    return path, layer, operand
+    layer._parameters.update({name: own.get(name) for name in tensors})
+    return path, layer
 
 
 def _home(tensors: Mapping[str, object]) -> str | None:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from hetmp.ops import rule_for
-from hetmp.slicing.graph.meta_run import generators_kept, without_data
+from hetmp.ops import generators_kept, rule_for
+from hetmp.slicing.graph.meta_run import without_data
+from hetmp.slicing.graph.shapes import SIDES
 
-SIDES = (32, 64, 28, 224, 256, 96, 128, 299, 48, 40, 16, 8, 9, 12, 10, 7, 6, 5, 4, 20, 24)
-"""The image sides that are tried."""
+_SIDES = tuple(dict.fromkeys((32, 64, 28, *SIDES)))
+"""The image sides that are tried: small ones first, since each is run."""
 
 _BATCH = 2
 
@@ -73,5 +74,5 @@ def _shapes(skeleton: nn.Module) -> Iterator[tuple[tuple[int, ...], torch.dtype]
         dtype = next((p.dtype for p in layer.parameters()), torch.get_default_dtype())
         demanded.setdefault((dims, channels), dtype)
     for (dims, channels), dtype in demanded.items():
-        for side in SIDES if dims > 2 else (1,):
+        for side in _SIDES if dims > 2 else (1,):
             yield (_BATCH, channels, *[side] * (dims - 2)), dtype

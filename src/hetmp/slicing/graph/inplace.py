@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from hetmp.core.errors import HetmpError
 from hetmp.ops import Function, Value, assigned, shares_memory
-from hetmp.slicing.graph.lines import users_line
+from hetmp.slicing.graph.lines import at_line
 from hetmp.slicing.graph.proxies import ASSIGNMENTS
 
 
@@ -71,16 +71,18 @@ def check_memory(graph: fx.Graph, skeleton: nn.Module, values: Mapping[str, Valu
             if root in written and used not in written[root][1]:
                 by = written[root][0]
                 raise HetmpError(
-                    f"{by.name!r}{_at(by)} changes memory in place that {used.name!r} shares and "
-                    f"{node.name!r} reads afterwards: this cannot be sliced; change a copy instead"
+                    f"{by.name!r}{at_line(by.stack_trace)} changes memory in place that "
+                    f"{used.name!r} shares and {node.name!r} reads afterwards: this cannot be "
+                    "sliced; change a copy instead"
                 )
         source = changed(node, skeleton, values)
         if source is not None:
             root = roots.get(source, source)
             if root.op == "get_attr":
                 raise HetmpError(
-                    f"{node.name!r}{_at(node)} changes {str(root.target)!r} in place: a "
-                    "module that changes its own state cannot be sliced; mark it with hetmp.leaf"
+                    f"{node.name!r}{at_line(node.stack_trace)} changes {str(root.target)!r} in "
+                    "place: a module that changes its own state cannot be sliced; mark it with "
+                    "hetmp.leaf"
                 )
             same = written[root][1] if root in written else set()
             written[root] = node, same | {source, node}
@@ -92,11 +94,6 @@ def check_memory(graph: fx.Graph, skeleton: nn.Module, values: Mapping[str, Valu
                 written[roots[node]][1].add(node)
         else:
             roots[node] = node
-
-
-def _at(node: fx.Node) -> str:
-    line = users_line(node.stack_trace or "")
-    return f" at {line}" if line else ""
 
 
 def _is_view(node: fx.Node, skeleton: nn.Module, values: Mapping[str, Value]) -> bool:

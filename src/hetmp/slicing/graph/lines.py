@@ -3,21 +3,17 @@
 import ast
 import functools
 import linecache
-import os
 import re
 import sys
 from types import FrameType
 
-import torch
-
-_LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
-"""Folders whose lines are not the user's."""
+from hetmp.core.users_code import is_users_file
 
 
 def is_users(function: object) -> bool:
     """Return whether *function* is written in Python by neither torch nor hetmp."""
     code = getattr(function, "__code__", None)
-    return code is not None and not code.co_filename.startswith(_LIBRARIES)
+    return code is not None and is_users_file(code.co_filename)
 
 
 _MESSAGES = ("assert", "check", "debug", "error", "info", "log", "print", "raise", "warn")
@@ -52,7 +48,15 @@ def _prints(call: ast.Call) -> bool:
 
 def is_library(frame: FrameType) -> bool:
     """Return whether a line of torch's or hetmp's runs in *frame*."""
-    return frame.f_code.co_filename.startswith(_LIBRARIES)
+    return not is_users_file(frame.f_code.co_filename)
+
+
+def innermost_users_frame() -> FrameType | None:
+    """Return the innermost frame in which a line of the user's runs; None where none does."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and is_library(frame):
+        frame = frame.f_back
+    return frame
 
 
 def users_frame() -> str | None:
@@ -60,10 +64,7 @@ def users_frame() -> str | None:
 
     None where none does.
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
-        frame = frame.f_back
-    users = frame
+    users = frame = innermost_users_frame()
     while frame is not None and frame.f_code.co_name != "forward":
         frame = frame.f_back
     if users is None or frame is None:
@@ -74,5 +75,11 @@ def users_frame() -> str | None:
 def users_line(stack: str) -> str:
     """Return the innermost line of the user's in a stack trace as Python prints it."""
     frames = re.findall(r'File "(.+)", line (\d+)', stack)
-    users = [(file, line) for file, line in frames if not file.startswith(_LIBRARIES)]
+    users = [(file, line) for file, line in frames if is_users_file(file)]
     return "{}:{}".format(*users[-1]) if users else ""
+
+
+def at_line(stack: str | None) -> str:
+    """Return `` at FILE:LINE`` for the innermost line of the user's in a *stack*; or nothing."""
+    line = users_line(stack or "")
+    return f" at {line}" if line else ""

@@ -2,12 +2,10 @@
 
 import copy
 import functools
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -30,18 +28,6 @@ def without_data() -> Iterator[None]:
     """Make new tensors inside the context without data: shapes only."""
     with torch.device("meta"), torch.inference_mode(mode=False), torch.no_grad():
         yield
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """Restore the random generators of torch, NumPy and Python on leaving the context."""
-    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's choice
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)  # noqa: NPY002
 
 
 def on_meta(item: object) -> Any:

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from hetmp.core.errors import HetmpError
 from hetmp.ops import mapped
-from hetmp.slicing.graph.lines import users_line
+from hetmp.slicing.graph.lines import at_line
 from hetmp.slicing.graph.parametrized import norms_of_old
 
 
@@ -54,8 +54,7 @@ def check_buffers(skeleton: nn.Module) -> None:
     buffers: Iterator[tuple[str, object]] = skeleton.named_buffers()
     for name, buffer in buffers:
         if isinstance(buffer, fx.Proxy):
-            line = users_line(buffer.node.stack_trace or "")
             raise HetmpError(
-                f"{name!r} is assigned{' at ' if line else ''}{line}: a module that changes its "
-                "own state cannot be sliced; mark it with hetmp.leaf"
+                f"{name!r} is assigned{at_line(buffer.node.stack_trace)}: a module that changes "
+                "its own state cannot be sliced; mark it with hetmp.leaf"
             )

@@ -4,14 +4,12 @@ A text may be looked up or compared, so a size in it is confirmed in every pass,
 module branches on. What only says why an assertion fails decides nothing.
 """
 
-import sys
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 from torch import fx
 
-from hetmp.slicing.graph.lines import is_library, writes_message
+from hetmp.slicing.graph.lines import innermost_users_frame, writes_message
 
 
 class Texts:
@@ -22,9 +20,7 @@ class Texts:
 
     def add(self, size: fx.Proxy, text: str) -> None:
         """Note that *size* was written as *text*."""
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and is_library(frame):
-            frame = frame.f_back
+        frame = innermost_users_frame()
         if frame is not None and writes_message(frame):
             return
         line = "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

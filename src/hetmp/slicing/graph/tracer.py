@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Argument, Target
 
 from hetmp.core.errors import HetmpError
-from hetmp.ops import known_layers, mapped, rule_for
+from hetmp.ops import generators_kept, known_layers, mapped, rule_for
 from hetmp.slicing.graph.confirmation import DEVICES, confirm, is_size
 from hetmp.slicing.graph.gradients import BACKWARD, requires_grad
 from hetmp.slicing.graph.graph import Mode, place
@@ -21,10 +21,9 @@ from hetmp.slicing.graph.inplace import Changing
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
 from hetmp.slicing.graph.items import count_items
 from hetmp.slicing.graph.leaf import is_leaf
-from hetmp.slicing.graph.lines import is_library, is_users, users_frame, users_line
+from hetmp.slicing.graph.lines import at_line, is_library, is_users, users_frame, users_line
 from hetmp.slicing.graph.meta_run import (
     attribute,
-    generators_kept,
     on_meta,
     run_layer,
     run_method,
@@ -216,9 +215,8 @@ class Tracer(fx.Tracer):
         """Make a user's function that changes its first argument one that returns it, too."""
         first = args[0] if args else None
         if any(x is not first for x in changed) or (value is not None and value is not first):
-            line = users_line(node.stack_trace or "")
             raise HetmpError(
-                f"{node.name!r}{' at ' if line else ''}{line} changes an argument in place and "
+                f"{node.name!r}{at_line(node.stack_trace)} changes an argument in place and "
                 "returns something else: this cannot be sliced; return the changed tensor alone"
             )
         assert callable(node.target)
@@ -362,8 +360,7 @@ def _tensors(structure: object) -> list[Tensor]:
 
 def _here() -> str:
     """Return where the user's code is, for a message."""
-    line = users_line(users_frame() or "")
-    return f" at {line}" if line else ""
+    return at_line(users_frame())
 
 
 _OF_MEMORY = ("as_strided", "stride", torch.as_strided)

@@ -1,21 +1,19 @@
 """torch.fx on a module in all of its modes."""
 
 import copy
-import random
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
 from hetmp.core.errors import HetmpError
+from hetmp.ops import generator_states, generators_kept
 from hetmp.slicing.graph.functional import as_layers
 from hetmp.slicing.graph.graph import MODES, Mode, place
 from hetmp.slicing.graph.inputs import Example, Inputs
 from hetmp.slicing.graph.lines import users_line
-from hetmp.slicing.graph.meta_run import attribute, generators_kept, modes_kept
+from hetmp.slicing.graph.meta_run import attribute, modes_kept
 from hetmp.slicing.graph.proxies import holds_stand_in, instances
 from hetmp.slicing.graph.recorded_calls import (
     recorded_autograd,
@@ -39,7 +37,7 @@ def trace_modes(
         HetmpError: torch.fx cannot trace the module, the message names the line; or the example
             does not fit it.
     """
-    start, drawn = _generators(), False
+    start, drawn = generator_states(), False
     tensors = _names(skeleton)
     graphs: dict[Mode, fx.Graph] = {}
     scopes = ScopeReader()
@@ -61,7 +59,7 @@ def trace_modes(
                         _check_buffers(skeleton, tensors)
                     asked |= tracer.asked_for_grad
                     dims_matter |= tracer.dims_matter
-            drawn = start != _generators()
+            drawn = start != generator_states()
     except HetmpError:
         raise
     except Exception as error:
@@ -98,12 +96,6 @@ def _remedy(skeleton: nn.Module, error: Exception, by_example: bool) -> str:
         f"{sizes}Code that depends on an activation's values cannot be sliced: mark its "
         f"module{at} with hetmp.leaf(module) to keep it whole"
     )
-
-
-def _generators() -> list[object]:
-    """Return the states of the random generators that a module may draw from."""
-    _, keys, position, *_ = np.random.get_state(legacy=True)  # noqa: NPY002 - the user's choice
-    return [torch.get_rng_state().tolist(), random.getstate(), list(keys), position]
 
 
 @contextmanager

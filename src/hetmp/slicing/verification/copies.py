@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hetmp.ops import filled, rule_for
-from hetmp.slicing.graph import Mode, ModelGraph, Trace, computed_tensors, proxied
+from hetmp.slicing.graph import Mode, ModelGraph, Trace, attribute, computed_tensors, proxied
 from hetmp.slicing.table import tensors_of
 
 
@@ -66,7 +66,7 @@ class ReadCopy(nn.Module):
         values: dict[str, Any] = {name: tensors[entry] for name, entry in trace.entries.items()}
         for name, path in trace.attributes.items():
             constant = self.graph.constants.get(path)
-            values[name] = _attribute(self.whole, path) if constant is None else constant.to(device)
+            values[name] = attribute(self.whole, path) if constant is None else constant.to(device)
         self._run(trace, values)
         return filled(trace.result, values.__getitem__)
 
@@ -94,8 +94,3 @@ def _fresh(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
     return tensor.detach().clone()
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    above, _, last = path.rpartition(".")
-    return getattr(module.get_submodule(above), last)

@@ -7,9 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Results = dict[str, Any]
-"""What a run gave, by name; tensors are detached."""
-
 _ALLOWED = {torch.float64: 1e-9, torch.complex128: 1e-9}
 """How far two tensors may be apart, relative to their norm: the same work in the same order."""
 _ALLOWED_OTHERWISE = 1e-4

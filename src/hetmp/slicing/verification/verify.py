@@ -1,16 +1,15 @@
 """``verify``: run a module and what was read of it on the same values, and compare."""
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hetmp.core.errors import HetmpError
+from hetmp.ops import generators_kept, seed_pythons
 from hetmp.slicing.graph import (
     EVALUATION,
     TRAINING,
@@ -18,7 +17,6 @@ from hetmp.slicing.graph import (
     ModelGraph,
     Unconfirmed,
     confirm,
-    generators_kept,
 )
 from hetmp.slicing.table import tensors_of
 from hetmp.slicing.verification.autograd_graph import backward_operations
@@ -152,9 +150,12 @@ class _OwnFailure(Exception):
 
 
 class _Comparison:
-    """A module and what was read of it, side by side.
+    """A module and what was read of it, side by side, pass by pass.
 
     Args:
+        graph: what was read of *module*.
+        module: with values.
+        batches: the values of the inputs, by name, that the passes take.
         whole: whether the *batches* have all images of the example.
     """
 
@@ -167,65 +168,74 @@ class _Comparison:
     ) -> None:
         self.graph, self.module, self.batches, self.whole = graph, module, batches, whole
         self.own, self.read = own_copy(module), ReadCopy(graph, module)
-        self.marks = _marks(self.own)
+        self.marks, self.attributes = _marks(self.own), attributes(self.own)
+        self.number = 0
+
+    @property
+    def part(self) -> Pass:
+        """The pass that runs."""
+        return PASSES[self.number]
+
+    @property
+    def changed(self) -> list[str]:
+        """The plain attributes that the module's forward has set so far."""
+        return changed_attributes(self.attributes, attributes(self.own))
 
     def run(self) -> Verification:
         """Compare all passes; see ``verify``."""
-        before = attributes(self.own)
-        for number, part in enumerate(PASSES):
-            with _own(f"the module itself fails {when(part.mode)}"):
-                own = self.call_own(part)
-            changed = changed_attributes(before, attributes(self.own))
+        for self.number in range(len(PASSES)):
+            with _own(f"the module itself fails {when(self.part.mode)}"):
+                own = self.call_own()
             try:
-                read = self.call_read(part)
+                read = self.call_read()
             except Exception as error:
                 if _is_memory(error):
                     raise MemoryError from error
                 if isinstance(error, Unconfirmed) and not self.whole:
                     raise
-                raise self.refusal(part, f"fails: {error}", number, changed) from error
-            self.compare(part, number, own, read, changed)
-        return Verification(None, tuple(changed_attributes(before, attributes(self.own))))
+                raise self.refusal(f"fails: {error}") from error
+            self.compare(own, read)
+        return Verification(None, tuple(self.changed))
 
-    def call_own(self, part: Pass) -> Any:
-        """Return what the module itself gives in a pass."""
-        with _as_in(part.mode, self.own):
-            return call_own(self.own, self.graph, copied(self.batches[part.values]))
+    def call_own(self) -> Any:
+        """Return what the module itself gives."""
+        with _as_in(self.part.mode, self.own):
+            return call_own(self.own, self.graph, copied(self.batches[self.part.values]))
 
-    def call_read(self, part: Pass) -> Any:
-        """Return what the operations that were read give in a pass."""
-        with _as_in(part.mode, self.read):
-            return self.read(part.mode, copied(self.batches[part.values]))
+    def call_read(self) -> Any:
+        """Return what the operations that were read give."""
+        with _as_in(self.part.mode, self.read):
+            return self.read(self.part.mode, copied(self.batches[self.part.values]))
 
-    def compare(self, part: Pass, number: int, own: Any, read: Any, changed: list[str]) -> None:
-        """Refuse outputs, buffers and gradients that differ."""
+    def compare(self, own: Any, read: Any) -> None:
+        """Refuse outputs, parameters, buffers and gradients that differ."""
         wanted, made = dict(leaves(own)), dict(leaves(read))
         if list(wanted) != list(made):
-            raise self.refusal(part, "returns something else", number, changed)
-        self.check(part, number, wanted, made, changed)
-        names = set(tensors_of(self.graph.skeleton))
+            raise self.refusal("returns something else")
+        self.check(wanted, made)
         for name in self.changed_parameters():
-            raise self.refusal(part, f"does not change the parameter {name!r}", number, changed)
-        self.check(
-            part, number, _buffers(self.own, names), _buffers(self.read.whole, names), changed
-        )
-        if part.backward or self.backward_differs(wanted, made):
-            with _own(f"the module's own backward pass fails {when(part.mode)}"):
-                mine = _gradients(self.own, wanted)
-            try:
-                theirs = _gradients(self.read.whole, made)
-            except RuntimeError as error:
-                if _is_memory(error):
-                    raise MemoryError from error
-                what = f"fails in its backward pass: {error}"
-                raise self.refusal(part, what, number, changed) from error
-            theirs = {name: theirs.get(name) for name in mine}
-            self.check(part, number, mine, theirs, changed)
-            # A checkpoint's backward pass runs its layers again, batch norms too.
-            own_buffers = dict(self.own.named_buffers())
-            for name, buffer in self.read.whole.named_buffers():
-                if name in own_buffers:
-                    buffer.copy_(own_buffers[name])
+            raise self.refusal(f"does not change the parameter {name!r}")
+        names = set(tensors_of(self.graph.skeleton))
+        self.check(_buffers(self.own, names), _buffers(self.read.whole, names))
+        if self.part.backward or self.backward_differs(wanted, made):
+            self.compare_gradients(wanted, made)
+
+    def compare_gradients(self, wanted: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+        """Run the backward pass of both and refuse gradients that differ."""
+        with _own(f"the module's own backward pass fails {when(self.part.mode)}"):
+            own = _gradients(self.own, wanted)
+        try:
+            read = _gradients(self.read.whole, made)
+        except RuntimeError as error:
+            if _is_memory(error):
+                raise MemoryError from error
+            raise self.refusal(f"fails in its backward pass: {error}") from error
+        self.check(own, {name: read.get(name) for name in own})
+        # A checkpoint's backward pass runs its layers again, batch norms too.
+        own_buffers = dict(self.own.named_buffers())
+        for name, buffer in self.read.whole.named_buffers():
+            if name in own_buffers:
+                buffer.copy_(own_buffers[name])
 
     def backward_differs(self, wanted: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
         """Return whether the backward passes would run other operations, or reach other parameters.
@@ -235,20 +245,13 @@ class _Comparison:
         own = backward_operations(wanted.values(), self.own)
         return own != backward_operations(made.values(), self.read.whole)
 
-    def check(
-        self,
-        part: Pass,
-        number: int,
-        wanted: Mapping[str, Any],
-        made: Mapping[str, Any],
-        changed: list[str],
-    ) -> None:
+    def check(self, wanted: Mapping[str, Any], made: Mapping[str, Any]) -> None:
         """Refuse values, by name, that differ by more than the module does from run to run."""
         apart = {name: distance(made[name], value) for name, value in wanted.items()}
         suspects = {name: far for name, far in apart.items() if far > allowed(wanted[name])}
         if not suspects:
             return
-        noise = self.noise(number, wanted)
+        noise = self.noise(wanted)
         name, far = next(iter(suspects.items()))
         if noise > _UNSTEADY:
             raise HetmpError(
@@ -259,8 +262,8 @@ class _Comparison:
             )
         if all(far <= _NOISE * noise for far in suspects.values()):
             return
-        shown = f": {shown_difference(made[name], wanted[name], far)}"
-        raise self.refusal(part, f"gives another value for {name}{shown}", number, changed)
+        shown = shown_difference(made[name], wanted[name], far)
+        raise self.refusal(f"gives another value for {name}: {shown}")
 
     def changed_parameters(self) -> Iterator[str]:
         """Yield the parameters that the module changes otherwise than what was read of it.
@@ -275,40 +278,40 @@ class _Comparison:
             ):
                 yield name
 
-    def noise(self, number: int, wanted: Mapping[str, Any]) -> float:
-        """Return how far the module's own results of a pass are from those of another run."""
+    def noise(self, wanted: Mapping[str, Any]) -> float:
+        """Return how far the module's own results of this pass are from those of another run."""
         again = _Comparison(self.graph, self.module, self.batches)
-        for part in PASSES[: number + 1]:
-            outputs = dict(leaves(again.call_own(part)))
-            gradients = _gradients(again.own, outputs) if part.backward else {}
+        for again.number in range(self.number + 1):
+            outputs = dict(leaves(again.call_own()))
+            gradients = _gradients(again.own, outputs) if again.part.backward else {}
         results = {**outputs, **_buffers(again.own, {*tensors_of(self.module)}), **gradients}
         return max(distance(results[name], value) for name, value in wanted.items())
 
-    def refusal(self, part: Pass, what: str, number: int, changed: list[str]) -> HetmpError:
+    def refusal(self, what: str) -> HetmpError:
         """Return the exception for a pass in which what was read does something else."""
-        place = self.first_difference(number)
+        place, changed = self.first_difference(), self.changed
         at = f", first at {place}" if place else ""
         sets = f" Its forward sets {', '.join(map(repr, changed))}." if changed else ""
         return HetmpError(
-            f"{self.graph.inputs.title} cannot be read as it runs: {when(part.mode)}, what was "
-            f"read of it {what}{at}.{sets} A forward is read once, so it may not depend on what it "
-            "changes itself, nor on anything but its inputs' sizes, its parameters and its mode: "
-            "mark the module that does with hetmp.leaf(module), to keep it whole"
+            f"{self.graph.inputs.title} cannot be read as it runs: {when(self.part.mode)}, what "
+            f"was read of it {what}{at}.{sets} A forward is read once, so it may not depend on "
+            "what it changes itself, nor on anything but its inputs' sizes, its parameters and its "
+            "mode: mark the module that does with hetmp.leaf(module), to keep it whole"
         )
 
-    def first_difference(self, number: int) -> str | None:
-        """Run the passes again and return the first operation that differs in the last one."""
-        self.own, self.read = own_copy(self.module), ReadCopy(self.graph, self.module)
-        own, read = CallRecorder(users_place), CallRecorder(lambda name: self.read.place or name)
-        part = PASSES[number]
+    def first_difference(self) -> str | None:
+        """Run the passes again and return the first operation that differs in this one."""
+        again = _Comparison(self.graph, self.module, self.batches)
+        own, read = CallRecorder(users_place), CallRecorder(lambda name: again.read.place or name)
         try:
-            for earlier in PASSES[:number]:
-                self.call_own(earlier)
-                self.call_read(earlier)
+            for again.number in range(self.number):
+                again.call_own()
+                again.call_read()
+            again.number = self.number
             with own:
-                self.call_own(part)
+                again.call_own()
             with read:
-                self.call_read(part)
+                again.call_read()
         except Exception:  # what was recorded up to here is looked at
             pass
         wanted, made = first_foreign(own, read), first_foreign(read, own)
@@ -368,7 +371,6 @@ def _as_in(mode: Mode, module: nn.Module) -> Iterator[None]:
     """Put *module* into a mode and the random generators at their start."""
     module.train(mode.training)
     torch.manual_seed(_SEED)
-    random.seed(_SEED)
-    np.random.seed(_SEED)  # noqa: NPY002 - the module's own choice
+    seed_pythons(_SEED)
     with torch.set_grad_enabled(mode.grad):
         yield

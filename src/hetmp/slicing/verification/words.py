@@ -2,15 +2,16 @@
 
 from torch import Tensor
 
-from hetmp.slicing.graph import Mode, users_frame, users_line
+from hetmp.slicing.graph import Mode, at_line, users_frame
 
 
 def users_place(name: str) -> str:
-    line = users_line(users_frame() or "")
-    return f"{name!r}" + (f" at {line}" if line else "")
+    """Name the operation that the user's code calls now, with its line."""
+    return f"{name!r}{at_line(users_frame())}"
 
 
 def shown_difference(made: object, wanted: object, far: float) -> str:
+    """Say how *made* differs from what it should be, *wanted*; tensors are *far* apart."""
     if isinstance(made, Tensor) and isinstance(wanted, Tensor):
         if made.shape == wanted.shape and made.dtype == wanted.dtype and far < float("inf"):
             return f"off by {far:.1e} of its norm"
@@ -29,5 +30,6 @@ def _tensor_or_value(x: object) -> str:
 
 
 def when(mode: Mode) -> str:
+    """Return *mode* as a part of a sentence."""
     where = "in training" if mode.training else "in evaluation mode"
     return where if mode.grad else f"{where} without gradients"
