@@ -223,8 +223,8 @@ class Plan(BaseModel):
         return validated(Plan, fields, "plan")
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        with replacing(Path(path)) as beside:
+        """Write the plan as JSON. Several ranks may write one file."""
+        with replacing(Path(path), contended=True) as beside:
             beside.write_text(self.model_dump_json(indent=1) + "\n")
 
     @classmethod
