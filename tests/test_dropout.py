@@ -9,7 +9,8 @@ from helpers.comparison import batch, make_plan, pick_weights, rank_loss, seeded
 from hetmp.cluster import Group
 from hetmp.core.partition import Layout, Partition
 from hetmp.core.state import FULL, Sliced
-from hetmp.ops import Call, Flow, KeyedDropout, OperatorRun, Ref, Value, rule_for
+from hetmp.ops import Call, Flow, OperatorRun, Ref, Value, keyed_dropouts, rule_for
+from hetmp.ops.layers.dropout import KeyedDropout, Mask
 
 IMAGES = (4, 3, 6, 6)
 
@@ -95,8 +96,10 @@ def test_every_pass_drops_anew_and_every_layer_on_its_own():
 
 def kept(p=0.3, shape=(64, 7, 9, 5), per_channel=False, state=FULL, rank=0, key=1234, number=0):
     """What one pass makes of ones."""
-    layer = KeyedDropout(p, per_channel, state, rank)
-    layer.key, layer.number = key, number
+    layer = nn.Dropout(p)
+    mask = Mask(per_channel, state, rank)
+    KeyedDropout(layer, mask)
+    mask.key, mask.number = key, number
     share = list(shape)
     if isinstance(state, Sliced):
         share[state.axis] = state.layout.counts[rank]
@@ -168,7 +171,8 @@ def test_whole_channels_of_a_sample_are_dropped(layer, shape):
     call = Call(layer, (Ref("x"),), {}, {"x": Value(sizes=(shape,))}, Value(sizes=(shape,)))
     run = OperatorRun(call, Flow({"x": FULL}, FULL), None, FULL)
     local = rule_for(layer).local(run, Group(MPI.COMM_SELF), torch.device("cpu"))
-    local.key = 7
+    (dropout,) = keyed_dropouts(local)
+    dropout.mask.key = 7
     y = local(torch.ones(shape)).flatten(2)
     assert ((y == 0).all(dim=2) | (y != 0).all(dim=2)).all()
     rate = (y[:, :, 0] == 0).double().mean()
@@ -181,7 +185,8 @@ def test_all_or_nothing():
 
 
 def test_the_gradient_is_dropped_alike():
-    layer = KeyedDropout(0.5, False, FULL, 0)
+    layer = nn.Dropout(0.5)
+    KeyedDropout(layer, Mask(False, FULL, 0))
     x = torch.ones(8, 9, requires_grad=True)
     y = layer(x)
     y.sum().backward()
@@ -189,5 +194,6 @@ def test_the_gradient_is_dropped_alike():
 
 
 def test_evaluation_changes_nothing():
-    x = torch.ones(3, 4)
-    assert KeyedDropout(0.5, False, FULL, 0).eval()(x) is x
+    layer, x = nn.Dropout(0.5), torch.ones(3, 4)
+    KeyedDropout(layer, Mask(False, FULL, 0))
+    assert layer.eval()(x) is x

@@ -33,7 +33,7 @@ from hetmp.ops.layers.activation import AcrossAxis, AcrossChannels, Activation, 
 from hetmp.ops.layers.batch_norm import BareNorm, ChannelNorm
 from hetmp.ops.layers.computed import COMPUTED, Computed, ComputedWeight, is_cut
 from hetmp.ops.layers.convolution import Convolution
-from hetmp.ops.layers.dropout import Dropout, KeyedDropout
+from hetmp.ops.layers.dropout import Dropout, keyed_dropouts
 from hetmp.ops.layers.group_norm import GroupNorm, LayerNorm
 from hetmp.ops.layers.linear import Linear
 from hetmp.ops.layers.mixing import Mixing, add_bias
@@ -129,7 +129,6 @@ __all__ = [
     "Cuts",
     "Flow",
     "Function",
-    "KeyedDropout",
     "L",
     "LayerForm",
     "Mixing",
@@ -156,6 +155,7 @@ __all__ = [
     "generators_kept",
     "initial_value",
     "is_cut",
+    "keyed_dropouts",
     "known_layers",
     "layer_form",
     "mapped",

@@ -17,6 +17,7 @@ from typing_extensions import NotRequired
 from hetmp.core.state import Sliced
 from hetmp.exchange import save_token
 from hetmp.ops.call import OperatorRun
+from hetmp.ops.own_forward import Follower, OwnForward
 
 
 class IdleAxes(TypedDict):
@@ -45,12 +46,12 @@ class _Dtypes:
         return self._known[key]
 
 
-class Idle(nn.Module):
-    """A layer on a rank that holds none of its channels."""
+class Idle(OwnForward):
+    """What a layer runs on a rank that holds none of its channels."""
 
     def __init__(
         self,
-        empty: nn.Module,
+        layer: nn.Module,
         stand_in: nn.Module,
         *,
         narrows: int | None,
@@ -60,36 +61,27 @@ class Idle(nn.Module):
     ) -> None:
         """
         Args:
-            empty: the layer whose (empty) parameters and buffers this one owns.
+            layer: the layer, with empty parameters and buffers.
             stand_in: the layer with as few channels as can be, on the meta device; it knows
                 output shapes.
             narrows: the input's axis that has no channels here, None where the input is full.
             width: how many channels the stand-in takes there.
             empties: the output's axis that has no channels here, None for a summand of zeros.
-            tensors: the names of the parameters that take part; those that *empty* itself owns if
+            tensors: the names of the parameters that take part; those that *layer* itself owns if
                 None, not those of layers inside it.
         """
-        nn.Module.__init__(self)  # a subclass may stand in for another kind of layer, too
-        for name, parameter in empty._parameters.items():
-            self.register_parameter(name, parameter)
-        for name, buffer in empty._buffers.items():
-            self.register_buffer(name, buffer, name not in empty._non_persistent_buffers_set)
-        self._stand_in = (stand_in,)  # in a tuple: not a submodule, so not in the state_dict
-        self._kind = type(stand_in).__name__
+        super().__init__(layer)
+        self._stand_in = Follower(layer, stand_in)
         self._narrows, self._width = narrows, width
         self._empties = empties
-        self._tensors = frozenset(empty._parameters if tensors is None else tensors)
+        self._tensors = frozenset(layer._parameters if tensors is None else tensors)
         self._dtypes = _Dtypes()
         self._shapes: dict[tuple[int, ...], torch.Size] = {}
-        self.train(empty.training)
 
-    def train(self, mode: bool = True) -> "Idle":
-        super().train(mode)
-        self._stand_in[0].train(mode)
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Return zeros of the output's shape."""
+        if self._stand_in.follow():
+            self._shapes.clear()
         shape = list(x.shape)
         if self._narrows is not None:
             shape[self._narrows] = self._width
@@ -97,24 +89,25 @@ class Idle(nn.Module):
         if self._empties is not None:
             output_shape[self._empties] = 0
         dtype = self._dtypes.of(x, shape, self._compute)
-        taking_part = [p for name, p in self.named_parameters() if name in self._tensors]
+        taking_part = [p for name, p in self.layer.named_parameters() if name in self._tensors]
         zeros: Tensor = _Zeros.apply(x, output_shape, dtype, *taking_part)
         return zeros
 
     def _output_shape(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[int]:
         if shape not in self._shapes:  # asking takes milliseconds
-            layer = self._stand_in[0].to(dtype)
+            layer = self._stand_in.copy.to(dtype)
             # With gradients, autograd would save tensors here that a recomputation would not.
             with torch.no_grad():
                 self._shapes[shape] = layer(torch.empty(shape, dtype=dtype, device="meta")).shape
         return list(self._shapes[shape])
 
     def _compute(self, x: Tensor) -> Tensor:
-        output: Tensor = copy.deepcopy(self._stand_in[0]).to_empty(device=x.device).eval()(x)
+        output: Tensor = copy.deepcopy(self._stand_in.copy).to_empty(device=x.device).eval()(x)
         return output
 
-    def extra_repr(self) -> str:
-        return f"{self._kind} of no channels"
+    @property
+    def note(self) -> str:
+        return "no channels on this rank"
 
 
 class _ZerosContext(Protocol):

@@ -16,12 +16,13 @@ from torch.func import functional_call
 
 from hetmp.exchange import alias
 from hetmp.ops.layers.mixing import Mixing
+from hetmp.ops.own_forward import own_forward
 
 
 class Postponed:
     """The layers that take one exchanged value, whose parameter gradients are postponed.
 
-    A rank without channels in them has an ``Idle`` in their place, and takes part alike.
+    On a rank without channels they run as an ``Idle``, and take part alike.
 
     Args:
         takers: the layers, with their rules.
@@ -56,7 +57,7 @@ class Postponed:
         """Return a taker's output for the exchanged value. Once per taker."""
         rule, layer = self.takers[number]
         entered, self._entered[number] = self._entered[number], {}
-        if not rule.is_plain(layer) or _hooked(layer):
+        if not rule.is_plain(layer) or own_forward(layer) is not None or _hooked(layer):
             called: Tensor = functional_call(layer, entered, (x,))
             return called
         weight, bias = entered["weight"], entered.get("bias")

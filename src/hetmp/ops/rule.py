@@ -154,8 +154,8 @@ class Rule(Generic[M]):
     def local(self, run: OperatorRun[Layout, M], group: Group, device: torch.device) -> nn.Module:
         """Return this rank's share of a layer: uninitialised parameters of its share's sizes.
 
-        The call's layer is on the meta device. A rank without channels gets an ``Idle``. Not
-        collective.
+        The call's layer is on the meta device. A rank without channels has it run as an ``Idle``.
+        Not collective.
 
         Args:
             run: the call of the layer, and how it runs on slices.
@@ -170,13 +170,14 @@ class Rule(Generic[M]):
             return local
         count = share.layout.counts[group.rank]
         if count == 0 and (self.mixes or not self.runs_empty):
-            return self.idle(local, run)
+            self.idle(local, run)
+            return local
         self.resize(local, run, count)
         return local
 
-    def idle(self, empty: M, run: OperatorRun[Layout, M]) -> Idle:
-        """Return the layer of a rank without channels; it owns the *empty* layer's parameters."""
-        return Idle(empty, self.stand_in(run), **self.idle_axes(run))
+    def idle(self, layer: M, run: OperatorRun[Layout, M]) -> None:
+        """Let *layer*, which has no channels on this rank, run as an ``Idle``."""
+        Idle(layer, self.stand_in(run), **self.idle_axes(run))
 
     def stand_in(self, run: OperatorRun[Layout, M]) -> M:
         """Return the layer with one channel, on the meta device, to find output shapes."""

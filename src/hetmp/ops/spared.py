@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from hetmp.cluster import Group
 from hetmp.core.state import Sliced
 from hetmp.ops.call import Call, Function, OperatorRun
-from hetmp.ops.rule import Rule
+from hetmp.ops.own_forward import OwnForward
+from hetmp.ops.rule import Rule, sized
 
 
 def with_zeros(x: Tensor, axis: int, width: int) -> Tensor:
@@ -16,7 +17,7 @@ def with_zeros(x: Tensor, axis: int, width: int) -> Tensor:
     return torch.cat([x, x.new_zeros(shape)], axis)
 
 
-class Spare(nn.Module):
+class Spare:
     """An operation of one or more tensors that are cut alike, and of which this rank holds none.
 
     Unlike ``Idle`` it may take and give several tensors.
@@ -29,11 +30,10 @@ class Spare(nn.Module):
             axis: of all tensors, the one that has no indices here.
             width: how many indices the operation wants there at least.
         """
-        super().__init__()
-        self._compute = (compute,)  # in a tuple: a layer would become a submodule
+        self._compute = compute
         self._axis, self._width = axis, width
 
-    def forward(self, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, ...]:
+    def __call__(self, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, ...]:
         """Return the operation's result for zeros, cut to no elements."""
 
         def filled(x: object) -> object:
@@ -41,16 +41,31 @@ class Spare(nn.Module):
                 return x
             return with_zeros(x, self._axis, self._width)
 
-        output = self._compute[0](
+        output = self._compute(
             *map(filled, args), **{name: filled(arg) for name, arg in kwargs.items()}
         )
         if isinstance(output, Tensor):
             return output.narrow(self._axis, 0, 0)
         return tuple(item.narrow(self._axis, 0, 0) for item in output)
 
-    def extra_repr(self) -> str:
-        compute = self._compute[0]
-        return f"{getattr(compute, '__name__', type(compute).__name__)} of no channels"
+
+class SparedLayer(OwnForward):
+    """What a layer runs on a rank that holds nothing of its first operand."""
+
+    note = "no channels on this rank"
+
+    def __init__(self, layer: nn.Module, axis: int, width: int) -> None:
+        """
+        Args:
+            layer: what computes.
+            axis, width: as for ``Spare``.
+        """
+        super().__init__(layer)
+        self._spare = Spare(self.usual, axis, width)
+
+    def __call__(self, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, ...]:
+        """Return the layer's output for zeros, cut to no elements."""
+        return self._spare(*args, **kwargs)
 
 
 class Spared(Rule):
@@ -65,16 +80,24 @@ class Spared(Rule):
 
         *run*, *group* and *device* are as in ``Rule.local``.
         """
-        return _spare(self, run, group) or super().local(run, group, device)
+        spared = _spared(self, run, group)
+        if spared is None:
+            return super().local(run, group, device)
+        local = sized(run.whole_layer, {}, {}, device)
+        SparedLayer(local, *spared)
+        return local
 
     def function(self, run: OperatorRun, group: Group) -> Function:
-        return _spare(self, run, group) or super().function(run, group)
+        spared = _spared(self, run, group)
+        if spared is None:
+            return super().function(run, group)
+        assert not isinstance(run.call.target, str)
+        return Spare(run.call.target, *spared)
 
 
-def _spare(rule: Spared, run: OperatorRun, group: Group) -> Spare | None:
+def _spared(rule: Spared, run: OperatorRun, group: Group) -> tuple[int, int] | None:
+    """Return (axis, width) for a rank that holds nothing of the first operand, else None."""
     source, width = run.source, rule.spare_width(run.call)
     if width is None or not isinstance(source, Sliced) or source.layout.counts[group.rank] > 0:
         return None
-    compute = run.call.target
-    assert not isinstance(compute, str)
-    return Spare(compute, source.axis, width)
+    return source.axis, width

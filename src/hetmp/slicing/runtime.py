@@ -15,7 +15,7 @@ from hetmp.cluster.machine import device_name
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import FULL
 from hetmp.exchange import BackwardSum, Exchange
-from hetmp.ops import KeyedDropout, Seeds, Whole, may_draw, runs_own_code
+from hetmp.ops import Seeds, Whole, keyed_dropouts, may_draw, runs_own_code
 from hetmp.slicing.graph import Mode, ModelGraph
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.same_batch import SameBatch
@@ -275,8 +275,7 @@ class Runtime(nn.Module):
 
         In evaluation mode the key may be taken back: see ``Seeds.close``.
         """
-        layers = [layer for layer in model.modules() if isinstance(layer, KeyedDropout)]
-        active = any(layer.active for layer in layers)
+        active = any(dropout.active for dropout in keyed_dropouts(model))
         seeded = any(self.seeds_now(model, mode, order) for order in self._orders[mode])
         if not seeded and not active:
             return None
@@ -291,9 +290,8 @@ class Runtime(nn.Module):
 
     def set_key(self, model: nn.Module, key: int) -> None:
         """Give the layers of *model* that draw masks the *key* of a pass."""
-        layers = (layer for layer in model.modules() if isinstance(layer, KeyedDropout))
-        for number, layer in enumerate(layers):
-            layer.key, layer.number = key, number
+        for number, dropout in enumerate(keyed_dropouts(model)):
+            dropout.mask.key, dropout.mask.number = key, number
 
 
 def _generator(device: torch.device) -> str:

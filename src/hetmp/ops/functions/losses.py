@@ -12,6 +12,7 @@ from hetmp.core.partition import Layout
 from hetmp.core.state import PARTIAL, L, Sliced, States
 from hetmp.ops.call import Call, Flow, Function, OperatorRun
 from hetmp.ops.labelled import Labelled, from_right, tensor_names
+from hetmp.ops.own_forward import Follower, OwnForward
 from hetmp.ops.rule import Rule
 
 
@@ -41,8 +42,10 @@ class Loss(Rule[_Loss]):
 
         *run*, *group* and *device* are as in ``Rule.local``.
         """
-        part = _part(run, group)
-        return copy.deepcopy(run.whole_layer) if part is None else _LossPart(run.whole_layer, part)
+        part, local = _part(run, group), copy.deepcopy(run.whole_layer)
+        if part is not None:
+            _LossPart(local, part)
+        return local
 
     def function(self, run: OperatorRun[Layout, _Loss], group: Group) -> Function:
         part = _part(run, group)
@@ -53,20 +56,21 @@ class Loss(Rule[_Loss]):
         return lambda *args, **kwargs: run.call.invoke(args, kwargs) * part
 
 
-class _LossPart(nn.Module):
+class _LossPart(OwnForward):
     """This rank's part of a mean."""
 
     def __init__(self, layer: _Loss, part: float) -> None:
-        super().__init__()
         mine = copy.deepcopy(layer)
         if part == 0:
             mine.reduction = "sum"  # see above
-        self.layer, self.part = mine, part
+        super().__init__(layer)
+        self._mine, self._part = Follower(layer, mine), part
 
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the summand of a loss."""
-        loss: Tensor = self.layer(*args, **kwargs)
-        return loss * self.part
+        self._mine.follow()
+        loss: Tensor = self._mine.copy(*args, **kwargs)
+        return loss * self._part
 
 
 def _reduction(call: Call[_Loss]) -> str:

@@ -10,7 +10,8 @@ from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import L, Sliced, State, States
 from hetmp.ops.call import Call, Flow, Function, OperatorRun, Shape
-from hetmp.ops.rule import Rule, whole_of
+from hetmp.ops.own_forward import OwnForward
+from hetmp.ops.rule import Rule, sized, whole_of
 
 
 class Reshape(Rule):
@@ -54,11 +55,12 @@ class Reshape(Rule):
 
     def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
         """Return a layer with this rank's sizes; *run*, *group*, *device*: see ``Rule.local``."""
-        return _LocalReshape(run, group.rank, run.layer)
+        local = sized(run.whole_layer, {}, {}, device)
+        _LayerReshape(local, run, group.rank)
+        return local
 
     def function(self, run: OperatorRun, group: Group) -> Function:
-        reshape = _LocalReshape(run, group.rank, None)
-        return lambda *args, **kwargs: reshape(*args, **kwargs)
+        return _LocalReshape(run, group.rank, None)
 
 
 def _is_consistent(call: Call) -> bool:
@@ -121,16 +123,20 @@ def _through(
     return None
 
 
-class _LocalReshape(nn.Module):
-    """Reshapes this rank's share; sizes are those of the whole with the cut axis's replaced."""
+class _LocalReshape:
+    """Reshapes this rank's share; sizes are those of the whole with the cut axis's replaced.
 
-    def __init__(self, run: OperatorRun, rank: int, layer: nn.Module | None) -> None:
-        super().__init__()
-        self._run, self._rank, self._layer = run, rank, (layer,)
+    Args:
+        run: the call, which says how the tensor is cut.
+        rank: this rank.
+        forward: what the layer computes from a whole tensor; None for a function or method.
+    """
 
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    def __init__(self, run: OperatorRun, rank: int, forward: Function | None) -> None:
+        self._run, self._rank, self._forward = run, rank, forward
+
+    def __call__(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         source, target = self._run.source, self._run.target
-        layer = self._layer[0]
         call = self._run.call
         stand_in = whole_of(x, source)
         whole = stand_in.shape
@@ -138,7 +144,10 @@ class _LocalReshape(nn.Module):
             (*_, state), (like,) = self._run.flow.wants.values(), (*args, *kwargs.values())
             assert isinstance(like, Tensor)
             args, kwargs = (whole_of(like, state),), {}
-        shape = (layer(stand_in) if layer else call.invoke((stand_in, *args), kwargs)).shape
+        if self._forward is not None:
+            shape = self._forward(stand_in).shape
+        else:
+            shape = call.invoke((stand_in, *args), kwargs).shape
         if not isinstance(source, Sliced):
             return x.reshape(shape)
         assert isinstance(target, Sliced)
@@ -152,8 +161,17 @@ class _LocalReshape(nn.Module):
         local[target.axis] = target.layout.counts[self._rank]
         return x.reshape(local)
 
-    def extra_repr(self) -> str:
-        return self._run.call.title
+
+class _LayerReshape(OwnForward):
+    """What a layer that reshapes runs on this rank's share."""
+
+    def __init__(self, layer: nn.Module, run: OperatorRun, rank: int) -> None:
+        super().__init__(layer)
+        self._reshape = _LocalReshape(run, rank, self.usual)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return *x* in its new shape."""
+        return self._reshape(x)
 
 
 class Repeat(Rule):

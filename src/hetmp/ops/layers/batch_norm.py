@@ -3,12 +3,11 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from typing_extensions import Unpack
 
 from hetmp.core.partition import Layout
 from hetmp.core.state import L, Sliced, State
 from hetmp.ops.call import Call, OperatorRun
-from hetmp.ops.idle import Idle, IdleAxes
+from hetmp.ops.idle import Idle
 from hetmp.ops.rule import Cuts, Rule, cut_along
 
 _DIMS = {
@@ -50,13 +49,18 @@ class ChannelNorm(Rule[_NormBase]):
         """Set the number of features of *layer* to *count*; *run* is as in ``Rule.resize``."""
         layer.num_features = count
 
-    def idle(self, empty: _NormBase, run: OperatorRun[Layout, _NormBase]) -> Idle:
+    def idle(self, layer: _NormBase, run: OperatorRun[Layout, _NormBase]) -> None:
+        """Let *layer* run without channels, as in ``Rule.idle``; a batch norm counts its batches.
+
+        *run* is its call.
+        """
         if not isinstance(run.layer, _BatchNorm):
-            return super().idle(empty, run)
+            super().idle(layer, run)
+            return
         stand_in = self.stand_in(run)
         if stand_in.momentum is None:  # it would look at how many batches there were: on meta
             stand_in.momentum = 0.1
-        return IdleBatchNorm(empty, stand_in, **self.idle_axes(run))
+        IdleBatchNorm(layer, stand_in, **self.idle_axes(run))
 
 
 class BareNorm(Rule):
@@ -77,19 +81,11 @@ class BareNorm(Rule):
         return source if source.axis < call.operand.dims - len(shape) else None
 
 
-class IdleBatchNorm(Idle, _BatchNorm):
-    """A batch norm without channels here; it counts its batches all the same.
+class IdleBatchNorm(Idle):
+    """What a batch norm without channels here runs: it counts its batches all the same."""
 
-    It is a batch norm to those who look for one, such as ``torch.optim.swa_utils.update_bn``: a
-    rank that finds none would not join the passes of the others.
-    """
-
-    def __init__(self, empty: nn.Module, stand_in: nn.Module, **axes: Unpack[IdleAxes]) -> None:
-        super().__init__(empty, stand_in, **axes)
-        for name in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
-            setattr(self, name, getattr(empty, name))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and isinstance(self.num_batches_tracked, Tensor):
-            self.num_batches_tracked.add_(1)
-        return super().forward(x)
+    def __call__(self, x: Tensor) -> Tensor:
+        counter = self.layer.num_batches_tracked
+        if self.layer.training and isinstance(counter, Tensor):
+            counter.add_(1)
+        return super().__call__(x)

@@ -19,6 +19,7 @@ from hetmp.ops.idle import Idle, IdleAxes
 from hetmp.ops.layers.convolution import Convolution
 from hetmp.ops.layers.linear import Linear
 from hetmp.ops.layers.mixing import Mixing
+from hetmp.ops.own_forward import own_forward
 from hetmp.ops.recipe import Computation, Division, Recipe
 from hetmp.ops.rule import Cuts
 from hetmp.ops.schemes import SCHEMES, Scheme, SchemeName
@@ -114,9 +115,10 @@ class ComputedWeight(Mixing[Computed]):
     def resize(self, layer: Computed, run: OperatorRun[Layout, Computed], count: int) -> None:
         _rule(layer).resize(layer.plain, _plain(run), count)
 
-    def idle(self, empty: Computed, run: OperatorRun[Layout, Computed]) -> Idle:
+    def idle(self, layer: Computed, run: OperatorRun[Layout, Computed]) -> None:
+        """Let *layer*, which has no filters on this rank, run as an ``Idle`` in *run*."""
         axes, tensors = self.idle_axes(run), self.tensors(run.whole_layer)
-        return Idle(empty, _rule(run.whole_layer).stand_in(_plain(run)), **axes, tensors=tensors)
+        Idle(layer, _rule(run.whole_layer).stand_in(_plain(run)), **axes, tensors=tensors)
 
     def idle_axes(self, run: OperatorRun[Layout, Computed]) -> IdleAxes:
         return _rule(run.whole_layer).idle_axes(_plain(run))
@@ -125,7 +127,8 @@ class ComputedWeight(Mixing[Computed]):
         self, run: OperatorRun[Layout, Computed], group: Group, device: torch.device
     ) -> nn.Module:
         local = super().local(run, group, device)
-        if isinstance(local, Computed):  # a rank without filters computes nothing
+        assert isinstance(local, Computed)
+        if own_forward(local) is None:  # a rank without filters computes nothing
             local.computation = Computation(_division(run), group)
         return local
 

@@ -122,7 +122,7 @@ class Convolution(Mixing[_ConvNd]):
         return {**super().idle_axes(run), "width": width}
 
     def is_plain(self, layer: _ConvNd) -> bool:
-        known = type(layer) in (*_PLAIN, *_TRANSPOSED)
+        known = isinstance(layer, (*_PLAIN, *_TRANSPOSED))
         return known and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
     def compute(self, layer: _ConvNd, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

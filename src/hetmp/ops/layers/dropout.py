@@ -20,7 +20,8 @@ from hetmp.cluster import Group
 from hetmp.core.partition import Layout
 from hetmp.core.state import OperandState, Sliced
 from hetmp.ops.call import Call, Function, OperatorRun
-from hetmp.ops.rule import Rule
+from hetmp.ops.own_forward import OwnForward, own_forward
+from hetmp.ops.rule import Rule, sized
 
 _PER_CHANNEL = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
@@ -61,15 +62,16 @@ class Dropout(Rule[_DropoutNd]):
 
         *run*, *group* and *device* are as in ``Rule.local``.
         """
-        layer = run.whole_layer
-        local = KeyedDropout(layer.p, isinstance(layer, _PER_CHANNEL), run.source, group.rank)
-        return local.train(layer.training)
+        local = sized(run.whole_layer, {}, {}, device)
+        per_channel = isinstance(local, _PER_CHANNEL)
+        KeyedDropout(local, Mask(per_channel, run.source, group.rank))
+        return local
 
     def function(self, run: OperatorRun[Layout, _DropoutNd], group: Group) -> Function:
         p, training = _settings(run.call)
         assert isinstance(p, int | float)  # see unfit
         per_channel = _FUNCTIONS[run.call.target]
-        return FunctionalDropout(p if training else 0.0, per_channel, run.source, group.rank)
+        return FunctionalDropout(p if training else 0.0, Mask(per_channel, run.source, group.rank))
 
 
 def _settings(call: Call) -> tuple[object, object]:
@@ -78,34 +80,26 @@ def _settings(call: Call) -> tuple[object, object]:
     return call.argument(1, "p", 0.5), call.argument(2, "training", True)
 
 
-class KeyedDropout(nn.Module):
-    """Dropout of this rank's share of an activation.
+class Mask:
+    """The masks of one dropout of this rank's share of an activation.
 
     Attributes:
         key: drawn anew for every forward pass in training, the same on all ranks.
-        number: which dropout layer of the model this is.
+        number: which dropout of the model this is.
     """
 
-    def __init__(self, p: float, per_channel: bool, state: OperandState, rank: int) -> None:
-        super().__init__()
-        self.p, self.per_channel = p, per_channel
+    def __init__(self, per_channel: bool, state: OperandState, rank: int) -> None:
+        self.per_channel = per_channel
         self.key, self.number = 0, 0
         self._state, self._rank = state, rank
 
-    @property
-    def active(self) -> bool:
-        """Whether a forward pass now would need a key."""
-        return self.training and self.p > 0
+    def dropped(self, x: Tensor, p: float) -> Tensor:
+        """Return *x* with elements set to zero, the others scaled by 1 / (1 - *p*)."""
+        scale = 1 / (1 - p) if p < 1 else 0.0
+        return x * self._kept(x, p).to(x.dtype).mul_(scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return *x* with elements set to zero, the others scaled by 1 / (1 - p)."""
-        if not self.active:
-            return x
-        scale = 1 / (1 - self.p) if self.p < 1 else 0.0
-        return x * self._mask(x).to(x.dtype).mul_(scale)
-
-    def _mask(self, x: Tensor) -> Tensor:
-        """Return the mask of this rank's share; (n, c, 1, ...) to drop whole channels."""
+    def _kept(self, x: Tensor, p: float) -> Tensor:
+        """Return which elements stay, (n, c, 1, ...) to drop whole channels."""
         per_axis = [torch.arange(size, device=x.device) for size in x.shape]
         whole = list(x.shape)
         if isinstance(self._state, Sliced):
@@ -125,23 +119,51 @@ class KeyedDropout(nn.Module):
             position = position + indices.view(shape) * math.prod(whole[axis + 1 :])
         low, high = _words(self.key, self.number)
         hashed = _mix(_mix(_wrap(position) ^ low) + high) & 0x7FFFFFFF
-        mask = hashed >= min(int(self.p * 2**31), 2**31 - 1) if self.p < 1 else hashed < 0
+        mask = hashed >= min(int(p * 2**31), 2**31 - 1) if p < 1 else hashed < 0
         return mask.view([*mask.shape, *[1] * (x.dim() - mask.dim())])
 
-    def extra_repr(self) -> str:
-        return f"p={self.p}" + (", whole channels" if self.per_channel else "")
 
+class KeyedDropout(OwnForward):
+    """What a dropout layer runs: it drops what its mask says."""
 
-class FunctionalDropout(KeyedDropout):
-    """``F.dropout``: its arguments say whether it drops, not the mode of a layer."""
+    def __init__(self, layer: nn.Module, mask: Mask) -> None:
+        super().__init__(layer)
+        self.mask = mask
 
     @property
     def active(self) -> bool:
+        """Whether a forward pass now would need a key."""
+        return bool(self.layer.training and self.layer.p > 0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return *x* with elements set to zero, the others scaled by 1 / (1 - p)."""
+        return self.mask.dropped(x, self.layer.p) if self.active else x
+
+
+class FunctionalDropout(nn.Module):
+    """``F.dropout``: its arguments say whether it drops, not the mode of a layer."""
+
+    def __init__(self, p: float, mask: Mask) -> None:
+        super().__init__()
+        self.p, self.mask = p, mask
+
+    @property
+    def active(self) -> bool:
+        """Whether a forward pass now would need a key."""
         return self.p > 0
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Return *x* with elements set to zero, the others scaled by 1 / (1 - p)."""
-        return super().forward(x)
+        return self.mask.dropped(x, self.p) if self.active else x
+
+
+def keyed_dropouts(model: nn.Module) -> list[KeyedDropout | FunctionalDropout]:
+    """Return the dropouts in *model* whose masks want a key, in order."""
+    parts = (
+        part if isinstance(part, FunctionalDropout) else own_forward(part)
+        for part in model.modules()
+    )
+    return [part for part in parts if isinstance(part, KeyedDropout | FunctionalDropout)]
 
 
 def _words(key: int, number: int) -> tuple[Tensor, Tensor]:

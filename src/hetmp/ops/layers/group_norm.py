@@ -19,6 +19,7 @@ from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, PARTIAL, L, Sliced, State
 from hetmp.exchange import Exchange
 from hetmp.ops.call import Call, OperatorRun
+from hetmp.ops.own_forward import OwnForward
 from hetmp.ops.rule import Cuts, LayerForm, Rule, cut_along, sized
 
 FINE = 16
@@ -83,19 +84,21 @@ class GroupNorm(Rule[nn.GroupNorm]):
         owned = [
             torch.arange(piece.start, piece.stop) // size for piece in layout.slices(group.rank)
         ]
-        return SharedGroupNorm(
-            sized(run.whole_layer, cuts, counts, device),
-            torch.cat(owned).to(device),
-            Exchange(group, PARTIAL, FULL, run.wire, _SUMS),
+        local = sized(run.whole_layer, cuts, counts, device)
+        SharedGroupNorm(
+            local, torch.cat(owned).to(device), Exchange(group, PARTIAL, FULL, run.wire, _SUMS)
         )
+        return local
 
 
 def _group_size(layer: nn.GroupNorm) -> int:
     return int(layer.num_channels) // int(layer.num_groups)
 
 
-class SharedGroupNorm(nn.Module):
+class SharedGroupNorm(OwnForward):
     """Group norm of this rank's channels, where groups lie across ranks."""
+
+    note = "groups across ranks"
 
     def __init__(self, layer: nn.GroupNorm, group_of: Tensor, total: Exchange) -> None:
         """
@@ -104,32 +107,30 @@ class SharedGroupNorm(nn.Module):
             group_of: the group of each channel of this rank, (c,).
             total: sums the ranks' summands.
         """
-        super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-        self.groups, self.eps, self.size = layer.num_groups, layer.eps, _group_size(layer)
-        self.sum = total
+        super().__init__(layer)
+        self._size = _group_size(layer)
+        layer.num_channels = len(group_of)
+        layer.add_module("sum", total)
         self._group_of = group_of
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Normalize (n, this rank's channels, ...). Collective."""
         plane = math.prod(x.shape[2:])
         flat = x.reshape(x.shape[0], x.shape[1], plane)  # (n, c, plane)
         wide = flat.float() if x.dtype in (torch.float16, torch.bfloat16) else flat
         centred = wide - self._mean(wide)
-        scaled = centred * torch.rsqrt(self._mean(centred.square()) + self.eps)
-        if self.weight is not None:
-            scaled = scaled * self.weight.view(-1, 1) + self.bias.view(-1, 1)
+        scaled = centred * torch.rsqrt(self._mean(centred.square()) + self.layer.eps)
+        if self.layer.weight is not None:
+            scaled = scaled * self.layer.weight.view(-1, 1) + self.layer.bias.view(-1, 1)
         return scaled.to(x.dtype).view(x.shape)
 
     def _mean(self, x: Tensor) -> Tensor:
         """Return the mean of each channel's group: (n, c, 1)."""
-        sums = x.new_zeros(x.shape[0], self.groups)
+        sums = x.new_zeros(x.shape[0], self.layer.num_groups)
         sums = sums.index_add(1, self._group_of, x.sum(2))
-        means = self.sum(sums) / (self.size * x.shape[2])
-        return means.index_select(1, self._group_of).unsqueeze(2)
-
-    def extra_repr(self) -> str:
-        return f"{self.groups} groups across ranks"
+        means = self.layer.sum(sums) / (self._size * x.shape[2])
+        chosen: Tensor = means.index_select(1, self._group_of).unsqueeze(2)
+        return chosen
 
 
 _LayerNorm = nn.LayerNorm | nn.RMSNorm
@@ -173,7 +174,8 @@ class LayerNorm(Rule[_LayerNorm]):
         counts = {name: cut.layout.counts[group.rank] for name, cut in cuts.items()}
         local = sized(run.whole_layer, cuts, counts, device)
         total = Exchange(group, PARTIAL, FULL, run.wire, _SUMS)
-        return SharedLayerNorm(local, isinstance(run.layer, nn.LayerNorm), total)
+        SharedLayerNorm(local, total)
+        return local
 
 
 def _normalized_axis(run: OperatorRun[L, _LayerNorm]) -> int | None:
@@ -184,33 +186,31 @@ def _normalized_axis(run: OperatorRun[L, _LayerNorm]) -> int | None:
     return axis if axis >= 0 else None
 
 
-class SharedLayerNorm(nn.Module):
+class SharedLayerNorm(OwnForward):
     """Layer (or root-mean-square) norm over channels of which each rank holds some."""
 
-    def __init__(self, layer: _LayerNorm, centred: bool, total: Exchange) -> None:
-        super().__init__()
-        self.weight, self.bias = layer.weight, getattr(layer, "bias", None)
-        self.centred, self.eps = centred, layer.eps
-        self.sum = total
+    note = "means across ranks"
+
+    def __init__(self, layer: _LayerNorm, total: Exchange) -> None:
+        super().__init__(layer)
+        layer.add_module("sum", total)
         self._shape: Sequence[int] = tuple(layer.normalized_shape)  # of the whole
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Normalize (..., this rank's share of the normalized axes). Collective."""
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        if self.centred:
+        layer = self.layer
+        if isinstance(layer, nn.LayerNorm):
             wide = wide - self._mean(wide)
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
         scaled = wide * torch.rsqrt(self._mean(wide.square()) + eps)
-        if self.weight is not None:
-            scaled = scaled * self.weight
-        if self.bias is not None:
-            scaled = scaled + self.bias
+        if layer.weight is not None:
+            scaled = scaled * layer.weight
+        if getattr(layer, "bias", None) is not None:
+            scaled = scaled + layer.bias
         return scaled.to(x.dtype)
 
     def _mean(self, x: Tensor) -> Tensor:
         axes = tuple(range(-len(self._shape), 0))
-        mean: Tensor = self.sum(x.sum(axes, keepdim=True)) / math.prod(self._shape)
+        mean: Tensor = self.layer.sum(x.sum(axes, keepdim=True)) / math.prod(self._shape)
         return mean
-
-    def extra_repr(self) -> str:
-        return f"{self._shape} across ranks"

@@ -46,7 +46,7 @@ class Linear(Mixing[nn.Linear]):
             layer.out_features = count
 
     def is_plain(self, layer: nn.Linear) -> bool:
-        return type(layer) is nn.Linear
+        return isinstance(layer, nn.Linear)
 
     def compute(self, layer: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the output of *layer* for *x*, (..., features), this rank's input.

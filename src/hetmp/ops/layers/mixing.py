@@ -1,5 +1,7 @@
 """Layers that mix channels and follow a scheme: convolutions and linear layers."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -8,6 +10,8 @@ from hetmp.cluster import Group
 from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, PARTIAL, L, State
 from hetmp.ops.call import OperatorRun
+from hetmp.ops.idle import Idle
+from hetmp.ops.own_forward import Follower, OwnForward, own_forward
 from hetmp.ops.rule import Cuts, M, Rule, cut_along
 from hetmp.ops.schemes import SCHEMES, Scheme, SchemeName
 
@@ -97,37 +101,39 @@ class Mixing(Rule[M]):
         return stand_in
 
     def local(self, run: OperatorRun[Layout, M], group: Group, device: torch.device) -> nn.Module:
-        """Return this rank's share of the layer: a ``Summand`` where its output is partial.
+        """Return this rank's share of the layer: it runs as a ``Summand`` where it gives a part.
 
         *run*, *group* and *device* are as in ``Rule.local``.
         """
         local = super().local(run, group, device)
-        return Summand(local) if run.target == PARTIAL else local
+        if run.target == PARTIAL and own_forward(local) is None:
+            Summand(local)
+        return local
+
+    def idle(self, layer: M, run: OperatorRun[Layout, M]) -> None:
+        """Let *layer*, which has no channels on this rank, run as an ``Idle`` in *run*."""
+        # A bias that is added elsewhere takes part there, on all ranks alike.
+        tensors = ("weight",) if run.target == PARTIAL else None
+        Idle(layer, self.stand_in(run), **self.idle_axes(run), tensors=tensors)
 
 
-class Summand(nn.Module):
-    """A layer of scheme ``inputs``, whose output is a summand without the bias.
+class Summand(OwnForward):
+    """What a layer of scheme ``inputs`` runs: its output is a summand without the bias.
 
-    The bias is owned here and added once, after the reduction, by ``add_bias``.
+    The layer owns the bias, which is added once, after the reduction, by ``add_bias``.
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
-        self.weight, self.bias = weight, bias
-        layer.register_parameter("bias", None)
-        layer.register_parameter("weight", None)
-        self._layer = (layer,)  # in a tuple: not a submodule, so not in the state_dict
-        self.train(layer.training)
+        bare = copy.copy(layer)
+        bare._parameters = dict.fromkeys(layer._parameters)
+        self._bare = Follower(layer, bare)
+        super().__init__(layer)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Return the summand: (n, all output channels, ...)."""
-        assert self.weight is not None
-        summand: Tensor = functional_call(self._layer[0], {"weight": self.weight}, (x,))
+        self._bare.follow()
+        summand: Tensor = functional_call(self._bare.copy, {"weight": self.layer.weight}, (x,))
         return summand
-
-    def extra_repr(self) -> str:
-        return repr(self._layer[0])
 
 
 def add_bias(x: Tensor, bias: Tensor, axis: int) -> Tensor:
