@@ -47,6 +47,7 @@ from hetmp.ops.layers.resampling import (
     Resampling,
 )
 from hetmp.ops.overlap import Postponed
+from hetmp.ops.own_forward import OwnForward, is_plain_value, own_forward, settings
 from hetmp.ops.recipe import Recipe, value_of
 from hetmp.ops.registry import (
     draws,
@@ -133,6 +134,7 @@ __all__ = [
     "LayerForm",
     "Mixing",
     "OperatorRun",
+    "OwnForward",
     "Postponed",
     "Recipe",
     "Ref",
@@ -155,17 +157,20 @@ __all__ = [
     "generators_kept",
     "initial_value",
     "is_cut",
+    "is_plain_value",
     "keyed_dropouts",
     "known_layers",
     "layer_form",
     "mapped",
     "may_draw",
     "operator",
+    "own_forward",
     "references",
     "register",
     "rule_for",
     "runs_own_code",
     "seed_pythons",
+    "settings",
     "shares_memory",
     "value_of",
 ]

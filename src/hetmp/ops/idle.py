@@ -105,10 +105,6 @@ class Idle(OwnForward):
         output: Tensor = copy.deepcopy(self._stand_in.copy).to_empty(device=x.device).eval()(x)
         return output
 
-    @property
-    def note(self) -> str:
-        return "no channels on this rank"
-
 
 class _ZerosContext(Protocol):
     """What is kept for the backward pass: shapes and dtypes, and a token."""

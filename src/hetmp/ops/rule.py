@@ -82,6 +82,9 @@ class Rule(Generic[M]):
     keeps_dims: ClassVar[bool] = True
     """Whether the layers give as many dimensions as they take."""
 
+    harmless: ClassVar[tuple[str, ...]] = ()
+    """The layers' settings that change values alone, never which channels or sizes come of it."""
+
     initial_buffers: ClassVar[Mapping[str, float]] = {}
     """The values of the layers' buffers before the first batch, by name."""
 

@@ -52,8 +52,6 @@ class Spare:
 class SparedLayer(OwnForward):
     """What a layer runs on a rank that holds nothing of its first operand."""
 
-    note = "no channels on this rank"
-
     def __init__(self, layer: nn.Module, axis: int, width: int) -> None:
         """
         Args:

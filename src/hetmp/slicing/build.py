@@ -1,5 +1,6 @@
 """``slice_model``: read -> plan -> schedule -> this rank's layers -> rank 0's values."""
 
+import copy
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -15,15 +16,25 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.partition import checked_weights
 from hetmp.core.state import Sliced
 from hetmp.exchange import distribute, share_of
-from hetmp.ops import fresh_tensors, initial_value
+from hetmp.ops import fresh_tensors, initial_value, known_layers, mapped
+from hetmp.slicing.attributes import Attributes, settle
+from hetmp.slicing.block import block_of
 from hetmp.slicing.channel_groups import plan_from_weights
-from hetmp.slicing.graph import ModelGraph, check_kind, read_graph
+from hetmp.slicing.graph import (
+    ModelGraph,
+    as_users_class,
+    check_kind,
+    on_meta,
+    read_graph,
+    skeleton_of,
+)
 from hetmp.slicing.model import RESERVED, SlicedModel
 from hetmp.slicing.optimizer_guard import guard
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.runtime import Runtime, step_key
 from hetmp.slicing.schedule import CallStep, ProgramStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
+from hetmp.slicing.share_text import describe_share
 from hetmp.slicing.table import SlicedTensor, Table, make_table, tensors_of
 from hetmp.slicing.tuning import Tuning
 from hetmp.slicing.verification import NOT_ASKED, UnverifiedWarning, Verification
@@ -86,6 +97,7 @@ def slice_model(
         check_kind(module)
         target = _device(module, device)
         graph = read_graph(module, example_input, target)
+        original = skeleton_of(module)
         if strict:
             graph.check_strict()
         plan = _plan(graph, weights, group.size)
@@ -100,6 +112,7 @@ def slice_model(
     add_layers(model, target)
     _fill(model, module, table, init, group)
     model.training = module.training
+    settle(model, Attributes(model, original, mapped(example_input, on_meta), target))
     guard(model)
     return model
 
@@ -190,19 +203,13 @@ def add_layers(model: SlicedModel, device: torch.device) -> None:
         for step in program.steps:
             if not isinstance(step, CallStep):
                 continue
-            layer, name = step.run.layer, step_key(mode, step)
-            if layer is None:
-                run = replace(step.run, wire=runtime.tuning.wire)
-                function = step.node.rule.function(run, runtime.group)
-                if isinstance(function, nn.Module):
-                    runtime.repeated[name] = function
-                else:
-                    runtime.functions[name] = function
-            elif step.node.path not in steps:
+            if step.run.layer is None:
+                continue
+            if step.node.path not in steps:
                 steps[step.node.path] = step
             elif not step.run.call.has_tensors:
                 # Each of its runs may have another layout.
-                runtime.repeated[name] = _local(step, runtime, device)
+                runtime.repeated[step_key(mode, step)] = _local(step, runtime, device)
     inside: set[str] = set()
     for path, layer in graph.skeleton.named_modules(remove_duplicate=False):
         if path == "":
@@ -220,8 +227,7 @@ def add_layers(model: SlicedModel, device: torch.device) -> None:
             if steps[path].node.reason is not None:
                 inside.add(path)
         else:
-            is_container = type(layer) in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-            local = type(layer)() if is_container else nn.Module()
+            local = copy.deepcopy(layer) if _is_unused_layer(layer) else block_of(layer)
             _adopt(local, layer, device, runtime, path)
         model.get_submodule(above).add_module(name, local)
     _tie(model, graph)
@@ -246,7 +252,14 @@ def _local(step: CallStep, runtime: Runtime, device: torch.device) -> nn.Module:
     local = step.node.rule.local(run, runtime.group, device)
     if step.node.reason is None:
         local.train(step.run.whole_layer.training)
+    as_users_class(local)
+    describe_share(local, step.run, runtime.group.rank)
     return local
+
+
+def _is_unused_layer(layer: nn.Module) -> bool:
+    """Return whether *layer*, which no program runs, is one of torch's that holds no others."""
+    return isinstance(layer, known_layers()) and not any(layer.children())
 
 
 def _adopt(

@@ -6,13 +6,14 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self
 
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.exchange import leave
 from hetmp.ops import filled
+from hetmp.slicing.block import Part
 from hetmp.slicing.forward import Forward
 from hetmp.slicing.graph import PLAIN, ModelGraph
 from hetmp.slicing.plan import Plan
@@ -25,7 +26,7 @@ RESERVED = "hetmp"
 """The attribute of a sliced model under which everything lies that is not the user's."""
 
 
-class SlicedModel(nn.Module):
+class SlicedModel(Part):
     """A module of which each rank holds a share; made by ``slice_model``.
 
     Calling it is collective over its group: every rank gives the whole batch and gets the
@@ -56,6 +57,8 @@ class SlicedModel(nn.Module):
         """
         runtime = self.hetmp
         tensors = runtime.inputs.bind(args, kwargs)
+        if self.home is not None:
+            self.home.check_layers()
         runtime.check(tensors)
         runtime.check_modes(self)
         mode = runtime.mode(self.training)

@@ -3,7 +3,7 @@
 import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,7 @@ class Runtime(nn.Module):
         group, graph, plan, schedule, table: see their classes.
         watch: the observer of steps on this rank, or None.
         verification: whether what was read of the module was held against the module.
+        attribute_mark: the same on ranks where the same attributes were set since slicing.
         exchanges: the exchanges between layers, in order; each has its counters.
         repeated: layers that run again in another way, and functions with a state of their own,
             by the name of the step.
@@ -93,13 +94,12 @@ class Runtime(nn.Module):
         tuning: Tuning,
     ) -> None:
         super().__init__()
-        self.group, self.graph, self.plan = group, graph, plan
-        self.schedule, self.table = schedule, table
+        self.group, self.plan, self.table = group, plan, table
         self._tuning = tuning
         self.watch: Watch | None = None
         self.verification = NOT_ASKED
+        self.attribute_mark = 0
         self.dims, self.inputs = graph.dims, graph.inputs
-        self._batch = next((t.batch for t in graph.traces if t.batch is not None), None)
         steps = [
             (mode, step)
             for mode, program in enumerate(schedule.programs)
@@ -122,18 +122,36 @@ class Runtime(nn.Module):
         self.parameter_entry = BackwardSum(
             group, tuning.wire, "the replicated parameters' gradients"
         )
-        self._orders = [_orders(program, graph, table) for program in schedule.programs]
+        self.take(graph, schedule)
+        self.same_batch = SameBatch(group)
+
+    def take(self, graph: ModelGraph, schedule: Schedule) -> None:
+        """Run *schedule*, that of *graph*, from now on; every value lies as in the one before."""
+        self.graph, self.schedule = graph, schedule
+        self._batch = next((t.batch for t in graph.traces if t.batch is not None), None)
+        self._orders = [_orders(program, graph, self.table) for program in schedule.programs]
         self._parts = [
             _parts(orders, program)
             for orders, program in zip(self._orders, schedule.programs, strict=True)
         ]
-        numbers = {id(program): number for number, program in enumerate(schedule.programs)}
-        self._programs = {mode: numbers[id(p)] for mode, p in schedule.modes.items()}
+        self._programs = schedule.numbers
         self._replicated = [
-            _replicated(orders, program, graph, table)
+            _replicated(orders, program, graph, self.table)
             for orders, program in zip(self._orders, schedule.programs, strict=True)
         ]
-        self.same_batch = SameBatch(group)
+        for mode, program in enumerate(schedule.programs):
+            for step in program.steps:
+                if isinstance(step, CallStep) and step.run.layer is None:
+                    self._make_function(step, step_key(mode, step))
+
+    def _make_function(self, step: CallStep, key: str) -> None:
+        """Make what this rank calls for a step that runs a function or method."""
+        run = replace(step.run, wire=self.tuning.wire)
+        function = step.node.rule.function(run, self.group)
+        if isinstance(function, nn.Module):
+            self.repeated[key] = function
+        else:
+            self.functions[key] = function
 
     @property
     def tuning(self) -> Tuning:

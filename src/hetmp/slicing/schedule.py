@@ -162,6 +162,12 @@ class Schedule:
         return tuple({id(program): program for program in self.modes.values()}.values())
 
     @property
+    def numbers(self) -> dict[Mode, int]:
+        """The index of each mode's program."""
+        numbers = {id(program): number for number, program in enumerate(self.programs)}
+        return {mode: numbers[id(program)] for mode, program in self.modes.items()}
+
+    @property
     def steps(self) -> tuple[ProgramStep, ...]:
         """The steps of all programs, those of training first."""
         return tuple(step for program in self.programs for step in program.steps)

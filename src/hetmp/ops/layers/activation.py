@@ -41,6 +41,10 @@ class Activation(Rule):
     )
     views = ("Identity",)
     keeps_shape = True
+    harmless = (
+        *("negative_slope", "alpha", "beta", "threshold", "value", "lambd"),
+        *("min_val", "max_val", "approximate"),
+    )
 
 
 def _prelu(weight: Tensor) -> nn.Module:

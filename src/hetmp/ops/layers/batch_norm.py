@@ -27,6 +27,7 @@ class ChannelNorm(Rule[_NormBase]):
 
     layers = tuple(_DIMS)
     keeps_shape = True
+    harmless = ("eps", "momentum")
     runs_empty = False
 
     def input_dims(self, layer: _NormBase) -> int | None:

@@ -42,6 +42,7 @@ class Dropout(Rule[_DropoutNd]):
     views = (*(layer.__name__ for layer in layers), *(f.__name__ for f in functions))
     random = ("dropout",)
     keeps_shape = True
+    harmless = ("p",)
 
     def unfit(self, call: Call[_DropoutNd]) -> str | None:
         if call.layer is None and not all(

@@ -40,6 +40,7 @@ class GroupNorm(Rule[nn.GroupNorm]):
     """Group norm of (n, c, ...): a mean and a variance per sample and group of channels."""
 
     layers = (nn.GroupNorm,)
+    harmless = ("eps",)
     forms: ClassVar = {
         F.group_norm: LayerForm(
             ("input", "num_groups", "weight", "bias", "eps"), ("weight", "bias"), _group_norm
@@ -146,6 +147,7 @@ class LayerNorm(Rule[_LayerNorm]):
     """Layer norm over the last axes; slopes and biases are cut like the channels among them."""
 
     layers = (nn.LayerNorm, nn.RMSNorm)
+    harmless = ("eps",)
     forms: ClassVar = {
         F.layer_norm: LayerForm(
             ("input", "normalized_shape", "weight", "bias", "eps"), ("weight", "bias"), _layer_norm

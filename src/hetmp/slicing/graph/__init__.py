@@ -15,10 +15,11 @@ from hetmp.slicing.graph.graph import (
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
 from hetmp.slicing.graph.leaf import leaf
 from hetmp.slicing.graph.lines import at_line, users_frame
-from hetmp.slicing.graph.meta_run import attribute
+from hetmp.slicing.graph.meta_run import attribute, on_meta
 from hetmp.slicing.graph.read import check_kind, read_graph
 from hetmp.slicing.graph.scope import PLAIN, Scope
 from hetmp.slicing.graph.skeleton import computed_tensors, skeleton_of
+from hetmp.slicing.graph.subclasses import as_users_class
 
 __all__ = [
     "EVALUATION",
@@ -33,6 +34,7 @@ __all__ = [
     "Scope",
     "Trace",
     "Unconfirmed",
+    "as_users_class",
     "at_line",
     "attribute",
     "check_kind",
@@ -40,6 +42,7 @@ __all__ = [
     "confirm",
     "fingerprint",
     "leaf",
+    "on_meta",
     "place",
     "proxied",
     "read_graph",

@@ -7,6 +7,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from hetmp.ops import known_layers
 
+_USERS_CLASS = "_users_class"
+
 _HARMLESS = {"__init__", "__repr__", "extra_repr", "reset_parameters"}
 """Attributes a subclass may override and still be treated as its base."""
 
@@ -21,8 +23,14 @@ def as_bases(skeleton: nn.Module) -> None:
     """
     for layer in skeleton.modules():
         base = base_of(type(layer))
-        if base is not None:
+        if base is not None and base is not type(layer):
+            vars(layer)[_USERS_CLASS] = type(layer)
             layer.__class__ = base
+
+
+def as_users_class(layer: nn.Module) -> None:
+    """Make *layer*, a copy of one that was taken for its base, an object of its own class again."""
+    layer.__class__ = vars(layer).pop(_USERS_CLASS, type(layer))
 
 
 def base_of(kind: type) -> type[nn.Module] | None:
