@@ -92,9 +92,9 @@ class Attributes:
         if value is missing:
             raise AttributeError(f"{where} has no attribute {name!r}")
         if not _is_plain(value):
-            what = "method" if callable(value) else f"attribute, a {type(value).__name__}"
+            what = "method" if callable(value) else type(value).__name__
             raise AttributeError(
-                f"{name!r} is a {what} of {type(part).__name__}, which the sliced model does not "
+                f"{name!r} of {type(part).__name__} is a {what}, which the sliced model does not "
                 "have: take it from the module that was sliced"
             )
         return value

@@ -141,6 +141,16 @@ class BlockSequential(Block, nn.Sequential):
 
     forward = Block.forward
 
+    def __getitem__(self, index: Any) -> Any:
+        """Return a layer by its number.
+
+        Raises:
+            AgreedError: for a slice, which would be a module that can be called.
+        """
+        if isinstance(index, slice):
+            self.forward()
+        return super().__getitem__(index)
+
 
 class BlockList(Block, nn.ModuleList):
     """A block that can be indexed as an ``nn.ModuleList``."""
