@@ -288,6 +288,19 @@ def test_parts_are_not_added_or_removed():
     refused(add_parameter)
 
 
+def test_a_forward_is_not_replaced():
+    model = sliced(seeded(Net), [1.0] * world_size())
+
+    def replace(part):
+        part.forward = lambda x: x
+
+    for path in ("", "block"):
+        text = refused(lambda path=path: replace(model.get_submodule(path)))
+        assert "was read when the module was sliced" in text
+    replace(model.bn)
+    assert "forward of 'bn' was replaced" in refused(lambda: model(batch(IMAGES)))
+
+
 @pytest.mark.mpi(min_size=2)
 def test_a_parameter_of_a_layer_is_not_replaced():
     for shape in [(5, 28), (3, 28)]:

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from hetmp.cluster import AgreedError
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import FULL
-from hetmp.ops import is_plain_value, rule_for, settings
+from hetmp.ops import is_plain_value, own_forward, rule_for, settings
 from hetmp.slicing.block import Part
 from hetmp.slicing.graph import ModelGraph, read_graph
 from hetmp.slicing.model import SlicedModel
@@ -33,12 +34,13 @@ Name = tuple[str, str]
 
 @dataclass
 class _Layer:
-    """A layer, the settings that it had when it was last looked at, and its parameters."""
+    """A layer, the settings that it had when it was last looked at, its parameters and forward."""
 
     path: str
     layer: nn.Module
     settings: dict[str, object]
     parameters: dict[str, nn.Parameter | None]
+    forward: object
 
 
 class Attributes:
@@ -65,7 +67,7 @@ class Attributes:
         paths = dict.fromkeys(s.node.path for s in steps if s.run.layer is not None)
         layers = {path: model.get_submodule(path) for path in paths}
         self._layers = [
-            _Layer(path, layer, settings(layer), dict(layer._parameters))
+            _Layer(path, layer, settings(layer), dict(layer._parameters), own_forward(layer))
             for path, layer in layers.items()
         ]
 
@@ -130,6 +132,11 @@ class Attributes:
         for watched in self._layers:
             layer, old = watched.layer, watched.settings
             own = vars(layer)
+            if own.get("forward") is not watched.forward:
+                raise AgreedError(
+                    f"forward of {watched.path!r} was replaced: the layer holds a share of the "
+                    "module's, and runs in its own way: change the module, and slice it then"
+                )
             for name, value in old.items():
                 if own.get(name) is not value and own.get(name) != value:
                     self._take_setting(watched, name, own.get(name))
@@ -234,7 +241,7 @@ class Attributes:
 
 
 def _is_plain(value: object) -> bool:
-    return is_plain_value(value) or isinstance(value, torch.dtype | torch.device)
+    return is_plain_value(value) or isinstance(value, np.generic | torch.dtype | torch.device)
 
 
 def _flow(step: ProgramStep) -> str:

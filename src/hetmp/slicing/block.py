@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hetmp.cluster import AgreedError
 
-_TORCHS = frozenset((*vars(nn.Module()), *vars(nn.Module)))
-"""The attributes that torch gives every module."""
+_TORCHS = frozenset((*vars(nn.Module()), *vars(nn.Module))) - {"forward"}
+"""The attributes that torch gives every module, and sets itself."""
 
 
 class Home(Protocol):
