@@ -20,6 +20,7 @@ from hetmp.slicing.channel_groups import plan_from_weights
 from hetmp.slicing.graph import ModelGraph, check_kind, read_graph
 from hetmp.slicing.model import RESERVED, SlicedModel
 from hetmp.slicing.optimizer_guard import guard
+from hetmp.slicing.pickling import guard_saving
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.runtime import Runtime, step_key
 from hetmp.slicing.schedule import CallStep, ProgramStep, Schedule
@@ -101,6 +102,7 @@ def slice_model(
     _fill(model, module, table, init, group)
     model.training = module.training
     guard(model)
+    guard_saving()
     return model
 
 
