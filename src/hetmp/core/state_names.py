@@ -86,22 +86,29 @@ def _prefix(names: Iterable[str], known: Collection[str]) -> str:
     return best if most > next_most and 2 * most >= len(known) else ""
 
 
-def shared_wrappers(names: Collection[str]) -> str:
-    """Return the prefix of known wrappers that all *names* share; empty if there is none.
+def without_wrappers(names: Collection[str]) -> tuple[str, dict[str, str]]:
+    """Take off what known wrappers put before all of *names*, whose model is not known.
 
-    >>> shared_wrappers(["module._orig_mod.a.weight", "module._orig_mod.b"])
-    'module._orig_mod.'
-    >>> shared_wrappers(["model.a", "criterion.weight"]), shared_wrappers(["model"])
+    Returns:
+        What was taken off, empty if nothing was, and every name -> what it is without it.
+
+    >>> without_wrappers(["module._orig_mod.a.weight", "module._orig_mod.b"])
+    ('module._orig_mod.', {'module._orig_mod.a.weight': 'a.weight', 'module._orig_mod.b': 'b'})
+    >>> without_wrappers(["model.a", "criterion.weight"])[0], without_wrappers(["model"])[0]
     ('', '')
     """
     prefix = ""
     while names:
-        firsts = {name[len(prefix) :].partition(".")[::2] for name in names}
-        heads = {head for head, _ in firsts}
-        if len(heads) != 1 or not heads <= set(WRAPPERS) or not all(rest for _, rest in firsts):
+        rests = [name[len(prefix) :].partition(".") for name in names]
+        first = rests[0][0]
+        if first not in WRAPPERS or any(head != first or not rest for head, _, rest in rests):
             break
-        prefix += f"{heads.pop()}."
-    return prefix
+        prefix += f"{first}."
+    bare = {name: _without_inside(name.removeprefix(prefix)) for name in names}
+    if len(set(bare.values())) < len(bare):  # two names would become one
+        bare = {name: name.removeprefix(prefix) for name in names}
+    inside = any(not name.endswith(own) for name, own in bare.items())
+    return prefix + f"{INSIDE[0]}." * inside, bare
 
 
 def _without_inside(name: str) -> str:
