@@ -26,6 +26,7 @@ from hetmp.checkpoint.format import (
     TRAINING,
     VERSION,
     escaped,
+    unescaped,
 )
 from hetmp.checkpoint.items import Item, tensor_item
 from hetmp.checkpoint.optimizer import optimizer_items, restore_settings, settings, state_targets
@@ -43,6 +44,7 @@ from hetmp.checkpoint.write import Contents, WriterName, write
 from hetmp.cluster import AgreedError, Group, mpi_library
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import FULL
+from hetmp.core.state_names import unwrapped_names
 from hetmp.core.version import __version__
 from hetmp.slicing import SlicedModel, tensors_of
 from hetmp.slicing.plan import Plan
@@ -173,6 +175,7 @@ def restore(
         verify(group, path)
     with seen(group, path) as checkpoint:
         with group.together():
+            _check_prefix(model, checkpoint)
             targets = [*_targets(model, checkpoint), *_average_targets(model, averages or {})]
             check_targets(checkpoint, targets)
             _check_nothing_left(model, checkpoint)
@@ -243,6 +246,28 @@ def _targets(model: SlicedModel, checkpoint: Seen) -> Iterator[Target]:
         if path not in checkpoint.stored and not entry.parameter:
             path = f"{MODEL}/{escaped(entry.name)}"  # a file that does not tell the two apart
         yield Target(path, tuple(entry.shape), entry.state, tensors[entry.name])
+
+
+def _check_prefix(model: SlicedModel, checkpoint: Seen) -> None:
+    """Refuse names that are the model's but for a prefix, with what takes it off."""
+    known = [entry.name for entry in model.hetmp.table.values() if entry.persistent]
+    stored = [
+        unescaped(name) for group in (MODEL, BUFFERS) for name in under(checkpoint.stored, group)
+    ]
+    prefix, _ = unwrapped_names(stored, known)
+    if prefix:
+        raise HetmpError(
+            f"the names in the checkpoint begin with {prefix!r}, those of the model do not: take "
+            f"it off with hetmp import --strip-prefix {prefix.removesuffix('.')} (hetmp export "
+            "makes a state_dict of a checkpoint)"
+        )
+    prefix, _ = unwrapped_names(known, stored)
+    if prefix:
+        raise HetmpError(
+            f"the names of the model begin with {prefix!r}, those in the checkpoint do not: if "
+            "hetmp import took it off, import again with --keep-prefix, else give the model "
+            "that was saved"
+        )
 
 
 def _check_nothing_left(model: SlicedModel, checkpoint: Seen) -> None:

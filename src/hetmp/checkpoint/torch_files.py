@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,8 @@ from hetmp.checkpoint.save_load import about_this_process
 from hetmp.checkpoint.write import Contents, write_alone
 from hetmp.core.errors import HetmpError
 from hetmp.core.files import replacing
+from hetmp.core.state_names import held_state, without_wrappers
 from hetmp.core.suggestions import near_path
-
-NESTED = "state_dict", "model_state_dict", "model"
-"""Names under which training scripts keep a state_dict beside other things."""
 
 RUNNING = "running_mean", "running_var", "num_batches_tracked"
 """Buffers by their usual names: a state_dict does not tell them from parameters."""
@@ -49,13 +48,46 @@ def export_state(checkpoint: str | Path, target: str | Path) -> int:
     return len(state)
 
 
-def import_state(source: str | Path, checkpoint: str | Path) -> int:
-    """Make a checkpoint from a state_dict; return the number of tensors.
+@dataclass(frozen=True)
+class Imported:
+    """What became of a state_dict.
+
+    Attributes:
+        count: tensors in the checkpoint.
+        prefix: what was taken off their names; empty if nothing was.
+        left_out: names of tensors that are not in the checkpoint.
+    """
+
+    count: int
+    prefix: str
+    left_out: tuple[str, ...]
+
+
+def import_state(
+    source: str | Path,
+    checkpoint: str | Path,
+    *,
+    strip_prefix: str | None = None,
+    keep_prefix: bool = False,
+) -> Imported:
+    """Make a checkpoint from a state_dict.
+
+    What known wrappers put before all names (``module.``, ``_orig_mod.``, ``model.``) is taken
+    off.
+
+    Args:
+        source: file of ``torch.save``.
+        checkpoint: is written.
+        strip_prefix: take the tensors whose names begin with it, without it, and no others.
+        keep_prefix: take the names as they are.
 
     Raises:
-        HetmpError: a source that is missing, no state_dict, or holds more than plain values.
+        HetmpError: a source that is missing, no state_dict, or holds more than plain values; a
+            prefix that no name has.
     """
-    state = _state_dict(_loaded(Path(source)), Path(source))
+    whole = _state_dict(_loaded(Path(source)), Path(source))
+    prefix, names = _names(list(whole), strip_prefix, keep_prefix)
+    state = {own: whole[name] for name, own in names.items()}
     items = []
     links: dict[str, str] = {}
     known: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
@@ -71,7 +103,24 @@ def import_state(source: str | Path, checkpoint: str | Path) -> int:
             Item(path, tuple(tensor.shape), dtype_name(tensor.dtype), None, as_stored(tensor))
         )
     write_alone(Path(checkpoint), Contents(items, links, about_this_process()))
-    return len(state)
+    left_out = tuple(name for name in whole if name not in names)
+    return Imported(len(state), prefix, left_out)
+
+
+def _names(names: list[str], strip_prefix: str | None, keep: bool) -> tuple[str, dict[str, str]]:
+    """Return what is taken off, and the names that are taken -> those without it."""
+    if keep and strip_prefix is not None:
+        raise HetmpError("one prefix cannot be taken off and kept: give one of the two options")
+    if keep:
+        return "", {name: name for name in names}
+    if strip_prefix is None:
+        return without_wrappers(names)
+    prefix = strip_prefix.rstrip(".") + "."
+    taken = {name: name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    if not taken:
+        firsts = ", ".join(sorted({f"{name.partition('.')[0]}." for name in names})[:8])
+        raise HetmpError(f"no name begins with {prefix!r}; names begin with {firsts}")
+    return prefix, taken
 
 
 def _loaded(source: Path) -> Any:
@@ -90,11 +139,7 @@ def _loaded(source: Path) -> Any:
 
 
 def _state_dict(loaded: Any, source: Path) -> dict[str, Tensor]:
-    if isinstance(loaded, Mapping):
-        for name in NESTED:
-            if isinstance(loaded.get(name), Mapping):
-                loaded = loaded[name]
-                break
+    loaded = held_state(loaded)
     if not isinstance(loaded, Mapping) or not loaded:
         raise HetmpError(f"{source} contains no state_dict: save model.state_dict()")
     for name, value in loaded.items():

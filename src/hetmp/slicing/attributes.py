@@ -63,6 +63,7 @@ class Attributes:
         self._runtime = runtime = model.hetmp
         self._original = original
         self._example, self._device = example_input, device
+        self._assigned = False
         steps = [s for s in runtime.schedule.steps if isinstance(s, CallStep)]
         paths = dict.fromkeys(s.node.path for s in steps if s.run.layer is not None)
         layers = {path: model.get_submodule(path) for path in paths}
@@ -129,8 +130,11 @@ class Attributes:
             AgreedError: naming the layer and the setting, which keeps its value; or a parameter
                 that was replaced.
         """
+        assigned, self._assigned = self._assigned, False
         for watched in self._layers:
             layer, old = watched.layer, watched.settings
+            if assigned:
+                watched.parameters = dict(layer._parameters)
             own = vars(layer)
             if own.get("forward") is not watched.forward:
                 raise AgreedError(
@@ -192,10 +196,9 @@ class Attributes:
                     "planned for the module as it was: change the module, and slice it then"
                 )
 
-    def took_parameters(self) -> None:
-        """Note that the layers' parameters were replaced by others of the same shares."""
-        for watched in self._layers:
-            watched.parameters = dict(watched.layer._parameters)
+    def assigned(self) -> None:
+        """Take the parameters that the layers have when next they run: a state was assigned."""
+        self._assigned = True
 
     # --- both
 

@@ -26,6 +26,9 @@ class Home(Protocol):
     def check_layers(self) -> None:
         """Take what was set on layers, or refuse it."""
 
+    def assigned(self) -> None:
+        """Take parameters that were put in the place of the layers'."""
+
 
 class Part(nn.Module):
     """A module of a sliced model that holds others; what it was read with is not replaced."""

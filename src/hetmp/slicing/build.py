@@ -36,6 +36,7 @@ from hetmp.slicing.schedule import CallStep, ProgramStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
 from hetmp.slicing.share_text import describe_share
 from hetmp.slicing.table import SlicedTensor, Table, make_table, tensors_of
+from hetmp.slicing.torch_guard import guard_torch
 from hetmp.slicing.tuning import Tuning
 from hetmp.slicing.verification import NOT_ASKED, UnverifiedWarning, Verification
 from hetmp.slicing.verification import verify as verify_graph
@@ -114,6 +115,7 @@ def slice_model(
     model.training = module.training
     settle(model, Attributes(model, original, mapped(example_input, on_meta), target))
     guard(model)
+    guard_torch()
     return model
 
 

@@ -16,17 +16,19 @@ from hetmp.ops import filled
 from hetmp.slicing.block import Part
 from hetmp.slicing.forward import Forward
 from hetmp.slicing.graph import PLAIN, ModelGraph
+from hetmp.slicing.pickling import NotPickled
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.runtime import Runtime
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, ProgramStep, Schedule
-from hetmp.slicing.table import Table
+from hetmp.slicing.state_loading import cut_whole, fitting_state
+from hetmp.slicing.table import Table, tensors_of
 from hetmp.slicing.tuning import Tuning
 
 RESERVED = "hetmp"
 """The attribute of a sliced model under which everything lies that is not the user's."""
 
 
-class SlicedModel(Part):
+class SlicedModel(NotPickled, Part):
     """A module of which each rank holds a share; made by ``slice_model``.
 
     Calling it is collective over its group: every rank gives the whole batch and gets the
@@ -81,6 +83,53 @@ class SlicedModel(Part):
         self.hetmp.hold_modes(self, mode)
         return self
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load a state_dict: this slicing's own, or a whole one, of which each rank takes its part.
+
+        Not collective: every rank gives the whole. What wrappers put before the names
+        (``module.``, ``_orig_mod.``, a common ``model.``) is taken off where they then fit, and
+        the state may lie in a dict under a usual name (``state_dict``, ``model``).
+
+        Args:
+            state_dict: whole if any tensor of it does not have the shape of this rank's slice.
+            strict: refuse names that are missing or unexpected.
+            assign: take the values as they are, in their dtype and on their device.
+
+        Returns:
+            ``missing_keys`` and ``unexpected_keys``, as torch's own does.
+
+        Raises:
+            RuntimeError: torch's own, for names or shapes that do not fit. Shapes are whole ones.
+            HetmpError: *assign* would part tensors that are tied.
+        """
+        return super().load_state_dict(
+            fitting_state(state_dict, self.hetmp.table), strict=strict, assign=assign
+        )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Before the layers below take theirs, also where the model is a part of another module.
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        if assign and self.home is not None:
+            self.home.assigned()
+        runtime, local = self.hetmp, tensors_of(self)
+        error_msgs += cut_whole(
+            state_dict, prefix, runtime.table, local, runtime.group.rank, assign=assign
+        )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
     def _entered(self, mode: int) -> dict[str, Tensor]:
         """Return the replicated parameters, with gradients summed over the ranks."""
         names = self.hetmp.replicated(mode)
@@ -108,6 +157,9 @@ class SlicedModel(Part):
                 lines.append(f" in {' and '.join(modes)}:")
             lines += self._rows(number, program)
         return "\n".join(line.rstrip() for line in lines)
+
+    def _repr_html_(self) -> str:
+        return self.hetmp._repr_html_()
 
     def _rows(self, mode: int, program: Program) -> list[str]:
         rows = [self._row(mode, step) for step in program.steps]
