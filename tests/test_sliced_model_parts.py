@@ -79,7 +79,7 @@ def plans(module: nn.Module) -> list:
     ]
 
 
-@works("select parts by type: `isinstance(part, nn.GroupNorm)`, `type(part) is nn.Conv2d`")
+@works("parts by type: `isinstance`, `type(part) is nn.Conv2d`")
 def test_parts_are_of_the_same_classes_as_in_the_module():
     module = seeded(Net)
     for plan in plans(module):
@@ -121,7 +121,7 @@ def test_parameter_groups_by_type(kind):
     differences.assert_none()
 
 
-@works("freeze batch norms by type")
+@works("freezing batch norms by type")
 def test_frozen_batch_norms_count_no_batches():
     module = seeded(
         lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
@@ -138,7 +138,7 @@ def test_frozen_batch_norms_count_no_batches():
     differences.assert_none()
 
 
-@works("Monte-Carlo dropout: `part.train()` of every `nn.Dropout`, `part.p = ...`")
+@works("`part.train()`, `part.p = 0.1` of every `nn.Dropout`")
 def test_dropout_is_switched_on_by_type():
     module = seeded(Net)
     model, x = sliced(module, plans(module)[0]).eval(), batch(IMAGES)
@@ -167,7 +167,7 @@ def test_a_representation_names_the_share():
 # --- attributes ---------------------------------------------------------------------------------
 
 
-@works("set an attribute that forward reads: `model.alpha = 0.5`, `model.block.rate *= 2`")
+@works("an attribute that forward reads: `model.alpha = 0.5`, `model.block.rate *= 2`")
 def test_attributes_set_from_outside_take_effect():
     module = seeded(Net)
     module.block.drop.p = 0.0
@@ -191,7 +191,7 @@ def test_attributes_set_from_outside_take_effect():
         assert (model.fade, model.block.slope) == (0.25, -6.0)
 
 
-@works("set a layer's setting: `layer.stride`, `layer.eps`, `layer.negative_slope`")
+@works("a layer's setting: `layer.eps = 0.1`, `layer.stride = (2, 2)`")
 def test_settings_of_layers_take_effect():
     module = seeded(Net)
     module.block.drop.p = 0.0
@@ -232,7 +232,7 @@ class Branching(nn.Module):
         return self.stage
 
 
-@works("set an attribute that decides which layers run")
+@works("an attribute that decides which layers run")
 def test_what_needs_another_slicing_is_refused():
     model, x = sliced(seeded(Branching), pick_weights(0)), batch(IMAGES)
     before = model(x)
@@ -263,7 +263,7 @@ def test_attributes_that_the_module_does_not_know_are_kept():
 # --- parts that are replaced --------------------------------------------------------------------
 
 
-@works("replace a layer, a block or a parameter: `model.head = nn.Linear(8, 5)`")
+@works("a layer, block or parameter in place of another: `model.head = nn.Linear(8, 5)`")
 @pytest.mark.parametrize("path", ["head", "block", "body", "body.0", "block.conv"])
 def test_a_part_is_not_replaced(path):
     model = sliced(seeded(Net), [1.0] * world_size())
@@ -313,7 +313,7 @@ def test_a_parameter_of_a_layer_is_not_replaced():
     assert "'head.weight' of the sliced model was removed" in refused(lambda: model(batch(IMAGES)))
 
 
-@works("call a block by itself: `model.block(x)`")
+@works("a block called by itself: `model.block(x)`")
 def test_a_block_is_not_called_by_itself():
     model = sliced(seeded(Net), pick_weights(2))
     assert "'block' of a sliced model cannot be called" in refused(
@@ -323,7 +323,7 @@ def test_a_block_is_not_called_by_itself():
     refused(lambda: model.body[:1](batch(IMAGES)))
 
 
-@works("copies: `copy.deepcopy(model)`, `AveragedModel(model)`")
+@works("`copy.deepcopy`, `AveragedModel`")
 def test_a_copy_has_attributes_of_its_own():
     module = seeded(Net)
     module.block.drop.p = 0.0
