@@ -153,6 +153,9 @@ class SlicedModel(NotPickled, nn.Module):
             lines += self._rows(number, program)
         return "\n".join(line.rstrip() for line in lines)
 
+    def _repr_html_(self) -> str:
+        return self.hetmp._repr_html_()
+
     def _rows(self, mode: int, program: Program) -> list[str]:
         rows = [self._row(mode, step) for step in program.steps]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]

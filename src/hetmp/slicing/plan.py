@@ -18,6 +18,7 @@ from hetmp.core.files import replacing
 from hetmp.core.partition import Layout, Partition, Piece
 from hetmp.core.suggestions import unknown_name
 from hetmp.ops import SCHEMES, SchemeName
+from hetmp.slicing.picture import html_of
 
 
 class LayerPlan(BaseModel):
@@ -221,6 +222,9 @@ class Plan(BaseModel):
         nothing = {"predicted_seconds": None, "predicted": ()}
         fields = self.model_dump() | {"layers": layers, **nothing}
         return validated(Plan, fields, "plan")
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON. Several ranks may write one file."""

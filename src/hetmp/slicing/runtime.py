@@ -3,7 +3,7 @@
 import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from hetmp.core.state import FULL
 from hetmp.exchange import BackwardSum, Exchange
 from hetmp.ops import KeyedDropout, Seeds, Whole, may_draw, runs_own_code
 from hetmp.slicing.graph import Mode, ModelGraph
+from hetmp.slicing.picture import html_of, table_of
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.same_batch import SameBatch
 from hetmp.slicing.schedule import CallStep, ExchangeStep, Program, ProgramStep, Schedule, takers
@@ -152,6 +153,19 @@ class Runtime(nn.Module):
                 f"{tuning.wire!r}: slice the module again with that tuning"
             )
         self._tuning = tuning
+
+    def __repr__(self) -> str:
+        """Show who shares the model and how each mixing layer is cut."""
+        return "\n".join(["; ".join(self._words()), table_of(self.plan)])
+
+    def _repr_html_(self) -> str:
+        return html_of(self.plan, self._words()[1:], self.group.rank)
+
+    def _words(self) -> list[str]:
+        words = [f"rank {self.group.rank} of {self.group.size}", str(self.verification)]
+        chosen, usual = asdict(self.tuning), asdict(Tuning())
+        changed = [f"{name}={value!r}" for name, value in chosen.items() if value != usual[name]]
+        return words + [f"tuning {', '.join(changed)}"] * bool(changed)
 
     def mode(self, training: bool) -> int:
         """Return the index of the program that runs now, in training mode or not."""

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hetmp.core.colors import BLUE, GREEN, GREY, ORANGE, PURPLE, SERIES, SKY
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -42,9 +44,6 @@ class Paint(NamedTuple):
     mark: str = ""
 
 
-ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#8A8A8A"
-
 PARTS = {
     "compute": Paint(BLUE),
     "forward": Paint(SKY),
@@ -60,16 +59,15 @@ PARTS = {
 }
 """The look of the parts of a step's time, and of a rank's memory."""
 
-_SERIES = GREEN, VERMILLION, SKY, PURPLE, BLUE, ORANGE
 _HATCHES = "", "////", "||||", "\\\\\\\\", "xxxx", "----"  # lines: dots take much room in SVG
 _DASHES = "-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)), (0, (3, 3))
 
 
 def series(number: int) -> Paint:
     """Return the look of a run or rank by its number: 36 different ones, then again."""
-    turn, place = divmod(number, len(_SERIES))
+    turn, place = divmod(number, len(SERIES))
     hatch = _HATCHES[(place + turn) % len(_HATCHES)]
-    return Paint(_SERIES[place], hatch, _DASHES[(place + turn) % len(_DASHES)])
+    return Paint(SERIES[place], hatch, _DASHES[(place + turn) % len(_DASHES)])
 
 
 def of_ranks(count: int) -> list[Paint]:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hetmp.core.colors import GREY, ORANGE
 from hetmp.core.text import NONE, digits
 from hetmp.tools.report import measures
-from hetmp.tools.report.canvas import GREY, INK, ORANGE, Paint, legend, series
+from hetmp.tools.report.canvas import INK, Paint, legend, series
 from hetmp.tools.report.measures import Array, WindowedCurve, curve
 from hetmp.tools.report.pictures.picture import Missing, Picture
 from hetmp.tools.report.reading import Run

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hetmp.core.colors import BLUE, ORANGE
 from hetmp.core.text import NONE, bytes_text, trimmed
-from hetmp.tools.report.canvas import BLUE, ORANGE, Paint, height, legend, stacked
+from hetmp.tools.report.canvas import Paint, height, legend, stacked
 from hetmp.tools.report.measures import bytes_received
 from hetmp.tools.report.pictures.layers import NOT_WATCHED
 from hetmp.tools.report.pictures.picture import Missing, Picture

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hetmp.tools.report.canvas import FEW_RANKS, GREY, ROWS, Paint, height, legend, names, of_ranks
+from hetmp.core.colors import GREY
+from hetmp.tools.report.canvas import FEW_RANKS, ROWS, Paint, height, legend, names, of_ranks
 from hetmp.tools.report.measures import plan_of
 from hetmp.tools.report.pictures.picture import Missing, Picture
 from hetmp.tools.report.reading import RunPart

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hetmp.core.colors import BLUE, ORANGE
 from hetmp.core.text import NONE, digits
-from hetmp.tools.report.canvas import BLUE, INK, ORANGE, ROWS, height, names
+from hetmp.tools.report.canvas import INK, ROWS, height, names
 from hetmp.tools.report.measures import layer_seconds, plan_of, step_times
 from hetmp.tools.report.pictures.layers import MANY, NOT_WATCHED
 from hetmp.tools.report.pictures.picture import Missing, Picture
