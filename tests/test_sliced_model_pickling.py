@@ -13,7 +13,7 @@ from torch import nn
 import hetmp
 from helpers.comparison import WEIGHTS, batch, seeded, world_size
 from helpers.works import works
-from hetmp.slicing.pickling import guard_saving
+from hetmp.slicing.torch_guard import guard_torch
 
 pytestmark = pytest.mark.mpi
 
@@ -103,7 +103,7 @@ def test_torch_save_is_wrapped_once():
     sliced()
     before = torch.save
     sliced()
-    guard_saving()
+    guard_torch()
     assert torch.save is before
     assert torch.save.__name__ == "save" and torch.save.__doc__ == before.__wrapped__.__doc__
     assert not hasattr(before.__wrapped__, "__wrapped__")

@@ -20,12 +20,12 @@ from hetmp.slicing.channel_groups import plan_from_weights
 from hetmp.slicing.graph import ModelGraph, check_kind, read_graph
 from hetmp.slicing.model import RESERVED, SlicedModel
 from hetmp.slicing.optimizer_guard import guard
-from hetmp.slicing.pickling import guard_saving
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.runtime import Runtime, step_key
 from hetmp.slicing.schedule import CallStep, ProgramStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
 from hetmp.slicing.table import SlicedTensor, Table, make_table, tensors_of
+from hetmp.slicing.torch_guard import guard_torch
 from hetmp.slicing.tuning import Tuning
 from hetmp.slicing.verification import NOT_ASKED, UnverifiedWarning, Verification
 from hetmp.slicing.verification import verify as verify_graph
@@ -102,7 +102,7 @@ def slice_model(
     _fill(model, module, table, init, group)
     model.training = module.training
     guard(model)
-    guard_saving()
+    guard_torch()
     return model
 
 

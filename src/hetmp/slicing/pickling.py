@@ -1,12 +1,11 @@
-"""Pickles of a sliced model: refused, with ``torch.save`` before it opens its file.
+"""Pickles of a sliced model: refused.
 
 A pickle would hold one rank's slices and the ranks that it had, of which nothing can be used
 elsewhere. Copies in memory are none of this: they share the ranks.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache, wraps
+from collections.abc import Iterator, Mapping
 from types import MethodType
 from typing import Any, NoReturn
 
@@ -46,35 +45,15 @@ class NotPickled:
         return copied
 
 
-def guard_saving() -> None:
-    """Let ``torch.save``, from now on, refuse a `NotPickled` before it opens its file.
+def held_in(value: Any) -> Iterator[NotPickled]:
+    """Yield what must not be pickled in *value*: in modules, containers, and plain objects.
 
-    It opens the file first and pickles afterwards: what was there before would be lost, and a
-    piece of a file would stay.
+    Of a plain object's attributes one level is looked at.
     """
-    _wrap()
-
-
-@cache
-def _wrap() -> None:
-    torch.save = _refusing(torch.save)
-
-
-def _refusing(save: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(save)
-    def refusing_save(obj: Any, *args: Any, **kwargs: Any) -> Any:
-        for part in _parts(obj, set(), inside=True):
-            part.__reduce_ex__(2)
-        return save(obj, *args, **kwargs)
-
-    return refusing_save
+    return _parts(value, set(), inside=True)
 
 
 def _parts(value: Any, seen: set[int], *, inside: bool) -> Iterator[NotPickled]:
-    """Yield what must not be pickled in *value*: modules, containers, and what objects have.
-
-    *inside* is whether the attributes of a plain object are looked at: one level of them.
-    """
     if value is None or isinstance(value, str | bytes | int | float | torch.Tensor):
         return
     if id(value) in seen:

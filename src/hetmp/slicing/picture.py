@@ -16,6 +16,9 @@ MOST_COUNTS = 16
 _WHOLE = f"repeating-linear-gradient(45deg,{GREY} 0 3px,transparent 3px 7px)"
 """The bar of a layer that every rank holds whole."""
 
+_EDGE = "box-shadow:inset 0 0 0 1px rgba(128,128,128,.5)"
+"""Around a colour that may be that of the ground."""
+
 
 def table_of(plan: "Plan") -> str:
     """Return a line per mixing layer: path, kind, scheme, channels and those of each rank."""
@@ -56,8 +59,8 @@ def _row(layer: "LayerPlan", colors: Sequence[str]) -> str:
     kind = f"{layer.kind}, {layer.scheme}, {layer.channels} channels"
     if layer.is_cut:
         parts = "".join(
-            f'<span title="rank {rank}: {count}" style="flex:{count} 1 0;background:{color}">'
-            "</span>"
+            f'<span title="rank {rank}: {count}" '
+            f'style="flex:{count} 1 0;background:{color};{_EDGE}"></span>'
             for rank, (count, color) in enumerate(zip(layer.counts, colors, strict=True))
             if count
         )
@@ -78,7 +81,7 @@ def _legend(plan: "Plan", colors: Sequence[str], rank: int | None) -> str:
         shown = sorted({0, rank or 0, plan.ranks - 1})
     items = [
         (
-            f"background:{colors[number]}",
+            f"background:{colors[number]};{_EDGE}",
             f"rank {number}"
             + " (this one)" * (number == rank)
             + (" left out" if number in plan.left_out else f": {plan.held[number]} channels"),
