@@ -8,6 +8,7 @@ from torch import nn
 
 import hetmp
 from helpers.saving import network, optimizer, ranks, shared, sliced, steps, uneven, world
+from helpers.works import works
 from hetmp.checkpoint.background import Saver
 from hetmp.checkpoint.save_load import gather
 from hetmp.cluster import Group
@@ -15,6 +16,7 @@ from hetmp.cluster import Group
 pytestmark = pytest.mark.mpi
 
 
+@works("`hetmp.save`, `hetmp.load`")
 @pytest.mark.every_size
 @pytest.mark.parametrize("name", ["sgd", pytest.param("adamw", marks=pytest.mark.writer)])
 def test_any_ranks_to_any_ranks(tmp_path, name):

@@ -20,6 +20,7 @@ from helpers.comparison import (
     sgd,
     world_size,
 )
+from helpers.works import works
 from hetmp.cluster import AgreedError
 
 pytestmark = pytest.mark.mpi
@@ -52,6 +53,7 @@ def trained(schemes=("filters", "whole", "inputs"), weights=None, frozen=()):
     return model, reference
 
 
+@works("`hetmp.clip_grad_norm_`")
 @pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.5, math.inf])
 @pytest.mark.parametrize("kind", ["70:25:5", "one zero"])
 def test_clip_grad_norm(kind, norm_type):

@@ -7,6 +7,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import hetmp
 from helpers.comparison import sgd
 from helpers.optimizing import KINDS, MIXED, Pair
+from helpers.works import works
 from hetmp.core.errors import HetmpError
 from hetmp.exchange import share_of
 from hetmp.optim import Averages
@@ -28,6 +29,7 @@ def averaged(pair, decay, steps=4):
     return mine, torchs.module
 
 
+@works("`hetmp.optim.Averages`")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("decay", [0.0, 0.7, 1.0])
 def test_averages(decay, kind):

@@ -12,6 +12,7 @@ import hetmp
 from helpers.comparison import WEIGHTS, batch, rank_loss, world_size
 from helpers.optimizing import IMAGES, KINDS, MIXED, Pair, network, train
 from helpers.saving import shared
+from helpers.works import works
 from hetmp.core.errors import HetmpError
 from hetmp.optim import LAMB, LARS, GradScaler, clip_grad_norm_
 
@@ -243,6 +244,7 @@ SCALED = {
 }
 
 
+@works("`GradScaler`")
 @pytest.mark.parametrize(
     ("name", "kind", "unscale"),
     [

@@ -18,6 +18,7 @@ from helpers.comparison import (
     sgd,
     world_size,
 )
+from helpers.works import works
 from hetmp import models
 
 pytestmark = pytest.mark.mpi
@@ -59,6 +60,7 @@ def test_mixed_schemes(number):
     compare_training(module, plan, IMAGES, steps=5, example=number % 3 == 0, **optimizer)
 
 
+@works("elementwise `torch.optim`")
 @pytest.mark.parametrize("number", range(2))
 def test_adam_with_default_plan(number):
     """A bias before a norm has no gradient but rounding, which Adam blows up."""

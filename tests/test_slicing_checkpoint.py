@@ -8,10 +8,12 @@ from torch.utils.checkpoint import checkpoint
 import hetmp
 from helpers.comparison import batch, mean_loss, rank_loss, seeded
 from helpers.paired import IMAGES, PLANS, Pair, small, with_a_lazy_rank
+from helpers.works import works
 
 pytestmark = pytest.mark.mpi
 
 
+@works("`torch.utils.checkpoint` around the model")
 @pytest.mark.parametrize("reentrant", [False, True], ids=["early-stop", "reentrant"])
 @pytest.mark.parametrize("plan", PLANS)
 def test_checkpoint(plan, reentrant):

@@ -9,6 +9,7 @@ from torch import nn
 import hetmp
 from helpers.comparison import batch, mean_loss, rank_loss, seeded
 from helpers.paired import IMAGES, PLANS, Pair, small, with_a_lazy_rank, with_lazy_ranks
+from helpers.works import works
 
 pytestmark = pytest.mark.mpi
 
@@ -66,6 +67,7 @@ def test_modes_reach_every_layer():
     assert not model.training
 
 
+@works("`torch.no_grad`, `torch.inference_mode`")
 @pytest.mark.parametrize("plan", PLANS)
 def test_gradient_mode_inside_the_loop(plan):
     """A pass without gradients beside one with them does not confuse the exchanges."""
@@ -84,6 +86,7 @@ def test_gradient_mode_inside_the_loop(plan):
 # --- precision ----------------------------------------------------------------------------------
 
 
+@works("`torch.autocast`")
 @pytest.mark.parametrize("plan", PLANS)
 def test_autocast(plan):
     """Ranks with nothing give the lower precision too, or their messages would not fit."""

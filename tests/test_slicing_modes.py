@@ -4,6 +4,7 @@ import pytest
 
 from helpers.comparison import batch, compare_training, mean_loss, rank_loss, seeded
 from helpers.paired import IMAGES, PLANS, Pair, small, with_a_lazy_rank
+from helpers.works import works
 
 pytestmark = pytest.mark.mpi
 
@@ -20,6 +21,7 @@ FROZEN = {
 }
 
 
+@works("`requires_grad_` before slicing")
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("which", FROZEN)
 def test_frozen_layers(which, plan):
@@ -42,6 +44,7 @@ def test_all_frozen_but_the_input(plan):
     pair.finish()
 
 
+@works("`requires_grad_` after slicing")
 @pytest.mark.parametrize("plan", PLANS)
 def test_freezing_and_thawing_between_steps(plan):
     module = seeded(small)
@@ -61,6 +64,7 @@ def test_freezing_and_thawing_between_steps(plan):
 # --- more than one forward or backward ----------------------------------------------------------
 
 
+@works("gradient accumulation")
 @pytest.mark.parametrize("plan", PLANS)
 def test_gradient_accumulation(plan):
     module = seeded(small)
@@ -75,6 +79,7 @@ def test_gradient_accumulation(plan):
     pair.finish()
 
 
+@works("`backward(retain_graph=True)`, then another")
 @pytest.mark.parametrize("plan", PLANS)
 def test_two_backwards_over_one_graph(plan):
     module = seeded(small)
@@ -88,6 +93,7 @@ def test_two_backwards_over_one_graph(plan):
     pair.finish()
 
 
+@works("several forwards to one backward")
 @pytest.mark.parametrize("plan", PLANS)
 def test_two_forwards_in_one_backward(plan):
     module = seeded(small)

@@ -20,6 +20,7 @@ from helpers.comparison import (
     sgd,
     world_size,
 )
+from helpers.works import works
 from hetmp.exchange import share_of
 
 pytestmark = pytest.mark.mpi
@@ -50,6 +51,7 @@ def equal_states(a: dict, b: dict) -> bool:
 # --- merging ------------------------------------------------------------------------------------
 
 
+@works("`merge_model`")
 @pytest.mark.parametrize("schemes", SCHEMES)
 @pytest.mark.parametrize("kind", ["70:25:5", "one zero", "all on last"])
 def test_merging_gives_back_what_was_sliced(kind, schemes):
@@ -239,6 +241,7 @@ def test_inputs_slices_the_input_channels():
 # --- copies -------------------------------------------------------------------------------------
 
 
+@works("`copy.deepcopy`, `AveragedModel`")
 @pytest.mark.parametrize("schemes", SCHEMES)
 def test_a_deep_copy_trains_on_its_own(schemes):
     module = seeded(small).eval()
@@ -268,6 +271,7 @@ def test_a_deep_copy_trains_on_its_own(schemes):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@works("`copy.deepcopy`, `AveragedModel`")
 def test_an_averaged_model():
     module = seeded(small).eval()
     model = hetmp.slice_model(module, pick_weights(5))
@@ -277,6 +281,7 @@ def test_an_averaged_model():
     torch.testing.assert_close(output, module(batch(IMAGES)), rtol=1e-10, atol=1e-12)
 
 
+@works("`load_state_dict` of this slicing's state")
 def test_a_state_dict_loads_into_a_model_sliced_alike():
     module, plan = seeded(small), pick_weights(6)
     model = hetmp.slice_model(module, plan)
