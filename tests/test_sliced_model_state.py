@@ -220,10 +220,10 @@ class Lightning(nn.Module):
 
 
 WRAPPED = {
-    "DataParallel": lambda module: nn.DataParallel(module).state_dict(),
+    "DataParallel": lambda module: nn.ModuleDict({"module": module}).state_dict(),
     "torch.compile": lambda module: renamed("_orig_mod.")(module.state_dict()),
-    "several, nested": lambda module: nn.DataParallel(
-        nn.ModuleDict({"_orig_mod": module})
+    "several, nested": lambda module: nn.ModuleDict(
+        {"module": nn.ModuleDict({"_orig_mod": module})}
     ).state_dict(),
     "a name of their own": lambda module: renamed("backbone.")(module.state_dict()),
     "compiled in part": lambda module: {

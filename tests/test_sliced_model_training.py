@@ -237,17 +237,19 @@ def test_compiling_is_refused(plan):
     assert model(batch(IMAGES)).shape == (4, 4)
 
 
-@works("`DistributedDataParallel(model)`")
-def test_data_parallelism_is_refused(plan, monkeypatch, tmp_path):
-    """It would make all ranks' slices rank 0's where they are of one size."""
+@works("`DataParallel(model)`, `DistributedDataParallel(model)`")
+def test_data_parallelism_is_refused(plan, tmp_path):
+    """Distributed, it would make all ranks' slices rank 0's where they are of one size."""
     module = seeded(small)
     model = hetmp.slice_model(module, [1] * world_size())
     before = copy.deepcopy(model.state_dict())
     for inner in (model, nn.Sequential(model)):
-        with pytest.raises(hetmp.HetmpError, match="DistributedDataParallel cannot take"):
-            nn.parallel.DistributedDataParallel(inner)
+        for kind in (nn.DataParallel, nn.parallel.DistributedDataParallel):
+            with pytest.raises(hetmp.HetmpError, match=f"^{kind.__name__} cannot take a sliced"):
+                kind(inner)
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
-    # It still takes what it can: here a job of its own, of this process alone.
+    # They still take what they can: here in a job of this process alone.
+    assert nn.DataParallel(seeded(small))(batch(IMAGES)).shape == (4, 4)
     store = torch.distributed.FileStore(os.fspath(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:

@@ -23,6 +23,7 @@ from helpers.comparison import (
     sgd,
     world_size,
 )
+from helpers.works import works
 from hetmp import models
 
 pytestmark = pytest.mark.mpi
@@ -231,6 +232,7 @@ def test_training_and_evaluation_do_other_things():
     compare_training(module.eval(), pick_weights(6), IMAGES)
 
 
+@works("`train()`, `eval()` of the model or a part")
 def test_a_part_in_another_mode_is_refused():
     class Nested(nn.Module):
         def __init__(self) -> None:

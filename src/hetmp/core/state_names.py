@@ -23,7 +23,7 @@ NESTED = (
 INSIDE = "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"
 """Names that torch's wrappers put anywhere into a name, and nobody else does."""
 
-WRAPPERS = (*INSIDE, "module", "model", "net")
+WRAPPERS = (*INSIDE, "module", "model")
 """First parts of names that wrappers are known by, in files whose model is not known."""
 
 

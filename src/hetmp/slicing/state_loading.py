@@ -62,14 +62,14 @@ def cut_whole(
     Raises:
         HetmpError: *assign* would part tensors that are one.
     """
-    given = {
+    present = {
         name: value
         for name, entry in table.items()
         if entry.persistent and isinstance(value := state.get(f"{prefix}{name}"), Tensor)
     }
     if assign:
-        _check_ties(given, table)
-    cut = {name: value for name, value in given.items() if table[name].state != FULL}
+        _check_ties(present, table)
+    cut = {name: value for name, value in present.items() if table[name].state != FULL}
     if all(value.shape == local[name].shape for name, value in cut.items()):
         return []
     wrong = []
@@ -88,10 +88,10 @@ def cut_whole(
     return wrong
 
 
-def _check_ties(given: Collection[str], table: Table) -> None:
+def _check_ties(present: Collection[str], table: Table) -> None:
     """Refuse to assign values one by one to what is one tensor under several names."""
     for name, entry in table.items():
-        if entry.alias_of is not None and (name in given or entry.alias_of in given):
+        if entry.alias_of is not None and (name in present or entry.alias_of in present):
             raise HetmpError(
                 f"assign=True would make two tensors of {entry.alias_of!r} and {name!r}, which "
                 "are one in the model: leave assign out, and the values are copied"

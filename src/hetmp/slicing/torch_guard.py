@@ -2,11 +2,12 @@
 
 ``torch.save`` opens its file and pickles afterwards: what was there before would be lost, and a
 piece of a file would stay. ``torch.compile`` puts exchanges into graphs that differ between the
-ranks. ``DistributedDataParallel`` makes the ranks' slices equal.
+ranks. ``DistributedDataParallel`` makes all ranks' slices those of rank 0, ``DataParallel`` runs
+exchanges in threads.
 """
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ _COMPILED = (
     "graph: call the model as it is"
 )
 _REPLICATED = (
-    "DistributedDataParallel cannot take a sliced model, as it would make every rank's slices "
-    "those of rank 0: leave it out, the ranks hold one model together"
+    "{} cannot take a sliced model, whose slices are one model together and not copies of one: "
+    "leave it out, the ranks need no other reduction"
 )
 
 
@@ -31,10 +32,10 @@ _REPLICATED = (
 def guard_torch() -> None:
     """Let torch's own functions, from now on, refuse a sliced model that they would get wrong."""
     _wrap(torch, "save", 0, "obj", _check_saved)
-    _wrap(torch, "compile", 0, "model", lambda model: _check(model, _COMPILED))
-    _wrap(
-        DistributedDataParallel, "__init__", 1, "module", lambda model: _check(model, _REPLICATED)
-    )
+    _wrap(torch, "compile", 0, "model", partial(_check, refusal=_COMPILED))
+    for kind in (nn.DataParallel, DistributedDataParallel):
+        refusal = _REPLICATED.format(kind.__name__)
+        _wrap(kind, "__init__", 1, "module", partial(_check, refusal=refusal))
 
 
 def _wrap(home: Any, name: str, place: int, argument: str, check: Callable[[Any], None]) -> None:
