@@ -96,6 +96,18 @@ def test_a_plan_for_another_model():
         explain(graph, plan_from_weights(other, (1, 2)))
 
 
+def test_hooks_are_counted():
+    """What is gathered for the hooks that a module has when it is given."""
+    module = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1))
+    plain = explained(module, (2, 3, 4, 4), [2, 1])
+    module[1].register_forward_hook(lambda part, args, output: None)
+    hooked = explained(module, (2, 3, 4, 4), [2, 1])
+    assert hooked.hooked == ("1",)
+    # The convolution's output is gathered in front of the norm, in both directions.
+    assert sum(hooked.received) == sum(plain.received) + 2 * 6 * 4 * 4 * 4
+    assert hooked.held == plain.held
+
+
 def test_the_tables_fit_what_they_show():
     from rich.console import Console
 
