@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from helpers.reading import Running, read, refusal
 from hetmp.slicing.graph import read_graph
@@ -265,7 +266,7 @@ def test_backward_hooks_of_old(path):
 def test_hooks_that_compute_weights():
     """They set an attribute before each run, which slices of the parameters know nothing of."""
     module = network()
-    nn.utils.prune.l1_unstructured(module[0][0], "weight", amount=0.5)
+    prune.l1_unstructured(module[0][0], "weight", amount=0.5)
     text = refusal(module)
     assert "'0.0' (Conv2d) cannot be sliced: its hooks compute 'weight'" in text
 

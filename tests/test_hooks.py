@@ -220,11 +220,11 @@ def test_returned_values(path):
     pair = Hooked(seeded(Network), lazy(seeded(Network), ("filters", "inputs")))
     pair.register(path, FORWARD, lambda log, part, args, output: output * 2 + 1)
     pair.register(path, FORWARD, lambda log, part, args, output: output.sin())
+    pair.register(path, FORWARD, lambda log, part, args, output: output.mul_(1.1))
     pair.register(path, BEFORE, lambda log, part, args: (args[0] * 1.5,))
     pair.register(path, BACKWARD, lambda log, part, into, out: (into[0] * 3,))
     pair.register(path, BACKWARD_BEFORE, lambda log, part, out: (out[0] / 2,))
     pair.log(path, FORWARD)
-    pair.step()
     pair.step()
     pair.finish()
 

@@ -220,7 +220,7 @@ class Runtime(nn.Module):
 
     def hook_entry(self, path: str) -> BackwardSum:
         """Return the exchange that sums gradients around a part with hooks."""
-        entry = self.hook_entries[path.replace(".", ":")]
+        entry = self.hook_entries[_entry_key(path)]
         assert isinstance(entry, BackwardSum)
         return entry
 
@@ -236,9 +236,9 @@ class Runtime(nn.Module):
             made.append(Running(program, _parts(orders, program)))
         for path in paths:
             title = f"the gradients around {path!r}, which has hooks"
-            if path.replace(".", ":") not in self.hook_entries:
+            if _entry_key(path) not in self.hook_entries:
                 entry = BackwardSum(self.group, self.tuning.wire, title)
-                self.hook_entries[path.replace(".", ":")] = entry
+                self.hook_entries[_entry_key(path)] = entry
         return made
 
     def _add_exchange(self, mode: int, step: ExchangeStep) -> None:
@@ -394,6 +394,11 @@ def _generator(device: torch.device) -> str:
 def step_key(mode: int, step: ProgramStep) -> str:
     """Return a name for a step that is unique over all programs and valid for a submodule."""
     return f"{mode}:{step.name}".replace(".", ":")
+
+
+def _entry_key(path: str) -> str:
+    """Return a name for a hooked part that no attribute of a module has."""
+    return f"at {path}".replace(".", ":")
 
 
 def _word(training: bool) -> str:

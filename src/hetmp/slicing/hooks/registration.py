@@ -67,24 +67,19 @@ class _Hooks(OrderedDict[int, Any]):
             raise HetmpError(reason)
         super().__setitem__(number, hook)
 
-    def __len__(self) -> int:
-        if self.taken:
-            self._drop_removed()
-        if self.local_now is None or not dict.__len__(self):
-            return dict.__len__(self)
-        return len(self._shown())
-
     def items(self) -> Any:
         """Return the hooks that torch sees now, with their numbers."""
+        self._drop_removed()
         return super().items() if self.local_now is None else self._shown()
 
     def values(self) -> Any:
         """Return the hooks that torch sees now."""
-        return super().values() if self.local_now is None else [hook for _, hook in self._shown()]
+        return [hook for _, hook in self.items()]
 
     @property
     def has_whole(self) -> bool:
         """Whether there are hooks that see whole values."""
+        self._drop_removed()
         return any(not isinstance(hook, _LocalHook) for hook in super().values())
 
     def take(self, number: int, hook: Any, origin: Mapping[int, Any]) -> None:
