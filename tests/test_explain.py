@@ -96,6 +96,18 @@ def test_a_plan_for_another_model():
         explain(graph, plan_from_weights(other, (1, 2)))
 
 
+def test_hooks_are_counted():
+    """What is gathered for the hooks that a module has when it is given."""
+    module = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1))
+    plain = explained(module, (3, 4, 4), [2, 1])
+    module[1].register_forward_hook(lambda part, args, output: None)
+    hooked = explained(module, (3, 4, 4), [2, 1])
+    assert hooked.hooked == ("1",)
+    # What the norm takes and what it gives, there and back: 6 channels of 4 x 4, float32.
+    assert sum(hooked.received) == sum(plain.received) + 4 * 6 * 4 * 4 * 4
+    assert hooked.held == plain.held
+
+
 def test_the_tables_fit_what_they_show():
     from rich.console import Console
 

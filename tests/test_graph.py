@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from helpers.reading import Running, read, refusal
 from hetmp.slicing.graph import read_graph
@@ -252,23 +253,29 @@ def test_a_parametrization_that_is_no_operation_on_parameters():
 # --- what is refused ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "register",
-    [
-        "register_forward_hook",
-        "register_forward_pre_hook",
-        "register_full_backward_hook",
-        "register_full_backward_pre_hook",
-    ],
-)
 @pytest.mark.parametrize("path", ["0.1", "0", ""])
-def test_hooks(path, register):
-    """They would see slices, or never run: on a layer, on what holds it, on the whole."""
+def test_backward_hooks_of_old(path):
     module = network()
     layer = module.get_submodule(path)
-    getattr(layer, register)(lambda *args: None)
+    layer.register_backward_hook(lambda *args: None)
     text = refusal(module)
-    assert f"{path!r} ({type(layer).__name__}) cannot be sliced: its hooks" in text
+    assert f"{path!r} ({type(layer).__name__}) cannot be sliced" in text
+    assert "use register_full_backward_hook" in text
+
+
+def test_hooks_that_compute_weights():
+    """They set an attribute before each run, which slices of the parameters know nothing of."""
+    module = network()
+    prune.l1_unstructured(module[0][0], "weight", amount=0.5)
+    text = refusal(module)
+    assert "'0.0' (Conv2d) cannot be sliced: its hooks compute 'weight'" in text
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+def test_spectral_norm_of_old():
+    module = network()
+    nn.utils.spectral_norm(module[0][0])
+    assert "'0.0' (Conv2d) cannot be sliced: its hooks compute 'weight'" in refusal(module)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
@@ -282,9 +289,12 @@ def test_weight_norm_of_old_on_what_is_no_convolution():
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_weight_norm_of_old_and_a_hook():
+    """The hook is another matter: what computes the weight is part of the layer."""
     module = network()
     nn.utils.weight_norm(module[0][0]).register_forward_hook(print)
-    assert "'0.0' (Conv2d) cannot be sliced: its hooks" in refusal(module)
+    graph = read_graph(module)
+    assert graph.hooked == ("0.0",)
+    assert not list(graph.fallbacks())
 
 
 def test_a_lazy_layer():

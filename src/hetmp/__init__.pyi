@@ -48,6 +48,9 @@ from .slicing import (
     leaf as leaf,
 )
 from .slicing import (
+    local_hook as local_hook,
+)
+from .slicing import (
     merge_model as merge_model,
 )
 from .slicing import (

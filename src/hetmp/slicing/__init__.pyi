@@ -2,6 +2,7 @@ from .build import slice_model as slice_model
 from .channel_groups import plan_from_weights as plan_from_weights
 from .graph import leaf as leaf
 from .graph import read_graph as read_graph
+from .hooks import local_hook as local_hook
 from .merge import merge_model as merge_model
 from .merge import merged_tensors as merged_tensors
 from .model import SlicedModel as SlicedModel

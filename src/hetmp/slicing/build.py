@@ -28,6 +28,7 @@ from hetmp.slicing.graph import (
     read_graph,
     skeleton_of,
 )
+from hetmp.slicing.hooks import HookedParts
 from hetmp.slicing.model import RESERVED, SlicedModel
 from hetmp.slicing.optimizer_guard import guard
 from hetmp.slicing.plan import Plan
@@ -113,6 +114,7 @@ def slice_model(
     add_layers(model, target)
     _fill(model, module, table, init, group)
     model.training = module.training
+    _prepare_hooks(model, module)
     settle(model, Attributes(model, original, mapped(example_input, on_meta), target))
     guard(model)
     guard_torch()
@@ -167,6 +169,7 @@ def _agree_on_model(
             *(f"{n} {p.shape} {p.dtype} {p.requires_grad}" for n, p in skeleton.named_parameters()),
             *(f"{name} {b.shape} {b.dtype}" for name, b in skeleton.named_buffers()),
             *(f"{name} {layer.training}" for name, layer in skeleton.named_modules()),
+            f"hooks on {graph.hooked}",
         ],
         "plan or weights": [plan.model_dump_json()],
         "example_input": (f"{step.name} {_description(step)}" for step in schedule.steps),
@@ -233,6 +236,22 @@ def add_layers(model: SlicedModel, device: torch.device) -> None:
             _adopt(local, layer, device, runtime, path)
         model.get_submodule(above).add_module(name, local)
     _tie(model, graph)
+
+
+def _prepare_hooks(model: SlicedModel, module: nn.Module) -> None:
+    """Let the parts of *model* have hooks, and take over those of *module*."""
+    runtime = model.hetmp
+    hooked_parts = runtime.hooked_parts = HookedParts(model, runtime.graph)
+    for mode, program in enumerate(runtime.schedule.programs):
+        for step in program.steps:
+            if isinstance(step, CallStep) and step.run.layer is not None:
+                part, callee = (
+                    model.get_submodule(step.node.path),
+                    runtime.callee(model, mode, step),
+                )
+                if callee is not part and isinstance(callee, nn.Module):
+                    hooked_parts.share(part, callee)
+    hooked_parts.take_over(module, model)
 
 
 def _tie(model: nn.Module, graph: ModelGraph) -> None:

@@ -1,6 +1,6 @@
 """One forward pass: the steps of a program, each with the values that the others made."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from hetmp.exchange import Carriage, Exchange, tidy
+from hetmp.exchange import Carriage, Exchange, leave, tidy
 from hetmp.ops import Postponed, Seeds, add_bias, filled
 from hetmp.slicing.graph import PLAIN
-from hetmp.slicing.runtime import GradientCheckpoint, Order, Runtime
-from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep
+from hetmp.slicing.hooks import run_hooked
+from hetmp.slicing.runtime import GradientCheckpoint, Order, Section, Runtime
+from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, HookedStep, WriteStep
 
 _CHANNELS_LAST = (0, 2, 3, 1)
 """The dimensions of (n, c, h, w) as they lie in memory."""
@@ -44,13 +45,18 @@ class Forward:
         self.values, self.entered, self.seeds = values, entered, seeds
         self.watch = runtime.watch
         self.postponed: dict[str, tuple[Postponed, int]] = {}
+        # By name, what hooks have seen of values that are changed in place later.
+        self.seen: dict[str, Tensor] = {}
 
-    def run(self) -> None:
+    def run(self, parts: Sequence[Section]) -> None:
         """Run every step; ``values`` then holds the values that the program returns."""
         tidy(self.runtime.group)
         if self.watch is not None:
             self.watch.began()
-        for part in self.runtime.parts(self.mode):
+        self._run_all(parts)
+
+    def _run_all(self, parts: Sequence[Section]) -> None:
+        for part in parts:
             if isinstance(part, Order):
                 self._run(part)
             else:
@@ -58,13 +64,29 @@ class Forward:
 
     def _run(self, order: Order) -> None:
         """Run one step, under what the module sets around it."""
-        scope = order.step.scope
+        step, scope = order.step, order.step.scope
         with nullcontext() if scope is PLAIN else scope.entered():
-            self.values[order.step.name] = value = self._step(order)
+            if isinstance(step, HookedStep):
+                value = self._run_hooked(order, step)
+                self.values.update(value)
+            else:
+                self.values[step.name] = value = self._step(order)
         if self.watch is not None:
-            self.watch.made(order.step, value)
+            self.watch.made(step, value)
         for name in order.freed:
             self.values.pop(name, None)
+
+    def _run_hooked(self, order: Order, step: HookedStep) -> dict[str, Any]:
+        """Call a part with whole values, for its hooks; return its results, by name. Collective."""
+        runtime, part = self.runtime, self.model.get_submodule(step.path)
+
+        def run_inside(values: dict[str, Any]) -> None:
+            inner = Forward(self.model, runtime, self.mode, values, self.entered, self.seeds)
+            inner.watch, inner.seen = self.watch, self.seen
+            inner._run_all(order.inside)
+
+        entry = runtime.hook_entry(step.path)
+        return run_hooked(step, part, runtime.group, entry, self.values, self.seen, run_inside)
 
     def _run_checkpoint(self, part: GradientCheckpoint) -> None:
         """Run steps whose values the backward pass computes again. Collective, as that is too."""
@@ -96,6 +118,8 @@ class Forward:
         step = order.step
         if isinstance(step, ExchangeStep):
             return self._exchange(order, step)
+        if isinstance(step, WriteStep):
+            return self._write(step)
         if isinstance(step, BiasStep):
             bias = self.entered.get(step.parameter)
             if bias is None:
@@ -103,6 +127,15 @@ class Forward:
             return add_bias(self.values[step.sources[0]], bias, step.axis)
         assert isinstance(step, CallStep)
         return self._call(order, step)
+
+    def _write(self, step: WriteStep) -> Tensor:
+        """Write a value into what hooks saw of it, and go on from there. Collective backward."""
+        whole = leave(self.runtime.group, self.values[step.sources[0]])
+        for name in step.seen:
+            if self.seen[name] is not whole:
+                self.seen[name].copy_(whole)
+        (value,) = self.runtime.hook_entry(step.path)(whole)
+        return value
 
     def _exchange(self, order: Order, step: ExchangeStep) -> Any:
         """Exchange a value; while it travels, the parameters of its takers enter autograd."""

@@ -19,7 +19,16 @@ from hetmp.slicing.graph import PLAIN, ModelGraph
 from hetmp.slicing.pickling import NotPickled
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.runtime import Runtime
-from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, ProgramStep, Schedule
+from hetmp.slicing.schedule import (
+    BiasStep,
+    CallStep,
+    ExchangeStep,
+    HookedStep,
+    Program,
+    ProgramStep,
+    Schedule,
+    WriteStep,
+)
 from hetmp.slicing.state_loading import cut_whole, fitting_state
 from hetmp.slicing.table import Table, tensors_of
 from hetmp.slicing.tuning import Tuning
@@ -64,7 +73,8 @@ class SlicedModel(NotPickled, Part):
         runtime.check(tensors)
         runtime.check_modes(self)
         mode = runtime.mode(self.training)
-        program = runtime.schedule.programs[mode]
+        running = runtime.running(mode)
+        program = running.program
         tensors = dict(zip(tensors, runtime.input_entry(*tensors.values()), strict=True))
         entered = self._entered(mode)
         values = {name: tensors[input_name] for name, input_name in program.entries.items()}
@@ -72,7 +82,7 @@ class SlicedModel(NotPickled, Part):
         for name, path in program.attributes.items():
             values[name] = self._attribute(path, entered, device)
         seeds = runtime.draw_key(self, mode, device)
-        Forward(self, runtime, mode, values, entered, seeds).run()
+        Forward(self, runtime, mode, values, entered, seeds).run(running.parts)
         if seeds is not None:
             seeds.close()
         return filled(program.result, lambda name: _left(runtime.group, values[name]))
@@ -155,14 +165,14 @@ class SlicedModel(NotPickled, Part):
             if len(schedule.programs) > 1:
                 modes = (str(mode) for mode, own in schedule.modes.items() if own is program)
                 lines.append(f" in {' and '.join(modes)}:")
-            lines += self._rows(number, program)
+            lines += self._rows(number, self.hetmp.running(number).program)
         return "\n".join(line.rstrip() for line in lines)
 
     def _repr_html_(self) -> str:
         return self.hetmp._repr_html_()
 
     def _rows(self, mode: int, program: Program) -> list[str]:
-        rows = [self._row(mode, step) for step in program.steps]
+        rows = [self._row(mode, step) for step in program.flat]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         return [
             "  "
@@ -187,6 +197,10 @@ class SlicedModel(NotPickled, Part):
             )
         if isinstance(step, BiasStep):
             return step.parameter.rpartition(".")[0], "", str(step.after), "add bias"
+        if isinstance(step, HookedStep):
+            return step.path, "hooks", "", "hooks see whole values, backward Allreduce"
+        if isinstance(step, WriteStep):
+            return step.path, "hooks", "", "changed in place: also for hooks, backward Allreduce"
         assert isinstance(step, ExchangeStep)
         exchange = self.hetmp.exchange(mode, step)
         what = f"{exchange.collective}, backward {exchange.backward_collective}"

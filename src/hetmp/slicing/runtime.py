@@ -13,14 +13,24 @@ from torch import Tensor, nn
 from hetmp.cluster import AgreedError, Group
 from hetmp.cluster.machine import device_name
 from hetmp.core.errors import HetmpError
-from hetmp.core.state import FULL
+from hetmp.core.partition import Layout
+from hetmp.core.state import FULL, State
 from hetmp.exchange import BackwardSum, Exchange
 from hetmp.ops import Seeds, Whole, keyed_dropouts, may_draw, runs_own_code
 from hetmp.slicing.graph import Mode, ModelGraph
+from hetmp.slicing.hooks import HookedParts, schedule_hooked
 from hetmp.slicing.picture import html_of, table_of
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.same_batch import SameBatch
-from hetmp.slicing.schedule import CallStep, ExchangeStep, Program, ProgramStep, Schedule, takers
+from hetmp.slicing.schedule import (
+    CallStep,
+    ExchangeStep,
+    HookedStep,
+    Program,
+    ProgramStep,
+    Schedule,
+    takers,
+)
 from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
 from hetmp.slicing.verification import NOT_ASKED
@@ -28,6 +38,9 @@ from hetmp.slicing.watch import Watch
 
 _PRECISIONS = (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
 """The dtypes that autocast may cast to."""
+
+_HOOKED_KEPT = 8
+"""For how many sets of hooked parts the programs are kept."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,7 @@ class Order:
         takers: of an exchange that gathers, the mixing layers that take its result, and hold no
             replicated parameters.
         borrowed: whether nothing else takes the result, so that it is only read.
+        inside: of a hooked part, the steps that its call runs.
     """
 
     step: ProgramStep
@@ -52,6 +66,7 @@ class Order:
     own: bool
     takers: tuple[CallStep, ...]
     borrowed: bool
+    inside: "tuple[Section, ...]" = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,23 @@ class GradientCheckpoint:
     freed: tuple[str, ...]
 
 
+Section = Order | GradientCheckpoint
+"""What a program runs, one after the other."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A program, ready to run.
+
+    Attributes:
+        program: its steps and what it returns.
+        parts: its steps, in order.
+    """
+
+    program: Program
+    parts: tuple[Section, ...]
+
+
 class Runtime(nn.Module):
     """The parts of a sliced model besides the user's layers.
 
@@ -83,6 +115,8 @@ class Runtime(nn.Module):
         repeated: layers that run again in another way, and functions with a state of their own,
             by the name of the step.
         input_entry, parameter_entry: the exchanges at the entry, which sum gradients.
+        hook_entries: those around the parts that have had hooks.
+        hooked_parts: the parts that may have hooks, None before there are layers.
     """
 
     def __init__(
@@ -107,16 +141,18 @@ class Runtime(nn.Module):
             for step in program.steps
             if isinstance(step, ExchangeStep)
         ]
-        titles = {
+        self._titles = {
             step.name: f"the output of {step.title}"
             for step in schedule.steps
             if isinstance(step, CallStep)
         }
-        self.exchanges = nn.ModuleList(
-            Exchange(group, s.before, s.after, tuning.wire, titles.get(s.sources[0], s.sources[0]))
-            for _, s in steps
-        )
-        self._number = {(mode, step.name): number for number, (mode, step) in enumerate(steps)}
+        self.exchanges = nn.ModuleList()
+        self._number: dict[tuple[int, str, State[Layout]], int] = {}
+        for mode, step in steps:
+            self._add_exchange(mode, step)
+        self.hook_entries = nn.ModuleDict()
+        self.hooked_parts: HookedParts | None = None
+        self._hooked: dict[tuple[str, ...], list[Running]] = {}
         self.repeated = nn.ModuleDict()
         self.functions: dict[str, Callable[..., Any]] = {}
         self.input_entry = BackwardSum(group, tuning.wire, "the inputs' gradients")
@@ -129,10 +165,11 @@ class Runtime(nn.Module):
     def take(self, graph: ModelGraph, schedule: Schedule) -> None:
         """Run *schedule*, that of *graph*, from now on; every value lies as in the one before."""
         self.graph, self.schedule = graph, schedule
+        self._hooked.clear()
         self._batch = next((t.batch for t in graph.traces if t.batch is not None), None)
         self._orders = [_orders(program, graph, self.table) for program in schedule.programs]
-        self._parts = [
-            _parts(orders, program)
+        self._running = [
+            Running(program, _parts(orders, program))
             for orders, program in zip(self._orders, schedule.programs, strict=True)
         ]
         self._programs = schedule.numbers
@@ -189,9 +226,63 @@ class Runtime(nn.Module):
         """Return the index of the program that runs now, in training mode or not."""
         return self._programs[Mode(training, torch.is_grad_enabled())]
 
-    def parts(self, mode: int) -> tuple[Order | GradientCheckpoint, ...]:
-        """Return the steps of a program, in order, ready to run."""
-        return self._parts[mode]
+    @property
+    def hooked(self) -> tuple[str, ...]:
+        """The paths of the parts that have hooks now, which see whole values."""
+        return () if self.hooked_parts is None else self.hooked_parts.now()
+
+    @property
+    def hook_mark(self) -> int:
+        """A number that differs between ranks whose hooks are on other parts."""
+        return zlib.crc32("\n".join(self.hooked).encode())
+
+    def running(self, mode: int) -> Running:
+        """Return the program of a mode, with the hooks that there are now. Not collective.
+
+        Raises:
+            HetmpError: a part has hooks that it cannot have.
+        """
+        paths = self.hooked
+        if not paths:
+            return self._running[mode]
+        if paths not in self._hooked:
+            if len(self._hooked) == _HOOKED_KEPT:
+                del self._hooked[next(iter(self._hooked))]
+            self._hooked[paths] = self._with_hooks(paths)
+        return self._hooked[paths][mode]
+
+    def hook_entry(self, path: str) -> BackwardSum:
+        """Return the exchange that sums gradients around a part with hooks."""
+        entry = self.hook_entries[_entry_key(path)]
+        assert isinstance(entry, BackwardSum)
+        return entry
+
+    def _with_hooks(self, paths: tuple[str, ...]) -> list[Running]:
+        """Make the programs with hooks on the parts at *paths*, and the exchanges that they add."""
+        made = []
+        schedule = schedule_hooked(self.graph, self.plan, self.schedule, paths)
+        for mode, program in enumerate(schedule.programs):
+            for step in program.flat:
+                if isinstance(step, ExchangeStep):
+                    self._add_exchange(mode, step)
+            orders = _orders(program, self.graph, self.table)
+            made.append(Running(program, _parts(orders, program)))
+        for path in paths:
+            title = f"the gradients around {path!r}, which has hooks"
+            if _entry_key(path) not in self.hook_entries:
+                entry = BackwardSum(self.group, self.tuning.wire, title)
+                self.hook_entries[_entry_key(path)] = entry
+        return made
+
+    def _add_exchange(self, mode: int, step: ExchangeStep) -> None:
+        """Add the exchange of a step, unless there is one of that value to that state."""
+        (source,) = step.sources
+        if (mode, source, step.after) not in self._number:
+            self._number[mode, source, step.after] = len(self.exchanges)
+            title = self._titles.get(source, source)
+            self.exchanges.append(
+                Exchange(self.group, step.before, step.after, self.tuning.wire, title)
+            )
 
     def replicated(self, mode: int) -> tuple[str, ...]:
         """Return the names of a program's parameters that every rank holds whole."""
@@ -211,7 +302,7 @@ class Runtime(nn.Module):
 
     def exchange(self, mode: int, step: ExchangeStep) -> Exchange:
         """Return the exchange that a step runs."""
-        exchange = self.exchanges[self._number[mode, step.name]]
+        exchange = self.exchanges[self._number[mode, step.sources[0], step.after]]
         assert isinstance(exchange, Exchange)
         return exchange
 
@@ -336,6 +427,11 @@ def step_key(mode: int, step: ProgramStep) -> str:
     return f"{mode}:{step.name}".replace(".", ":")
 
 
+def _entry_key(path: str) -> str:
+    """Return a name for a hooked part that no attribute of a module has."""
+    return f"at {path}".replace(".", ":")
+
+
 def _word(training: bool) -> str:
     return "training" if training else "evaluation"
 
@@ -362,14 +458,21 @@ def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, .
                 isinstance(step, CallStep) and runs_own_code(step.node.call),
                 mixing,
                 borrowed,
+                _inside(step, graph, table),
             )
         )
     return tuple(orders)
 
 
-def _parts(orders: Sequence[Order], program: Program) -> tuple[Order | GradientCheckpoint, ...]:
+def _inside(step: ProgramStep, graph: ModelGraph, table: Table) -> tuple[Section, ...]:
+    if not isinstance(step, HookedStep):
+        return ()
+    return _parts(_orders(step.inside, graph, table), step.inside)
+
+
+def _parts(orders: Sequence[Order], program: Program) -> tuple[Section, ...]:
     """Put the steps of each checkpoint together."""
-    parts: list[Order | GradientCheckpoint] = []
+    parts: list[Section] = []
     for number, group in itertools.groupby(orders, lambda order: order.step.scope.checkpoint):
         own = tuple(group)
         if number is None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic
 
+from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, PARTIAL, L, OperandState, Sliced, State
 from hetmp.exchange import received, received_by_all
 from hetmp.ops import Cuts, Mixing, OperatorRun, Value, references
@@ -107,6 +108,53 @@ class BiasStep(ProgramStep, Generic[L]):
 
 
 @dataclass(frozen=True)
+class HookedStep(ProgramStep):
+    """A step that calls a part of the module with whole values, for its hooks.
+
+    Outside and inside, values keep the states that they have without hooks. Its results are the
+    values in ``leaving`` and ``exports``.
+
+    Attributes:
+        path, title: the part's place in the module, and its name for the reader.
+        args, kwargs: what it is called with: a ``Ref`` to every value, to tensors as they enter.
+        entering: tensors as they enter -> the full values outside.
+        result: what it returns: a ``Ref`` to every value, to tensors as they leave.
+        leaving: tensors as they leave -> the full values inside.
+        fixed: tensors among these that no hook may replace: the part works on them in place.
+        kept: tensors among these that are written to later, as a hook may have kept them.
+        cuts: of tensors that enter and leave, the state that they are needed in.
+        exports: other values made inside that steps outside take.
+        inside: the steps that the call runs.
+    """
+
+    path: str
+    title: str
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+    entering: Mapping[str, str]
+    result: object
+    leaving: Mapping[str, str]
+    fixed: frozenset[str]
+    kept: frozenset[str]
+    cuts: Mapping[str, State[Layout]]
+    exports: tuple[str, ...]
+    inside: "Program"
+
+
+@dataclass(frozen=True)
+class WriteStep(ProgramStep):
+    """A step that writes a full value into what hooks saw of it before it was changed in place.
+
+    Attributes:
+        path: of a part whose hooks did.
+        seen: the tensors, as they entered or left.
+    """
+
+    path: str
+    seen: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Program:
     """The steps of one of the module's modes, in order.
 
@@ -125,6 +173,14 @@ class Program:
     def returned(self) -> frozenset[str]:
         """The names of the values that are returned."""
         return frozenset(references(self.result))
+
+    @cached_property
+    def flat(self) -> tuple[ProgramStep, ...]:
+        """The steps in the order in which they run, those inside of hooked parts included."""
+        flat: list[ProgramStep] = []
+        for step in self.steps:
+            flat += (*step.inside.flat, step) if isinstance(step, HookedStep) else (step,)
+        return tuple(flat)
 
     @cached_property
     def consumers(self) -> dict[str, list[ProgramStep]]:

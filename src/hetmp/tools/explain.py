@@ -15,6 +15,7 @@ from hetmp.exchange import collective, share_shape
 from hetmp.slicing import SlicedTensor, Table, make_table
 from hetmp.slicing.channel_groups import ChannelGroups, channel_groups
 from hetmp.slicing.graph import ModelGraph, Node
+from hetmp.slicing.hooks import schedule_hooked
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
@@ -67,6 +68,7 @@ class Explanation:
         groups: the channel groups, cut as ``plan`` says.
         held: number of parameters of each rank, out of ``parameters``.
         modes: whether evaluation runs different operations.
+        hooked: the parts that have hooks, whose exchanges are counted.
     """
 
     rows: tuple[LayerRow, ...]
@@ -75,6 +77,7 @@ class Explanation:
     held: tuple[int, ...]
     parameters: int
     modes: bool
+    hooked: tuple[str, ...] = ()
 
     @property
     def received(self) -> list[float]:
@@ -94,13 +97,16 @@ def explain(graph: ModelGraph, plan: Plan) -> Explanation:
     schedule = schedule_model(graph, plan)
     groups = channel_groups(graph)
     table = make_table(graph, schedule)
+    hooked = tuple(filter(None, graph.hooked))
+    shown = schedule_hooked(graph, plan, schedule, hooked) if hooked else schedule
     return Explanation(
-        tuple(_rows(graph, plan, schedule, groups)),
+        tuple(_rows(graph, plan, shown, groups)),
         groups,
         plan,
         tuple(_held(table, rank) for rank in range(plan.ranks)),
         sum(entry.shape.numel() for entry in _parameters(table)),
         len(schedule.programs) > 1,
+        hooked,
     )
 
 
@@ -111,7 +117,7 @@ def _rows(
     rows: list[LayerRow] = []
     waiting: list[ExchangeStep] = []
     first_wanted: dict[str, str] = {}
-    for step in program.steps:
+    for step in program.flat:
         if isinstance(step, ExchangeStep):
             # A sum belongs to the layer that made its summands.
             if step.before == PARTIAL and rows and rows[-1].scheme == "inputs":
@@ -295,6 +301,10 @@ def _totals(explanation: Explanation) -> Text:
         lines.append("scheme: filters everywhere (every rank owns its output channels' filters)")
     if any(_exchange_text(row) == "as above" for row in explanation.rows):
         lines.append("as above: the value was gathered for an earlier layer and is used again")
+    if explanation.hooked:
+        number = len(explanation.hooked)
+        parts = f"{number} part" + ("s" if number > 1 else "")
+        lines.append(f"hooks on {parts} see whole values: the exchanges for that are counted")
     if explanation.modes:
         lines.append("training and evaluation run different operations: this shows training")
     return Text("\n".join(lines))

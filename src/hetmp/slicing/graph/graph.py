@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hetmp.core.errors import HetmpError
 from hetmp.ops import Call, Rule, Value, references
 from hetmp.slicing.graph.inputs import Example, Inputs
+from hetmp.slicing.graph.module_calls import ModuleCall
 from hetmp.slicing.graph.scope import Scope
 
 
@@ -77,6 +78,8 @@ class Trace:
         result: what the module returns, with a ``Ref`` for every value.
         values: the facts known about every value, by name.
         batch: the only number of images that it takes, None where any will do.
+        calls: the calls of the module's parts, in the order in which they begin.
+        changes: operations that work in place -> the value that each changes.
     """
 
     entries: Mapping[str, str]
@@ -85,6 +88,8 @@ class Trace:
     result: object
     values: Mapping[str, Value]
     batch: int | None
+    calls: tuple[ModuleCall, ...] = ()
+    changes: Mapping[str, str] = field(default_factory=dict)
 
     def consumers(self, name: str) -> list[Node]:
         """Return the nodes that take a value."""
@@ -127,6 +132,7 @@ class ModelGraph:
         example: of the inputs, on the meta device; without tensors where no size could be guessed.
         held: by mode, training or not, the parts that the module's own ``train`` leaves in the
             other one, by name.
+        hooked: the parts that had hooks when the module was read, by name.
     """
 
     skeleton: nn.Module
@@ -137,6 +143,7 @@ class ModelGraph:
     dims: int | None
     example: Example
     held: Mapping[bool, frozenset[str]]
+    hooked: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, object]) -> "ModelGraph":
         return self  # models that are copied share what never changes
@@ -196,6 +203,43 @@ class ModelGraph:
 
     def _first(self, name: str) -> str:
         return self.aliases.get(name, name)
+
+    def is_layer(self, path: str) -> bool:
+        """Return whether the part at *path* is one operation, or lies inside of one."""
+        return any(path == one or path.startswith(f"{one}.") for one in self._layers)
+
+    def why_no_hook(self, path: str, *, backward: bool = False) -> str | None:
+        """Return why no hook on the part at *path* can see whole values, or None.
+
+        *backward* asks for hooks that see gradients.
+        """
+        calls = self._calls.get(path, [])
+        for call in calls:
+            if call.reason is not None:
+                return call.reason
+            if backward and call.doubled:
+                return "it takes or gives one value twice, so its gradients cannot be told apart"
+        if calls:
+            return None
+        around = [one for one in self._layers if path.startswith(f"{one}.")]
+        if around:
+            return f"it is inside {around[0]!r}, which is kept as one: put the hook on that"
+        return "the model never calls it"
+
+    @cached_property
+    def _layers(self) -> tuple[str, ...]:
+        """The paths of the layers that are called, each once."""
+        layers = (node.path for node in self.nodes if node.call.layer is not None)
+        return tuple(dict.fromkeys(layers))
+
+    @cached_property
+    def _calls(self) -> dict[str, list[ModuleCall]]:
+        """The calls of every part, in all modes."""
+        calls: dict[str, list[ModuleCall]] = {}
+        for trace in self.traces:
+            for call in trace.calls:
+                calls.setdefault(call.path, []).append(call)
+        return calls
 
     def fallbacks(self) -> Iterator[Node]:
         """Yield the operations that every rank computes whole because no rule fits."""

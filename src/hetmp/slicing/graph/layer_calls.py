@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hetmp.ops import LayerForm, layer_form
+from hetmp.slicing.graph.module_calls import REPLACED
 
 
 @dataclass(frozen=True)
@@ -62,4 +63,5 @@ def put_layer(node: fx.Node, path: str) -> None:
         layered = node.graph.call_module(path, (operand,))
     layered.meta, layered.stack_trace = dict(node.meta), node.stack_trace
     node.replace_all_uses_with(layered)
+    node.meta[REPLACED] = layered
     node.graph.erase_node(node)

@@ -28,12 +28,14 @@ from hetmp.slicing.graph.inplace import changed, check_memory
 from hetmp.slicing.graph.inputs import Example, read_inputs
 from hetmp.slicing.graph.lines import users_line
 from hetmp.slicing.graph.meta_run import attribute, modes_kept
+from hetmp.slicing.graph.module_calls import CallLog, CallReader
 from hetmp.slicing.graph.parametrized import as_computing, norms_of_old
 from hetmp.slicing.graph.scope import PLAIN
 from hetmp.slicing.graph.shapes import Probed, probe, probe_unseen
 from hetmp.slicing.graph.skeleton import skeleton_of
 from hetmp.slicing.graph.subclasses import as_bases
 from hetmp.slicing.graph.tracing import trace_modes
+from hetmp.slicing.graph.users_hooks import check_hooks, is_hooked
 
 _WHOLE = Whole()
 
@@ -63,7 +65,7 @@ def read_graph(
         raise HetmpError(
             f"a single {type(module).__name__} cannot be sliced: put it into an nn.Sequential"
         )
-    _check_hooks(module)
+    check_hooks(module)
     skeleton = skeleton_of(module)
     as_bases(skeleton)
     as_computing(skeleton)
@@ -72,8 +74,8 @@ def read_graph(
     example = Example(tensors, not tensors, torch.device(device))
     if example.guessed:
         example = replace(example, tensors=guess_input(skeleton, inputs.names[0]))
-    graphs, dims_matter = trace_modes(skeleton, inputs, example)
-    read = {id(graph): _read(skeleton, graph, tensors) for graph in graphs.values()}
+    graphs, calls, dims_matter = trace_modes(skeleton, inputs, example)
+    read = {id(graph): _read(skeleton, graph, calls[graph], tensors) for graph in graphs.values()}
     modes = {mode: read[id(graph)] for mode, graph in graphs.items()}
     training = modes[TRAINING]
     first = next(iter(training.entries), None)
@@ -86,12 +88,21 @@ def read_graph(
     }
     example = replace(example, tensors={name: _on_meta(x) for name, x in example.tensors.items()})
     graph = ModelGraph(
-        skeleton, modes, inputs, constants, _aliases(skeleton), dims, example, _held(skeleton)
+        skeleton,
+        modes,
+        inputs,
+        constants,
+        _aliases(skeleton),
+        dims,
+        example,
+        _held(skeleton),
+        _hooked(module),
     )
     if next(graph.mixing(), None) is None:
         raise HetmpError(
             f"{type(skeleton).__name__} has no convolution or linear layer: nothing can be sliced"
         )
+    _check_hooked(graph, module)
     return graph
 
 
@@ -122,16 +133,21 @@ def _on_meta(x: Tensor) -> Tensor:
     return x.detach().to("meta").requires_grad_(x.requires_grad)
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+def _hooked(module: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the parts that have hooks of the user's."""
+    return tuple(path for path, part in module.named_modules() if is_hooked(part))
 
 
-def _check_hooks(module: nn.Module) -> None:
-    for path, layer in module.named_modules():
-        hooks = [hook for kind in _HOOKS for hook in getattr(layer, kind).values()]
-        if len(hooks) > len(norms_of_old(layer)):
+def _check_hooked(graph: ModelGraph, module: nn.Module) -> None:
+    """Refuse hooks of the user's that cannot see whole values on slices."""
+    for path in filter(None, graph.hooked):
+        part = module.get_submodule(path)
+        backward = bool(part._backward_hooks or part._backward_pre_hooks)
+        reason = graph.why_no_hook(path, backward=backward)
+        if reason is not None:
             raise HetmpError(
-                f"layer {place(path, layer)} cannot be sliced: its hooks would not run on slices: "
-                "remove them first"
+                f"the hooks of {place(path, part)} would not run on slices as they do now, remove "
+                f"them first: {reason}"
             )
 
 
@@ -167,7 +183,9 @@ def _held(skeleton: nn.Module) -> dict[bool, frozenset[str]]:
     return held
 
 
-def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) -> Trace:
+def _read(
+    skeleton: nn.Module, graph: fx.Graph, log: CallLog, examples: Mapping[str, Tensor]
+) -> Trace:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         probed = _probe(skeleton, graph, examples)
@@ -187,7 +205,9 @@ def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
             return kind(*mapped(item.args, named), **mapped(item.kwargs, named))
         return Ref(current.get(item.name, item.name))
 
+    calls, changes = CallReader(log, graph), dict[str, str]()
     for node in graph.nodes:
+        calls.before(node, named)
         if node.op == "placeholder":
             entries[node.name] = str(node.target)
         elif node.op == "get_attr":
@@ -198,9 +218,10 @@ def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
             nodes.append(_node(skeleton, node, named, values))
             source = changed(node, skeleton, values)
             if source is not None:
-                same = current.get(source.name, source.name)
+                changes[node.name] = same = current.get(source.name, source.name)
                 current.update({old: node.name for old, new in current.items() if new == same})
                 current[same] = node.name
+        calls.after(node, named, current)
     nodes = _live(nodes, result)
     nodes, values = _with_demanded_sizes(nodes, values)
     for operation in nodes:
@@ -214,7 +235,9 @@ def _read(skeleton: nn.Module, graph: fx.Graph, examples: Mapping[str, Tensor]) 
                 f"{type(skeleton).__name__} takes its batch apart, so it can be read for one "
                 "number of images only: give slice_model an example_input with that many"
             )
-    return Trace(entries, attributes, tuple(nodes), result, values, batch)
+    names, scopes = [n.name for n in nodes], {n.name: n.scope for n in nodes}
+    read = calls.calls(names, scopes, values, [*entries, *attributes])
+    return Trace(entries, attributes, tuple(nodes), result, values, batch, read, changes)
 
 
 def _is_named_tuple(node: fx.Node) -> bool:

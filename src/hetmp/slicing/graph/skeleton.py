@@ -9,6 +9,7 @@ from hetmp.core.errors import HetmpError
 from hetmp.ops import mapped
 from hetmp.slicing.graph.lines import at_line
 from hetmp.slicing.graph.parametrized import norms_of_old
+from hetmp.slicing.graph.users_hooks import without_hooks
 
 
 def skeleton_of(module: nn.Module) -> nn.Module:
@@ -17,7 +18,7 @@ def skeleton_of(module: nn.Module) -> nn.Module:
     Raises:
         HetmpError: a lazy parameter that has no shape yet.
     """
-    memo = computed_tensors(module)
+    memo = computed_tensors(module) | without_hooks(module)
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise HetmpError(f"parameter {name!r} has no shape yet: run the lazy module once first")

@@ -29,6 +29,7 @@ from hetmp.slicing.graph.meta_run import (
     run_method,
     without_data,
 )
+from hetmp.slicing.graph.module_calls import CALLS, CallLog
 from hetmp.slicing.graph.proxies import (
     KnownProxy,
     Proxy,
@@ -55,7 +56,7 @@ class Tracer(fx.Tracer):
         self._confirmed: set[fx.Node] = set()
         self._asked: dict[tuple[int, int], list[tuple[fx.Node, fx.Node]]] = {}
         self._failed: str | None = None
-        self.texts = Texts()
+        self.texts, self.calls = Texts(), CallLog()
         self.device = example.device
         self.asked_for_grad = self.dims_matter = False
         self.trace_asserts = not example.tensors
@@ -86,7 +87,8 @@ class Tracer(fx.Tracer):
             with graph.inserting_after(size.node):
                 arguments = (size, size.answer, line, True)
                 made = super().create_proxy("call_function", confirm, arguments, {})
-            made.node.meta["scope"] = size.node.meta["scope"]
+            for key in ("scope", CALLS):
+                made.node.meta[key] = size.node.meta[key]
 
     def checkpoint(self) -> AbstractContextManager[None]:
         """Number the operations inside as those of one gradient checkpoint."""
@@ -138,7 +140,7 @@ class Tracer(fx.Tracer):
         """
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         node.stack_trace = users_frame()
-        node.meta["scope"] = self._scopes.scope
+        node.meta["scope"], node.meta[CALLS] = self._scopes.scope, self.calls.open
         return node
 
     def create_arg(self, a: object) -> Any:
@@ -295,9 +297,13 @@ class Tracer(fx.Tracer):
             )
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> object:
-        return forward(*args, **kwargs) if self._running else super().call_module(
-            m, forward, args, kwargs
-        )  # fmt: skip
+        if self._running:
+            return forward(*args, **kwargs)
+        path, scope = self.path_of_module(m), self._scopes.scope
+        with self.calls.call(path, scope, args, kwargs) as record:
+            result = super().call_module(m, forward, args, kwargs)
+            record.give(result)
+        return result
 
     def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, Any]) -> object:
         if self._running:

@@ -14,6 +14,7 @@ from hetmp.slicing.graph.graph import MODES, Mode, place
 from hetmp.slicing.graph.inputs import Example, Inputs
 from hetmp.slicing.graph.lines import users_line
 from hetmp.slicing.graph.meta_run import attribute, modes_kept
+from hetmp.slicing.graph.module_calls import CallLog
 from hetmp.slicing.graph.proxies import holds_stand_in, instances
 from hetmp.slicing.graph.recorded_calls import (
     recorded_autograd,
@@ -27,11 +28,12 @@ from hetmp.slicing.graph.tracer import Tracer
 
 def trace_modes(
     skeleton: nn.Module, inputs: Inputs, example: Example
-) -> tuple[dict[Mode, fx.Graph], bool]:
+) -> tuple[dict[Mode, fx.Graph], dict[fx.Graph, CallLog], bool]:
     """Trace the module in all modes; one object for those that are alike.
 
     Returns:
-        the graphs, and whether one of them depends on the number of dimensions.
+        the graphs, the calls of parts in each, and whether one of them depends on the number of
+        dimensions.
 
     Raises:
         HetmpError: torch.fx cannot trace the module, the message names the line; or the example
@@ -40,6 +42,7 @@ def trace_modes(
     start, drawn = generator_states(), False
     tensors = _names(skeleton)
     graphs: dict[Mode, fx.Graph] = {}
+    calls: dict[fx.Graph, CallLog] = {}
     scopes = ScopeReader()
     asked = dims_matter = False
     try:
@@ -56,6 +59,7 @@ def trace_modes(
                     tracer = Tracer(inputs, example, scopes)
                     with stand_ins_dropped(skeleton):
                         graphs[mode] = tracer.trace_mode(skeleton, mode)
+                        calls[graphs[mode]] = tracer.calls
                         _check_buffers(skeleton, tensors)
                     asked |= tracer.asked_for_grad
                     dims_matter |= tracer.dims_matter
@@ -77,10 +81,12 @@ def trace_modes(
     as_layers(skeleton, list(graphs.values()))
     first: dict[tuple[str, ...], fx.Graph] = {}
     for mode, graph in graphs.items():
-        graphs[mode] = first.setdefault(tuple(_written(graph, skeleton)), graph)
+        graphs[mode] = same = first.setdefault(tuple(_written(graph, skeleton)), graph)
+        if same is not graph:
+            calls[same].compare(calls[graph], same, graph)
     for mode in MODES:
         graphs.setdefault(mode, graphs[Mode(mode.training, grad=True)])
-    return graphs, dims_matter
+    return graphs, calls, dims_matter
 
 
 def _remedy(skeleton: nn.Module, error: Exception, by_example: bool) -> str:

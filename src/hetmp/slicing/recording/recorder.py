@@ -187,7 +187,8 @@ class Recorder:
         paths = {step.node.path: step.name for step in program.steps if isinstance(step, CallStep)}
         places = []
         for path, module in model.named_modules():
-            if isinstance(module, BackwardSum):
+            if module in (self._runtime.input_entry, self._runtime.parameter_entry):
+                assert isinstance(module, BackwardSum)
                 what = INPUTS if module is self._runtime.input_entry else PARAMETERS
                 places.append(
                     ExchangePlace("", what, "Allreduce", "backward", module.backward_counter)

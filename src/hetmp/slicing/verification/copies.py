@@ -11,13 +11,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from hetmp.ops import filled, rule_for
-from hetmp.slicing.graph import Mode, ModelGraph, Trace, attribute, computed_tensors, proxied
+from hetmp.slicing.graph import (
+    Mode,
+    ModelGraph,
+    Trace,
+    attribute,
+    computed_tensors,
+    proxied,
+    without_hooks,
+)
 from hetmp.slicing.table import tensors_of
 
 
 def own_copy(module: nn.Module) -> nn.Module:
     """Return a copy of *module* that runs as its class says."""
-    memo = computed_tensors(module)
+    memo = computed_tensors(module) | without_hooks(module)
     for tensor in tensors_of(module).values():
         memo[id(tensor)] = fresh = _fresh(tensor)
         if isinstance(fresh, nn.Parameter):

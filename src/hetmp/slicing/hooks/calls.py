@@ -1,0 +1,197 @@
+"""Calling a part of a sliced model with whole values, so that torch runs its hooks.
+
+Whole values with whole gradients are between ``leave``, which takes an average over the ranks of
+what comes back, and ``BackwardSum``, which sums over them. A hooked call passes both twice: its
+arguments on their way in, its results on their way out.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from hetmp.cluster import Group
+from hetmp.core.errors import HetmpError
+from hetmp.core.state import Sliced
+from hetmp.exchange import BackwardSum, leave
+from hetmp.ops import Ref
+from hetmp.slicing.graph import rebuilt
+from hetmp.slicing.hooks.registration import shown
+from hetmp.slicing.schedule import HookedStep
+
+
+def run_hooked(
+    step: HookedStep,
+    part: nn.Module,
+    group: Group,
+    entry: BackwardSum,
+    values: Mapping[str, Any],
+    seen: dict[str, Tensor],
+    run_inside: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Call *part* with whole values and return its results, by name. Collective.
+
+    Args:
+        step: what it is called with, and what runs inside.
+        part: whose hooks run.
+        group: the ranks.
+        entry: sums gradients over the ranks.
+        values: the values so far, by name.
+        seen: tensors that hooks have seen and that are written to later; these are added.
+        run_inside: runs the steps inside on values, to which it adds theirs.
+
+    Raises:
+        HetmpError: a hook gives what cannot stand for what it was given.
+    """
+    whole = {name: leave(group, values[source]) for name, source in step.entering.items()}
+    exported: dict[str, Any] = {}
+    left: dict[str, Tensor] = {}
+    counted: list[tuple[Tensor, int]] = _versions(whole.values())
+
+    def filled(structure: object, tensors: Mapping[str, Any], others: Mapping[str, Any]) -> Any:
+        def value(item: object) -> object:
+            if not isinstance(item, Ref):
+                return item
+            return tensors[item.name] if item.name in tensors else others[item.name]
+
+        return rebuilt(structure, value)
+
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        nonlocal counted
+        _check_unchanged(counted, step.title)
+        came = _Taken(step, values, whole)
+        came.match(step.args, args, "argument")
+        came.match(step.kwargs, kwargs, "argument")
+        seen.update((name, came.tensors[name]) for name in step.kept if name in came.tensors)
+        inner = {name: value for name, value in values.items() if name in step.sources}
+        inner |= zip(came.tensors, entry(*came.tensors.values()), strict=True)
+        with shown(part, local=True), _forward_of(part, before):
+            run_inside(inner)
+        counted = _versions(whole.values())
+        exported.update((name, inner[name]) for name in step.exports)
+        left.update((name, leave(group, inner[of])) for name, of in step.leaving.items())
+        return filled(step.result, left, {**values, **inner})
+
+    args, kwargs = (filled(each, whole, values) for each in (step.args, step.kwargs))
+    before = vars(part).get("forward")
+    with shown(part, local=False), _forward_of(part, inside):
+        result = part(*args, **kwargs)
+    _check_unchanged(counted, step.title)
+    went = _Taken(step, {**values, **exported}, left)
+    went.match(step.result, result, "result")
+    seen.update((name, went.tensors[name]) for name in step.kept if name in went.tensors)
+    return {**exported, **dict(zip(went.tensors, entry(*went.tensors.values()), strict=True))}
+
+
+class _Taken:
+    """The tensors that hooks leave among a call's arguments, or in its result.
+
+    Args:
+        step: of the call.
+        values: the other values, by name.
+        shown: the tensors as the hooks were given them.
+
+    Attributes:
+        tensors: by name.
+    """
+
+    def __init__(
+        self, step: HookedStep, values: Mapping[str, Any], shown: Mapping[str, Tensor]
+    ) -> None:
+        self._step, self._values, self._shown = step, values, shown
+        self.tensors: dict[str, Tensor] = {}
+
+    def match(self, wanted: Any, given: Any, where: str) -> None:
+        """Find the tensors of *given*, which has to be made as *wanted* is.
+
+        Raises:
+            HetmpError: it is not.
+        """
+        if isinstance(wanted, Ref) and wanted.name in self._step.cuts:
+            self._tensor(wanted.name, given, where)
+        elif isinstance(wanted, Ref):
+            known = self._values.get(wanted.name, given)
+            if isinstance(given, Tensor) or not (given is known or given == known):
+                raise self._refusal(where, given, repr(known))
+        elif isinstance(wanted, tuple | list):
+            if not isinstance(given, tuple | list) or len(given) != len(wanted):
+                raise self._refusal(where, given, f"{len(wanted)} values")
+            for number, (one, other) in enumerate(zip(wanted, given, strict=True)):
+                self.match(one, other, f"{where} {number}")
+        elif isinstance(wanted, Mapping):
+            if not isinstance(given, Mapping) or set(given) != set(wanted):
+                raise self._refusal(where, given, ", ".join(map(repr, wanted)) or "nothing by name")
+            for name, one in wanted.items():
+                self.match(one, given[name], f"{where} {name!r}")
+        elif isinstance(given, Tensor) or not (given is wanted or given == wanted):
+            raise self._refusal(where, given, repr(wanted))
+
+    def _tensor(self, name: str, given: Any, where: str) -> None:
+        if not isinstance(given, Tensor):
+            raise self._refusal(where, given, "a tensor")
+        if self.tensors.setdefault(name, given) is not given:
+            raise HetmpError(
+                f"a hook on {self._step.title} gives two tensors for one that stands in two "
+                f"places, the second in {where}: return the same tensor in both"
+            )
+        shown = self._shown[name]
+        if name in self._step.fixed and given is not shown and given._base is not shown:
+            raise HetmpError(
+                f"a hook on {self._step.title} gives another tensor for {where}, which is worked "
+                "on in place: what else takes it would not see that; use inplace=False there"
+            )
+        cut = self._step.cuts[name]
+        if isinstance(cut, Sliced):
+            axis, total = cut.axis, cut.layout.total
+            if not -given.dim() <= axis < given.dim() or given.shape[axis] != total:
+                raise HetmpError(
+                    f"a hook on {self._step.title} gives shape {tuple(given.shape)} for {where}, "
+                    f"whose axis {axis} is cut and has to stay {total} long: return a tensor of "
+                    "that length"
+                )
+
+    def _refusal(self, where: str, given: Any, wanted: str) -> HetmpError:
+        return HetmpError(
+            f"a hook on {self._step.title} gives {_described(given)} for {where}, where the module "
+            f"was read with {wanted}: hooks of a sliced model may replace tensors, and nothing else"
+        )
+
+
+def _described(given: Any) -> str:
+    if isinstance(given, Tensor):
+        return "a tensor"
+    if isinstance(given, tuple | list):
+        return f"{len(given)} values"
+    if isinstance(given, Mapping):
+        return f"{', '.join(map(repr, given)) or 'nothing'} by name"
+    return repr(given)
+
+
+@contextmanager
+def _forward_of(part: nn.Module, forward: Any) -> Iterator[None]:
+    """Let *part* run *forward* in the place of its own; its class's if that is None."""
+    own = vars(part)
+    before = own.pop("forward", None)
+    if forward is not None:
+        own["forward"] = forward
+    try:
+        yield
+    finally:
+        own.pop("forward", None)
+        if before is not None:
+            own["forward"] = before
+
+
+def _versions(tensors: Any) -> list[tuple[Tensor, int]]:
+    """Return how often each tensor was changed in place; inference tensors do not count that."""
+    return [(x, x._version) for x in tensors if not x.is_inference()]
+
+
+def _check_unchanged(counted: Sequence[tuple[Tensor, int]], title: str) -> None:
+    """Refuse what hooks changed in place: whoever else takes the value would not see it."""
+    if any(x._version != version for x, version in counted):
+        raise HetmpError(
+            f"a hook on {title} changes an argument in place, which others take, too: return "
+            "the changed value from a forward-pre hook"
+        )
