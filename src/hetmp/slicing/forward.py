@@ -13,7 +13,7 @@ from hetmp.exchange import Carriage, Exchange, leave, tidy
 from hetmp.ops import Postponed, Seeds, add_bias, filled
 from hetmp.slicing.graph import PLAIN
 from hetmp.slicing.hooks import run_hooked
-from hetmp.slicing.runtime import GradientCheckpoint, Order, Section, Runtime
+from hetmp.slicing.runtime import GradientCheckpoint, Order, Runtime, Section
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, HookedStep, WriteStep
 
 _CHANNELS_LAST = (0, 2, 3, 1)
