@@ -2,14 +2,13 @@
 
 import re
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import hetmp
 from helpers.comparison import batch, make_plan, world_size
-from hetmp.cluster import AgreedError
+from helpers.refusing import mine, refused
 
 pytestmark = pytest.mark.mpi
 
@@ -19,27 +18,6 @@ IMAGES = (4, 3, 6, 6)
 def small(channels: int = 7) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, channels, 3), nn.ReLU(), nn.Conv2d(channels, 5, 2)).double()
-
-
-def refused(action, *, kind=AgreedError) -> str:
-    """The one message that every rank is refused *action* with."""
-    try:
-        action()
-        text = ""
-    except kind as error:
-        text = str(error)
-    group = hetmp.Group()
-    texts = group.allgather(np.frombuffer(text.encode()[:2000].ljust(2000), dtype=np.uint8))
-    told = [each.tobytes().decode().rstrip() for each in texts]
-    assert told[0]
-    assert told == [told[0]] * group.size
-    return told[0]
-
-
-def mine(usual, other, *, rank: int = -1):
-    """*usual* on all ranks but one, which gets *other*."""
-    group = hetmp.Group()
-    return other if group.rank == rank % group.size else usual
 
 
 # --- weights and plans --------------------------------------------------------------------------

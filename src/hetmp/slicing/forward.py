@@ -47,7 +47,6 @@ class Forward:
 
     def run(self) -> None:
         """Run every step; ``values`` then holds the values that the program returns."""
-        tidy(self.runtime.group)
         if self.watch is not None:
             self.watch.began()
         for part in self.runtime.parts(self.mode):

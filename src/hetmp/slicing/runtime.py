@@ -1,32 +1,26 @@
 """The parts of a sliced model besides the user's layers: programs, exchanges, keys."""
 
 import itertools
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hetmp.cluster import AgreedError, Group
-from hetmp.cluster.machine import device_name
+from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import FULL
 from hetmp.exchange import BackwardSum, Exchange
 from hetmp.ops import KeyedDropout, Seeds, Whole, may_draw, runs_own_code
 from hetmp.slicing.graph import Mode, ModelGraph
+from hetmp.slicing.meeting import Meeting, Pass
 from hetmp.slicing.plan import Plan
-from hetmp.slicing.same_batch import SameBatch
 from hetmp.slicing.schedule import CallStep, ExchangeStep, Program, ProgramStep, Schedule, takers
 from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
 from hetmp.slicing.verification import NOT_ASKED
 from hetmp.slicing.watch import Watch
-
-_PRECISIONS = (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
-"""The dtypes that autocast may cast to."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,7 @@ class Runtime(nn.Module):
             _replicated(orders, program, graph, table)
             for orders, program in zip(self._orders, schedule.programs, strict=True)
         ]
-        self.same_batch = SameBatch(group)
+        self.meeting = Meeting(group, tuning.wire)
 
     @property
     def tuning(self) -> Tuning:
@@ -183,11 +177,51 @@ class Runtime(nn.Module):
         assert isinstance(exchange, Exchange)
         return exchange
 
-    def check(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse wrong inputs, on every rank at once. Collective in the first steps."""
-        if self.same_batch.left and self.tuning.wire is None:
-            self._check_precision(next(iter(tensors.values())).device if tensors else None)
-        self.same_batch.check(*tensors.values())
+    @property
+    def program_mark(self) -> int:
+        """A number for what a pass runs besides the program: it must be the same on all ranks."""
+        return 0
+
+    def start(
+        self, model: nn.Module, mode: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], Seeds | None]:
+        """Begin a forward pass: check it on this rank, and against the other ranks. Collective.
+
+        Args:
+            model: the user's layers with this rank's share of them.
+            mode: the index of the program that is going to run.
+            args, kwargs: what the model is called with.
+
+        Returns:
+            The inputs by name, and the seeds of the pass's random numbers; None if it has none.
+
+        Raises:
+            HetmpError: see ``SlicedModel.forward``.
+        """
+        tensors: dict[str, Tensor] = {}
+        error: Exception | None = None
+        try:
+            tensors = self.inputs.bind(args, kwargs)
+            self._check(tensors)
+            self._check_modes(model)
+        except Exception as caught:
+            if self.group.size == 1:
+                raise
+            error = caught  # the others must hear of it, or they would wait for this rank
+        key, before = self._draw_key(model, mode)
+        unlike = False
+        if self.group.size > 1:
+            now = Mode(model.training, torch.is_grad_enabled())
+            own = Pass(now, tensors, error, self.program_mark, key)
+            agreed, unlike = self.meeting.hold(own)
+            key = None if key is None else agreed
+        if key is None:
+            return tensors, None
+        self.set_key(model, key)
+        return tensors, Seeds(key, unlike or self.tuning.wire is not None, before)
+
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse inputs that do not fit the model."""
         for x in list(tensors.values())[:1]:
             if self._batch is not None and len(x) != self._batch:
                 raise HetmpError(
@@ -201,22 +235,6 @@ class Runtime(nn.Module):
                     f"{tuple(x.shape)}: give the batch axis also for one sample, or an "
                     "example_input to slice_model"
                 )
-
-    def _check_precision(self, device: torch.device | None) -> None:
-        """Refuse ranks under different autocasts: they would send other dtypes."""
-        if self.group.size == 1 or device is None:
-            return
-        cast = torch.is_autocast_enabled(device.type)
-        own = torch.get_autocast_dtype(device.type) if cast else None
-        dtypes = self.group.allgather(np.array([_PRECISIONS.index(own)], dtype=np.int8)).ravel()
-        for rank in np.flatnonzero(dtypes != dtypes[0]):
-            names = [
-                str(_PRECISIONS[dtypes[i]] or "none").removeprefix("torch.") for i in (rank, 0)
-            ]
-            raise AgreedError(
-                f"rank {rank} is under autocast {names[0]}, rank 0 under {names[1]}: use the same "
-                "on all ranks, or slice the model with Tuning(wire='float32') to exchange in that"
-            )
 
     def hold_modes(self, model: nn.Module, training: bool) -> None:
         """Put the parts of *model* that the module's own ``train`` holds into the other mode."""
@@ -233,7 +251,7 @@ class Runtime(nn.Module):
                     assert isinstance(callee, nn.Module)
                     callee.train(not training)
 
-    def check_modes(self, model: nn.Module) -> None:
+    def _check_modes(self, model: nn.Module) -> None:
         """Refuse a part in another mode than the model, where the modes' programs differ."""
         if self.schedule.training is self.schedule.evaluation:
             return
@@ -270,35 +288,25 @@ class Runtime(nn.Module):
         # In evaluation mode torch's own layers draw nothing, but for those that were set to train.
         return not isinstance(callee, nn.Module) or any(p.training for p in callee.modules())
 
-    def draw_key(self, model: nn.Module, mode: int, device: torch.device) -> Seeds | None:
-        """Draw a key for this pass's random numbers on rank 0; None if unused. Collective.
+    def _draw_key(self, model: nn.Module, mode: int) -> tuple[int | None, Tensor | None]:
+        """Draw a key for a pass's random numbers on this rank; None where none are needed.
 
-        In evaluation mode the key may be taken back: see ``Seeds.close``.
+        With it comes the state of the generator before, where the key may be taken back: in
+        evaluation mode, see ``Seeds.close``.
         """
         layers = [layer for layer in model.modules() if isinstance(layer, KeyedDropout)]
         active = any(layer.active for layer in layers)
         seeded = any(self.seeds_now(model, mode, order) for order in self._orders[mode])
         if not seeded and not active:
-            return None
+            return None, None
         before = None if model.training or active else torch.get_rng_state()
-        drawn = torch.randint(0, 2**63 - 1, (1,)).numpy().astype(np.int64)
-        own = np.append(drawn, zlib.crc32(_generator(device).encode()))
-        keys, generators = self.group.allgather(own).T
-        key = int(keys[0])
-        self.set_key(model, key)
-        unlike = self.tuning.wire is not None or len(set(generators.tolist())) > 1
-        return Seeds(key, unlike, before)
+        return int(torch.randint(0, 2**63 - 1, (1,))), before
 
     def set_key(self, model: nn.Module, key: int) -> None:
         """Give the layers of *model* that draw masks the *key* of a pass."""
         layers = (layer for layer in model.modules() if isinstance(layer, KeyedDropout))
         for number, layer in enumerate(layers):
             layer.key, layer.number = key, number
-
-
-def _generator(device: torch.device) -> str:
-    """Return which numbers torch draws on *device* from one seed: a GPU's kind, or the CPU's."""
-    return device_name(device) if device.type == "cuda" else "cpu"
 
 
 def step_key(mode: int, step: ProgramStep) -> str:
