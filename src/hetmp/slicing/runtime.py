@@ -12,7 +12,7 @@ from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import FULL
 from hetmp.exchange import BackwardSum, Exchange
-from hetmp.ops import KeyedDropout, Seeds, Whole, may_draw, runs_own_code
+from hetmp.ops import KeyedDropout, Seeds, Statistics, Whole, may_draw, runs_own_code
 from hetmp.slicing.graph import Mode, ModelGraph
 from hetmp.slicing.meeting import Meeting, Pass
 from hetmp.slicing.plan import Plan
@@ -36,6 +36,7 @@ class Order:
         takers: of an exchange that gathers, the mixing layers that take its result, and hold no
             replicated parameters.
         borrowed: whether nothing else takes the result, so that it is only read.
+        statistics: of a batch or instance norm, how it takes them from its input.
     """
 
     step: ProgramStep
@@ -45,6 +46,7 @@ class Order:
     own: bool
     takers: tuple[CallStep, ...]
     borrowed: bool
+    statistics: Statistics | None
 
 
 @dataclass(frozen=True)
@@ -340,6 +342,7 @@ def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, .
                 isinstance(step, CallStep) and runs_own_code(step.node.call),
                 mixing,
                 borrowed,
+                Statistics.of(step.node.call) if isinstance(step, CallStep) else None,
             )
         )
     return tuple(orders)
