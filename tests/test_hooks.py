@@ -507,13 +507,13 @@ def test_averaged_models():
 def test_the_mark_of_hooked_parts():
     """Ranks can compare it: exchanges part ways where it differs."""
     model = hetmp.slice_model(seeded(Network), lazy(seeded(Network)), verify=False)
-    marks = [model.hetmp.hook_mark]
+    marks = [model.hetmp.program_mark]
     local = model.stem.register_forward_hook(hetmp.local_hook(print))
-    marks.append(model.hetmp.hook_mark)
+    marks.append(model.hetmp.program_mark)
     handle = model.stem.register_forward_hook(print)
-    marks.append(model.hetmp.hook_mark)
+    marks.append(model.hetmp.program_mark)
     handle.remove(), local.remove()
-    marks.append(model.hetmp.hook_mark)
+    marks.append(model.hetmp.program_mark)
     assert marks[0] == marks[1] == marks[3] != marks[2]
 
 

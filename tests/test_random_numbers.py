@@ -318,18 +318,18 @@ def test_ranks_of_unlike_precision_draw_the_same(name):
 @pytest.mark.mpi(min_size=2)
 def test_unlike_devices_draw_on_the_cpu(monkeypatch):
     """Which each rank is, the ranks tell each other whenever a key is drawn."""
-    from hetmp.slicing import runtime
+    from hetmp.slicing import meeting
 
     model = hetmp.slice_model(Gated(lambda x: noisy(x)), WEIGHTS["1:2:3"](world_size()))
     rank = model.hetmp.group.rank
 
     def on_cpu() -> bool:
-        seeds = model.hetmp.draw_key(model, 0, CPU)
+        _, seeds = model.hetmp.start(model, 0, (batch((3, 3, 6, 6)),), {})
         assert seeds is not None
         return seeds._on_cpu
 
     assert not on_cpu()
-    monkeypatch.setattr(runtime, "_generator", lambda device: "cpu" if rank else "a GPU")
+    monkeypatch.setattr(meeting, "generator_name", lambda device: "cpu" if rank else "a GPU")
     assert on_cpu()
-    monkeypatch.setattr(runtime, "_generator", lambda device: "a GPU")
+    monkeypatch.setattr(meeting, "generator_name", lambda device: "a GPU")
     assert not on_cpu()

@@ -17,7 +17,7 @@ from helpers.comparison import (
     seeded,
     world_size,
 )
-from helpers.refusal import refused
+from helpers.refusing import refused
 from helpers.works import works
 
 pytestmark = pytest.mark.mpi

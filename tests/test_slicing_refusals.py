@@ -8,7 +8,7 @@ from torch import nn
 
 import hetmp
 from helpers.comparison import batch, make_plan, world_size
-from helpers.refusal import mine, refused
+from helpers.refusing import mine, refused
 
 pytestmark = pytest.mark.mpi
 

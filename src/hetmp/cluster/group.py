@@ -163,6 +163,13 @@ class Group:
                 self._compare(entry)
             self.recorder.comparing = each
 
+    def compare_each(self) -> None:
+        """Compare every exchange from now on before it is entered, until ``compare_exchanges``.
+
+        Call it on all ranks, before the same exchange.
+        """
+        self.recorder.comparing = self.recorder.size > 1
+
     def _compare(self, entry: Entry) -> None:
         entries = self.recorder.uncompared()
         self.recorder.compared = entry.number

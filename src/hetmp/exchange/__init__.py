@@ -2,7 +2,7 @@
 
 from hetmp.exchange.exchange import BackwardSum, Exchange, Pending, alias, dual, leave, save_token
 from hetmp.exchange.moves import Carriage, Counter, Move, collective
-from hetmp.exchange.shared import tidy
+from hetmp.exchange.shared import free_slots, take_back, tidy
 from hetmp.exchange.volume import received, received_by_all
 from hetmp.exchange.whole_tensors import collect, distribute, share_of, share_shape
 
@@ -18,11 +18,13 @@ __all__ = [
     "collective",
     "distribute",
     "dual",
+    "free_slots",
     "leave",
     "received",
     "received_by_all",
     "save_token",
     "share_of",
     "share_shape",
+    "take_back",
     "tidy",
 ]

@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -44,6 +45,9 @@ from hetmp.cluster.recorder import COLUMNS
 
 MAX_SLOTS = 1024
 """The most exchanges whose memory is in use at a time."""
+
+FREE_WORDS = MAX_SLOTS // 64
+"""Numbers of 64 bits in which every slot has a flag."""
 
 MAX_MEETINGS = 3
 """The most meetings under way at a time."""
@@ -173,16 +177,25 @@ class Arena:
             begin = slot.begin + slot.size
         return begin
 
-    def take_back(self) -> None:
-        """Free the slots that no rank uses, by asking all ranks now.
+    def free_slots(self) -> npt.NDArray[np.int64]:
+        """Return a flag for every slot that this rank no longer uses: a bit of ``FREE_WORDS``."""
+        flags = sum(1 << slot.number for slot in self._slots.values() if slot.free)
+        return np.frombuffer(flags.to_bytes(MAX_SLOTS // 8, "little"), dtype=np.int64)
+
+    def take_back(self, everyones: npt.NDArray[np.int64]) -> None:
+        """Free the slots that no rank uses, as all ranks have just told each other.
 
         For the start of a forward pass: the slots of the last pass are free, but no meeting has
         said so yet; without this, new slots would lie behind them.
+
+        Args:
+            everyones: the ``free_slots()`` of every rank, (ranks, ``FREE_WORDS``).
         """
-        slots = list(self._slots.values())
-        mine = np.array([slot.free for slot in slots], dtype=np.int8)
-        for i in np.flatnonzero(self.group.allgather(mine, "the free slots").all(axis=0)):
-            del self._slots[slots[i].number]
+        common = np.bitwise_and.reduce(everyones, axis=0)
+        flags = int.from_bytes(common.tobytes(), "little")
+        for number in list(self._slots):
+            if flags >> number & 1:
+                del self._slots[number]
 
     def _grow(self, end: int) -> bool:
         """Use the window up to *end*, if there still is room for it."""

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable
 from itertools import accumulate
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,9 +27,24 @@ Finish = Callable[[], Tensor]
 
 def tidy(group: Group) -> None:
     """Free the slots of earlier exchanges that no rank uses now. Collective; before a pass."""
+    if (slots := free_slots(group)) is not None:
+        take_back(group, group.allgather(slots, "the free slots"))
+
+
+def free_slots(group: Group) -> npt.NDArray[np.int64] | None:
+    """Return which slots this rank no longer uses, for ``take_back`` on all ranks.
+
+    (``FREE_WORDS``,); None, on all ranks, where they have shared no memory yet.
+    """
     arena = group.cache.get("arena")
-    if isinstance(arena, Arena):
-        arena.take_back()
+    return arena.free_slots() if isinstance(arena, Arena) else None
+
+
+def take_back(group: Group, everyones: npt.NDArray[np.int64]) -> None:
+    """Free the slots that no rank uses: *everyones* is ``free_slots`` of all, in rank order."""
+    arena = group.cache["arena"]
+    assert isinstance(arena, Arena)
+    arena.take_back(everyones)
 
 
 def gather(

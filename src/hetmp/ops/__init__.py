@@ -46,6 +46,7 @@ from hetmp.ops.layers.resampling import (
     PixelUnshuffle,
     Resampling,
 )
+from hetmp.ops.one_value import Statistics
 from hetmp.ops.overlap import Postponed
 from hetmp.ops.own_forward import OwnForward, is_plain_value, own_forward, settings
 from hetmp.ops.recipe import Recipe, value_of
@@ -144,6 +145,7 @@ __all__ = [
     "Seeds",
     "Shape",
     "States",
+    "Statistics",
     "Value",
     "Whole",
     "add_bias",

@@ -11,6 +11,7 @@ from hetmp import data, models
 from hetmp.cluster import Group
 from hetmp.cluster.placement import RankPlace, gather_places, show_placement
 from hetmp.data import Augmentation, Dataset, Feed, Reading
+from hetmp.run.batch_sizes import check_batches
 from hetmp.run.build import load_dataset, with_values, without_values
 from hetmp.run.config import TrainConfig
 from hetmp.run.load_trained import check_output
@@ -113,6 +114,7 @@ def run_prepared(
             model = _sliced(config, dataset, setup, members, plan or sharing.weights)
             with group.together():
                 steps = config.total_steps(per_epoch)
+                check_batches(config, model.hetmp.graph, images, steps)
                 train_step = TrainStep(config, model, steps, setup.device, setup.autocast)
             dtype = getattr(torch, config.dtype)
             reading = Reading(model.hetmp.plan.held, config.readers, setup.device, dtype)

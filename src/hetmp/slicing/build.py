@@ -172,7 +172,10 @@ def _agree_on_model(
             f"hooks on {graph.hooked}",
         ],
         "plan or weights": [plan.model_dump_json()],
-        "example_input": (f"{step.name} {_description(step)}" for step in schedule.steps),
+        "example_input": [
+            *graph.inputs.names,
+            *(f"{step.name} {_description(step)}" for step in schedule.steps),
+        ],
         "tuning": [str(tuning)],
     }
     marks = np.array([_mark(lines) for lines in descriptions.values()])

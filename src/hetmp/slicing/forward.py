@@ -50,7 +50,6 @@ class Forward:
 
     def run(self, parts: Sequence[Section]) -> None:
         """Run every step; ``values`` then holds the values that the program returns."""
-        tidy(self.runtime.group)
         if self.watch is not None:
             self.watch.began()
         self._run_all(parts)
@@ -187,6 +186,8 @@ class Forward:
             postponed, number = self.postponed.pop(step.name)
             return postponed.run(number, args[0])
         callee = self.runtime.callee(self.model, self.mode, step)
+        if order.statistics is not None:
+            order.statistics.check(step.node.place, callee, args[0].shape)
         if self.runtime.tuning.channels_last and step.takes_filters and args[0].dim() == 4:
             together = step.node.rule.channels_last(step.run.whole_layer, args[0].shape)
             memory = torch.channels_last if together else torch.contiguous_format

@@ -62,18 +62,14 @@ class SlicedModel(NotPickled, Part):
         """Return what the user's module returns, whole, for a whole batch. Collective.
 
         Raises:
-            HetmpError: on every rank, for inputs that do not fit those that the model was sliced
-                for, a part of the model in another mode than the model, or (in the first steps)
-                different batches or autocasts on the ranks.
+            HetmpError: on every rank, where one has inputs that do not fit those that the model
+                was sliced for, a part of the model in another mode than the model, or another
+                pass to run than rank 0: a batch of another size, another mode or autocast, and
+                (in the first passes and some later ones) other numbers in the batch.
         """
         runtime = self.hetmp
-        tensors = runtime.inputs.bind(args, kwargs)
-        if self.home is not None:
-            self.home.check_layers()
-        runtime.check(tensors)
-        runtime.check_modes(self)
         mode = runtime.mode(self.training)
-        running = runtime.running(mode)
+        tensors, seeds, running = runtime.start(self, mode, args, kwargs)
         program = running.program
         tensors = dict(zip(tensors, runtime.input_entry(*tensors.values()), strict=True))
         entered = self._entered(mode)
@@ -81,7 +77,6 @@ class SlicedModel(NotPickled, Part):
         device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
         for name, path in program.attributes.items():
             values[name] = self._attribute(path, entered, device)
-        seeds = runtime.draw_key(self, mode, device)
         Forward(self, runtime, mode, values, entered, seeds).run(running.parts)
         if seeds is not None:
             seeds.close()

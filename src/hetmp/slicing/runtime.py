@@ -6,22 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hetmp.cluster import AgreedError, Group
-from hetmp.cluster.machine import device_name
+from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, State
 from hetmp.exchange import BackwardSum, Exchange
-from hetmp.ops import Seeds, Whole, keyed_dropouts, may_draw, runs_own_code
+from hetmp.ops import Seeds, Statistics, Whole, keyed_dropouts, may_draw, runs_own_code
+from hetmp.slicing.block import Part
 from hetmp.slicing.graph import Mode, ModelGraph
 from hetmp.slicing.hooks import HookedParts, schedule_hooked
+from hetmp.slicing.meeting import Meeting, Pass
 from hetmp.slicing.picture import html_of, table_of
 from hetmp.slicing.plan import Plan
-from hetmp.slicing.same_batch import SameBatch
 from hetmp.slicing.schedule import (
     CallStep,
     ExchangeStep,
@@ -35,9 +34,6 @@ from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
 from hetmp.slicing.verification import NOT_ASKED
 from hetmp.slicing.watch import Watch
-
-_PRECISIONS = (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
-"""The dtypes that autocast may cast to."""
 
 _HOOKED_KEPT = 8
 """For how many sets of hooked parts the programs are kept."""
@@ -56,6 +52,7 @@ class Order:
         takers: of an exchange that gathers, the mixing layers that take its result, and hold no
             replicated parameters.
         borrowed: whether nothing else takes the result, so that it is only read.
+        statistics: of a batch or instance norm, how it takes them from its input.
         inside: of a hooked part, the steps that its call runs.
     """
 
@@ -66,6 +63,7 @@ class Order:
     own: bool
     takers: tuple[CallStep, ...]
     borrowed: bool
+    statistics: Statistics | None
     inside: "tuple[Section, ...]" = ()
 
 
@@ -160,7 +158,7 @@ class Runtime(nn.Module):
             group, tuning.wire, "the replicated parameters' gradients"
         )
         self.take(graph, schedule)
-        self.same_batch = SameBatch(group)
+        self.meeting = Meeting(group, tuning.wire)
 
     def take(self, graph: ModelGraph, schedule: Schedule) -> None:
         """Run *schedule*, that of *graph*, from now on; every value lies as in the one before."""
@@ -230,11 +228,6 @@ class Runtime(nn.Module):
     def hooked(self) -> tuple[str, ...]:
         """The paths of the parts that have hooks now, which see whole values."""
         return () if self.hooked_parts is None else self.hooked_parts.now()
-
-    @property
-    def hook_mark(self) -> int:
-        """A number that differs between ranks whose hooks are on other parts."""
-        return zlib.crc32("\n".join(self.hooked).encode())
 
     def running(self, mode: int) -> Running:
         """Return the program of a mode, with the hooks that there are now. Not collective.
@@ -306,11 +299,56 @@ class Runtime(nn.Module):
         assert isinstance(exchange, Exchange)
         return exchange
 
-    def check(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse wrong inputs, on every rank at once. Collective in the first steps."""
-        if self.same_batch.left and self.tuning.wire is None:
-            self._check_precision(next(iter(tensors.values())).device if tensors else None)
-        self.same_batch.check(*tensors.values())
+    @property
+    def program_mark(self) -> int:
+        """A number for the hooks and attributes that were set: it must be the same on all ranks."""
+        return self.attribute_mark ^ zlib.crc32("\n".join(self.hooked).encode())
+
+    def start(
+        self, model: Part, mode: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], Seeds | None, Running]:
+        """Begin a forward pass: check it on this rank, and against the other ranks. Collective.
+
+        Args:
+            model: the user's layers with this rank's share of them.
+            mode: the index of the program that is going to run.
+            args, kwargs: what the model is called with.
+
+        Returns:
+            The inputs by name, the seeds of the pass's random numbers, None if it has none, and
+            the program with the hooks that there are.
+
+        Raises:
+            HetmpError: see ``SlicedModel.forward``.
+        """
+        tensors: dict[str, Tensor] = {}
+        error: Exception | None = None
+        running, mark = self._running[mode], 0
+        try:
+            if model.home is not None:
+                model.home.check_layers()
+            running, mark = self.running(mode), self.program_mark
+            tensors = self.inputs.bind(args, kwargs)
+            self._check(tensors)
+            self._check_modes(model)
+        except Exception as caught:
+            if self.group.size == 1:
+                raise
+            error = caught  # the others must hear of it, or they would wait for this rank
+        key, before = self._draw_key(model, mode)
+        unlike = False
+        if self.group.size > 1:
+            now = Mode(model.training, torch.is_grad_enabled())
+            own = Pass(now, tensors, error, mark, key)
+            agreed, unlike = self.meeting.hold(own)
+            key = None if key is None else agreed
+        if key is None:
+            return tensors, None, running
+        self.set_key(model, key)
+        return tensors, Seeds(key, unlike or self.tuning.wire is not None, before), running
+
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse inputs that do not fit the model."""
         for x in list(tensors.values())[:1]:
             if self._batch is not None and len(x) != self._batch:
                 raise HetmpError(
@@ -324,22 +362,6 @@ class Runtime(nn.Module):
                     f"{tuple(x.shape)}: give the batch axis also for one sample, or an "
                     "example_input to slice_model"
                 )
-
-    def _check_precision(self, device: torch.device | None) -> None:
-        """Refuse ranks under different autocasts: they would send other dtypes."""
-        if self.group.size == 1 or device is None:
-            return
-        cast = torch.is_autocast_enabled(device.type)
-        own = torch.get_autocast_dtype(device.type) if cast else None
-        dtypes = self.group.allgather(np.array([_PRECISIONS.index(own)], dtype=np.int8)).ravel()
-        for rank in np.flatnonzero(dtypes != dtypes[0]):
-            names = [
-                str(_PRECISIONS[dtypes[i]] or "none").removeprefix("torch.") for i in (rank, 0)
-            ]
-            raise AgreedError(
-                f"rank {rank} is under autocast {names[0]}, rank 0 under {names[1]}: use the same "
-                "on all ranks, or slice the model with Tuning(wire='float32') to exchange in that"
-            )
 
     def hold_modes(self, model: nn.Module, training: bool) -> None:
         """Put the parts of *model* that the module's own ``train`` holds into the other mode."""
@@ -356,7 +378,7 @@ class Runtime(nn.Module):
                     assert isinstance(callee, nn.Module)
                     callee.train(not training)
 
-    def check_modes(self, model: nn.Module) -> None:
+    def _check_modes(self, model: nn.Module) -> None:
         """Refuse a part in another mode than the model, where the modes' programs differ."""
         if self.schedule.training is self.schedule.evaluation:
             return
@@ -393,33 +415,23 @@ class Runtime(nn.Module):
         # In evaluation mode torch's own layers draw nothing, but for those that were set to train.
         return not isinstance(callee, nn.Module) or any(p.training for p in callee.modules())
 
-    def draw_key(self, model: nn.Module, mode: int, device: torch.device) -> Seeds | None:
-        """Draw a key for this pass's random numbers on rank 0; None if unused. Collective.
+    def _draw_key(self, model: nn.Module, mode: int) -> tuple[int | None, Tensor | None]:
+        """Draw a key for a pass's random numbers on this rank; None where none are needed.
 
-        In evaluation mode the key may be taken back: see ``Seeds.close``.
+        With it comes the state of the generator before, where the key may be taken back: in
+        evaluation mode, see ``Seeds.close``.
         """
         active = any(dropout.active for dropout in keyed_dropouts(model))
         seeded = any(self.seeds_now(model, mode, order) for order in self._orders[mode])
         if not seeded and not active:
-            return None
+            return None, None
         before = None if model.training or active else torch.get_rng_state()
-        drawn = torch.randint(0, 2**63 - 1, (1,)).numpy().astype(np.int64)
-        own = np.append(drawn, zlib.crc32(_generator(device).encode()))
-        keys, generators = self.group.allgather(own).T
-        key = int(keys[0])
-        self.set_key(model, key)
-        unlike = self.tuning.wire is not None or len(set(generators.tolist())) > 1
-        return Seeds(key, unlike, before)
+        return int(torch.randint(0, 2**63 - 1, (1,))), before
 
     def set_key(self, model: nn.Module, key: int) -> None:
         """Give the layers of *model* that draw masks the *key* of a pass."""
         for number, dropout in enumerate(keyed_dropouts(model)):
             dropout.mask.key, dropout.mask.number = key, number
-
-
-def _generator(device: torch.device) -> str:
-    """Return which numbers torch draws on *device* from one seed: a GPU's kind, or the CPU's."""
-    return device_name(device) if device.type == "cuda" else "cpu"
 
 
 def step_key(mode: int, step: ProgramStep) -> str:
@@ -458,6 +470,7 @@ def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, .
                 isinstance(step, CallStep) and runs_own_code(step.node.call),
                 mixing,
                 borrowed,
+                Statistics.of(step.node.call) if isinstance(step, CallStep) else None,
                 _inside(step, graph, table),
             )
         )

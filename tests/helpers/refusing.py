@@ -1,4 +1,4 @@
-"""What every rank refuses with one and the same message."""
+"""What every rank is refused, with one message, and arguments of which one rank gets another."""
 
 import numpy as np
 
@@ -14,11 +14,11 @@ def refused(action, *, kind=AgreedError) -> str:
     except kind as error:
         text = str(error)
     group = hetmp.Group()
-    gathered = group.allgather(np.frombuffer(text.encode()[:2000].ljust(2000), dtype=np.uint8))
-    texts = [each.tobytes().decode().rstrip() for each in gathered]
-    assert texts[0]
-    assert texts == [texts[0]] * group.size
-    return texts[0]
+    texts = group.allgather(np.frombuffer(text.encode()[:2000].ljust(2000), dtype=np.uint8))
+    said = [each.tobytes().decode().rstrip() for each in texts]
+    assert said[0]
+    assert said == [said[0]] * group.size
+    return said[0]
 
 
 def mine(usual, other, *, rank: int = -1):

@@ -1,0 +1,248 @@
+"""The ranks meet at the start of a forward pass: one message of a few numbers from each.
+
+Ranks whose passes part ways would read another step's memory, or wait for each other for ever.
+So they compare before the first exchange, in every pass, what must be alike: the model and its
+mode, the sizes and kinds of its inputs. What else they have to tell each other travels along: the
+key of the pass's random numbers, and which slots of shared memory can be used again.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hetmp.cluster import AgreedError, AgreedFailure, Group
+from hetmp.cluster.machine import device_name
+from hetmp.core.errors import BAD_INPUT, describe, exit_code
+from hetmp.exchange import free_slots, take_back
+from hetmp.slicing.graph import Mode
+from hetmp.slicing.same_batch import FIRST, compare_numbers, is_due
+
+_PRECISIONS = (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""The dtypes that autocast may cast to."""
+
+_ALIKE = 7
+"""How many of the numbers of a rank must be those of rank 0."""
+
+_FAILED, _MODEL, _MODE, _INPUTS, _AUTOCAST, _PROGRAM, _DRAWS, _PASSES, _KEY, _GENERATOR = range(10)
+"""The places of a rank's numbers; behind them are its ``free_slots``."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass as one rank begins it.
+
+    Attributes:
+        mode: of the model.
+        tensors: the inputs, by name; none where the rank refuses the pass.
+        error: why the rank refuses it, or None.
+        program: a number for what is going to run, the same on all ranks.
+        key: for random numbers, drawn on this rank; None where none are needed.
+    """
+
+    mode: Mode
+    tensors: Mapping[str, Tensor]
+    error: Exception | None
+    program: int
+    key: int | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first input lies: where the pass is computed."""
+        return next(iter(self.tensors.values())).device if self.tensors else torch.device("cpu")
+
+
+class Meeting:
+    """The ranks' meeting at the start of each forward pass of a model.
+
+    Making one is collective.
+
+    Args:
+        group: the ranks.
+        wire: of the model's tuning; with one, ranks may compute in different dtypes.
+    """
+
+    def __init__(self, group: Group, wire: str | None) -> None:
+        self.group, self._wire = group, wire
+        self._passes = {True: 0, False: 0}
+        self._inputs: tuple[object, int] = (), 0
+        self._model = 0
+        if group.size > 1:
+            self._model = group.cache["models"] = group.cache.get("models", 0) + 1
+
+    def hold(self, own: Pass) -> tuple[int, bool]:
+        """Compare this rank's pass with those of the others. Collective.
+
+        The numbers of the inputs are compared, too, in the first passes of a mode, training or
+        evaluation, and in one of ``EVERY`` later ones; the exchanges of the first passes likewise.
+
+        Returns:
+            The key of rank 0, and whether the ranks draw other random numbers from one seed.
+
+        Raises:
+            AgreedError: a rank refuses the pass, or runs another one than rank 0.
+        """
+        group, recorder = self.group, self.group.recorder
+        if sum(self._passes.values()) < FIRST or recorder.comparing:
+            group.compare_exchanges(each=False)
+        numbers = np.array(self._numbers(own), dtype=np.int64)
+        slots = free_slots(group)
+        packed = numbers if slots is None else np.concatenate((numbers, slots))
+        everyones = group.allgather(packed, "the start of a pass")
+        if slots is not None:
+            take_back(group, everyones[:, len(numbers) :])
+        alike = everyones[:, :_ALIKE]
+        if own.error is not None or (alike != alike[0]).any():
+            self._refuse(own, everyones)
+        passes = everyones[:, _PASSES].tolist()
+        if any(map(is_due, passes)):
+            # With a wire, a rank's inputs may be in 16 bits.
+            rounding = 1e-4 if self._wire is None else 1e-2
+            place = self._place(everyones, 0)
+            compare_numbers(group, list(own.tensors.values()), place, rounding)
+        if min(passes) == 0:
+            group.compare_each()
+        self._passes[own.mode.training] += 1
+        return int(everyones[0, _KEY]), len(set(everyones[:, _GENERATOR].tolist())) > 1
+
+    def _numbers(self, own: Pass) -> list[int]:
+        """Return what this rank tells the others: see ``_FAILED`` and the like."""
+        return [
+            0 if own.error is None else exit_code(own.error),
+            self._model,
+            2 * own.mode.training + own.mode.grad,
+            self._mark(own.tensors),
+            self._autocast(own.device),
+            own.program,
+            own.key is not None,
+            self._passes[own.mode.training],
+            own.key or 0,
+            0 if own.key is None else zlib.crc32(generator_name(own.device).encode()),
+        ]
+
+    def _mark(self, tensors: Mapping[str, Tensor]) -> int:
+        """Return a number for the kinds and sizes of the inputs."""
+        key = [(x.shape, x.dtype, x.requires_grad) for x in tensors.values()]
+        if key != self._inputs[0]:  # mostly they are those of the pass before
+            self._inputs = key, zlib.crc32(self._described(tensors).encode())
+        return self._inputs[1]
+
+    def _described(self, tensors: Mapping[str, Tensor]) -> str:
+        """Return what must be alike of every input: JSON of [name, shape, dtype, gradient]."""
+        return json.dumps(
+            [(name, tuple(x.shape), self._dtype(x), x.requires_grad) for name, x in tensors.items()]
+        )
+
+    def _dtype(self, x: Tensor) -> str:
+        return "float" if self._wire and x.is_floating_point() else str(x.dtype)
+
+    def _autocast(self, device: torch.device) -> int:
+        if self._wire is not None or not torch.is_autocast_enabled(device.type):
+            return 0
+        return _PRECISIONS.index(torch.get_autocast_dtype(device.type))
+
+    def _refuse(self, own: Pass, everyones: npt.NDArray[np.int64]) -> NoReturn:
+        """Refuse the pass, as every rank does now, with one message. Collective."""
+        failed = everyones[:, _FAILED]
+        if failed.any():
+            first = int(failed.nonzero()[0][0])
+            text = self.group.broadcast_text(describe(own.error) if own.error else "", first)
+            kind = AgreedError if failed[first] == BAD_INPUT else AgreedFailure
+            raise kind(text if failed.all() else f"rank {first}: {text}") from own.error
+        alike = everyones[:, :_ALIKE]
+        rank = int((alike != alike[0]).any(axis=1).argmax())
+        theirs, rank_0s = alike[rank].tolist(), alike[0].tolist()
+        column = int((alike[rank] != alike[0]).argmax())
+        if column == _INPUTS:
+            what = self._other_inputs(own, rank)
+        else:
+            what = _OTHERS[column](rank, theirs[column], rank_0s[column])
+        raise AgreedError(f"{self._place(everyones, rank)}: {what}")
+
+    def _place(self, everyones: npt.NDArray[np.int64], rank: int) -> str:
+        """Name the pass of rank 0, and that of *rank* if it is another one."""
+        passes = everyones[:, _PASSES] + 1
+        word = "training" if everyones[0, _MODE] // 2 else "evaluation"
+        other = f" (rank {rank}: {passes[rank]})" if passes[rank] != passes[0] else ""
+        return f"forward pass {passes[0]} in {word}{other}"
+
+    def _other_inputs(self, own: Pass, rank: int) -> str:
+        """Say which input of a rank is unlike rank 0's. Collective."""
+        text = self._described(own.tensors)
+        theirs, rank_0s = (json.loads(self.group.broadcast_text(text, r)) for r in (rank, 0))
+        pair = next(pair for pair in zip(theirs, rank_0s, strict=True) if pair[0] != pair[1])
+        (name, shape, dtype, _), (_, shape_0, dtype_0, _) = pair
+        what = "a batch" if len(theirs) == 1 else f"{name!r}"
+        if shape != shape_0:
+            return (
+                f"rank {rank} has {what} of shape {tuple(shape)}, rank 0 of shape "
+                f"{tuple(shape_0)}: give every rank the same whole batch in the same order "
+                "(shuffle with the same seed on all ranks)"
+            )
+        if dtype != dtype_0:
+            return (
+                f"rank {rank} has {what} of {dtype}, rank 0 of {dtype_0}: give all ranks the same "
+                "dtype, or slice the model with Tuning(wire='float32') to exchange in that"
+            )
+        return (
+            f"the input requires a gradient on only one of the ranks 0 and {rank}: set "
+            "requires_grad to the same on all ranks"
+        )
+
+
+def generator_name(device: torch.device) -> str:
+    """Return which numbers torch draws on *device* from one seed: a GPU's kind, or the CPU's."""
+    return device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _other_model(rank: int, theirs: int, rank_0s: int) -> str:
+    return (
+        f"rank {rank} calls model {theirs} of its ranks, rank 0 model {rank_0s}, in the order in "
+        "which they were sliced: call the models in the same order on all ranks"
+    )
+
+
+def _other_mode(rank: int, theirs: int, rank_0s: int) -> str:
+    words = [str(Mode(bool(code // 2), bool(code % 2))) for code in (theirs, rank_0s)]
+    return (
+        f"rank {rank} runs the model in {words[0]}, rank 0 in {words[1]}: call train(), eval() "
+        "and torch.no_grad() alike on all ranks"
+    )
+
+
+def _other_autocast(rank: int, theirs: int, rank_0s: int) -> str:
+    names = [str(_PRECISIONS[code] or "none").removeprefix("torch.") for code in (theirs, rank_0s)]
+    return (
+        f"rank {rank} is under autocast {names[0]}, rank 0 under {names[1]}: use the same on all "
+        "ranks, or slice the model with Tuning(wire='float32') to exchange in that"
+    )
+
+
+def _other_program(rank: int, theirs: int, rank_0s: int) -> str:
+    return (
+        f"rank {rank} has other hooks or attributes set on the model than rank 0: set the same on "
+        "all ranks"
+    )
+
+
+def _other_draws(rank: int, theirs: int, rank_0s: int) -> str:
+    with_draws, without = (rank, 0) if theirs else (0, rank)
+    return (
+        f"rank {with_draws} draws random numbers in this pass, rank {without} does not: put each "
+        "layer of the model into the same mode on all ranks"
+    )
+
+
+_OTHERS: Mapping[int, Any] = {
+    _MODEL: _other_model,
+    _MODE: _other_mode,
+    _AUTOCAST: _other_autocast,
+    _PROGRAM: _other_program,
+    _DRAWS: _other_draws,
+}
