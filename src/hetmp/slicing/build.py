@@ -24,6 +24,7 @@ from hetmp.slicing.plan import Plan
 from hetmp.slicing.runtime import Runtime, step_key
 from hetmp.slicing.schedule import CallStep, ProgramStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
+from hetmp.slicing.shares import SameDraws, mark
 from hetmp.slicing.table import SlicedTensor, Table, make_table, tensors_of
 from hetmp.slicing.tuning import Tuning
 from hetmp.slicing.verification import NOT_ASKED, UnverifiedWarning, Verification
@@ -100,7 +101,9 @@ def slice_model(
     add_layers(model, target)
     _fill(model, module, table, init, group)
     model.training = module.training
-    guard(model)
+    mark(model, table, group)
+    model.hetmp.same_draws = SameDraws(model, group)
+    guard(model, module)
     return model
 
 

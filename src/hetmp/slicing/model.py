@@ -11,13 +11,14 @@ from typing_extensions import Self
 
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
-from hetmp.exchange import leave
+from hetmp.exchange import leave, plain_tensors
 from hetmp.ops import filled
 from hetmp.slicing.forward import Forward
 from hetmp.slicing.graph import PLAIN, ModelGraph
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.runtime import Runtime
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, ProgramStep, Schedule
+from hetmp.slicing.shares import mark
 from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
 
@@ -54,9 +55,15 @@ class SlicedModel(nn.Module):
                 for, a part of the model in another mode than the model, or (in the first steps)
                 different batches or autocasts on the ranks.
         """
+        with plain_tensors():
+            return self._forward(args, kwargs)
+
+    def _forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         runtime = self.hetmp
         tensors = runtime.inputs.bind(args, kwargs)
         runtime.check(tensors)
+        if runtime.same_draws is not None:
+            runtime.same_draws.check(self)
         runtime.check_modes(self)
         mode = runtime.mode(self.training)
         program = runtime.schedule.programs[mode]
@@ -77,6 +84,10 @@ class SlicedModel(nn.Module):
         super().train(mode)
         self.hetmp.hold_modes(self, mode)
         return self
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # as a deep copy, whose parameters are new
+        mark(self, self.hetmp.table, self.hetmp.group)
 
     def _entered(self, mode: int) -> dict[str, Tensor]:
         """Return the replicated parameters, with gradients summed over the ranks."""

@@ -20,6 +20,7 @@ from hetmp.slicing.graph import Mode, ModelGraph
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.same_batch import SameBatch
 from hetmp.slicing.schedule import CallStep, ExchangeStep, Program, ProgramStep, Schedule, takers
+from hetmp.slicing.shares import SameDraws
 from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
 from hetmp.slicing.verification import NOT_ASKED
@@ -76,6 +77,7 @@ class Runtime(nn.Module):
     Attributes:
         group, graph, plan, schedule, table: see their classes.
         watch: the observer of steps on this rank, or None.
+        same_draws: what compares the ranks' shares in the first pass, or None.
         verification: whether what was read of the module was held against the module.
         exchanges: the exchanges between layers, in order; each has its counters.
         repeated: layers that run again in another way, and functions with a state of their own,
@@ -134,6 +136,7 @@ class Runtime(nn.Module):
             for orders, program in zip(self._orders, schedule.programs, strict=True)
         ]
         self.same_batch = SameBatch(group)
+        self.same_draws: SameDraws | None = None
 
     @property
     def tuning(self) -> Tuning:
