@@ -447,7 +447,8 @@ def test_copies_files_and_casts_of_a_sliced_model():
     assert "CutParameter" in repr(held[0]) or not cut[0]
 
 
-def test_the_gradient_in_a_hook_is_a_share_too():
+@pytest.mark.parametrize("penalty", [0.0, 0.1])
+def test_the_gradient_in_a_hook_is_a_share_too(penalty):
     model, _ = pair("equal", ("filters",))
     weight, caught = model.get_parameter("0.weight"), []
 
@@ -458,12 +459,27 @@ def test_the_gradient_in_a_hook_is_a_share_too():
             caught.append(str(error))
         return gradient / 2
 
-    model(batch(SHAPE)).sum().backward()
+    def backward():
+        weight.grad = None
+        loss = model(batch(SHAPE)).sum()
+        (loss + penalty * weight.sum() if penalty else loss).backward()
+
+    backward()
     before = weight.grad.clone()
-    weight.grad = None
     weight.register_hook(halve)
-    model(batch(SHAPE)).sum().backward()
+    backward()
     assert torch.allclose(weight.grad * 2, before, rtol=0, atol=1e-12)
+    assert len(caught) == (world_size() > 1)
+
+
+def test_a_list_of_parameters_is_stored_as_plain_ones():
+    model, _ = pair("equal", ("filters", "whole"))
+    file = io.BytesIO()
+    torch.save(list(model.parameters()), file)
+    file.seek(0)
+    stored = torch.load(file, weights_only=True)
+    assert {type(parameter) for parameter in stored} == {nn.Parameter}
+    assert all(map(torch.equal, stored, held(model)))
 
 
 OPTIMIZERS = {

@@ -4,8 +4,10 @@ torch asks the class of an operand (``__torch_function__``) before it computes. 
 ``plain_tensors``, where all of hetmp's own work is done, it does not ask.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -59,11 +61,18 @@ Handler = Callable[[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], Any
 
 _handlers: dict[Callable[..., Any], Handler] = {}
 
+_replicated: "dict[int, tuple[weakref.ref[Tensor], Origin]]" = {}
+"""id -> parameter and what it is, of those that every rank holds whole; they are plain ones."""
+
 
 def _ask(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Any:
+    if func is Tensor.backward:  # not as a plain tensor: the user's hooks are called within
+        with plain_tensors():
+            loss = args[0].as_subclass(Tensor)
+        return func(loss, *args[1:], **(kwargs or {}))
     handler = _handlers.get(func)
     if handler is None:
-        from hetmp.slicing.shares.follow import handler_for
+        from hetmp.slicing.shares.follow import handler_for  # it needs the classes below
 
         handler = _handlers[func] = handler_for(func)
     with plain_tensors():
@@ -148,8 +157,8 @@ def origin_of(tensor: Tensor) -> Origin | None:
     share = share_of_tensor(tensor)
     if share is not None:
         return share.origin
-    origin = getattr(tensor, "hetmp_origin", None)
-    return origin if isinstance(origin, Origin) else None
+    known, origin = _replicated.get(id(tensor), (None, None))
+    return origin if known is not None and known() is tensor else None
 
 
 def mark(model: nn.Module, table: Table, group: Group) -> None:
@@ -166,4 +175,9 @@ def mark(model: nn.Module, table: Table, group: Group) -> None:
         if isinstance(entry.state, Sliced) and group.size > 1:
             _of_class(parameter, CutParameter, Share(origin, entry.state, repr(name)))
         else:
-            parameter.hetmp_origin = origin  # type: ignore[attr-defined]
+            reference: weakref.ref[Tensor] = weakref.ref(parameter, partial(_forget, id(parameter)))
+            _replicated[id(parameter)] = reference, origin
+
+
+def _forget(key: int, reference: object) -> None:
+    _replicated.pop(key, None)
