@@ -45,6 +45,9 @@ from .slicing import (
     Tuning as Tuning,
 )
 from .slicing import (
+    init_ as init_,
+)
+from .slicing import (
     leaf as leaf,
 )
 from .slicing import (
@@ -54,11 +57,23 @@ from .slicing import (
     merge_model as merge_model,
 )
 from .slicing import (
+    norm as norm,
+)
+from .slicing import (
     plan_from_weights as plan_from_weights,
+)
+from .slicing import (
+    rand_like as rand_like,
+)
+from .slicing import (
+    randn_like as randn_like,
 )
 from .slicing import (
     read_graph as read_graph,
 )
 from .slicing import (
     slice_model as slice_model,
+)
+from .slicing import (
+    whole as whole,
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import hetmp
-from hetmp.exchange import share_of
+from hetmp.exchange import plain_tensors, share_of
 from hetmp.slicing.plan import LayerPlan
 
 TOLERANCE = 1e-10
@@ -165,9 +165,10 @@ class Differences:
         if a.shape != b.shape or a.dtype != b.dtype:
             self.found.append(f"{what}: {a.dtype} {tuple(a.shape)}, not {b.dtype} {tuple(b.shape)}")
             return
-        measure = max(float(b.detach().double().norm()), self.scale)
+        with plain_tensors():
+            measure = max(float(b.detach().double().norm()), self.scale)
+            error = float((a.detach().double() - b.detach().double()).norm())
         limit = allowed * measure
-        error = float((a.detach().double() - b.detach().double()).norm())
         self.largest = max(self.largest, error / measure if error else 0.0)
         if not error <= limit:
             self.found.append(f"{what}: off by {error:.2e}, allowed {limit:.2e}")

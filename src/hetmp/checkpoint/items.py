@@ -13,6 +13,7 @@ from hetmp.checkpoint.format import StoredShape, stored_dtype
 from hetmp.checkpoint.regions import Cut
 from hetmp.cluster import AgreedError, Group
 from hetmp.core.state import Sliced, State
+from hetmp.exchange import plain_tensors
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 def as_stored(tensor: Tensor) -> npt.NDArray[np.generic]:
     """Return a tensor's numbers in C order, as they are stored; copied only where necessary."""
     wanted = stored_dtype(dtype_name(tensor.dtype))
-    tensor = tensor.detach().cpu().contiguous()
+    with plain_tensors():
+        tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.int16)
     array: npt.NDArray[np.generic] = tensor.numpy()

@@ -2,6 +2,7 @@
 
 from hetmp.exchange.exchange import BackwardSum, Exchange, Pending, alias, dual, leave, save_token
 from hetmp.exchange.moves import Carriage, Counter, Move, collective
+from hetmp.exchange.plain_tensors import plain_tensors
 from hetmp.exchange.shared import free_slots, take_back, tidy
 from hetmp.exchange.volume import received, received_by_all
 from hetmp.exchange.whole_tensors import collect, distribute, share_of, share_shape
@@ -20,6 +21,7 @@ __all__ = [
     "dual",
     "free_slots",
     "leave",
+    "plain_tensors",
     "received",
     "received_by_all",
     "save_token",

@@ -14,6 +14,7 @@ from hetmp.core.partition import Layout
 from hetmp.core.state import Sliced, State
 from hetmp.exchange.collectives import Array
 from hetmp.exchange.packing import whole_size
+from hetmp.exchange.plain_tensors import plain_tensors
 
 MAX_BYTES = 2**30
 """The most bytes in one message."""
@@ -44,14 +45,15 @@ def distribute(group: Group, whole: Tensor | None, into: Tensor, state: State) -
     whole: the tensor, read on rank 0 only; elsewhere it may be None.
     into: this rank's share in *state*, of the shape that ``share_shape`` gives.
     """
-    if group.size == 1 or (group.is_root and isinstance(state, Sliced)):
-        assert whole is not None
-        into.copy_(share_of(whole, state, group.rank))
-    if group.size == 1:
-        return
-    size = whole_size(into.shape, state) * into.element_size()
-    with group.record("handing out", "a whole tensor", size=size):
-        _hand_out(group, whole, into, state)
+    with plain_tensors():
+        if group.size == 1 or (group.is_root and isinstance(state, Sliced)):
+            assert whole is not None
+            into.copy_(share_of(whole, state, group.rank))
+        if group.size == 1:
+            return
+        size = whole_size(into.shape, state) * into.element_size()
+        with group.record("handing out", "a whole tensor", size=size):
+            _hand_out(group, whole, into, state)
 
 
 def _hand_out(group: Group, whole: Tensor | None, into: Tensor, state: State) -> None:
@@ -82,9 +84,11 @@ def collect(
     the whole, over the ranks of *group*. A tensor that every rank holds whole is taken from rank 0,
     or *root*. *root* is None for every rank; other ranks than *root* get None.
     """
-    local = local.detach().cpu().contiguous()
-    with group.record("collecting", "a whole tensor", size=shape.numel() * local.element_size()):
-        return _collect(group, local, shape, state, root)
+    with plain_tensors():
+        local = local.detach().cpu().contiguous()
+        size = shape.numel() * local.element_size()
+        with group.record("collecting", "a whole tensor", size=size):
+            return _collect(group, local, shape, state, root)
 
 
 def _collect(

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hetmp.core.errors import HetmpError
+from hetmp.exchange import plain_tensors
 
 
 class Averages:
@@ -35,7 +36,8 @@ class Averages:
         if not 0 <= decay <= 1:
             raise HetmpError(f"the decay of averages is in [0, 1], got {decay}")
         self.model, self.decay = model, decay
-        self.tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
+        with plain_tensors():
+            self.tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.updates = 0
         self._swapped = False
 
@@ -47,12 +49,14 @@ class Averages:
             HetmpError: within ``in_place``.
         """
         self._refuse_swapped("updated")
-        for name, parameter in self.model.named_parameters():
-            average = self.tensors[name]
-            if self.updates == 0 or not (parameter.is_floating_point() or parameter.is_complex()):
-                average.copy_(parameter)
-            else:
-                average.lerp_(parameter.to(average.device), 1 - self.decay)
+        with plain_tensors():
+            for name, parameter in self.model.named_parameters():
+                average = self.tensors[name]
+                numbers = parameter.is_floating_point() or parameter.is_complex()
+                if self.updates == 0 or not numbers:
+                    average.copy_(parameter)
+                else:
+                    average.lerp_(parameter.to(average.device), 1 - self.decay)
         self.updates += 1
 
     @contextmanager
@@ -74,10 +78,11 @@ class Averages:
     @torch.no_grad()
     def _swap(self) -> None:
         # By value: the optimizer, and others, hold on to the parameters' memory.
-        for name, parameter in self.model.named_parameters():
-            saved = parameter.detach().clone()
-            parameter.copy_(self.tensors[name])
-            self.tensors[name].copy_(saved)
+        with plain_tensors():
+            for name, parameter in self.model.named_parameters():
+                saved = parameter.detach().clone()
+                parameter.copy_(self.tensors[name])
+                self.tensors[name].copy_(saved)
         self._swapped = not self._swapped
 
     def _refuse_swapped(self, what: str) -> None:

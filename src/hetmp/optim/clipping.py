@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hetmp.cluster import AgreedError
 from hetmp.core.state import FULL
+from hetmp.exchange import plain_tensors
 from hetmp.slicing import SlicedModel
 
 
@@ -32,11 +33,12 @@ def clip_grad_norm_(model: SlicedModel, max_norm: float, norm_type: float = 2.0)
     """
     if not max_norm >= 0:
         raise AgreedError(f"max_norm is 0 or more, got {max_norm}")
-    norm = grad_norm(model, norm_type)
-    scale = min(1.0, max_norm / (norm + 1e-6))  # the constant is torch's
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad.mul_(scale)
+    with plain_tensors():
+        norm = grad_norm(model, norm_type)
+        scale = min(1.0, max_norm / (norm + 1e-6))  # the constant is torch's
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
     return torch.tensor(norm, dtype=torch.float64)
 
 
@@ -60,15 +62,16 @@ def grad_norm(model: SlicedModel, norm_type: float = 2.0) -> float:
         raise AgreedError(f"norm_type is above 0 (math.inf for the maximum), got {norm_type}")
     runtime = model.hetmp
     sliced, whole = 0.0, 0.0
-    for name, parameter in model.named_parameters():
-        if parameter.grad is None or parameter.grad.numel() == 0:
-            continue
-        size = float(torch.linalg.vector_norm(parameter.grad, norm_type, dtype=torch.float64))
-        power = size if math.isinf(norm_type) else size**norm_type
-        if runtime.table[name].state != FULL:
-            sliced = _joined(sliced, power, norm_type)
-        else:
-            whole = _joined(whole, power, norm_type)
+    with plain_tensors():
+        for name, parameter in model.named_parameters():
+            if parameter.grad is None or parameter.grad.numel() == 0:
+                continue
+            size = float(torch.linalg.vector_norm(parameter.grad, norm_type, dtype=torch.float64))
+            power = size if math.isinf(norm_type) else size**norm_type
+            if runtime.table[name].state != FULL:
+                sliced = _joined(sliced, power, norm_type)
+            else:
+                whole = _joined(whole, power, norm_type)
     # A replicated parameter counts once: every rank takes rank 0's sum for it.
     marks = runtime.group.allgather(np.array([sliced, whole]))
     total = float(marks[0, 1])

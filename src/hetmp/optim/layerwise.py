@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import FULL
+from hetmp.exchange import plain_tensors
 from hetmp.optim.sliced_model import runtime_of
 
 Member = tuple[dict[str, Any], Tensor]
@@ -62,10 +63,11 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         members = [(group, p) for group in self.param_groups for p in group["params"]]
-        norms = self._whole_norms(members)
-        for member, (weights, direction) in zip(members, norms.tolist(), strict=True):
-            if member[1].grad is not None:
-                self._move(*member, weights, direction)
+        with plain_tensors():
+            norms = self._whole_norms(members)
+            for member, (weights, direction) in zip(members, norms.tolist(), strict=True):
+                if member[1].grad is not None:
+                    self._move(*member, weights, direction)
         return loss
 
     def _whole_norms(self, members: Sequence[Member]) -> npt.NDArray[np.float64]:

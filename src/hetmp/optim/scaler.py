@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hetmp.cluster import AgreedError
 from hetmp.core.errors import HetmpError
+from hetmp.exchange import plain_tensors
 from hetmp.optim.sliced_model import runtime_of
 
 
@@ -68,7 +69,7 @@ class GradScaler(torch.amp.GradScaler):
         This is where torch looks for overflow, both before a step and for the optimizers that
         unscale for themselves (``fused=True``).
         """
-        with self._group.together():
+        with self._group.together(), plain_tensors():
             flags = super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
         # A rank without gradients has looked at nothing, which torch takes for a mistake.
         flags.setdefault(found_inf.device, found_inf.clone())

@@ -3,12 +3,17 @@ from .channel_groups import plan_from_weights as plan_from_weights
 from .graph import leaf as leaf
 from .graph import read_graph as read_graph
 from .hooks import local_hook as local_hook
+from .initialise import init_ as init_
 from .merge import merge_model as merge_model
 from .merge import merged_tensors as merged_tensors
 from .model import SlicedModel as SlicedModel
 from .plan import LayerPlan as LayerPlan
 from .plan import Plan as Plan
 from .schedule import owners as owners
+from .shares import norm as norm
+from .shares import rand_like as rand_like
+from .shares import randn_like as randn_like
+from .shares import whole as whole
 from .table import (
     SlicedTensor as SlicedTensor,
 )

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
-from hetmp.exchange import leave
+from hetmp.exchange import leave, plain_tensors
 from hetmp.ops import filled
 from hetmp.slicing.block import Part
 from hetmp.slicing.forward import Forward
@@ -29,6 +29,7 @@ from hetmp.slicing.schedule import (
     Schedule,
     WriteStep,
 )
+from hetmp.slicing.shares import mark
 from hetmp.slicing.state_loading import cut_whole, fitting_state
 from hetmp.slicing.table import Table, tensors_of
 from hetmp.slicing.tuning import Tuning
@@ -67,9 +68,15 @@ class SlicedModel(NotPickled, Part):
                 pass to run than rank 0: a batch of another size, another mode or autocast, and
                 (in the first passes and some later ones) other numbers in the batch.
         """
+        with plain_tensors():
+            return self._forward(args, kwargs)
+
+    def _forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         runtime = self.hetmp
         mode = runtime.mode(self.training)
         tensors, seeds, running = runtime.start(self, mode, args, kwargs)
+        if runtime.same_draws is not None:
+            runtime.same_draws.check(self)
         program = running.program
         tensors = dict(zip(tensors, runtime.input_entry(*tensors.values()), strict=True))
         entered = self._entered(mode)
@@ -109,9 +116,16 @@ class SlicedModel(NotPickled, Part):
             RuntimeError: torch's own, for names or shapes that do not fit. Shapes are whole ones.
             HetmpError: *assign* would part tensors that are tied.
         """
-        return super().load_state_dict(
+        loaded = super().load_state_dict(
             fitting_state(state_dict, self.hetmp.table), strict=strict, assign=assign
         )
+        mark(self, self.hetmp.table, self.hetmp.group)  # assigned parameters are new
+        return loaded
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = super().__deepcopy__(memo)
+        mark(copied, self.hetmp.table, self.hetmp.group)
+        return copied
 
     def _load_from_state_dict(
         self,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hetmp.exchange import plain_tensors
 from hetmp.slicing.model import SlicedModel
 from hetmp.slicing.schedule import CallStep, ProgramStep
 from hetmp.slicing.table import tensors_of
@@ -72,7 +73,8 @@ def not_finite(model: SlicedModel, *, buffers: bool = True) -> str | None:
 
 def is_finite(x: Tensor) -> bool:
     """Return whether all numbers of *x* are finite."""
-    return not x.is_floating_point() or bool(torch.isfinite(x).all())
+    with plain_tensors():
+        return not x.is_floating_point() or bool(torch.isfinite(x).all())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -1,15 +1,22 @@
-"""Optimizers that are silently wrong on slices: named, and refused when they step."""
+"""Optimizers on slices: those that are wrong are refused when they step, others run undisturbed."""
 
+import sys
 import weakref
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch import Tensor, nn
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from hetmp.cluster import AgreedError
 from hetmp.core.state import FULL
+from hetmp.exchange import plain_tensors
 from hetmp.slicing.model import SlicedModel
+from hetmp.slicing.shares import CutParameter, CutTensor
 
 _MATRIX = "adam, adamw or hetmp's lamb"
 _ADAPTIVE = "adamw with a learning rate of your choice"
@@ -102,19 +109,62 @@ def reason_against(kind: type) -> str | None:
     return next((REFUSED[c.__name__] for c in kind.__mro__ if c.__name__ in REFUSED), None)
 
 
-def refuse(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+_sliced: dict[int, tuple["weakref.ref[Tensor]", str]] = {}
+"""id -> parameter and name, of modules that were sliced, as long as the parameter is there."""
+
+_seen: "weakref.WeakSet[torch.optim.Optimizer]" = weakref.WeakSet()
+"""Optimizers that have stepped."""
+
+_ELEMENTWISE = frozenset(
+    getattr(torch.optim, name)
+    for name in (
+        *("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam"),
+        *("RMSprop", "Adagrad", "Adadelta", "ASGD", "Rprop"),
+    )
+)
+"""Optimizers of torch's that are right on slices: what they do need not be followed."""
+
+_undisturbed: list[Any] = []
+"""The contexts in which such optimizers are stepping now."""
+
+
+def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     """Refuse a step of *optimizer* that would be wrong: torch calls it before every step.
 
-    Where the name of the class says nothing against it, it costs a look at a few names. *args* and
-    *kwargs*, which torch gives, are those of the step; they are not looked at.
+    Where the name of the class says nothing against it, it costs a look at a few names, and in the
+    first step at the parameters. *args* and *kwargs*, which torch gives, are those of the step.
 
     Raises:
         HetmpError: on every rank, before anything is changed, where the optimizer has a parameter
-            that is cut over several ranks. All ranks run the same loop, so all raise.
+            that is cut over several ranks, or only parameters of a module that was sliced, without
+            gradients. All ranks run the same loop, so all raise.
     """
     reason = reason_against(type(optimizer))
-    if reason is None:
-        return
+    if reason is not None:
+        _refuse_on_slices(optimizer, reason)
+    if optimizer not in _seen:
+        _refuse_of_original(optimizer)
+        _seen.add(optimizer)
+    while _undisturbed:  # of a step that raised
+        _undisturbed.pop().__exit__(None, None, None)
+    kind = type(optimizer)
+    right = kind in _ELEMENTWISE or getattr(kind, "measures_whole_tensors", False)
+    if right and len(args) < 2 and not kwargs:  # it has no closure
+        context = plain_tensors()
+        context.__enter__()
+        _undisturbed.append(context)
+
+
+def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Follow again what is done to parameters: torch calls it after every step.
+
+    The arguments are those of ``before_step``.
+    """
+    while _undisturbed:
+        _undisturbed.pop().__exit__(None, None, None)
+
+
+def _refuse_on_slices(optimizer: torch.optim.Optimizer, reason: str) -> None:
     cut = _cut_parameters()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -125,15 +175,41 @@ def refuse(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
                 )
 
 
-def guard(model: SlicedModel) -> None:
-    """Refuse, from now on, every optimizer that would be wrong on the slices of *model*."""
+def _refuse_of_original(optimizer: torch.optim.Optimizer) -> None:
+    held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    names = {key: name for key, (known, name) in _sliced.items() if known() is held.get(key, known)}
+    if names and all(held[key].grad is None for key in names):  # else that module is trained, too
+        name = next(names[key] for key in held if key in names)
+        raise AgreedError(
+            f"{type(optimizer).__name__} holds {name!r} of the module that was sliced, which "
+            "has no gradient and trains nothing in the sliced model: make the optimizer from "
+            "model.parameters(), after slice_model"
+        )
+
+
+def guard(model: SlicedModel, module: nn.Module) -> None:
+    """Refuse, from now on, every optimizer that would be wrong on the slices of *model*.
+
+    So too one of the parameters of *module*, which it was made of, where these are not trained.
+    """
     _guarded.add(model)
+    for name, parameter in module.named_parameters():
+        _sliced[id(parameter)] = weakref.ref(parameter, partial(_forget, id(parameter))), name
     _watch()
+
+
+def _forget(key: int, reference: object) -> None:
+    _sliced.pop(key, None)
 
 
 @cache
 def _watch() -> None:
-    register_optimizer_step_pre_hook(refuse)
+    register_optimizer_step_pre_hook(before_step)
+    register_optimizer_step_post_hook(after_step)
+    # torch takes the quick ways (foreach, fused) for parameters of the classes in this list alone.
+    quick = getattr(sys.modules[torch.optim.Optimizer.__module__], "_foreach_supported_types", None)
+    if isinstance(quick, list):
+        quick += [CutParameter, CutTensor]
 
 
 def _cut_parameters() -> dict[int, str]:

@@ -30,6 +30,7 @@ from hetmp.slicing.schedule import (
     Schedule,
     takers,
 )
+from hetmp.slicing.shares import SameDraws
 from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
 from hetmp.slicing.verification import NOT_ASKED
@@ -107,6 +108,7 @@ class Runtime(nn.Module):
     Attributes:
         group, graph, plan, schedule, table: see their classes.
         watch: the observer of steps on this rank, or None.
+        same_draws: what compares the ranks' shares in the first pass, or None.
         verification: whether what was read of the module was held against the module.
         attribute_mark: the same on ranks where the same attributes were set since slicing.
         exchanges: the exchanges between layers, in order; each has its counters.
@@ -159,6 +161,7 @@ class Runtime(nn.Module):
         )
         self.take(graph, schedule)
         self.meeting = Meeting(group, tuning.wire)
+        self.same_draws: SameDraws | None = None
 
     def take(self, graph: ModelGraph, schedule: Schedule) -> None:
         """Run *schedule*, that of *graph*, from now on; every value lies as in the one before."""
