@@ -309,7 +309,7 @@ def test_a_parameter_of_a_layer_is_not_replaced():
         text = refused(lambda model=model: model(batch(IMAGES)))
         assert "'head.weight' of the sliced model was replaced by one of shape" in text
     model = sliced(seeded(Net), [1.0] * world_size())
-    torch.nn.utils.parametrizations.weight_norm(model.head)
+    nn.utils.parametrize.register_parametrization(model.head, "weight", nn.Identity())
     assert "'head.weight' of the sliced model was removed" in refused(lambda: model(batch(IMAGES)))
 
 

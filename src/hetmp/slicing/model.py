@@ -12,13 +12,13 @@ from typing_extensions import Self
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.exchange import leave, plain_tensors
-from hetmp.ops import filled
+from hetmp.ops import Seeds, filled
 from hetmp.slicing.block import Part
 from hetmp.slicing.forward import Forward
 from hetmp.slicing.graph import PLAIN, ModelGraph
 from hetmp.slicing.pickling import NotPickled
 from hetmp.slicing.plan import Plan
-from hetmp.slicing.runtime import Runtime
+from hetmp.slicing.runtime import Running, Runtime
 from hetmp.slicing.schedule import (
     BiasStep,
     CallStep,
@@ -68,16 +68,22 @@ class SlicedModel(NotPickled, Part):
                 pass to run than rank 0: a batch of another size, another mode or autocast, and
                 (in the first passes and some later ones) other numbers in the batch.
         """
-        with plain_tensors():
-            return self._forward(args, kwargs)
-
-    def _forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         runtime = self.hetmp
         mode = runtime.mode(self.training)
         tensors, seeds, running = runtime.start(self, mode, args, kwargs)
         if runtime.same_draws is not None:
             runtime.same_draws.check(self)
-        program = running.program
+        with plain_tensors():
+            result = self._run(mode, running, tensors, seeds)
+        if seeds is not None:
+            seeds.close()
+        return result
+
+    def _run(
+        self, mode: int, running: Running, tensors: Mapping[str, Tensor], seeds: Seeds | None
+    ) -> Any:
+        """Run a program on the inputs, *tensors*, by name; return its result, whole. Collective."""
+        runtime, program = self.hetmp, running.program
         tensors = dict(zip(tensors, runtime.input_entry(*tensors.values()), strict=True))
         entered = self._entered(mode)
         values = {name: tensors[input_name] for name, input_name in program.entries.items()}
@@ -85,8 +91,6 @@ class SlicedModel(NotPickled, Part):
         for name, path in program.attributes.items():
             values[name] = self._attribute(path, entered, device)
         Forward(self, runtime, mode, values, entered, seeds).run(running.parts)
-        if seeds is not None:
-            seeds.close()
         return filled(program.result, lambda name: _left(runtime.group, values[name]))
 
     def train(self, mode: bool = True) -> Self:
