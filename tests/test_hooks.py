@@ -406,6 +406,42 @@ def test_structures():
     pair.finish()
 
 
+class Sequences(nn.Module):
+    """Layers that return more than what is taken of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.recurrent = nn.Conv2d(3, 4, 3), nn.LSTM(4, 3, batch_first=True)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        y = self.stem(x).flatten(2).transpose(1, 2)
+        return self.recurrent(y + self.attention(y, y, y)[0])[0].mean(1)
+
+
+def test_results_that_nothing_takes():
+    """Hooks see them, and a loss may."""
+    weights = [2.0, 0.0, 1.0, 3.0, 1.0][: world_size()]
+    pair = Hooked(seeded(Sequences), weights, example_input=batch(IMAGES))
+    pair.log("recurrent", BACKWARD_BEFORE)
+    for path in ("recurrent", "attention"):
+        pair.log(path, FORWARD)
+        pair.register(
+            path, FORWARD, lambda log, part, args, output: log.append(("", [_tensors(output)[1]]))
+        )
+
+    def loss(log, rank):
+        return sum(rank_loss(kept[0], rank, 7) for title, kept in log if not title)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pair.step(loss)
+        pair.step(loss)
+    with pytest.raises(HetmpError, match=r"'attention' .* one value twice"):
+        pair.model.attention.register_full_backward_hook(print)
+    pair.finish()
+
+
 @pytest.mark.parametrize("tuning", [{"regather": True}, {"overlap": False, "shared_memory": False}])
 def test_tunings(tuning):
     pair = Hooked(seeded(Network), tuning=hetmp.Tuning(**tuning))

@@ -195,12 +195,7 @@ def add_layers(model: SlicedModel, device: torch.device) -> None:
                 continue
             layer, name = step.run.layer, step_key(mode, step)
             if layer is None:
-                run = replace(step.run, wire=runtime.tuning.wire)
-                function = step.node.rule.function(run, runtime.group)
-                if isinstance(function, nn.Module):
-                    runtime.repeated[name] = function
-                else:
-                    runtime.functions[name] = function
+                runtime.add_function(mode, step)
             elif step.node.path not in steps:
                 steps[step.node.path] = step
             elif not step.run.call.has_tensors:

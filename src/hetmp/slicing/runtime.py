@@ -3,7 +3,7 @@
 import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -232,6 +232,8 @@ class Runtime(nn.Module):
             for step in program.flat:
                 if isinstance(step, ExchangeStep):
                     self._add_exchange(mode, step)
+                elif isinstance(step, CallStep) and step.run.layer is None:
+                    self.add_function(mode, step)  # for what only hooks look at
             orders = _orders(program, self.graph, self.table)
             made.append(Running(program, _parts(orders, program)))
         for path in paths:
@@ -240,6 +242,18 @@ class Runtime(nn.Module):
                 entry = BackwardSum(self.group, self.tuning.wire, title)
                 self.hook_entries[_entry_key(path)] = entry
         return made
+
+    def add_function(self, mode: int, step: CallStep) -> None:
+        """Add what a step calls that calls no layer, unless it is there."""
+        name = step_key(mode, step)
+        if name in self.repeated or name in self.functions:
+            return
+        run = replace(step.run, wire=self.tuning.wire)
+        function = step.node.rule.function(run, self.group)
+        if isinstance(function, nn.Module):
+            self.repeated[name] = function
+        else:
+            self.functions[name] = function
 
     def _add_exchange(self, mode: int, step: ExchangeStep) -> None:
         """Add the exchange of a step, unless there is one of that value to that state."""

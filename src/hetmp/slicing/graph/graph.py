@@ -80,6 +80,7 @@ class Trace:
         batch: the only number of images that it takes, None where any will do.
         calls: the calls of the module's parts, in the order in which they begin.
         changes: operations that work in place -> the value that each changes.
+        every: the operations in order, with those that nothing needs.
     """
 
     entries: Mapping[str, str]
@@ -90,6 +91,7 @@ class Trace:
     batch: int | None
     calls: tuple[ModuleCall, ...] = ()
     changes: Mapping[str, str] = field(default_factory=dict)
+    every: tuple[Node, ...] = ()
 
     def consumers(self, name: str) -> list[Node]:
         """Return the nodes that take a value."""

@@ -47,7 +47,7 @@ def schedule_hooked(
     for own, plain in zip(hooked.programs, schedule.programs, strict=True):
         runs = {step.name: step.run for step in plain.steps if isinstance(step, CallStep)}
         for step in own.flat:
-            if isinstance(step, CallStep) and step.run != runs[step.name]:
+            if isinstance(step, CallStep) and step.run != runs.get(step.name, step.run):
                 raise HetmpError(
                     f"hooks on {', '.join(map(repr, sorted(paths)))} would change how "
                     f"{step.node.place} is cut: put them on the parts around these"
@@ -70,7 +70,9 @@ class _HookedScheduler(Scheduler[Layout]):
         self.begin(trace)
         self._seen.clear()
         calls = [call for call in trace.calls if call.path in self._paths and call.nodes]
-        self._visit_all(trace.nodes, calls)
+        wanted = {node.name for node in trace.nodes}.union(*(call.unused for call in calls))
+        calls = [replace(c, nodes=tuple(n for n in c.nodes if n in wanted)) for c in calls]
+        self._visit_all([node for node in trace.every if node.name in wanted], calls)
         program = self.end()
         needed = set(program.returned)
         return replace(program, steps=_needed(program.steps, needed, self._written))
