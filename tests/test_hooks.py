@@ -137,14 +137,14 @@ class Hooked:
 
     def compare_logs(self, when: str = "") -> None:
         """What all hooks saw."""
-        found = self.differences.found
+        differs = self.differences.found
         titles = [[title for title, _ in log] for log in self.logs]
         if titles[0] != titles[1]:
-            found.append(f"{when}: the hooks ran as {titles[0]}, not {titles[1]}")
+            differs.append(f"{when}: the hooks ran as {titles[0]}, not {titles[1]}")
             return
         for (title, mine), (_, wanted) in zip(*self.logs, strict=True):
             if len(mine) != len(wanted):
-                found.append(f"{when}, {title}: {len(mine)} values, not {len(wanted)}")
+                differs.append(f"{when}, {title}: {len(mine)} values, not {len(wanted)}")
                 continue
             for number, (value, other) in enumerate(zip(mine, wanted, strict=True)):
                 self.differences.compare(f"{when}, {title}, value {number}", value, other)

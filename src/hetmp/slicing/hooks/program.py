@@ -119,7 +119,7 @@ class _HookedScheduler(Scheduler[Layout]):
         key, self._number = f"{call.path} with hooks {self._number}", self._number + 1
         values = self.trace.values
         taken = [n for n in dict.fromkeys(references((call.args, call.kwargs))) if _is(n, values)]
-        given = [n for n in dict.fromkeys(references(call.result)) if _is(n, values)]
+        returned = [n for n in dict.fromkeys(references(call.result)) if _is(n, values)]
         states = {name: _tensors_state(self.states[self.current[name]]) for name in taken}
         full = {name: self.in_state(self.current[name], FULL) for name in taken}
         outer = self.steps, self.exchanged, self.current
@@ -130,12 +130,12 @@ class _HookedScheduler(Scheduler[Layout]):
             self._seen.setdefault(name, []).append((entered, call.path))
         self._visit_all(nodes, inner)
         self.scope = call.scope
-        own = {name: _tensors_state(self.states[self.current[name]]) for name in given}
-        results = {name: self.in_state(self.current[name], FULL) for name in given}
-        leaves = {name: f"{name} out of {key}" for name in given}
+        own = {name: _tensors_state(self.states[self.current[name]]) for name in returned}
+        results = {name: self.in_state(self.current[name], FULL) for name in returned}
+        leaves = {name: f"{name} out of {key}" for name in returned}
         after = set(call.changed.values())
         fixed = {enters[n] for n in call.changed if n in enters} | {
-            leaves[n] for n in after & {*given}
+            leaves[n] for n in after & {*returned}
         }
         made, ran = self.current, tuple(self.steps)
         self.steps, self.exchanged, self.current = outer
