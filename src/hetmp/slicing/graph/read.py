@@ -35,7 +35,7 @@ from hetmp.slicing.graph.shapes import Probed, probe, probe_unseen
 from hetmp.slicing.graph.skeleton import skeleton_of
 from hetmp.slicing.graph.subclasses import as_bases
 from hetmp.slicing.graph.tracing import trace_modes
-from hetmp.slicing.graph.users_hooks import check_hooks, is_hooked
+from hetmp.slicing.graph.users_hooks import check_hooks, hooked_paths
 
 _WHOLE = Whole()
 
@@ -96,7 +96,7 @@ def read_graph(
         dims,
         example,
         _held(skeleton),
-        _hooked(module),
+        hooked_paths(module),
     )
     if next(graph.mixing(), None) is None:
         raise HetmpError(
@@ -131,11 +131,6 @@ def check_kind(module: nn.Module) -> None:
 
 def _on_meta(x: Tensor) -> Tensor:
     return x.detach().to("meta").requires_grad_(x.requires_grad)
-
-
-def _hooked(module: nn.Module) -> tuple[str, ...]:
-    """Return the paths of the parts that have hooks of the user's."""
-    return tuple(path for path, part in module.named_modules() if is_hooked(part))
 
 
 def _check_hooked(graph: ModelGraph, module: nn.Module) -> None:
