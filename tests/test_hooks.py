@@ -137,14 +137,14 @@ class Hooked:
 
     def compare_logs(self, when: str = "") -> None:
         """What all hooks saw."""
-        found = self.differences.found
+        differs = self.differences.found
         titles = [[title for title, _ in log] for log in self.logs]
         if titles[0] != titles[1]:
-            found.append(f"{when}: the hooks ran as {titles[0]}, not {titles[1]}")
+            differs.append(f"{when}: the hooks ran as {titles[0]}, not {titles[1]}")
             return
         for (title, mine), (_, wanted) in zip(*self.logs, strict=True):
             if len(mine) != len(wanted):
-                found.append(f"{when}, {title}: {len(mine)} values, not {len(wanted)}")
+                differs.append(f"{when}, {title}: {len(mine)} values, not {len(wanted)}")
                 continue
             for number, (value, other) in enumerate(zip(mine, wanted, strict=True)):
                 self.differences.compare(f"{when}, {title}, value {number}", value, other)
@@ -403,6 +403,42 @@ def test_structures():
         warnings.simplefilter("ignore")
         pair.step()
         pair.step()
+    pair.finish()
+
+
+class Sequences(nn.Module):
+    """Layers that return more than what is taken of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.recurrent = nn.Conv2d(3, 4, 3), nn.LSTM(4, 3, batch_first=True)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        y = self.stem(x).flatten(2).transpose(1, 2)
+        return self.recurrent(y + self.attention(y, y, y)[0])[0].mean(1)
+
+
+def test_results_that_nothing_takes():
+    """Hooks see them, and a loss may."""
+    weights = [2.0, 0.0, 1.0, 3.0, 1.0][: world_size()]
+    pair = Hooked(seeded(Sequences), weights, example_input=batch(IMAGES))
+    pair.log("recurrent", BACKWARD_BEFORE)
+    for path in ("recurrent", "attention"):
+        pair.log(path, FORWARD)
+        pair.register(
+            path, FORWARD, lambda log, part, args, output: log.append(("", [_tensors(output)[1]]))
+        )
+
+    def loss(log, rank):
+        return sum(rank_loss(kept[0], rank, 7) for title, kept in log if not title)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pair.step(loss)
+        pair.step(loss)
+    with pytest.raises(HetmpError, match=r"'attention' .* one value twice"):
+        pair.model.attention.register_full_backward_hook(print)
     pair.finish()
 
 

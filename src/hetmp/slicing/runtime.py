@@ -178,19 +178,14 @@ class Runtime(nn.Module):
             _replicated(orders, program, graph, self.table)
             for orders, program in zip(self._orders, schedule.programs, strict=True)
         ]
+        for key in self.functions:
+            if key in self.repeated:
+                del self.repeated[key]
+        self.functions.clear()
         for mode, program in enumerate(schedule.programs):
             for step in program.steps:
                 if isinstance(step, CallStep) and step.run.layer is None:
-                    self._make_function(step, step_key(mode, step))
-
-    def _make_function(self, step: CallStep, key: str) -> None:
-        """Make what this rank calls for a step that runs a function or method."""
-        run = replace(step.run, wire=self.tuning.wire)
-        function = step.node.rule.function(run, self.group)
-        if isinstance(function, nn.Module):
-            self.repeated[key] = function
-        else:
-            self.functions[key] = function
+                    self._add_function(mode, step)
 
     @property
     def tuning(self) -> Tuning:
@@ -261,6 +256,8 @@ class Runtime(nn.Module):
             for step in program.flat:
                 if isinstance(step, ExchangeStep):
                     self._add_exchange(mode, step)
+                elif isinstance(step, CallStep) and step.run.layer is None:
+                    self._add_function(mode, step)  # for what only hooks look at
             orders = _orders(program, self.graph, self.table)
             made.append(Running(program, _parts(orders, program)))
         for path in paths:
@@ -269,6 +266,15 @@ class Runtime(nn.Module):
                 entry = BackwardSum(self.group, self.tuning.wire, title)
                 self.hook_entries[_entry_key(path)] = entry
         return made
+
+    def _add_function(self, mode: int, step: CallStep) -> None:
+        """Add what a step calls that calls no layer, unless it is there."""
+        key = step_key(mode, step)
+        if key not in self.functions:
+            run = replace(step.run, wire=self.tuning.wire)
+            self.functions[key] = function = step.node.rule.function(run, self.group)
+            if isinstance(function, nn.Module):  # which moves, and is in a mode, with the model
+                self.repeated[key] = function
 
     def _add_exchange(self, mode: int, step: ExchangeStep) -> None:
         """Add the exchange of a step, unless there is one of that value to that state."""

@@ -80,6 +80,7 @@ class Trace:
         batch: the only number of images that it takes, None where any will do.
         calls: the calls of the module's parts, in the order in which they begin.
         changes: operations that work in place -> the value that each changes.
+        every: the operations in order, with those that nothing needs.
     """
 
     entries: Mapping[str, str]
@@ -90,6 +91,7 @@ class Trace:
     batch: int | None
     calls: tuple[ModuleCall, ...] = ()
     changes: Mapping[str, str] = field(default_factory=dict)
+    every: tuple[Node, ...] = ()
 
     def consumers(self, name: str) -> list[Node]:
         """Return the nodes that take a value."""
@@ -206,7 +208,7 @@ class ModelGraph:
 
     def is_layer(self, path: str) -> bool:
         """Return whether the part at *path* is one operation, or lies inside of one."""
-        return any(path == one or path.startswith(f"{one}.") for one in self._layers)
+        return any(path == layer or path.startswith(f"{layer}.") for layer in self._layers)
 
     def why_no_hook(self, path: str, *, backward: bool = False) -> str | None:
         """Return why no hook on the part at *path* can see whole values, or None.
@@ -221,7 +223,7 @@ class ModelGraph:
                 return "it takes or gives one value twice, so its gradients cannot be told apart"
         if calls:
             return None
-        around = [one for one in self._layers if path.startswith(f"{one}.")]
+        around = [layer for layer in self._layers if path.startswith(f"{layer}.")]
         if around:
             return f"it is inside {around[0]!r}, which is kept as one: put the hook on that"
         return "the model never calls it"

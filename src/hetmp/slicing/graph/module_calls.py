@@ -36,6 +36,7 @@ class ModuleCall:
         args, kwargs: as the module gives them, with a ``Ref`` for every value.
         result: what the part returns, likewise.
         nodes: the names of the operations inside, which run in a row.
+        unused: those among them that only the result needs, and nothing takes of that.
         changed: arguments that are changed in place inside -> what they are afterwards.
         scope: what the module sets around the call.
         reason: why no hook can see it as torch's would, or None.
@@ -47,6 +48,7 @@ class ModuleCall:
     kwargs: Mapping[str, object]
     result: object
     nodes: tuple[str, ...]
+    unused: frozenset[str]
     changed: Mapping[str, str]
     scope: Scope
     reason: str | None
@@ -136,7 +138,16 @@ class CallReader:
             record = self._records[number]
             args, kwargs = (rebuilt(part, _now(named)) for part in (record.args, record.kwargs))
             self._read[number] = ModuleCall(
-                record.path, args, kwargs, None, (), {}, record.scope, record.reason, False
+                record.path,
+                args,
+                kwargs,
+                None,
+                (),
+                frozenset(),
+                {},
+                record.scope,
+                record.reason,
+                False,
             )
 
     def after(
@@ -156,6 +167,7 @@ class CallReader:
     def calls(
         self, nodes: Sequence[str], scopes: Mapping[str, Scope], values: Mapping[str, Value],
         outside: Sequence[str],
+        dropped: Mapping[str, Sequence[str]],
     ) -> tuple[ModuleCall, ...]:  # fmt: skip
         """Return the calls, in the order in which they begin.
 
@@ -164,6 +176,7 @@ class CallReader:
             scopes: what the module sets around each.
             values: the facts known about every value.
             outside: the names of the values that no operation makes.
+            dropped: operations that nothing needs, by name -> the values that each takes.
         """
         places = {name: place for place, name in enumerate(nodes)}
         read = []
@@ -172,8 +185,8 @@ class CallReader:
             if call is None:
                 read.append(_without_nodes(record))
                 continue
-            inside = tuple(n.name for n in self._inside[number] if n.name in places)
-            call = replace(call, nodes=inside)
+            call = replace(call, nodes=tuple(node.name for node in self._inside[number]))
+            call = replace(call, unused=_unused(call, dropped))
             reason = call.reason or _why_not(call, places, scopes, values, {*outside})
             read.append(replace(call, reason=reason, doubled=_is_doubled(call, values)))
         return tuple(read)
@@ -225,9 +238,21 @@ def _now(named: Callable[[object], object]) -> Callable[[object], object]:
     return name
 
 
+def _unused(call: ModuleCall, dropped: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """Return the operations inside of a *call* that were dropped, and that its result needs."""
+    unused: set[str] = set()
+    ahead = [name for name in references(call.result) if name in dropped]
+    while ahead:
+        name = ahead.pop()
+        if name in call.nodes and name not in unused:
+            unused.add(name)
+            ahead += [taken for taken in dropped[name] if taken in dropped]
+    return frozenset(unused)
+
+
 def _without_nodes(record: CallRecord) -> ModuleCall:
     reason = record.reason or "it hands on what it is given and does nothing itself"
-    return ModuleCall(record.path, (), {}, None, (), {}, record.scope, reason, False)
+    return ModuleCall(record.path, (), {}, None, (), frozenset(), {}, record.scope, reason, False)
 
 
 def _why_not(
@@ -240,21 +265,22 @@ def _why_not(
     """Return why hooks on the part of a *call* cannot see whole values, or None."""
     if call.scope.checkpoint is not None:
         return "it runs inside a gradient checkpoint: put the hook on the part around that"
-    if not call.nodes:
+    inside = [name for name in call.nodes if name in places]
+    if not inside:
         return "nothing takes what it computes"
-    numbers = [places[name] for name in call.nodes]
+    numbers = [places[name] for name in inside]
     if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         return "what it computes is not computed in a row"
     for word, structure in (("is given", (call.args, call.kwargs)), ("returns", call.result)):
         for name in references(structure):
-            if name not in places and name not in outside:
+            if name not in places and name not in outside | call.unused:
                 return f"it {word} a value that nothing takes"
             if values[name].holds_tensors and not values[name].is_tensor:
                 return f"it {word} several values that are one to torch.fx: take them apart before"
     for name in references(call.result):
         if values[name].is_tensor and name not in call.nodes:
             return "it returns a tensor that it does not compute itself"
-    if call.scope.grad is False and any(scopes[name].grad is not False for name in call.nodes):
+    if call.scope.grad is False and any(scopes[name].grad is not False for name in inside):
         return "it switches gradients on inside torch.no_grad: put the hook on a part inside"
     return None
 

@@ -35,7 +35,7 @@ from hetmp.slicing.graph.shapes import Probed, probe, probe_unseen
 from hetmp.slicing.graph.skeleton import skeleton_of
 from hetmp.slicing.graph.subclasses import as_bases
 from hetmp.slicing.graph.tracing import trace_modes
-from hetmp.slicing.graph.users_hooks import check_hooks, is_hooked
+from hetmp.slicing.graph.users_hooks import check_hooks, hooked_paths
 
 _WHOLE = Whole()
 
@@ -96,7 +96,7 @@ def read_graph(
         dims,
         example,
         _held(skeleton),
-        _hooked(module),
+        hooked_paths(module),
     )
     if next(graph.mixing(), None) is None:
         raise HetmpError(
@@ -131,11 +131,6 @@ def check_kind(module: nn.Module) -> None:
 
 def _on_meta(x: Tensor) -> Tensor:
     return x.detach().to("meta").requires_grad_(x.requires_grad)
-
-
-def _hooked(module: nn.Module) -> tuple[str, ...]:
-    """Return the paths of the parts that have hooks of the user's."""
-    return tuple(path for path, part in module.named_modules() if is_hooked(part))
 
 
 def _check_hooked(graph: ModelGraph, module: nn.Module) -> None:
@@ -222,7 +217,7 @@ def _read(
                 current.update({old: node.name for old, new in current.items() if new == same})
                 current[same] = node.name
         calls.after(node, named, current)
-    nodes = _live(nodes, result)
+    every, nodes = nodes, _live(nodes, result)
     nodes, values = _with_demanded_sizes(nodes, values)
     for operation in nodes:
         _check_channels(operation)
@@ -235,9 +230,17 @@ def _read(
                 f"{type(skeleton).__name__} takes its batch apart, so it can be read for one "
                 "number of images only: give slice_model an example_input with that many"
             )
-    names, scopes = [n.name for n in nodes], {n.name: n.scope for n in nodes}
-    read = calls.calls(names, scopes, values, [*entries, *attributes])
-    return Trace(entries, attributes, tuple(nodes), result, values, batch, read, changes)
+    live = {node.name: node for node in nodes}
+    # What draws random numbers, or has no rule, would not run as it does where nothing needs it.
+    dropped = {
+        node.name: list(node.call.values)
+        for node in every
+        if node.name not in live and not isinstance(node.rule, Whole)
+    }
+    scopes = {node.name: node.scope for node in nodes}
+    read = calls.calls(list(live), scopes, values, [*entries, *attributes], dropped)
+    whole = tuple(live.get(node.name, node) for node in every)
+    return Trace(entries, attributes, tuple(nodes), result, values, batch, read, changes, whole)
 
 
 def _is_named_tuple(node: fx.Node) -> bool:

@@ -22,9 +22,9 @@ def hooks_of(part: nn.Module) -> dict[str, dict[int, Any]]:
     }
 
 
-def is_hooked(part: nn.Module) -> bool:
-    """Return whether *part* has hooks of the user's."""
-    return any(hooks_of(part).values())
+def hooked_paths(module: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the parts of *module* that have hooks of the user's."""
+    return tuple(path for path, part in module.named_modules() if any(hooks_of(part).values()))
 
 
 def without_hooks(module: nn.Module) -> dict[int, object]:
@@ -46,9 +46,8 @@ def check_hooks(module: nn.Module) -> None:
     Raises:
         HetmpError: naming the part.
     """
-    for path, part in module.named_modules():
-        if not is_hooked(part):
-            continue
+    for path in hooked_paths(module):
+        part = module.get_submodule(path)
         title = f"{path!r} ({type(part).__name__})"
         if part._backward_hooks and part._is_full_backward_hook is False:
             raise HetmpError(

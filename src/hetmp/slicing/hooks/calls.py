@@ -102,41 +102,43 @@ class _Taken:
         self._step, self._values, self._shown = step, values, shown
         self.tensors: dict[str, Tensor] = {}
 
-    def match(self, wanted: Any, given: Any, where: str) -> None:
-        """Find the tensors of *given*, which has to be made as *wanted* is.
+    def match(self, wanted: Any, actual: Any, where: str) -> None:
+        """Find the tensors of *actual*, which has to be made as *wanted* is.
 
         Raises:
             HetmpError: it is not.
         """
         if isinstance(wanted, Ref) and wanted.name in self._step.cuts:
-            self._tensor(wanted.name, given, where)
+            self._tensor(wanted.name, actual, where)
         elif isinstance(wanted, Ref):
-            known = self._values.get(wanted.name, given)
-            if isinstance(given, Tensor) or not (given is known or given == known):
-                raise self._refusal(where, given, repr(known))
+            known = self._values.get(wanted.name, actual)
+            if isinstance(actual, Tensor) or not (actual is known or actual == known):
+                raise self._refusal(where, actual, repr(known))
         elif isinstance(wanted, tuple | list):
-            if not isinstance(given, tuple | list) or len(given) != len(wanted):
-                raise self._refusal(where, given, f"{len(wanted)} values")
-            for number, (one, other) in enumerate(zip(wanted, given, strict=True)):
-                self.match(one, other, f"{where} {number}")
+            if not isinstance(actual, tuple | list) or len(actual) != len(wanted):
+                raise self._refusal(where, actual, f"{len(wanted)} values")
+            for number, (item, other) in enumerate(zip(wanted, actual, strict=True)):
+                self.match(item, other, f"{where} {number}")
         elif isinstance(wanted, Mapping):
-            if not isinstance(given, Mapping) or set(given) != set(wanted):
-                raise self._refusal(where, given, ", ".join(map(repr, wanted)) or "nothing by name")
-            for name, one in wanted.items():
-                self.match(one, given[name], f"{where} {name!r}")
-        elif isinstance(given, Tensor) or not (given is wanted or given == wanted):
-            raise self._refusal(where, given, repr(wanted))
+            if not isinstance(actual, Mapping) or set(actual) != set(wanted):
+                raise self._refusal(
+                    where, actual, ", ".join(map(repr, wanted)) or "nothing by name"
+                )
+            for name, item in wanted.items():
+                self.match(item, actual[name], f"{where} {name!r}")
+        elif isinstance(actual, Tensor) or not (actual is wanted or actual == wanted):
+            raise self._refusal(where, actual, repr(wanted))
 
-    def _tensor(self, name: str, given: Any, where: str) -> None:
-        if not isinstance(given, Tensor):
-            raise self._refusal(where, given, "a tensor")
-        if self.tensors.setdefault(name, given) is not given:
+    def _tensor(self, name: str, actual: Any, where: str) -> None:
+        if not isinstance(actual, Tensor):
+            raise self._refusal(where, actual, "a tensor")
+        if self.tensors.setdefault(name, actual) is not actual:
             raise HetmpError(
                 f"a hook on {self._step.title} gives two tensors for one that stands in two "
                 f"places, the second in {where}: return the same tensor in both"
             )
-        shown = self._shown[name]
-        if name in self._step.fixed and given is not shown and given._base is not shown:
+        before = self._shown[name]
+        if name in self._step.fixed and actual is not before and actual._base is not before:
             raise HetmpError(
                 f"a hook on {self._step.title} gives another tensor for {where}, which is worked "
                 "on in place: what else takes it would not see that; use inplace=False there"
@@ -144,28 +146,29 @@ class _Taken:
         cut = self._step.cuts[name]
         if isinstance(cut, Sliced):
             axis, total = cut.axis, cut.layout.total
-            if not -given.dim() <= axis < given.dim() or given.shape[axis] != total:
+            if not -actual.dim() <= axis < actual.dim() or actual.shape[axis] != total:
                 raise HetmpError(
-                    f"a hook on {self._step.title} gives shape {tuple(given.shape)} for {where}, "
+                    f"a hook on {self._step.title} gives shape {tuple(actual.shape)} for {where}, "
                     f"whose axis {axis} is cut and has to stay {total} long: return a tensor of "
                     "that length"
                 )
 
-    def _refusal(self, where: str, given: Any, wanted: str) -> HetmpError:
+    def _refusal(self, where: str, actual: Any, wanted: str) -> HetmpError:
         return HetmpError(
-            f"a hook on {self._step.title} gives {_described(given)} for {where}, where the module "
-            f"was read with {wanted}: hooks of a sliced model may replace tensors, and nothing else"
+            f"a hook on {self._step.title} gives {_described(actual)} for {where}, where the "
+            f"module was read with {wanted}: hooks of a sliced model may replace tensors, and "
+            "nothing else"
         )
 
 
-def _described(given: Any) -> str:
-    if isinstance(given, Tensor):
+def _described(actual: Any) -> str:
+    if isinstance(actual, Tensor):
         return "a tensor"
-    if isinstance(given, tuple | list):
-        return f"{len(given)} values"
-    if isinstance(given, Mapping):
-        return f"{', '.join(map(repr, given)) or 'nothing'} by name"
-    return repr(given)
+    if isinstance(actual, tuple | list):
+        return f"{len(actual)} values"
+    if isinstance(actual, Mapping):
+        return f"{', '.join(map(repr, actual)) or 'nothing'} by name"
+    return repr(actual)
 
 
 @contextmanager

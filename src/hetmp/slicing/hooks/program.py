@@ -47,7 +47,7 @@ def schedule_hooked(
     for own, plain in zip(hooked.programs, schedule.programs, strict=True):
         runs = {step.name: step.run for step in plain.steps if isinstance(step, CallStep)}
         for step in own.flat:
-            if isinstance(step, CallStep) and step.run != runs[step.name]:
+            if isinstance(step, CallStep) and step.run != runs.get(step.name, step.run):
                 raise HetmpError(
                     f"hooks on {', '.join(map(repr, sorted(paths)))} would change how "
                     f"{step.node.place} is cut: put them on the parts around these"
@@ -70,7 +70,9 @@ class _HookedScheduler(Scheduler[Layout]):
         self.begin(trace)
         self._seen.clear()
         calls = [call for call in trace.calls if call.path in self._paths and call.nodes]
-        self._visit_all(trace.nodes, calls)
+        wanted = {node.name for node in trace.nodes}.union(*(call.unused for call in calls))
+        calls = [replace(c, nodes=tuple(n for n in c.nodes if n in wanted)) for c in calls]
+        self._visit_all([node for node in trace.every if node.name in wanted], calls)
         program = self.end()
         needed = set(program.returned)
         return replace(program, steps=_needed(program.steps, needed, self._written))
@@ -117,7 +119,7 @@ class _HookedScheduler(Scheduler[Layout]):
         key, self._number = f"{call.path} with hooks {self._number}", self._number + 1
         values = self.trace.values
         taken = [n for n in dict.fromkeys(references((call.args, call.kwargs))) if _is(n, values)]
-        given = [n for n in dict.fromkeys(references(call.result)) if _is(n, values)]
+        returned = [n for n in dict.fromkeys(references(call.result)) if _is(n, values)]
         states = {name: _tensors_state(self.states[self.current[name]]) for name in taken}
         full = {name: self.in_state(self.current[name], FULL) for name in taken}
         outer = self.steps, self.exchanged, self.current
@@ -128,12 +130,12 @@ class _HookedScheduler(Scheduler[Layout]):
             self._seen.setdefault(name, []).append((entered, call.path))
         self._visit_all(nodes, inner)
         self.scope = call.scope
-        own = {name: _tensors_state(self.states[self.current[name]]) for name in given}
-        results = {name: self.in_state(self.current[name], FULL) for name in given}
-        leaves = {name: f"{name} out of {key}" for name in given}
+        own = {name: _tensors_state(self.states[self.current[name]]) for name in returned}
+        results = {name: self.in_state(self.current[name], FULL) for name in returned}
+        leaves = {name: f"{name} out of {key}" for name in returned}
         after = set(call.changed.values())
         fixed = {enters[n] for n in call.changed if n in enters} | {
-            leaves[n] for n in after & {*given}
+            leaves[n] for n in after & {*returned}
         }
         made, ran = self.current, tuple(self.steps)
         self.steps, self.exchanged, self.current = outer
