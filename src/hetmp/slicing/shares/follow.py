@@ -1,7 +1,6 @@
 """What an operation makes of a share: a share, a summand, something else, or nothing right."""
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from hetmp.slicing.shares.names import DRAWN, ELEMENTWISE, EMPTY, PASSED, RESHAP
 from hetmp.slicing.shares.operands import (
     Arguments,
     Named,
+    asked_from,
     first_share,
     in_backward,
     title_of,
@@ -126,17 +126,12 @@ def _like(func: Callable[..., Any], args: Arguments, kwargs: Named) -> Any:
     result = func(*args, **kwargs)
     share = first_share(args, kwargs)
     # What an optimizer of torch's makes for its state is filled by its arithmetic alone.
-    if share is None or isinstance(share.state, Partial) or _asked_by_optimizer():
+    if share is None or isinstance(share.state, Partial) or asked_from(_OPTIMIZERS, 4):
         return result
     return as_share(result, share) if isinstance(result, Tensor) else result
 
 
 _OPTIMIZERS = os.path.dirname(torch.optim.__file__)
-
-
-def _asked_by_optimizer() -> bool:
-    frame = sys._getframe(4)  # above: this, the handler, what asks it, the method of the class
-    return frame.f_code.co_filename.startswith(_OPTIMIZERS)
 
 
 def _assign(func: Callable[..., Any], args: Arguments, kwargs: Named) -> Any:

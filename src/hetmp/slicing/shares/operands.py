@@ -1,5 +1,6 @@
 """The operands of an operation on shares, and when it is looked at."""
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,6 +56,11 @@ def shares_among(args: Arguments, kwargs: Named) -> list[tuple[Tensor, Share]]:
 def first_share(args: Arguments, kwargs: Named) -> Share | None:
     """Return what the first operand that is a share is a share of, or None."""
     return next((share for _, share in shares_among(args, kwargs)), None)
+
+
+def asked_from(folder: str, depth: int) -> bool:
+    """Return whether code in *folder* calls, which is *depth* frames above."""
+    return sys._getframe(depth).f_code.co_filename.startswith(folder)
 
 
 def in_backward() -> bool:
