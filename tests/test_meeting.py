@@ -194,6 +194,14 @@ def test_another_model_on_one_rank():
 
 
 @pytest.mark.mpi(min_size=2)
+def test_another_copy_of_the_model_on_one_rank():
+    model = after(LATER, sliced())
+    average = after(1, copy.deepcopy(model))
+    text = refused(lambda: mine(model, average)(batch(IMAGES)))
+    assert f"has called its model {LATER + 1} times in this mode, rank 0 {LATER} times" in text
+
+
+@pytest.mark.mpi(min_size=2)
 def test_another_program_on_one_rank(monkeypatch):
     model = after(LATER, sliced())
     monkeypatch.setattr(Runtime, "program_mark", property(lambda self: mine(2**40, 2**40 + 1)))

@@ -46,8 +46,8 @@ from hetmp.cluster.recorder import COLUMNS
 MAX_SLOTS = 1024
 """The most exchanges whose memory is in use at a time."""
 
-FREE_WORDS = MAX_SLOTS // 64
-"""Numbers of 64 bits in which every slot has a flag."""
+FREE_BYTES = MAX_SLOTS // 8
+"""The bytes in which every slot has a bit."""
 
 MAX_MEETINGS = 3
 """The most meetings under way at a time."""
@@ -177,19 +177,22 @@ class Arena:
             begin = slot.begin + slot.size
         return begin
 
-    def free_slots(self) -> npt.NDArray[np.int64]:
-        """Return a flag for every slot that this rank no longer uses: a bit of ``FREE_WORDS``."""
-        flags = sum(1 << slot.number for slot in self._slots.values() if slot.free)
-        return np.frombuffer(flags.to_bytes(MAX_SLOTS // 8, "little"), dtype=np.int64)
+    def free_slots(self) -> bytes:
+        """Return a bit for every slot, in ``FREE_BYTES``: whether this rank no longer uses it."""
+        flags = 0
+        for slot in self._slots.values():
+            if slot.free:
+                flags |= 1 << slot.number
+        return flags.to_bytes(FREE_BYTES, "little")
 
-    def take_back(self, everyones: npt.NDArray[np.int64]) -> None:
+    def take_back(self, everyones: npt.NDArray[Any]) -> None:
         """Free the slots that no rank uses, as all ranks have just told each other.
 
         For the start of a forward pass: the slots of the last pass are free, but no meeting has
         said so yet; without this, new slots would lie behind them.
 
         Args:
-            everyones: the ``free_slots()`` of every rank, (ranks, ``FREE_WORDS``).
+            everyones: the ``free_slots()`` of every rank, as integers: (ranks, ...).
         """
         common = np.bitwise_and.reduce(everyones, axis=0)
         flags = int.from_bytes(common.tobytes(), "little")

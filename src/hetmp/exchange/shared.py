@@ -8,6 +8,7 @@ own. Both return None, on all ranks, where there is no room.
 import math
 from collections.abc import Callable
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,21 +28,25 @@ Finish = Callable[[], Tensor]
 
 def tidy(group: Group) -> None:
     """Free the slots of earlier exchanges that no rank uses now. Collective; before a pass."""
-    if (slots := free_slots(group)) is not None:
-        take_back(group, group.allgather(slots, "the free slots"))
+    if slots := free_slots(group):
+        numbers = np.frombuffer(slots, dtype=np.int64)
+        take_back(group, group.allgather(numbers, "the free slots"))
 
 
-def free_slots(group: Group) -> npt.NDArray[np.int64] | None:
+def free_slots(group: Group) -> bytes:
     """Return which slots this rank no longer uses, for ``take_back`` on all ranks.
 
-    (``FREE_WORDS``,); None, on all ranks, where they have shared no memory yet.
+    As many bytes on every rank; none where they have shared no memory yet.
     """
     arena = group.cache.get("arena")
-    return arena.free_slots() if isinstance(arena, Arena) else None
+    return arena.free_slots() if isinstance(arena, Arena) else b""
 
 
-def take_back(group: Group, everyones: npt.NDArray[np.int64]) -> None:
-    """Free the slots that no rank uses: *everyones* is ``free_slots`` of all, in rank order."""
+def take_back(group: Group, everyones: npt.NDArray[Any]) -> None:
+    """Free the slots that no rank uses.
+
+    *everyones* is ``free_slots`` of all ranks, as integers: (ranks, ...).
+    """
     arena = group.cache["arena"]
     assert isinstance(arena, Arena)
     arena.take_back(everyones)

@@ -7,6 +7,7 @@ key of the pass's random numbers, and which slots of shared memory can be used a
 """
 
 import json
+import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,26 +28,29 @@ from hetmp.slicing.same_batch import FIRST, compare_numbers, is_due
 _PRECISIONS = (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
 """The dtypes that autocast may cast to."""
 
-_ALIKE = 7
+_ALIKE = 8
 """How many of the numbers of a rank must be those of rank 0."""
 
 _FAILED, _MODEL, _MODE, _INPUTS, _AUTOCAST, _PROGRAM, _DRAWS, _PASSES, _KEY, _GENERATOR = range(10)
 """The places of a rank's numbers; behind them are its ``free_slots``."""
 
+_PACKED = struct.Struct("=10q")
 
-@dataclass(frozen=True)
+
+@dataclass(slots=True)
 class Pass:
     """A forward pass as one rank begins it.
 
     Attributes:
-        mode: of the model.
+        training, grad: the mode of the model, as in ``Mode``.
         tensors: the inputs, by name; none where the rank refuses the pass.
         error: why the rank refuses it, or None.
         program: a number for what is going to run, the same on all ranks.
         key: for random numbers, drawn on this rank; None where none are needed.
     """
 
-    mode: Mode
+    training: bool
+    grad: bool
     tensors: Mapping[str, Tensor]
     error: Exception | None
     program: int
@@ -83,48 +87,52 @@ class Meeting:
         evaluation, and in one of ``EVERY`` later ones; the exchanges of the first passes likewise.
 
         Returns:
-            The key of rank 0, and whether the ranks draw other random numbers from one seed.
+            The key of rank 0, and whether the ranks draw unlike numbers from one seed; (0, False)
+            where no random numbers are needed.
 
         Raises:
             AgreedError: a rank refuses the pass, or runs another one than rank 0.
         """
-        group, recorder = self.group, self.group.recorder
-        if sum(self._passes.values()) < FIRST or recorder.comparing:
+        group, number = self.group, self._passes[own.training]
+        if sum(self._passes.values()) < FIRST or group.recorder.comparing:
             group.compare_exchanges(each=False)
-        numbers = np.array(self._numbers(own), dtype=np.int64)
         slots = free_slots(group)
-        packed = numbers if slots is None else np.concatenate((numbers, slots))
-        everyones = group.allgather(packed, "the start of a pass")
-        if slots is not None:
-            take_back(group, everyones[:, len(numbers) :])
+        packed = _PACKED.pack(*self._numbers(own, number)) + slots
+        everyones = group.allgather(np.frombuffer(packed, dtype=np.int64), "the start of a pass")
+        if slots:
+            take_back(group, everyones[:, _PACKED.size // 8 :])
         alike = everyones[:, :_ALIKE]
         if own.error is not None or (alike != alike[0]).any():
             self._refuse(own, everyones)
-        passes = everyones[:, _PASSES].tolist()
-        if any(map(is_due, passes)):
+        # All ranks have come to this pass together, and its number is the same on all.
+        if is_due(number):
             # With a wire, a rank's inputs may be in 16 bits.
             rounding = 1e-4 if self._wire is None else 1e-2
             place = self._place(everyones, 0)
             compare_numbers(group, list(own.tensors.values()), place, rounding)
-        if min(passes) == 0:
+        if number == 0:
             group.compare_each()
-        self._passes[own.mode.training] += 1
-        return int(everyones[0, _KEY]), len(set(everyones[:, _GENERATOR].tolist())) > 1
+        self._passes[own.training] += 1
+        if own.key is None:
+            return 0, False
+        generators = everyones[:, _GENERATOR]
+        return int(everyones[0, _KEY]), bool((generators != generators[0]).any())
 
-    def _numbers(self, own: Pass) -> list[int]:
+    def _numbers(self, own: Pass, number: int) -> tuple[int, ...]:
         """Return what this rank tells the others: see ``_FAILED`` and the like."""
-        return [
+        device = own.device
+        return (
             0 if own.error is None else exit_code(own.error),
             self._model,
-            2 * own.mode.training + own.mode.grad,
+            2 * own.training + own.grad,
             self._mark(own.tensors),
-            self._autocast(own.device),
+            self._autocast(device),
             own.program,
             own.key is not None,
-            self._passes[own.mode.training],
+            number,
             own.key or 0,
-            0 if own.key is None else zlib.crc32(generator_name(own.device).encode()),
-        ]
+            0 if own.key is None else zlib.crc32(generator_name(device).encode()),
+        )
 
     def _mark(self, tensors: Mapping[str, Tensor]) -> int:
         """Return a number for the kinds and sizes of the inputs."""
@@ -239,10 +247,18 @@ def _other_draws(rank: int, theirs: int, rank_0s: int) -> str:
     )
 
 
+def _other_pass(rank: int, theirs: int, rank_0s: int) -> str:
+    return (
+        f"rank {rank} has called its model {theirs} times in this mode, rank 0 {rank_0s} times: "
+        "call the same one of several copies of a model on all ranks"
+    )
+
+
 _OTHERS: Mapping[int, Any] = {
     _MODEL: _other_model,
     _MODE: _other_mode,
     _AUTOCAST: _other_autocast,
     _PROGRAM: _other_program,
     _DRAWS: _other_draws,
+    _PASSES: _other_pass,
 }

@@ -347,8 +347,8 @@ class Runtime(nn.Module):
         key, before = self._draw_key(model, mode)
         unlike = False
         if self.group.size > 1:
-            now = Mode(model.training, torch.is_grad_enabled())
-            own = Pass(now, tensors, error, mark, key)
+            grad = torch.is_grad_enabled()
+            own = Pass(model.training, grad, tensors, error, mark, key)
             agreed, unlike = self.meeting.hold(own)
             key = None if key is None else agreed
         if key is None:
