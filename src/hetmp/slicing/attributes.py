@@ -23,7 +23,7 @@ from hetmp.ops import is_plain_value, own_forward, rule_for, settings
 from hetmp.slicing.block import Part
 from hetmp.slicing.graph import ModelGraph, read_graph
 from hetmp.slicing.model import SlicedModel
-from hetmp.slicing.runtime import step_key
+from hetmp.slicing.orders import step_key
 from hetmp.slicing.schedule import CallStep, ExchangeStep, ProgramStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
 from hetmp.slicing.table import make_table

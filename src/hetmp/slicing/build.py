@@ -31,8 +31,9 @@ from hetmp.slicing.graph import (
 from hetmp.slicing.hooks import HookedParts
 from hetmp.slicing.model import RESERVED, SlicedModel
 from hetmp.slicing.optimizer_guard import guard
+from hetmp.slicing.orders import step_key
 from hetmp.slicing.plan import Plan
-from hetmp.slicing.runtime import Runtime, step_key
+from hetmp.slicing.runtime import Runtime
 from hetmp.slicing.schedule import CallStep, ProgramStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
 from hetmp.slicing.share_text import describe_share

@@ -13,7 +13,8 @@ from hetmp.exchange import Carriage, Exchange, leave, tidy
 from hetmp.ops import Postponed, Seeds, add_bias, filled
 from hetmp.slicing.graph import PLAIN
 from hetmp.slicing.hooks import run_hooked
-from hetmp.slicing.runtime import GradientCheckpoint, Order, Runtime, Section
+from hetmp.slicing.orders import GradientCheckpoint, Order, Section
+from hetmp.slicing.runtime import Runtime
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, HookedStep, WriteStep
 
 _CHANNELS_LAST = (0, 2, 3, 1)
@@ -48,14 +49,14 @@ class Forward:
         # By name, what hooks have seen of values that are changed in place later.
         self.seen: dict[str, Tensor] = {}
 
-    def run(self, parts: Sequence[Section]) -> None:
+    def run(self, sections: Sequence[Section]) -> None:
         """Run every step; ``values`` then holds the values that the program returns."""
         if self.watch is not None:
             self.watch.began()
-        self._run_all(parts)
+        self._run_all(sections)
 
-    def _run_all(self, parts: Sequence[Section]) -> None:
-        for part in parts:
+    def _run_all(self, sections: Sequence[Section]) -> None:
+        for part in sections:
             if isinstance(part, Order):
                 self._run(part)
             else:

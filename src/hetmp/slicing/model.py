@@ -16,9 +16,10 @@ from hetmp.ops import Seeds, filled
 from hetmp.slicing.block import Part
 from hetmp.slicing.forward import Forward
 from hetmp.slicing.graph import PLAIN, ModelGraph
+from hetmp.slicing.orders import Running
 from hetmp.slicing.pickling import NotPickled
 from hetmp.slicing.plan import Plan
-from hetmp.slicing.runtime import Running, Runtime
+from hetmp.slicing.runtime import Runtime
 from hetmp.slicing.schedule import (
     BiasStep,
     CallStep,
@@ -90,7 +91,7 @@ class SlicedModel(NotPickled, Part):
         device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
         for name, path in program.attributes.items():
             values[name] = self._attribute(path, entered, device)
-        Forward(self, runtime, mode, values, entered, seeds).run(running.parts)
+        Forward(self, runtime, mode, values, entered, seeds).run(running.sections)
         return filled(program.result, lambda name: _left(runtime.group, values[name]))
 
     def train(self, mode: bool = True) -> Self:

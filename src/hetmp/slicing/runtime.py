@@ -1,9 +1,8 @@
 """The parts of a sliced model besides the user's layers: programs, exchanges, keys."""
 
-import itertools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -12,24 +11,17 @@ from torch import Tensor, nn
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout
-from hetmp.core.state import FULL, State
+from hetmp.core.state import State
 from hetmp.exchange import BackwardSum, Exchange
-from hetmp.ops import Seeds, Statistics, Whole, keyed_dropouts, may_draw, runs_own_code
+from hetmp.ops import Seeds, keyed_dropouts
 from hetmp.slicing.block import Part
 from hetmp.slicing.graph import Mode, ModelGraph
 from hetmp.slicing.hooks import HookedParts, schedule_hooked
 from hetmp.slicing.meeting import Meeting, Pass
+from hetmp.slicing.orders import Order, Running, made_ready, step_key
 from hetmp.slicing.picture import html_of, table_of
 from hetmp.slicing.plan import Plan
-from hetmp.slicing.schedule import (
-    CallStep,
-    ExchangeStep,
-    HookedStep,
-    Program,
-    ProgramStep,
-    Schedule,
-    takers,
-)
+from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule
 from hetmp.slicing.shares import SameDraws
 from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
@@ -38,68 +30,6 @@ from hetmp.slicing.watch import Watch
 
 _HOOKED_KEPT = 8
 """For how many sets of hooked parts the programs are kept."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """One step of a program, with what is needed to run it.
-
-    Attributes:
-        step: the step.
-        freed: the values that no later step takes.
-        entered: of a layer, its own names of replicated parameters -> their names in the model.
-        seeded: whether it may draw random numbers, which must be the same on all ranks.
-        own: whether it runs a user's own code, which may draw whatever the mode is.
-        takers: of an exchange that gathers, the mixing layers that take its result, and hold no
-            replicated parameters.
-        borrowed: whether nothing else takes the result, so that it is only read.
-        statistics: of a batch or instance norm, how it takes them from its input.
-        inside: of a hooked part, the steps that its call runs.
-    """
-
-    step: ProgramStep
-    freed: tuple[str, ...]
-    entered: Mapping[str, str]
-    seeded: bool
-    own: bool
-    takers: tuple[CallStep, ...]
-    borrowed: bool
-    statistics: Statistics | None
-    inside: "tuple[Section, ...]" = ()
-
-
-@dataclass(frozen=True)
-class GradientCheckpoint:
-    """Steps in a row that the backward pass computes again, as the module's own checkpoint says.
-
-    Attributes:
-        orders: the steps.
-        sources: the values of earlier steps that they take.
-        results: their values that later steps take, or that are returned.
-        freed: the values of earlier steps that no later step takes.
-    """
-
-    orders: tuple[Order, ...]
-    sources: tuple[str, ...]
-    results: tuple[str, ...]
-    freed: tuple[str, ...]
-
-
-Section = Order | GradientCheckpoint
-"""What a program runs, one after the other."""
-
-
-@dataclass(frozen=True)
-class Running:
-    """A program, ready to run.
-
-    Attributes:
-        program: its steps and what it returns.
-        parts: its steps, in order.
-    """
-
-    program: Program
-    parts: tuple[Section, ...]
 
 
 class Runtime(nn.Module):
@@ -168,16 +98,8 @@ class Runtime(nn.Module):
         self.graph, self.schedule = graph, schedule
         self._hooked.clear()
         self._batch = next((t.batch for t in graph.traces if t.batch is not None), None)
-        self._orders = [_orders(program, graph, self.table) for program in schedule.programs]
-        self._running = [
-            Running(program, _parts(orders, program))
-            for orders, program in zip(self._orders, schedule.programs, strict=True)
-        ]
+        self._running = [made_ready(program, graph, self.table) for program in schedule.programs]
         self._programs = schedule.numbers
-        self._replicated = [
-            _replicated(orders, program, graph, self.table)
-            for orders, program in zip(self._orders, schedule.programs, strict=True)
-        ]
         for key in self.functions:
             if key in self.repeated:
                 del self.repeated[key]
@@ -258,8 +180,7 @@ class Runtime(nn.Module):
                     self._add_exchange(mode, step)
                 elif isinstance(step, CallStep) and step.run.layer is None:
                     self._add_function(mode, step)  # for what only hooks look at
-            orders = _orders(program, self.graph, self.table)
-            made.append(Running(program, _parts(orders, program)))
+            made.append(made_ready(program, self.graph, self.table))
         for path in paths:
             title = f"the gradients around {path!r}, which has hooks"
             if _entry_key(path) not in self.hook_entries:
@@ -288,7 +209,7 @@ class Runtime(nn.Module):
 
     def replicated(self, mode: int) -> tuple[str, ...]:
         """Return the names of a program's parameters that every rank holds whole."""
-        return self._replicated[mode]
+        return self._running[mode].replicated
 
     def callee(self, model: nn.Module, mode: int, step: CallStep) -> Callable[..., Any]:
         """Return the layer of *model*, or the function, that a step calls.
@@ -431,7 +352,7 @@ class Runtime(nn.Module):
         evaluation mode, see ``Seeds.close``.
         """
         active = any(dropout.active for dropout in keyed_dropouts(model))
-        seeded = any(self.seeds_now(model, mode, order) for order in self._orders[mode])
+        seeded = any(self.seeds_now(model, mode, order) for order in self._running[mode].orders)
         if not seeded and not active:
             return None, None
         before = None if model.training or active else torch.get_rng_state()
@@ -443,11 +364,6 @@ class Runtime(nn.Module):
             dropout.mask.key, dropout.mask.number = key, number
 
 
-def step_key(mode: int, step: ProgramStep) -> str:
-    """Return a name for a step that is unique over all programs and valid for a submodule."""
-    return f"{mode}:{step.name}".replace(".", ":")
-
-
 def _entry_key(path: str) -> str:
     """Return a name for a hooked part that no attribute of a module has."""
     return f"at {path}".replace(".", ":")
@@ -455,87 +371,3 @@ def _entry_key(path: str) -> str:
 
 def _word(training: bool) -> str:
     return "training" if training else "evaluation"
-
-
-def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, ...]:
-    last = {source: i for i, step in enumerate(program.steps) for source in step.sources}
-    freed: dict[int, list[str]] = {}
-    for name, i in last.items():
-        if name not in program.returned:
-            freed.setdefault(i, []).append(name)
-    orders = []
-    for i, step in enumerate(program.steps):
-        mixing, borrowed = takers(program, step)
-        # Replicated parameters have entered already, with those of all layers.
-        mixing = tuple(taker for taker in mixing if not _entered(taker, graph, table))
-        orders.append(
-            Order(
-                step,
-                tuple(freed.get(i, ())),
-                _entered(step, graph, table),
-                isinstance(step, CallStep)
-                and isinstance(step.node.rule, Whole)
-                and may_draw(step.node.call),
-                isinstance(step, CallStep) and runs_own_code(step.node.call),
-                mixing,
-                borrowed,
-                Statistics.of(step.node.call) if isinstance(step, CallStep) else None,
-                _inside(step, graph, table),
-            )
-        )
-    return tuple(orders)
-
-
-def _inside(step: ProgramStep, graph: ModelGraph, table: Table) -> tuple[Section, ...]:
-    if not isinstance(step, HookedStep):
-        return ()
-    return _parts(_orders(step.inside, graph, table), step.inside)
-
-
-def _parts(orders: Sequence[Order], program: Program) -> tuple[Section, ...]:
-    """Put the steps of each checkpoint together."""
-    parts: list[Section] = []
-    for number, group in itertools.groupby(orders, lambda order: order.step.scope.checkpoint):
-        own = tuple(group)
-        if number is None:
-            parts += own
-            continue
-        made = {order.step.name for order in own}
-        sources = dict.fromkeys(name for order in own for name in order.step.sources)
-        freed = {name for order in own for name in order.freed}
-        parts.append(
-            GradientCheckpoint(
-                own,
-                tuple(name for name in sources if name not in made),
-                tuple(name for name in made if name not in freed and _is_taken(name, program)),
-                tuple(freed - made),
-            )
-        )
-    return tuple(parts)
-
-
-def _is_taken(name: str, program: Program) -> bool:
-    return name in program.returned or name in program.consumers
-
-
-def _entered(step: ProgramStep, graph: ModelGraph, table: Table) -> dict[str, str]:
-    if not isinstance(step, CallStep) or step.run.layer is None:
-        return {}
-    path = step.node.path
-    entries = {own: table.get(f"{path}.{own}") for own in step.node.rule.tensors(step.run.layer)}
-    return {
-        own: graph.aliases.get(entry.name, entry.name)
-        for own, entry in entries.items()
-        if entry is not None and entry.parameter and entry.state == FULL
-    }
-
-
-def _replicated(
-    orders: tuple[Order, ...], program: Program, graph: ModelGraph, table: Table
-) -> tuple[str, ...]:
-    names = dict.fromkeys(name for order in orders for name in order.entered.values())
-    for path in program.attributes.values():
-        # Of a parameter that is cut only its dtype and device are asked.
-        if path in table and table[path].parameter and table[path].state == FULL:
-            names[graph.aliases.get(path, path)] = None
-    return tuple(names)

@@ -1,0 +1,173 @@
+"""Programs ready to run: each step with what is needed to run it."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hetmp.core.state import FULL
+from hetmp.ops import Statistics, Whole, may_draw, runs_own_code
+from hetmp.slicing.graph import ModelGraph
+from hetmp.slicing.schedule import CallStep, HookedStep, Program, ProgramStep, takers
+from hetmp.slicing.table import Table
+
+
+@dataclass(frozen=True)
+class Order:
+    """One step of a program, with what is needed to run it.
+
+    Attributes:
+        step: the step.
+        freed: the values that no later step takes.
+        entered: of a layer, its own names of replicated parameters -> their names in the model.
+        seeded: whether it may draw random numbers, which must be the same on all ranks.
+        own: whether it runs a user's own code, which may draw whatever the mode is.
+        takers: of an exchange that gathers, the mixing layers that take its result, and hold no
+            replicated parameters.
+        borrowed: whether nothing else takes the result, so that it is only read.
+        statistics: of a batch or instance norm, how it takes them from its input.
+        inside: of a hooked part, the steps that its call runs.
+    """
+
+    step: ProgramStep
+    freed: tuple[str, ...]
+    entered: Mapping[str, str]
+    seeded: bool
+    own: bool
+    takers: tuple[CallStep, ...]
+    borrowed: bool
+    statistics: Statistics | None
+    inside: "tuple[Section, ...]" = ()
+
+
+@dataclass(frozen=True)
+class GradientCheckpoint:
+    """Steps in a row that the backward pass computes again, as the module's own checkpoint says.
+
+    Attributes:
+        orders: the steps.
+        sources: the values of earlier steps that they take.
+        results: their values that later steps take, or that are returned.
+        freed: the values of earlier steps that no later step takes.
+    """
+
+    orders: tuple[Order, ...]
+    sources: tuple[str, ...]
+    results: tuple[str, ...]
+    freed: tuple[str, ...]
+
+
+Section = Order | GradientCheckpoint
+"""What a program runs, one after the other."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A program, ready to run.
+
+    Attributes:
+        program: its steps and what it returns.
+        orders: its steps, in order.
+        sections: the same, with the steps of each gradient checkpoint together.
+        replicated: the names of its parameters that every rank holds whole.
+    """
+
+    program: Program
+    orders: tuple[Order, ...]
+    sections: tuple[Section, ...]
+    replicated: tuple[str, ...]
+
+
+def step_key(mode: int, step: ProgramStep) -> str:
+    """Return a name for a step that is unique over all programs and valid for a submodule."""
+    return f"{mode}:{step.name}".replace(".", ":")
+
+
+def made_ready(program: Program, graph: ModelGraph, table: Table) -> Running:
+    """Make *program*, of *graph*, ready to run on a model whose tensors are cut as *table* says."""
+    orders = _orders(program, graph, table)
+    sections = _sections(orders, program)
+    return Running(program, orders, sections, _replicated(orders, program, graph, table))
+
+
+def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, ...]:
+    last = {source: i for i, step in enumerate(program.steps) for source in step.sources}
+    freed: dict[int, list[str]] = {}
+    for name, i in last.items():
+        if name not in program.returned:
+            freed.setdefault(i, []).append(name)
+    orders = []
+    for i, step in enumerate(program.steps):
+        mixing, borrowed = takers(program, step)
+        # Replicated parameters have entered already, with those of all layers.
+        mixing = tuple(taker for taker in mixing if not _entered(taker, graph, table))
+        orders.append(
+            Order(
+                step,
+                tuple(freed.get(i, ())),
+                _entered(step, graph, table),
+                isinstance(step, CallStep)
+                and isinstance(step.node.rule, Whole)
+                and may_draw(step.node.call),
+                isinstance(step, CallStep) and runs_own_code(step.node.call),
+                mixing,
+                borrowed,
+                Statistics.of(step.node.call) if isinstance(step, CallStep) else None,
+                _inside(step, graph, table),
+            )
+        )
+    return tuple(orders)
+
+
+def _inside(step: ProgramStep, graph: ModelGraph, table: Table) -> tuple[Section, ...]:
+    if not isinstance(step, HookedStep):
+        return ()
+    return _sections(_orders(step.inside, graph, table), step.inside)
+
+
+def _sections(orders: Sequence[Order], program: Program) -> tuple[Section, ...]:
+    """Put the steps of each checkpoint together."""
+    sections: list[Section] = []
+    for number, group in itertools.groupby(orders, lambda order: order.step.scope.checkpoint):
+        own = tuple(group)
+        if number is None:
+            sections += own
+            continue
+        made = {order.step.name for order in own}
+        sources = dict.fromkeys(name for order in own for name in order.step.sources)
+        freed = {name for order in own for name in order.freed}
+        sections.append(
+            GradientCheckpoint(
+                own,
+                tuple(name for name in sources if name not in made),
+                tuple(name for name in made if name not in freed and _is_taken(name, program)),
+                tuple(freed - made),
+            )
+        )
+    return tuple(sections)
+
+
+def _is_taken(name: str, program: Program) -> bool:
+    return name in program.returned or name in program.consumers
+
+
+def _entered(step: ProgramStep, graph: ModelGraph, table: Table) -> dict[str, str]:
+    if not isinstance(step, CallStep) or step.run.layer is None:
+        return {}
+    path = step.node.path
+    entries = {own: table.get(f"{path}.{own}") for own in step.node.rule.tensors(step.run.layer)}
+    return {
+        own: graph.aliases.get(entry.name, entry.name)
+        for own, entry in entries.items()
+        if entry is not None and entry.parameter and entry.state == FULL
+    }
+
+
+def _replicated(
+    orders: tuple[Order, ...], program: Program, graph: ModelGraph, table: Table
+) -> tuple[str, ...]:
+    names = dict.fromkeys(name for order in orders for name in order.entered.values())
+    for path in program.attributes.values():
+        # Of a parameter that is cut only its dtype and device are asked.
+        if path in table and table[path].parameter and table[path].state == FULL:
+            names[graph.aliases.get(path, path)] = None
+    return tuple(names)
