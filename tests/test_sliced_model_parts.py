@@ -207,6 +207,9 @@ def test_settings_of_layers_take_effect():
             each.block.act.negative_slope = 0.7
             each.stem.dilation = each.stem.padding = (2, 2)
         net(batch(IMAGES)), net.bn.reset_running_stats(), model.bn.reset_running_stats()
+        model.bn.momentum = 0.9
+        model(batch(IMAGES)), model.bn.reset_running_stats()
+        model.bn.momentum = net.bn.momentum = None
         output, expected = model(batch(IMAGES, 1)), net(batch(IMAGES, 1))
         torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-12)
         differences = Differences(model, net)
@@ -283,11 +286,61 @@ def test_parts_are_not_added_or_removed():
     refused(lambda: model.add_module("more", nn.ReLU()))
     refused(lambda: model.register_buffer("more", torch.zeros(1)))
     refused(lambda: delattr(model, "head"))
+    model.body.insert(0, nn.Identity())  # torch's own writes past every check
+    assert "part '0' of the sliced model was replaced by a Identity" in refused(
+        lambda: model(batch(IMAGES))
+    )
 
     def add_parameter():
         model.more = nn.Parameter(torch.zeros(1))
 
     refused(add_parameter)
+
+
+def test_values_that_may_change_unseen_are_refused_on_layers():
+    model = sliced(seeded(Net), [1.0] * world_size())
+    before = model.eval()(batch(IMAGES))
+    for value in ([2, 2], torch.ones(2)):
+        model.stem.stride = value
+        text = refused(lambda: model(batch(IMAGES)))
+        assert f"a {type(value).__name__} may change unseen" in text
+    model.stem.out_channels = 3
+    if world_size() > 1:
+        assert "out_channels of 'stem' (Conv2d)" in refused(lambda: model(batch(IMAGES)))
+        assert torch.equal(model(batch(IMAGES)), before)
+
+
+def test_the_order_of_settings_does_not_matter():
+    """Ranks that set the same values have the same mark, whatever came before."""
+    model = sliced(seeded(Net), pick_weights(3))
+    first = hetmp.Group().is_root
+    model.fade, model.block.slope = (0.5, 3.0) if first else (0.25, 2.0)
+    model.block.slope = 3.0
+    model.fade = 0.5
+    model(batch(IMAGES))
+    if world_size() > 1:
+        model.fade = 0.5 if first else 1.0
+        assert "has other hooks or attributes set" in refused(lambda: model(batch(IMAGES)))
+
+
+class Scaled(nn.Module):
+    """Parameters of its own, beside layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(3, 6, 3), nn.Parameter(torch.ones(6, 1, 1))
+        self.inner = nn.ModuleDict({"a": nn.Conv2d(6, 4, 1)})
+
+    def forward(self, x):
+        return self.inner["a"](self.conv(x) * self.scale)
+
+
+def test_a_state_is_assigned_to_parameters_of_blocks():
+    module, other = seeded(Scaled), seeded(Scaled, seed=1)
+    model = sliced(module, pick_weights(2))
+    model(batch(IMAGES))
+    model.load_state_dict(other.state_dict(), assign=True)
+    torch.testing.assert_close(model(batch(IMAGES)), other(batch(IMAGES)), rtol=1e-10, atol=1e-12)
 
 
 def test_a_forward_is_not_replaced():
@@ -309,10 +362,11 @@ def test_a_parameter_of_a_layer_is_not_replaced():
         model = sliced(seeded(Net), [1.0] * world_size())
         model.head.weight = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
         text = refused(lambda model=model: model(batch(IMAGES)))
-        assert "'head.weight' of the sliced model was replaced by one of shape" in text
+        assert "parameter head.weight of the sliced model was replaced by one of shape" in text
     model = sliced(seeded(Net), [1.0] * world_size())
     nn.utils.parametrize.register_parametrization(model.head, "weight", nn.Identity())
-    assert "'head.weight' of the sliced model was removed" in refused(lambda: model(batch(IMAGES)))
+    text = refused(lambda: model(batch(IMAGES)))
+    assert "parameter head.weight of the sliced model was removed" in text
 
 
 @works("a block called by itself: `model.block(x)`")

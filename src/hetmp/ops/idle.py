@@ -71,7 +71,8 @@ class Idle(OwnForward):
                 None, not those of layers inside it.
         """
         super().__init__(layer)
-        self._stand_in = Follower(layer, stand_in)
+        # Momentum says what to do with running statistics, which a stand-in does not have.
+        self._stand_in = Follower(layer, stand_in, apart=("momentum",))
         self._narrows, self._width = narrows, width
         self._empties = empties
         self._tensors = frozenset(layer._parameters if tensors is None else tensors)

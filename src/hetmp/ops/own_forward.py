@@ -5,7 +5,7 @@ Code that selects layers by type, as for parameter groups, so selects the same o
 the same as in the unsliced module.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import nn
@@ -51,11 +51,12 @@ class Follower:
     Args:
         layer: the layer that users see.
         copy: computes as the layer does.
+        apart: the names of settings that the copy has for itself.
     """
 
-    def __init__(self, layer: nn.Module, copy: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, copy: nn.Module, apart: Collection[str] = ()) -> None:
         self._layer, self.copy = layer, copy
-        own = settings(copy)
+        own = {name: value for name, value in settings(copy).items() if name not in apart}
         self._names = [n for n, value in settings(layer).items() if n in own and own[n] == value]
         self._values = self._now()
 

@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hetmp.cluster import AgreedError
 from hetmp.core.errors import HetmpError
-from hetmp.core.state import FULL
 from hetmp.ops import is_plain_value, own_forward, rule_for, settings
 from hetmp.slicing.block import Part
 from hetmp.slicing.graph import ModelGraph, read_graph
-from hetmp.slicing.model import SlicedModel
+from hetmp.slicing.model import RESERVED, SlicedModel
 from hetmp.slicing.orders import step_key
 from hetmp.slicing.schedule import CallStep, ExchangeStep, ProgramStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
@@ -31,14 +30,24 @@ from hetmp.slicing.table import make_table
 Name = tuple[str, str]
 """(path of the part, name of the attribute)."""
 
+_MISSING = object()
+
 
 @dataclass
 class _Layer:
-    """A layer, the settings that it had when it was last looked at, its parameters and forward."""
+    """A layer, as it was when it was last looked at.
+
+    Attributes:
+        settings: its plain attributes, by name.
+        whole: the names of those that are the whole layer's; others are this rank's share.
+        parameters: its own, by name.
+        forward: what it runs in the place of its class's, or None.
+    """
 
     path: str
     layer: nn.Module
     settings: dict[str, object]
+    whole: frozenset[str]
     parameters: dict[str, nn.Parameter | None]
     forward: object
 
@@ -64,20 +73,34 @@ class Attributes:
         self._original = original
         self._example, self._device = example_input, device
         self._assigned = False
+        self._values: dict[Name, object] = {}
         steps = [s for s in runtime.schedule.steps if isinstance(s, CallStep)]
         paths = dict.fromkeys(s.node.path for s in steps if s.run.layer is not None)
-        layers = {path: model.get_submodule(path) for path in paths}
-        self._layers = [
-            _Layer(path, layer, settings(layer), dict(layer._parameters), own_forward(layer))
-            for path, layer in layers.items()
+        self._layers = [self._layer(path, model.get_submodule(path)) for path in paths]
+        self._places = [
+            (model.get_submodule(path.rpartition(".")[0])._modules, path.rpartition(".")[2], part)
+            for path, part in model.named_modules()
+            if path and path.partition(".")[0] != RESERVED
         ]
 
+    def _layer(self, path: str, layer: nn.Module) -> _Layer:
+        own, whole = settings(layer), settings(self._runtime.graph.skeleton.get_submodule(path))
+        alike = frozenset(name for name, value in own.items() if whole.get(name) == value)
+        return _Layer(path, layer, own, alike, dict(layer._parameters), own_forward(layer))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Attributes":
-        copied = copy.copy(self)
+        copied = copy.copy(self)  # what never changes is shared
         memo[id(self)] = copied
+        copied._values = dict(self._values)
         copied._runtime = copy.deepcopy(self._runtime, memo)
         copied._layers = copy.deepcopy(self._layers, memo)
+        copied._places = copy.deepcopy(self._places, memo)
         return copied
+
+    @property
+    def original(self) -> nn.Module:
+        """A copy of the user's module, on the meta device, with the attributes that were set."""
+        return self._with({})
 
     # --- of the model and its blocks
 
@@ -88,11 +111,9 @@ class Attributes:
             AttributeError: it has none of this name, or one that is not a number, a text or a
                 tuple.
         """
-        part = self._original.get_submodule(path)
-        where = f"{path!r} of the sliced model" if path else "the sliced model"
-        missing = object()
-        value = inspect.getattr_static(part, name, missing)
-        if value is missing:
+        part, value = self._original.get_submodule(path), self._value(path, name)
+        if value is _MISSING:
+            where = f"{path!r} of the sliced model" if path else "the sliced model"
             raise AttributeError(f"{where} has no attribute {name!r}")
         if not _is_plain(value):
             what = "method" if callable(value) else type(value).__name__
@@ -108,18 +129,13 @@ class Attributes:
         Raises:
             AgreedError: another program would be needed, or the value may change unseen.
         """
-        part = self._original.get_submodule(path)
-        missing = object()
-        old = inspect.getattr_static(part, name, missing)
+        old = self._value(path, name)
         if _is_plain(value):
-            if type(old) is not type(value) or old != value:
-                self._read_again({(path, name): value})
-        elif old is not missing:
-            raise AgreedError(
-                f"{name!r} of {type(part).__name__} was read when the module was sliced, and a "
-                f"{type(value).__name__} may change unseen: set it before slicing, or set a "
-                "number, a text or a tuple"
-            )
+            if _differs(value, old):
+                self._read_again(path, name, value)
+        elif old is not _MISSING:
+            kind = type(self._original.get_submodule(path)).__name__
+            raise AgreedError(_may_change(f"{name!r} of {kind}", value))
 
     # --- of layers
 
@@ -127,10 +143,13 @@ class Attributes:
         """Take the settings that layers got since the last look, or refuse them.
 
         Raises:
-            AgreedError: naming the layer and the setting, which keeps its value; or a parameter
-                that was replaced.
+            AgreedError: naming the layer and the setting, which keeps its value; or a part or
+                parameter that was replaced.
         """
         assigned, self._assigned = self._assigned, False
+        for children, name, part in self._places:
+            if children.get(name) is not part:
+                raise AgreedError(_replaced(f"part {name!r}", children.get(name)))
         for watched in self._layers:
             layer, old = watched.layer, watched.settings
             if assigned:
@@ -142,29 +161,35 @@ class Attributes:
                     "module's, and runs in its own way: change the module, and slice it then"
                 )
             for name, value in old.items():
-                if own.get(name) is not value and own.get(name) != value:
+                if own.get(name) is not value and _differs(own.get(name), value):
                     self._take_setting(watched, name, own.get(name))
             now = layer._parameters
             if any(now.get(name) is not old for name, old in watched.parameters.items()):
-                self._check_parameters(watched)
+                _check_parameters(watched)
+
+    def assigned(self) -> None:
+        """Take the parameters that the layers have when next they run: a state was assigned."""
+        self._assigned = True
 
     def _take_setting(self, watched: _Layer, name: str, value: object) -> None:
-        old, path, layer = watched.settings[name], watched.path, watched.layer
-        whole = self._runtime.graph.skeleton.get_submodule(path)
+        path, layer = watched.path, watched.layer
         place = f"{path!r} ({type(layer).__name__})"
         try:
-            if settings(whole).get(name) != old:
+            if not _is_plain(value):
+                raise AgreedError(_may_change(f"{name} of {place}", value))
+            if name not in watched.whole:
                 raise AgreedError(
                     f"{name} of {place} is this rank's share of the layer and cannot be set to "
                     f"{value!r}: change the module, and slice it then"
                 )
-            rule = rule_for(whole)
-            if rule is None or name not in rule.harmless:
-                self._read_again({(path, name): value})
+            rule = rule_for(self._runtime.graph.skeleton.get_submodule(path))
+            if rule is not None and name in rule.harmless:
+                self._keep(path, name, value)
+            else:
+                self._read_again(path, name, value)
         except HetmpError:
-            setattr(layer, name, old)
+            setattr(layer, name, watched.settings[name])
             raise
-        self._note(path, name, value)
         watched.settings[name] = value
         self._give(path, name, value)
 
@@ -178,43 +203,39 @@ class Attributes:
                     if step.run.layer is not None and key in runtime.repeated:
                         setattr(runtime.repeated[key], name, value)
 
-    def _check_parameters(self, watched: _Layer) -> None:
-        """Refuse parameters that were put in the place of this rank's share."""
-        now = watched.layer._parameters
-        for name, old in watched.parameters.items():
-            new = now.get(name)
-            if new is old:
-                continue
-            full = f"{watched.path}.{name}"
-            cut = self._runtime.table[full].state != FULL
-            kind = "removed" if new is None else f"replaced by one of shape {tuple(new.shape)}"
-            same = new is not None and old is not None and new.shape == old.shape
-            # torch.func.functional_call puts tensors there for one call.
-            if not same or (cut and isinstance(new, nn.Parameter)):
-                raise AgreedError(
-                    f"parameter {full!r} of the sliced model was {kind}: each rank holds a share, "
-                    "planned for the module as it was: change the module, and slice it then"
-                )
-
-    def assigned(self) -> None:
-        """Take the parameters that the layers have when next they run: a state was assigned."""
-        self._assigned = True
-
     # --- both
 
-    def _read_again(self, values: Mapping[Name, object]) -> None:
-        """Read the module again with other *values* of attributes, and take its program.
+    def _value(self, path: str, name: str) -> object:
+        """Return an attribute as it is now, ``_MISSING`` where the user's module has none."""
+        if (path, name) in self._values:
+            return self._values[path, name]
+        return inspect.getattr_static(self._original.get_submodule(path), name, _MISSING)
+
+    def _keep(self, path: str, name: str, value: object) -> None:
+        """Note a *value* that was taken; ranks that have the same values have the same mark."""
+        self._values[path, name] = value
+        original = inspect.getattr_static(self._original.get_submodule(path), name, _MISSING)
+        if not _differs(value, original):
+            del self._values[path, name]
+        text = repr(sorted(self._values.items(), key=lambda item: item[0]))
+        self._runtime.attribute_mark = zlib.crc32(text.encode()) if self._values else 0
+
+    def _with(self, values: Mapping[Name, object]) -> nn.Module:
+        """Return a copy of the user's module with what was set, and *values*."""
+        module = copy.deepcopy(self._original)
+        for (path, name), value in {**self._values, **values}.items():
+            setattr(module.get_submodule(path), name, value)
+        return module
+
+    def _read_again(self, path: str, name: str, value: object) -> None:
+        """Read the module again with another *value* of an attribute, and take its program.
 
         Raises:
             AgreedError: it would lie otherwise over the ranks.
         """
-        original = copy.deepcopy(self._original)
-        for (path, name), value in values.items():
-            setattr(original.get_submodule(path), name, value)
-        (path, name), value = next(iter(values.items()))
         what = f"{'.'.join(filter(None, (path, name)))!r} of a sliced model"
         try:
-            graph = read_graph(original, self._example, self._device)
+            graph = read_graph(self._with({(path, name): value}), self._example, self._device)
             schedule = schedule_model(graph, self._runtime.plan)
         except HetmpError as error:
             raise AgreedError(f"{what} cannot be set to {value!r}: {error}") from error
@@ -224,9 +245,7 @@ class Attributes:
                 "those that were sliced: set it on the module, and slice it then"
             )
         self._runtime.take(graph, schedule)
-        self._original = original
-        for (path, name), value in values.items():
-            self._note(path, name, value)
+        self._keep(path, name, value)
 
     def _lies_alike(self, graph: ModelGraph, schedule: Schedule) -> bool:
         runtime = self._runtime
@@ -238,9 +257,41 @@ class Attributes:
             == [[_flow(step) for step in p.steps] for p in runtime.schedule.modes.values()]
         )
 
-    def _note(self, path: str, name: str, value: object) -> None:
-        text = f"{path} {name} {value!r}"
-        self._runtime.attribute_mark = zlib.crc32(text.encode(), self._runtime.attribute_mark)
+
+def _check_parameters(watched: _Layer) -> None:
+    """Refuse parameters that were put in the place of this rank's share."""
+    for name, old in watched.parameters.items():
+        new = watched.layer._parameters.get(name)
+        # torch.func.functional_call puts tensors there for one call.
+        lent = isinstance(new, Tensor) and not isinstance(new, nn.Parameter)
+        alike = new is not None and old is not None and new.shape == old.shape
+        if new is not old and not (lent and alike):
+            raise AgreedError(_replaced(f"parameter {watched.path}.{name}", new))
+
+
+def _replaced(what: str, new: object) -> str:
+    if new is None:
+        done = "removed"
+    elif isinstance(new, nn.Parameter):
+        done = f"replaced by one of shape {tuple(new.shape)}"
+    else:
+        done = f"replaced by a {type(new).__name__}"
+    return (
+        f"{what} of the sliced model was {done}: each rank holds a share, planned for the module "
+        "as it was: change the module, and slice it then"
+    )
+
+
+def _may_change(what: str, value: object) -> str:
+    return (
+        f"{what} was read when the module was sliced, and a {type(value).__name__} may change "
+        "unseen: set it before slicing, or set a number, a text or a tuple"
+    )
+
+
+def _differs(new: object, old: object) -> bool:
+    """Return whether a plain value is another one, or of another type."""
+    return type(new) is not type(old) or bool(new != old)
 
 
 def _is_plain(value: object) -> bool:
@@ -252,7 +303,7 @@ def _flow(step: ProgramStep) -> str:
     if isinstance(step, ExchangeStep):
         return f"{step.name} {step.sources} {step.before} {step.after} {step.scope}"
     if isinstance(step, CallStep):
-        return f"{step.node.path} {step.name} {step.inputs} {step.run.flow}"
+        return f"{step.node.path} {step.name} {step.inputs} {step.run.flow} {step.scope}"
     return str(step)
 
 

@@ -39,12 +39,17 @@ class Part(nn.Module):
         home: Home | None = vars(self).get("_home")
         return home
 
+    @property
+    def _is_open(self) -> bool:
+        """Whether parts and tensors may be put here: the model is made, or a state is loaded."""
+        return self.home is None or vars(self).get("_loading", False)
+
     def settle(self, home: Home, path: str) -> None:
         """Refuse, from now on, what would not have the effect that it has on the user's module."""
         vars(self).update(_home=home, _path=path)
 
     def __setattr__(self, name: str, value: object) -> None:
-        if self.home is None or name in _TORCHS:
+        if self._is_open or name in _TORCHS:
             super().__setattr__(name, value)  # type: ignore[arg-type]
         elif name in self._buffers and isinstance(value, Tensor):
             self._check_buffer(name, value)
@@ -52,6 +57,7 @@ class Part(nn.Module):
         elif isinstance(value, nn.Module | nn.Parameter) or self._holds(name):
             raise AgreedError(self._refusal(name, f"replaced by a {type(value).__name__}"))
         else:
+            assert self.home is not None
             self.home.set(self._path, name, value)
             vars(self)[name] = value
 
@@ -69,6 +75,13 @@ class Part(nn.Module):
                 raise
         return home.get(self._path, name)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        vars(self)["_loading"] = True  # torch sets tensors that are assigned as attributes
+        try:
+            super()._load_from_state_dict(*args, **kwargs)
+        finally:
+            vars(self)["_loading"] = False
+
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Add a part while the model is made; later, refuse it."""
         self._check_new(name, module)
@@ -85,7 +98,7 @@ class Part(nn.Module):
         super().register_buffer(name, tensor, persistent)
 
     def _check_new(self, name: str, value: object) -> None:
-        if self.home is not None:
+        if not self._is_open:
             raise AgreedError(self._refusal(name, f"set to a {type(value).__name__}"))
 
     def _check_buffer(self, name: str, value: Tensor) -> None:

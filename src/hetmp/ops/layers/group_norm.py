@@ -128,9 +128,10 @@ class SharedGroupNorm(OwnForward):
     def _mean(self, x: Tensor) -> Tensor:
         """Return the mean of each channel's group: (n, c, 1)."""
         sums = x.new_zeros(x.shape[0], self.layer.num_groups)
-        sums = sums.index_add(1, self._group_of, x.sum(2))
+        group_of = self._group_of.to(x.device)
+        sums = sums.index_add(1, group_of, x.sum(2))
         means = self.layer.sum(sums) / (self._size * x.shape[2])
-        chosen: Tensor = means.index_select(1, self._group_of).unsqueeze(2)
+        chosen: Tensor = means.index_select(1, group_of).unsqueeze(2)
         return chosen
 
 
