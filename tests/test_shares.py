@@ -275,6 +275,27 @@ def test_whole_values_are_refused_of_strange_tensors():
             hetmp.whole(own.view(-1))
 
 
+@SEVERAL
+def test_the_value_of_a_sum_over_a_share_is_refused():
+    """It is a part; what is learned beside it would get the gradient of a part."""
+    model, _ = pair("equal", ("filters",))
+    x, weight = batch(SHAPE), model.get_parameter("0.weight")
+    learned = torch.ones((), dtype=torch.float64, requires_grad=True)
+    for read in (
+        lambda: weight.square().sum().item(),
+        lambda: float(weight.abs().sum()),
+        lambda: f"{model(x).mean() + weight.square().sum():.3f}",
+        lambda: model(x).mean() * (1 + weight.square().sum()),
+        lambda: weight.square().sum() / model(x).mean(),
+        lambda: learned.exp() * weight.square().sum(),
+        lambda: (weight * learned).square().sum(),
+        lambda: weight.data.sub_(weight.data.sum()),
+    ):
+        with pytest.raises(hetmp.HetmpError, match="'"):
+            read()
+    assert f"{0.1 * model(x).mean():.3f}"
+
+
 @works("noise on weights or gradients")
 @pytest.mark.parametrize("kind", KINDS)
 def test_noise_is_that_of_whole_tensors(kind):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hetmp.cluster import Group
+from hetmp.cluster import AgreedError, Group
 from hetmp.core.state import FULL, PARTIAL, Full, Partial, State
 from hetmp.exchange import moves
 from hetmp.exchange.moves import USUAL, Carriage, Counter, Move
@@ -328,6 +328,11 @@ class _Leave(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            raise AgreedError(
+                "create_graph=True goes back through a sliced model, whose exchanges give first "
+                "derivatives only: gradient penalties, Hessian products and the like are not "
+                "possible; take what depends on outputs alone, or one rank"
+            )
         return gradient / ctx.ranks, None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from hetmp.cluster import Group
+from hetmp.cluster import AgreedError, Group
 from hetmp.core.errors import HetmpError
 from hetmp.exchange import leave, plain_tensors
 from hetmp.ops import Seeds, filled
@@ -69,6 +69,11 @@ class SlicedModel(NotPickled, Part):
                 pass to run than rank 0: a batch of another size, another mode or autocast, and
                 (in the first passes and some later ones) other numbers in the batch.
         """
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise AgreedError(
+                "torch.func (grad, vmap, jvp and the like) cannot transform a sliced model, whose "
+                "exchanges they do not know: use torch.autograd.grad, which is exact"
+            )
         runtime = self.hetmp
         mode = runtime.mode(self.training)
         tensors, seeds, running = runtime.start(self, mode, args, kwargs)

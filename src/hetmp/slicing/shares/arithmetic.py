@@ -19,10 +19,12 @@ def elementwise(func: Callable[..., Any], args: Arguments, kwargs: Named) -> Any
     Raises:
         HetmpError: operands that are cut in unlike ways, a root of a summand and the like.
     """
+    title = title_of(func)
+    if title.endswith("_") and not in_backward():
+        _check_in_place(title, args, kwargs)
     result = func(*args, **kwargs)
     if type(result) is not Tensor or in_backward():
         return result
-    title = title_of(func)
     if title in ("to", "type_as") and share_of_tensor(args[0]) is None:
         return result  # it tells the dtype and device alone
     if title.endswith("_") and not torch.is_grad_enabled() and share_of_tensor(args[0]) is None:
@@ -40,7 +42,27 @@ def elementwise(func: Callable[..., Any], args: Arguments, kwargs: Named) -> Any
             refuse(title, own)
     if result.shape[axis] != share.state.layout.counts[share.origin.group.rank]:
         refuse(title, share)
+    for other in _learned(args, kwargs):
+        at = axis - dims + other.dim()
+        if at < 0 or other.shape[at] == 1:  # its gradient would be summed over a share
+            refuse(title, share)
     return as_share(result, share._replace(state=Sliced(share.state.layout, axis)))
+
+
+def _check_in_place(title: str, args: Arguments, kwargs: Named) -> None:
+    """Refuse to write into a share what is a summand: it would be another number on every rank."""
+    target = share_of_tensor(args[0]) if args else None
+    if target is not None and isinstance(target.state, Sliced):
+        for _, share in shares_among(args, kwargs):
+            if isinstance(share.state, Partial):
+                refuse(title, share)
+
+
+def _learned(args: Arguments, kwargs: Named) -> list[Tensor]:
+    """Return the operands that are no shares, and whose gradient is wanted."""
+    operands = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    wanted = torch.is_grad_enabled()
+    return [x for x in operands if wanted and x.requires_grad and share_of_tensor(x) is None]
 
 
 def summand(title: str, args: Arguments, kwargs: Named, result: Any) -> Any:
@@ -56,7 +78,7 @@ def summand(title: str, args: Arguments, kwargs: Named, result: Any) -> Any:
     divides = name in PRODUCTS and "div" in name and share_of_tensor(args[0]) is None
     if (
         name not in LINEAR
-        or (name in PRODUCTS and len(partial) > 1)
+        or (name in PRODUCTS and (len(partial) > 1 or _learned(args, kwargs)))
         or divides
         or len(partial) < len(shares)
     ):

@@ -10,7 +10,7 @@ from torch import Tensor
 from hetmp.core.state import Partial, Sliced
 from hetmp.slicing.shares.arithmetic import elementwise
 from hetmp.slicing.shares.by_rule import by_rule, check_index
-from hetmp.slicing.shares.names import DRAWN, ELEMENTWISE, EMPTY, PASSED, RESHAPED, TURNED
+from hetmp.slicing.shares.names import DRAWN, ELEMENTWISE, EMPTY, PASSED, RESHAPED, TURNED, VALUES
 from hetmp.slicing.shares.operands import (
     Arguments,
     Named,
@@ -38,6 +38,8 @@ def handler_for(func: Callable[..., Any]) -> Handler:
         return _refuse_draw
     if name in EMPTY:
         return _like
+    if name in VALUES:
+        return _value
     if name in PASSED or name.startswith(("is_", "_foreach_")) or _is_question(func, name):
         return _refuse if name in ("_foreach_norm", "_foreach_max") else _pass
     if name in TURNED:
@@ -61,6 +63,13 @@ def _is_question(func: Callable[..., Any], name: str) -> bool:
 
 
 def _pass(func: Callable[..., Any], args: Arguments, kwargs: Named) -> Any:
+    return func(*args, **kwargs)
+
+
+def _value(func: Callable[..., Any], args: Arguments, kwargs: Named) -> Any:
+    share = first_share(args, kwargs)
+    if share is not None and isinstance(share.state, Partial) and not in_backward():
+        refuse("the value", share)
     return func(*args, **kwargs)
 
 

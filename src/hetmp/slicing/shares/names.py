@@ -25,15 +25,20 @@ sinc softshrink xlogy
 PASSED = _words("""
 allclose as_subclass backward broadcast_tensors can_cast constant_ copy_ data_ptr detach_ dim
 element_size
-equal fill_ full_like get_device has_names item ndimension nelement new_full new_ones
-new_tensor new_zeros numel numpy ones_ ones_like promote_types record_stream requires_grad_
+equal fill_ full_like get_device has_names ndimension nelement new_full new_ones
+new_tensor new_zeros numel ones_ ones_like promote_types record_stream requires_grad_
 register_post_accumulate_grad_hook result_type retain_grad set_ share_memory_ size storage
-storage_offset storage_type stride swap_tensors tolist untyped_storage zero_ zeros_
+storage_offset storage_type stride swap_tensors untyped_storage zero_ zeros_
 _has_compatible_shallow_copy_type
-__array__ __bool__ __complex__ __delete__ __dlpack__ __dlpack_device__ __float__ __format__
-__hash__ __index__ __int__ __len__ __repr__ __set__ __setstate__ __str__
+__bool__ __delete__ __dlpack__ __dlpack_device__
+__hash__ __index__ __len__ __repr__ __set__ __setstate__ __str__
 """)
 """What asks of a tensor as it lies here, fills it, or leaves it as it is."""
+
+VALUES = _words("""
+item numpy tolist __array__ __complex__ __float__ __format__ __int__
+""")
+"""What reads numbers, which are parts where they are sums over a share."""
 
 DRAWN = _words("""
 alpha_dropout bernoulli bernoulli_ binomial cauchy_ dropout dropout1d dropout2d dropout3d

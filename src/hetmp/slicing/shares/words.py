@@ -33,8 +33,8 @@ def refuse(title: str, share: Share) -> NoReturn:
     what = _described(share)
     if isinstance(share.state, Partial):
         raise HetmpError(
-            f"{title} of {what} is not a summand of the whole's: use hetmp.norm or hetmp.whole of "
-            "the parameter, which are whole on every rank"
+            f"{title} of {what} is not that of the whole sum, nor a part of it: take hetmp.norm of "
+            "the parameter (its 1-norm, or a square) or hetmp.whole, which are whole on every rank"
         )
     name = title.removeprefix("linalg_")
     if name in _NORMS and share.title.startswith("the gradient"):
