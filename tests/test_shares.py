@@ -449,6 +449,26 @@ def test_copies_files_and_casts_of_a_sliced_model():
     assert "CutParameter" in repr(held[0]) or not cut[0]
 
 
+def test_copies_of_states_and_gradients():
+    model, _ = pair("equal", ("filters",))
+    model(batch(SHAPE)).square().sum().backward()
+    state = copy.deepcopy(model.state_dict())
+    weight = model.get_parameter("0.weight")
+    for copied, own in (
+        (state["0.weight"], weight.detach()),
+        (copy.deepcopy(weight.grad), weight.grad),
+    ):
+        assert (type(copied), copied.requires_grad) == (type(own), False)
+        assert torch.equal(copied, own)
+        assert copied.data_ptr() != own.data_ptr() or not own.numel()
+    leaf = weight.detach().requires_grad_()
+    once, again = copy.deepcopy([leaf, leaf])
+    assert once is again
+    assert (type(once), once.requires_grad) == (type(leaf), True)
+    with pytest.raises(RuntimeError, match="created explicitly"):
+        copy.deepcopy(weight * 2)
+
+
 @pytest.mark.parametrize("penalty", [0.0, 0.1])
 def test_the_gradient_in_a_hook_is_a_share_too(penalty):
     model, _ = pair("equal", ("filters",))

@@ -30,7 +30,7 @@ from hetmp.slicing.schedule import (
     Schedule,
     WriteStep,
 )
-from hetmp.slicing.shares import mark
+from hetmp.slicing.shares import label
 from hetmp.slicing.state_loading import cut_whole, fitting_state
 from hetmp.slicing.table import Table, tensors_of
 from hetmp.slicing.tuning import Tuning
@@ -124,12 +124,12 @@ class SlicedModel(NotPickled, Part):
         loaded = super().load_state_dict(
             fitting_state(state_dict, self.hetmp.table), strict=strict, assign=assign
         )
-        mark(self, self.hetmp.table, self.hetmp.group)  # assigned parameters are new
+        label(self, self.hetmp.table, self.hetmp.group)  # assigned parameters are new
         return loaded
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copied = super().__deepcopy__(memo)
-        mark(copied, self.hetmp.table, self.hetmp.group)
+        label(copied, self.hetmp.table, self.hetmp.group)
         return copied
 
     def _load_from_state_dict(
