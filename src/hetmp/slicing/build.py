@@ -120,7 +120,7 @@ def slice_model(
     settle(model, Attributes(model, original, mapped(example_input, on_meta), target))
     label(model, table, group)
     model.hetmp.same_draws = SameDraws(model, group)
-    guard(model, module)
+    guard(module)
     guard_torch()
     return model
 
