@@ -79,6 +79,11 @@ class Attributes:
         copied._layers = copy.deepcopy(self._layers, memo)
         return copied
 
+    @property
+    def original(self) -> nn.Module:
+        """The user's module as it was before it was read, on the meta device: to be copied."""
+        return self._original
+
     # --- of the model and its blocks
 
     def get(self, path: str, name: str) -> Any:
