@@ -138,6 +138,8 @@ def test_a_wrong_optimizer_is_refused_on_slices(make, weights):
         stepped(model, make)
     after = hetmp.merge_model(model)
     assert all(torch.equal(after[name], before[name]) for name, _ in model.named_parameters())
+    with pytest.raises(HetmpError, match=rf"^{make.__name__} is wrong on the slices of"):
+        stepped(copy.deepcopy(model), make)
 
 
 @pytest.mark.parametrize("make", [torch.optim.Adafactor, Shampoo])

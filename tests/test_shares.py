@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import hetmp
 from helpers.comparison import TOLERANCE, WEIGHTS, Differences, batch, make_plan, seeded, world_size
 from helpers.works import works
-from hetmp.cluster import AgreedError
+from hetmp.cluster import AgreedError, Group
 from hetmp.core.state import PARTIAL
 from hetmp.slicing.shares import CutParameter, CutTensor
 
@@ -168,8 +170,96 @@ def draw_alike(model):
 def test_shares_that_were_drawn_alike_are_refused_in_the_first_pass(schemes):
     model, _ = pair("equal", schemes)
     draw_alike(model)
-    with pytest.raises(AgreedError, match=r"ranks 0 and 1 hold the same numbers of '0.weight'"):
+    for _ in range(2):
+        with pytest.raises(AgreedError, match=r"ranks 0 and 1 hold the same numbers of '0.weight'"):
+            model(batch(SHAPE))
+
+
+def equal_filters(layer):
+    if isinstance(layer, nn.Conv2d):
+        layer.weight.data[1:] = layer.weight.data[:1]
+
+
+@pytest.mark.parametrize("way", ["init_", "load", "state", "refused before"])
+def test_values_for_whole_tensors_may_repeat_themselves(way, tmp_path):
+    model, module = pair("equal", ("filters",))
+    module.apply(equal_filters)
+    if way == "load":
+        file = Group().broadcast_text(str(tmp_path / "equal.h5"))
+        hetmp.save(file, hetmp.slice_model(module, [1] * world_size(), verify=False))
+        hetmp.load(file, model)
+    elif way == "state":
+        model.load_state_dict(module.state_dict())
+    else:
+        if way == "refused before" and world_size() > 1:
+            draw_alike(model)
+            with pytest.raises(AgreedError, match="the same numbers"):
+                model(batch(SHAPE))
+            model.load_state_dict(module.state_dict())
+        hetmp.init_(model, equal_filters)
+    x = batch(SHAPE)
+    assert torch.allclose(model(x), module(x), rtol=0, atol=TOLERANCE)
+
+
+@SEVERAL
+def test_what_a_state_leaves_out_is_not_trusted():
+    model, module = pair("equal", ("filters",))
+    draw_alike(model)
+    state = {name: value for name, value in module.state_dict().items() if name != "0.weight"}
+    nn.ModuleDict({"inner": model}).load_state_dict(
+        {f"inner.{name}": value for name, value in state.items()}, strict=False
+    )
+    with pytest.raises(AgreedError, match=r"the same numbers of '0.weight'"):
         model(batch(SHAPE))
+
+
+class Constant(nn.Conv2d):
+    """A convolution with a start of its own."""
+
+    def reset_parameters(self):
+        nn.init.constant_(self.weight, 0.5)
+        nn.init.normal_(self.bias)
+
+
+def computed():
+    return nn.Sequential(
+        Constant(3, 7, 3),
+        nn.ReLU(),
+        parametrizations.weight_norm(nn.Conv2d(7, 5, 2)),
+        nn.utils.weight_norm(nn.Conv2d(5, 4, 3)),
+        nn.Flatten(),
+    )
+
+
+def reset(layer):
+    """By the user's classes; weight norm computes the weights anew, and the draws are lost."""
+    if isinstance(layer, Constant):
+        layer.reset_parameters()
+    elif isinstance(layer, nn.Conv2d):
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_new_values_by_the_users_own_classes():
+    model, module = pair("equal", ("filters",), computed)
+    torch.manual_seed(7)
+    hetmp.init_(model, reset)
+    torch.manual_seed(7)
+    module.apply(reset)
+    merged = hetmp.merge_model(model)
+    for name, wanted in module.state_dict().items():
+        assert torch.equal(merged[name], wanted), name
+
+
+def test_parameters_assigned_through_a_module_around_the_model_are_shares():
+    model, module = pair("equal", ("filters",))
+    cut = [is_cut(p) for p in model.parameters()]
+    outer = nn.ModuleDict({"inner": model})
+    state = {f"inner.{name}": value for name, value in module.state_dict().items()}
+    outer.load_state_dict(state, assign=True)
+    assert [is_cut(p) for p in model.parameters()] == cut
+    assert torch.equal(hetmp.whole(model.get_parameter("0.weight")), module[0].weight)
 
 
 @SEVERAL
@@ -470,6 +560,26 @@ def test_copies_files_and_casts_of_a_sliced_model():
     assert "CutParameter" in repr(held[0]) or not cut[0]
 
 
+def test_copies_of_states_and_gradients():
+    model, _ = pair("equal", ("filters",))
+    model(batch(SHAPE)).square().sum().backward()
+    state = copy.deepcopy(model.state_dict())
+    weight = model.get_parameter("0.weight")
+    for copied, own in (
+        (state["0.weight"], weight.detach()),
+        (copy.deepcopy(weight.grad), weight.grad),
+    ):
+        assert (type(copied), copied.requires_grad) == (type(own), False)
+        assert torch.equal(copied, own)
+        assert copied.data_ptr() != own.data_ptr() or not own.numel()
+    leaf = weight.detach().requires_grad_()
+    once, again = copy.deepcopy([leaf, leaf])
+    assert once is again
+    assert (type(once), once.requires_grad) == (type(leaf), True)
+    with pytest.raises(RuntimeError, match="created explicitly"):
+        copy.deepcopy(weight * 2)
+
+
 @pytest.mark.parametrize("penalty", [0.0, 0.1])
 def test_the_gradient_in_a_hook_is_a_share_too(penalty):
     model, _ = pair("equal", ("filters",))
@@ -549,6 +659,35 @@ def test_an_optimizer_of_any_name_that_looks_at_whole_tensors_is_refused():
     model(batch(SHAPE)).sum().backward()
     with pytest.raises(hetmp.HetmpError, match=r"sqrt of a sum over '0.weight'.*hetmp.norm"):
         Whitening(model.parameters()).step()
+
+
+def test_what_users_add_to_a_step_is_followed():
+    model, _ = pair("equal", ("filters",))
+    weight, caught = model.get_parameter("0.weight"), []
+
+    def look(*_):
+        try:
+            weight.norm()
+        except hetmp.HetmpError as error:
+            caught.append(str(error))
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(batch(SHAPE)).sum().backward()
+    handles = [
+        register_optimizer_step_pre_hook(look),
+        optimizer.register_step_pre_hook(look),
+        optimizer.register_step_post_hook(look),
+    ]
+    optimizer.step()
+    for handle in handles:
+        handle.remove()
+    optimizer.step()
+    assert len(caught) == 3 * (world_size() > 1)
+    optimizer.param_groups[0]["lr"] = "fast"
+    with pytest.raises(TypeError):
+        optimizer.step()
+    look()
+    assert len(caught) == 4 * (world_size() > 1)
 
 
 # --- an optimizer of the module that was sliced ---------------------------------------------------

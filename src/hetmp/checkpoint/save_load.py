@@ -189,6 +189,8 @@ def restore(
                 state = _optimizer_targets(model, checkpoint, optimizer, training)
         for target in (*targets, *state.values()):
             read_into(group, checkpoint, target)
+        if model.hetmp.same_draws is not None:
+            model.hetmp.same_draws.trust(model)
         if optimizer is not None:
             _adopt(model, optimizer, state)
             torch.set_rng_state(torch.from_numpy(np.array(training[RNG])))

@@ -37,7 +37,7 @@ from hetmp.slicing.runtime import Runtime
 from hetmp.slicing.schedule import CallStep, ProgramStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
 from hetmp.slicing.share_text import describe_share
-from hetmp.slicing.shares import SameDraws, mark
+from hetmp.slicing.shares import SameDraws, label
 from hetmp.slicing.table import SlicedTensor, Table, make_table, tensors_of
 from hetmp.slicing.torch_guard import guard_torch
 from hetmp.slicing.tuning import Tuning
@@ -118,9 +118,9 @@ def slice_model(
     model.training = module.training
     _prepare_hooks(model, module)
     settle(model, Attributes(model, original, mapped(example_input, on_meta), target))
-    mark(model, table, group)
+    label(model, table, group)
     model.hetmp.same_draws = SameDraws(model, group)
-    guard(model, module)
+    guard(module)
     guard_torch()
     return model
 

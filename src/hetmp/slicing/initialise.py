@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hetmp.cluster import Group
+from hetmp.cluster import AgreedError, Group
 from hetmp.core.errors import HetmpError
 from hetmp.exchange import collect, distribute, plain_tensors
+from hetmp.slicing.attributes import Attributes
+from hetmp.slicing.graph.parametrized import norms_of_old
 from hetmp.slicing.model import SlicedModel
 from hetmp.slicing.table import tensors_of
 
@@ -66,15 +68,25 @@ def init_(model: SlicedModel, function: Callable[[nn.Module], Any]) -> SlicedMod
         for entry in runtime.table.values():
             if entry.alias_of is None:
                 distribute(group, whole.get(entry.name), local[entry.name], entry.state)
+    if runtime.same_draws is not None:
+        runtime.same_draws.trust(model)
     _share_generators(group, alike)
     return model
 
 
 def _whole_module(model: SlicedModel, local: dict[str, Tensor]) -> nn.Module | None:
     """Return the user's module with all values, on rank 0. Collective, one tensor at a time."""
-    group, skeleton = model.hetmp.group, model.hetmp.graph.skeleton
-    known, memo = tensors_of(skeleton), {}
-    for entry in model.hetmp.table.values():
+    group, table, home = model.hetmp.group, model.hetmp.table, model.home
+    assert isinstance(home, Attributes)
+    original = home.original
+    known, memo = tensors_of(original), {}
+    if known.keys() != table.keys():  # for a layer that computes its weight in its own way
+        other = next(name for name in (*known, *table) if (name in known) != (name in table))
+        raise AgreedError(
+            f"init_ cannot give values to {other!r}, which the module and the sliced model do not "
+            "both have: give the module its values, and slice it then"
+        )
+    for entry in table.values():
         if entry.alias_of is not None:
             continue
         own = local[entry.name]
@@ -83,7 +95,14 @@ def _whole_module(model: SlicedModel, local: dict[str, Tensor]) -> nn.Module | N
             stands_for = known[entry.name]
             parameter = isinstance(stands_for, nn.Parameter)
             memo[id(stands_for)] = nn.Parameter(value, own.requires_grad) if parameter else value
-    return copy.deepcopy(skeleton, memo) if group.is_root else None
+    if not group.is_root:
+        return None
+    copied = copy.deepcopy(original, memo)
+    for layer in copied.modules():
+        for norm in norms_of_old(layer):  # the weight that it computed last is on the meta device
+            kept = getattr(layer, norm.name)
+            setattr(layer, norm.name, norm.compute_weight(layer).to(kept.dtype))
+    return copied
 
 
 def _applied(module: nn.Module, function: Callable[[nn.Module], Any]) -> dict[str, Tensor]:

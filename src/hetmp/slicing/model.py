@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from hetmp.cluster import AgreedError, Group
@@ -30,7 +30,7 @@ from hetmp.slicing.schedule import (
     Schedule,
     WriteStep,
 )
-from hetmp.slicing.shares import mark
+from hetmp.slicing.shares import label
 from hetmp.slicing.state_loading import cut_whole, fitting_state
 from hetmp.slicing.table import Table, tensors_of
 from hetmp.slicing.tuning import Tuning
@@ -59,6 +59,8 @@ class SlicedModel(NotPickled, Part):
     ) -> None:
         super().__init__()
         self.hetmp = Runtime(graph, plan, schedule, table, group, tuning)
+        # torch calls it also where the model is a part of another module.
+        self.register_load_state_dict_post_hook(_take_loaded)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the user's module returns, whole, for a whole batch. Collective.
@@ -126,15 +128,13 @@ class SlicedModel(NotPickled, Part):
             RuntimeError: torch's own, for names or shapes that do not fit. Shapes are whole ones.
             HetmpError: *assign* would part tensors that are tied.
         """
-        loaded = super().load_state_dict(
+        return super().load_state_dict(
             fitting_state(state_dict, self.hetmp.table), strict=strict, assign=assign
         )
-        mark(self, self.hetmp.table, self.hetmp.group)  # assigned parameters are new
-        return loaded
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copied = super().__deepcopy__(memo)
-        mark(copied, self.hetmp.table, self.hetmp.group)
+        label(copied, self.hetmp.table, self.hetmp.group)
         return copied
 
     def _load_from_state_dict(
@@ -224,6 +224,14 @@ class SlicedModel(NotPickled, Part):
         exchange = self.hetmp.exchange(mode, step)
         what = f"{exchange.collective}, backward {exchange.backward_collective}"
         return "", "exchange", _states(step.before, step.after), what
+
+
+def _take_loaded(model: nn.Module, keys: Any) -> None:
+    """Label parameters that were assigned, which are new, and trust what was loaded."""
+    runtime: Any = model.hetmp
+    label(model, runtime.table, runtime.group)
+    if runtime.same_draws is not None:
+        runtime.same_draws.trust(model, keys.missing_keys)
 
 
 def _states(before: Any, after: Any) -> str:

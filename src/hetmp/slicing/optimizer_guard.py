@@ -2,20 +2,15 @@
 
 import sys
 import weakref
-from functools import cache, partial
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hetmp.cluster import AgreedError
-from hetmp.core.state import FULL
 from hetmp.exchange import plain_tensors
-from hetmp.slicing.model import SlicedModel
 from hetmp.slicing.shares import CutParameter, CutTensor
 
 _MATRIX = "adam, adamw or hetmp's lamb"
@@ -95,9 +90,6 @@ REFUSED: dict[str, str] = {
 }
 """Class name -> reason and remedy. hetmp's own LARS and LAMB are other classes of these names."""
 
-_guarded: "weakref.WeakSet[SlicedModel]" = weakref.WeakSet()
-"""The models that slice_model made and that are still there; copies of them are not."""
-
 
 def reason_against(kind: type) -> str | None:
     """Return why an optimizer of class *kind* is wrong on slices, by its or a base's name.
@@ -124,9 +116,6 @@ _ELEMENTWISE = frozenset(
 )
 """Optimizers of torch's that are right on slices: what they do need not be followed."""
 
-_undisturbed: list[Any] = []
-"""The contexts in which such optimizers are stepping now."""
-
 
 def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     """Refuse a step of *optimizer* that would be wrong: torch calls it before every step.
@@ -145,33 +134,15 @@ def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     if optimizer not in _seen:
         _refuse_of_original(optimizer)
         _seen.add(optimizer)
-    while _undisturbed:  # of a step that raised
-        _undisturbed.pop().__exit__(None, None, None)
-    kind = type(optimizer)
-    right = kind in _ELEMENTWISE or getattr(kind, "measures_whole_tensors", False)
-    if right and len(args) < 2 and not kwargs:  # it has no closure
-        context = plain_tensors()
-        context.__enter__()
-        _undisturbed.append(context)
-
-
-def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """Follow again what is done to parameters: torch calls it after every step.
-
-    The arguments are those of ``before_step``.
-    """
-    while _undisturbed:
-        _undisturbed.pop().__exit__(None, None, None)
 
 
 def _refuse_on_slices(optimizer: torch.optim.Optimizer, reason: str) -> None:
-    cut = _cut_parameters()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if id(parameter) in cut:
+            if isinstance(parameter, CutParameter):
                 raise AgreedError(
-                    f"{type(optimizer).__name__} is wrong on the slices of {cut[id(parameter)]!r}: "
-                    f"{reason}"
+                    f"{type(optimizer).__name__} is wrong on the slices of "
+                    f"{parameter.hetmp_share.origin.name!r}: {reason}"
                 )
 
 
@@ -187,12 +158,11 @@ def _refuse_of_original(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def guard(model: SlicedModel, module: nn.Module) -> None:
-    """Refuse, from now on, every optimizer that would be wrong on the slices of *model*.
+def guard(module: nn.Module) -> None:
+    """Refuse, from now on, every optimizer that would be wrong on the slices of a sliced model.
 
-    So too one of the parameters of *module*, which it was made of, where these are not trained.
+    So too one of the parameters of *module*, which was sliced, where these are not trained.
     """
-    _guarded.add(model)
     for name, parameter in module.named_parameters():
         _sliced[id(parameter)] = weakref.ref(parameter, partial(_forget, id(parameter))), name
     _watch()
@@ -205,19 +175,41 @@ def _forget(key: int, reference: object) -> None:
 @cache
 def _watch() -> None:
     register_optimizer_step_pre_hook(before_step)
-    register_optimizer_step_post_hook(after_step)
+    for kind in _ELEMENTWISE:
+        if "step" in vars(kind):  # else it has that of another
+            _step_undisturbed(kind)
     # torch takes the quick ways (foreach, fused) for parameters of the classes in this list alone.
     quick = getattr(sys.modules[torch.optim.Optimizer.__module__], "_foreach_supported_types", None)
     if isinstance(quick, list):
         quick += [CutParameter, CutTensor]
 
 
-def _cut_parameters() -> dict[int, str]:
-    """id -> name of every parameter of guarded models that is cut over two ranks or more."""
-    return {
-        id(parameter): name
-        for model in list(_guarded)
-        if model.hetmp.group.size > 1
-        for name, parameter in model.named_parameters()
-        if model.hetmp.table[name].state != FULL
-    }
+def _step_undisturbed(kind: Any) -> None:
+    """Let optimizers of class *kind* step on plain tensors, but for what their users add."""
+    step = kind.step
+
+    @wraps(step)
+    def undisturbed(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        # A subclass, a closure and the hooks of users are followed.
+        if type(self) not in _ELEMENTWISE or args or kwargs or _has_hooks(self):
+            return step(self, *args, **kwargs)
+        with plain_tensors():
+            return step(self)
+
+    kind.step = undisturbed
+
+
+def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a step of *optimizer* calls hooks besides ``before_step``."""
+    everyones = vars(sys.modules[torch.optim.Optimizer.__module__])
+    own = vars(optimizer)
+    return any(
+        hook is not before_step
+        for hooks in (
+            everyones["_global_optimizer_pre_hooks"],
+            everyones["_global_optimizer_post_hooks"],
+            own.get("_optimizer_step_pre_hooks", {}),
+            own.get("_optimizer_step_post_hooks", {}),
+        )
+        for hook in hooks.values()
+    )

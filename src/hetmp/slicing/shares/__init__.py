@@ -7,7 +7,14 @@ compares what the ranks hold.
 """
 
 from hetmp.slicing.shares.same_draws import SameDraws
-from hetmp.slicing.shares.share import CutParameter, CutTensor, Origin, Share, mark, share_of_tensor
+from hetmp.slicing.shares.share import (
+    CutParameter,
+    CutTensor,
+    Origin,
+    Share,
+    label,
+    share_of_tensor,
+)
 from hetmp.slicing.shares.values import norm, rand_like, randn_like, whole
 
 __all__ = [
@@ -16,7 +23,7 @@ __all__ = [
     "Origin",
     "SameDraws",
     "Share",
-    "mark",
+    "label",
     "norm",
     "rand_like",
     "randn_like",

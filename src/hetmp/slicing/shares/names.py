@@ -24,8 +24,7 @@ sinc softshrink xlogy
 
 PASSED = _words("""
 allclose as_subclass backward broadcast_tensors can_cast constant_ copy_ data_ptr detach_ dim
-element_size
-equal fill_ full_like get_device has_names ndimension nelement new_full new_ones
+element_size equal fill_ full_like get_device has_names ndimension nelement new_full new_ones
 new_tensor new_zeros numel ones_ ones_like promote_types record_stream requires_grad_
 register_post_accumulate_grad_hook result_type retain_grad set_ share_memory_ size storage
 storage_offset storage_type stride swap_tensors untyped_storage zero_ zeros_

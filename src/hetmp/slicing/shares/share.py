@@ -4,6 +4,7 @@ torch asks the class of an operand (``__torch_function__``) before it computes. 
 ``plain_tensors``, where all of hetmp's own work is done, it does not ask.
 """
 
+import copy
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -95,8 +96,14 @@ class CutTensor(Tensor):
         return _ask(func, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        with plain_tensors():
-            return as_share(super().__deepcopy__(memo), self.hetmp_share)
+        if id(self) not in memo:
+            with plain_tensors():  # torch copies a tensor of a subclass by what it makes of it
+                plain = self.detach() if self.is_leaf else self.as_subclass(Tensor)
+                copied: Tensor = copy.deepcopy(plain, memo).requires_grad_(self.requires_grad)
+                copied.grad = copy.deepcopy(self.grad, memo)
+            memo[id(self)] = as_share(copied, self.hetmp_share)
+        shared: Tensor = memo[id(self)]
+        return shared
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         with plain_tensors():
@@ -161,7 +168,7 @@ def origin_of(tensor: Tensor) -> Origin | None:
     return origin if known is not None and known() is tensor else None
 
 
-def mark(model: nn.Module, table: Table, group: Group) -> None:
+def label(model: nn.Module, table: Table, group: Group) -> None:
     """Make every parameter of *model* know which one it is, and what of it this rank holds.
 
     *table* says so. Those that are cut over the ranks of *group* become ``CutParameter``.
