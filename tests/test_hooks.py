@@ -582,6 +582,7 @@ def test_shown_on_one_rank_and_timed():
     layer_times(model.hetmp.group, recorder, recordings)
 
 
+@pytest.mark.mpi(min_size=2)
 def test_hooks_see_parameters_as_the_user_does():
     """A value of a cut parameter is that of the whole one, or is refused: never the slice's."""
     module = seeded(Network)
@@ -591,9 +592,8 @@ def test_hooks_see_parameters_as_the_user_does():
 
     def look(part, *_):
         weight = part.conv.weight.detach()
-        if world_size() > 1:
-            with pytest.raises(HetmpError, match=r"hetmp.norm\(p\) is that of the whole"):
-                weight.norm()
+        with pytest.raises(HetmpError, match=r"hetmp.norm\(p\) is that of the whole"):
+            weight.norm()
         seen.append(float(hetmp.norm(weight)))
 
     model.block.register_forward_hook(look)
