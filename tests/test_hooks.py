@@ -27,6 +27,8 @@ from helpers.comparison import (
 )
 from helpers.works import works
 from hetmp.core.errors import HetmpError
+from hetmp.run.metrics import StepClock
+from hetmp.slicing.recording import Recorder, layer_times
 
 pytestmark = pytest.mark.mpi
 
@@ -543,14 +545,77 @@ def test_averaged_models():
 def test_the_mark_of_hooked_parts():
     """Ranks can compare it: exchanges part ways where it differs."""
     model = hetmp.slice_model(seeded(Network), lazy(seeded(Network)), verify=False)
-    marks = [model.hetmp.program_mark]
+    runtime = model.hetmp
+    marks = [runtime.program_mark(runtime.hooked)]
     local = model.stem.register_forward_hook(hetmp.local_hook(print))
-    marks.append(model.hetmp.program_mark)
+    marks.append(runtime.program_mark(runtime.hooked))
     handle = model.stem.register_forward_hook(print)
-    marks.append(model.hetmp.program_mark)
+    marks.append(runtime.program_mark(runtime.hooked))
     handle.remove(), local.remove()
-    marks.append(model.hetmp.program_mark)
+    marks.append(runtime.program_mark(runtime.hooked))
     assert marks[0] == marks[1] == marks[3] != marks[2]
+
+
+def test_shown_on_one_rank_and_timed():
+    """Showing makes nothing on one rank alone; exchanges of hooks are timed from the first."""
+    model = hetmp.slice_model(seeded(Network), lazy(seeded(Network)), verify=False)
+    clock, recorder = StepClock(model), Recorder(model, torch.device("cpu"))
+    before, places = model.hetmp.exchange_seconds(model), recorder.places
+    model.stage.register_forward_hook(lambda part, args, output: output * 2)
+    if model.hetmp.group.rank == 0:
+        assert "hooks see whole values" in repr(model)
+    assert model.hetmp.exchange_seconds(model).keys() == before.keys()
+    recordings = []
+    for _ in range(2):
+        clock.start()
+        with recorder.step(recordings):
+            model(batch(IMAGES)).sum().backward()
+        clock.stop()
+    after = model.hetmp.exchange_seconds(model)
+    assert len(after) > len(before)
+    assert recorder.places[: len(places)] == places
+    assert len(recorder.places) > len(places)
+    met = [[meeting.place for meeting in one.meetings] for one in recordings]
+    assert sorted(met[0]) == sorted(met[1])
+    if world_size() > 1:
+        assert max(met[0]) >= len(places)
+    layer_times(model.hetmp.group, recorder, recordings)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_hooks_see_parameters_as_the_user_does():
+    """A value of a cut parameter is that of the whole one, or is refused: never the slice's."""
+    module = seeded(Network)
+    wanted = float(module.block.conv.weight.detach().norm())
+    model = hetmp.slice_model(module, lazy(module), verify=False)
+    seen = []
+
+    def look(part, *_):
+        weight = part.conv.weight.detach()
+        with pytest.raises(HetmpError, match=r"hetmp.norm\(p\) is that of the whole"):
+            weight.norm()
+        seen.append(float(hetmp.norm(weight)))
+
+    model.block.register_forward_hook(look)
+    model.block.register_forward_pre_hook(look)
+    model(batch(IMAGES))
+    assert seen == pytest.approx([wanted] * 4, rel=1e-12)
+
+
+def test_hooks_of_a_module_that_is_read_again():
+    """What parts can have is asked of the module as it was read last."""
+    model = hetmp.slice_model(seeded(Network), lazy(seeded(Network)), verify=False)
+    runtime = model.hetmp
+    parts = runtime.hooked_parts
+    model.stage.register_forward_hook(print)
+    graph = copy.copy(runtime.graph)
+    object.__setattr__(graph, "why_no_hook", lambda path, backward=False: "of the new reading")
+    parts.take(graph)
+    for ask in (parts.now, lambda: model.block.register_forward_hook(print)):
+        with pytest.raises(HetmpError, match=r"no hook can be put on .*: of the new reading"):
+            ask()
+    parts.take(runtime.graph)
+    assert parts.now() == ("stage",)
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -584,6 +649,7 @@ REFUSED = [
     ("paired", BACKWARD, "one value twice"),
     ("whole.0", FORWARD, "inside 'whole', which is kept as one: put the hook on that"),
     ("conv", "register_backward_hook", "use register_full_backward_hook"),
+    ("", "register_backward_hook", "use register_full_backward_hook"),
     ("whole", "register_backward_hook", "use register_full_backward_hook"),
 ]
 

@@ -198,13 +198,46 @@ def test_another_copy_of_the_model_on_one_rank():
     model = after(LATER, sliced())
     average = after(1, copy.deepcopy(model))
     text = refused(lambda: mine(model, average)(batch(IMAGES)))
+    assert re.search(r"rank \d calls copy 1 of model (\d+) of its ranks, rank 0 model \1,", text)
+    near(average(batch(IMAGES)), small()(batch(IMAGES)))
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("what", ["copy", "copy of a copy", "new"])
+def test_a_model_that_never_ran_on_one_rank(what):
+    """Ranks tell each other which model it is before anything that depends on the model."""
+    model = after(LATER, sliced())
+    other = sliced() if what == "new" else copy.deepcopy(model)
+    if what == "copy of a copy":
+        other = copy.deepcopy(other)
+    text = refused(lambda: mine(model, other)(batch(IMAGES)))
+    assert "call the models in the same order on all ranks" in text
+    near(after(LATER, other)(batch(IMAGES)), model(batch(IMAGES)))
+
+
+@pytest.mark.mpi(min_size=2)
+def test_ranks_that_called_one_model_in_unlike_number():
+    model = after(LATER, sliced())
+    model.hetmp.meeting._passes[True] += mine(0, 1)  # as after an interruption on one rank
+    text = refused(lambda: model(batch(IMAGES)))
     assert f"has called its model {LATER + 1} times in this mode, rank 0 {LATER} times" in text
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_precision_of_autocast_that_is_not_known(monkeypatch):
+    model = after(LATER, sliced())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
+    monkeypatch.setattr(
+        torch, "get_autocast_dtype", lambda device: mine(torch.float16, torch.float8_e5m2)
+    )
+    text = refused(lambda: model(batch(IMAGES)))
+    assert "is under autocast another dtype, rank 0 under float16" in text
 
 
 @pytest.mark.mpi(min_size=2)
 def test_another_program_on_one_rank(monkeypatch):
     model = after(LATER, sliced())
-    monkeypatch.setattr(Runtime, "program_mark", property(lambda self: mine(2**40, 2**40 + 1)))
+    monkeypatch.setattr(Runtime, "program_mark", lambda self, hooked: mine(2**40, 2**40 + 1))
     text = refused(lambda: model(batch(IMAGES)))
     assert f"rank {world_size() - 1} has other hooks or attributes set on the model" in text
 
@@ -283,6 +316,13 @@ def test_of_a_large_batch_every_image_counts(shape, monkeypatch):
         assert np.abs(np.subtract(same_batch._mark(other), own)).max() > 1e-4 * own[1]
     assert same_batch._mark(x.contiguous(memory_format=torch.channels_last)) == own
     assert same_batch._mark(x[:0]) == (0.0, 0.0)
+
+
+def test_the_imaginary_part_of_a_complex_batch_counts():
+    real, imaginary = batch((2, 3)), batch((2, 3), 1)
+    x = torch.complex(real, imaginary)
+    assert same_batch._mark(x) != same_batch._mark(torch.complex(real, 2 * imaginary))
+    assert same_batch._mark(x) != same_batch._mark(x.conj())
 
 
 # --- messages -----------------------------------------------------------------------------------

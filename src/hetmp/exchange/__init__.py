@@ -2,7 +2,7 @@
 
 from hetmp.exchange.exchange import BackwardSum, Exchange, Pending, alias, dual, leave, save_token
 from hetmp.exchange.moves import Carriage, Counter, Move, collective
-from hetmp.exchange.plain_tensors import plain_tensors
+from hetmp.exchange.plain_tensors import plain_tensors, users_tensors
 from hetmp.exchange.shared import free_slots, take_back, tidy
 from hetmp.exchange.volume import received, received_by_all
 from hetmp.exchange.whole_tensors import collect, distribute, share_of, share_shape
@@ -29,4 +29,5 @@ __all__ = [
     "share_shape",
     "take_back",
     "tidy",
+    "users_tensors",
 ]

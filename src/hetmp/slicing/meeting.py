@@ -6,10 +6,12 @@ mode, the sizes and kinds of its inputs. What else they have to tell each other 
 key of the pass's random numbers, and which slots of shared memory can be used again.
 """
 
+import copy
+import itertools
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -35,6 +37,12 @@ _FAILED, _MODEL, _MODE, _INPUTS, _AUTOCAST, _PROGRAM, _DRAWS, _PASSES, _KEY, _GE
 """The places of a rank's numbers; behind them are its ``free_slots``."""
 
 _PACKED = struct.Struct("=10q")
+
+_COPY = 2**32
+"""A copy's number is that of its model, and this many times the number of the copy."""
+
+_COMPARED = "passes whose exchanges are compared"
+"""The place in a group's cache of how many such passes are ahead, of whichever model."""
 
 
 @dataclass(slots=True)
@@ -77,14 +85,24 @@ class Meeting:
         self._passes = {True: 0, False: 0}
         self._inputs: tuple[object, int] = (), 0
         self._model = 0
+        self._copies = itertools.count(1)
         if group.size > 1:
             self._model = group.cache["models"] = group.cache.get("models", 0) + 1
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Meeting":
+        copied = copy.copy(self)
+        memo[id(self)] = copied
+        copied._passes = dict(self._passes)
+        # Counted for each model apart: a copy on one rank alone leaves other models' numbers alike.
+        copied._model = self._model % _COPY + _COPY * next(self._copies)
+        return copied
 
     def hold(self, own: Pass) -> tuple[int, bool]:
         """Compare this rank's pass with those of the others. Collective.
 
         The numbers of the inputs are compared, too, in the first passes of a mode, training or
-        evaluation, and in one of ``EVERY`` later ones; the exchanges of the first passes likewise.
+        evaluation, and in one of ``EVERY`` later ones. The exchanges so far are compared before
+        the first passes and those that follow the first one of a model in a mode.
 
         Returns:
             The key of rank 0, and whether the ranks draw unlike numbers from one seed; (0, False)
@@ -94,7 +112,9 @@ class Meeting:
             AgreedError: a rank refuses the pass, or runs another one than rank 0.
         """
         group, number = self.group, self._passes[own.training]
-        if sum(self._passes.values()) < FIRST or group.recorder.comparing:
+        # Whether to compare must not depend on the model: here a rank may still have another one.
+        ahead: int = group.cache.get(_COMPARED, FIRST)
+        if ahead or group.recorder.comparing:
             group.compare_exchanges(each=False)
         slots = free_slots(group)
         packed = _PACKED.pack(*self._numbers(own, number)) + slots
@@ -110,8 +130,10 @@ class Meeting:
             rounding = 1e-4 if self._wire is None else 1e-2
             place = self._place(everyones, 0)
             compare_numbers(group, list(own.tensors.values()), place, rounding)
+        group.cache[_COMPARED] = max(0, ahead - 1)
         if number == 0:
             group.compare_each()
+            group.cache[_COMPARED] = FIRST - 1
         self._passes[own.training] += 1
         if own.key is None:
             return 0, False
@@ -153,7 +175,8 @@ class Meeting:
     def _autocast(self, device: torch.device) -> int:
         if self._wire is not None or not torch.is_autocast_enabled(device.type):
             return 0
-        return _PRECISIONS.index(torch.get_autocast_dtype(device.type))
+        dtype = torch.get_autocast_dtype(device.type)
+        return _PRECISIONS.index(dtype) if dtype in _PRECISIONS else len(_PRECISIONS)
 
     def _refuse(self, own: Pass, everyones: npt.NDArray[np.int64]) -> NoReturn:
         """Refuse the pass, as every rank does now, with one message. Collective."""
@@ -211,9 +234,15 @@ def generator_name(device: torch.device) -> str:
 
 def _other_model(rank: int, theirs: int, rank_0s: int) -> str:
     return (
-        f"rank {rank} calls model {theirs} of its ranks, rank 0 model {rank_0s}, in the order in "
-        "which they were sliced: call the models in the same order on all ranks"
+        f"rank {rank} calls {_model_name(theirs)} of its ranks, rank 0 {_model_name(rank_0s)}, in "
+        "the order in which they were sliced and copied: call the models in the same order on all "
+        "ranks"
     )
+
+
+def _model_name(number: int) -> str:
+    copied, model = divmod(number, _COPY)
+    return f"copy {copied} of model {model}" if copied else f"model {model}"
 
 
 def _other_mode(rank: int, theirs: int, rank_0s: int) -> str:
@@ -225,21 +254,27 @@ def _other_mode(rank: int, theirs: int, rank_0s: int) -> str:
 
 
 def _other_autocast(rank: int, theirs: int, rank_0s: int) -> str:
-    names = [str(_PRECISIONS[code] or "none").removeprefix("torch.") for code in (theirs, rank_0s)]
+    names = [_precision_name(code) for code in (theirs, rank_0s)]
     return (
         f"rank {rank} is under autocast {names[0]}, rank 0 under {names[1]}: use the same on all "
         "ranks, or slice the model with Tuning(wire='float32') to exchange in that"
     )
 
 
-def _other_program(rank: int, theirs: int, rank_0s: int) -> str:
+def _precision_name(code: int) -> str:
+    if code == len(_PRECISIONS):
+        return "another dtype"
+    return str(_PRECISIONS[code] or "none").removeprefix("torch.")
+
+
+def _other_program(rank: int, *_: int) -> str:
     return (
         f"rank {rank} has other hooks or attributes set on the model than rank 0: set the same on "
         "all ranks"
     )
 
 
-def _other_draws(rank: int, theirs: int, rank_0s: int) -> str:
+def _other_draws(rank: int, theirs: int, _: int) -> str:
     with_draws, without = (rank, 0) if theirs else (0, rank)
     return (
         f"rank {with_draws} draws random numbers in this pass, rank {without} does not: put each "
@@ -254,7 +289,7 @@ def _other_pass(rank: int, theirs: int, rank_0s: int) -> str:
     )
 
 
-_OTHERS: Mapping[int, Any] = {
+_OTHERS: Mapping[int, Callable[[int, int, int], str]] = {
     _MODEL: _other_model,
     _MODE: _other_mode,
     _AUTOCAST: _other_autocast,

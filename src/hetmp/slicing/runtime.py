@@ -47,6 +47,7 @@ class Runtime(nn.Module):
         input_entry, parameter_entry: the exchanges at the entry, which sum gradients.
         hook_entries: those around the parts that have had hooks.
         hooked_parts: the parts that may have hooks, None before there are layers.
+        logs_new: whether exchanges that are made during a pass log their moves from the first on.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Runtime(nn.Module):
         self.watch: Watch | None = None
         self.verification = NOT_ASKED
         self.attribute_mark = 0
+        self.logs_new = False
         self.dims, self.inputs = graph.dims, graph.inputs
         steps = [
             (mode, step)
@@ -83,6 +85,7 @@ class Runtime(nn.Module):
         self.hook_entries = nn.ModuleDict()
         self.hooked_parts: HookedParts | None = None
         self._hooked: dict[tuple[str, ...], list[Running]] = {}
+        self._equipped: set[tuple[str, ...]] = set()
         self.repeated = nn.ModuleDict()
         self.functions: dict[str, Callable[..., Any]] = {}
         self.input_entry = BackwardSum(group, tuning.wire, "the inputs' gradients")
@@ -97,6 +100,9 @@ class Runtime(nn.Module):
         """Run *schedule*, that of *graph*, from now on; every value lies as in the one before."""
         self.graph, self.schedule = graph, schedule
         self._hooked.clear()
+        self._equipped.clear()
+        if self.hooked_parts is not None:
+            self.hooked_parts.take(graph)
         self._batch = next((t.batch for t in graph.traces if t.batch is not None), None)
         self._running = [made_ready(program, graph, self.table) for program in schedule.programs]
         self._programs = schedule.numbers
@@ -155,14 +161,7 @@ class Runtime(nn.Module):
         Raises:
             HetmpError: a part has hooks that it cannot have.
         """
-        paths = self.hooked
-        if not paths:
-            return self._running[mode]
-        if paths not in self._hooked:
-            if len(self._hooked) == _HOOKED_KEPT:
-                del self._hooked[next(iter(self._hooked))]
-            self._hooked[paths] = self._with_hooks(paths)
-        return self._hooked[paths][mode]
+        return self._with_hooks(self.hooked)[mode]
 
     def hook_entry(self, path: str) -> BackwardSum:
         """Return the exchange that sums gradients around a part with hooks."""
@@ -171,22 +170,46 @@ class Runtime(nn.Module):
         return entry
 
     def _with_hooks(self, paths: tuple[str, ...]) -> list[Running]:
-        """Make the programs with hooks on the parts at *paths*, and the exchanges that they add."""
-        made = []
-        schedule = schedule_hooked(self.graph, self.plan, self.schedule, paths)
-        for mode, program in enumerate(schedule.programs):
-            for step in program.flat:
+        """Return the programs with hooks on the parts at *paths*."""
+        if not paths:
+            return self._running
+        if paths not in self._hooked:
+            if len(self._hooked) == _HOOKED_KEPT:
+                del self._hooked[next(iter(self._hooked))]
+            schedule = schedule_hooked(self.graph, self.plan, self.schedule, paths)
+            self._hooked[paths] = [
+                made_ready(program, self.graph, self.table) for program in schedule.programs
+            ]
+        return self._hooked[paths]
+
+    def _add_functions(self, paths: tuple[str, ...]) -> None:
+        """Add the functions of what only hooks on the parts at *paths* look at."""
+        if paths in self._equipped:
+            return
+        for mode, running in enumerate(self._with_hooks(paths)):
+            for step in running.program.flat:
+                if isinstance(step, CallStep) and step.run.layer is None:
+                    self._add_function(mode, step)
+
+    def _equip(self, paths: tuple[str, ...]) -> None:
+        """Add the exchanges that hooks on the parts at *paths* need.
+
+        The ranks have agreed on *paths*, so all of them have their exchanges in one order.
+        """
+        if paths in self._equipped:
+            return
+        self._equipped.add(paths)
+        for mode, running in enumerate(self._with_hooks(paths)):
+            for step in running.program.flat:
                 if isinstance(step, ExchangeStep):
                     self._add_exchange(mode, step)
-                elif isinstance(step, CallStep) and step.run.layer is None:
-                    self._add_function(mode, step)  # for what only hooks look at
-            made.append(made_ready(program, self.graph, self.table))
         for path in paths:
             title = f"the gradients around {path!r}, which has hooks"
             if _entry_key(path) not in self.hook_entries:
                 entry = BackwardSum(self.group, self.tuning.wire, title)
                 self.hook_entries[_entry_key(path)] = entry
-        return made
+                if self.logs_new:
+                    entry.backward_counter.log = []
 
     def _add_function(self, mode: int, step: CallStep) -> None:
         """Add what a step calls that calls no layer, unless it is there."""
@@ -202,10 +225,15 @@ class Runtime(nn.Module):
         (source,) = step.sources
         if (mode, source, step.after) not in self._number:
             self._number[mode, source, step.after] = len(self.exchanges)
-            title = self._titles.get(source, source)
-            self.exchanges.append(
-                Exchange(self.group, step.before, step.after, self.tuning.wire, title)
-            )
+            exchange = self._made(step)
+            self.exchanges.append(exchange)
+            if self.logs_new:
+                exchange.forward_counter.log, exchange.backward_counter.log = [], []
+
+    def _made(self, step: ExchangeStep) -> Exchange:
+        (source,) = step.sources
+        title = self._titles.get(source, source)
+        return Exchange(self.group, step.before, step.after, self.tuning.wire, title)
 
     def replicated(self, mode: int) -> tuple[str, ...]:
         """Return the names of a program's parameters that every rank holds whole."""
@@ -224,15 +252,20 @@ class Runtime(nn.Module):
         return model.get_submodule(step.node.path)
 
     def exchange(self, mode: int, step: ExchangeStep) -> Exchange:
-        """Return the exchange that a step runs."""
-        exchange = self.exchanges[self._number[mode, step.sources[0], step.after]]
+        """Return the exchange that a step runs, or one like it where no pass has run the step."""
+        number = self._number.get((mode, step.sources[0], step.after))
+        if number is None:  # it is only shown, perhaps on this rank alone: keep nothing of it
+            return self._made(step)
+        exchange = self.exchanges[number]
         assert isinstance(exchange, Exchange)
         return exchange
 
-    @property
-    def program_mark(self) -> int:
-        """A number for the hooks and attributes that were set: it must be the same on all ranks."""
-        return self.attribute_mark ^ zlib.crc32("\n".join(self.hooked).encode())
+    def program_mark(self, hooked: tuple[str, ...]) -> int:
+        """Return a number for what was set on the model: it must be the same on all ranks.
+
+        *hooked* are the paths of the parts with hooks; the rest are attributes.
+        """
+        return self.attribute_mark ^ zlib.crc32("\n".join(hooked).encode())
 
     def start(
         self, model: Part, mode: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -254,10 +287,13 @@ class Runtime(nn.Module):
         tensors: dict[str, Tensor] = {}
         error: Exception | None = None
         running, mark = self._running[mode], 0
+        hooked: tuple[str, ...] = ()
         try:
             if model.home is not None:
                 model.home.check_layers()
-            running, mark = self.running(mode), self.program_mark
+            hooked = self.hooked
+            running, mark = self._with_hooks(hooked)[mode], self.program_mark(hooked)
+            self._add_functions(hooked)
             tensors = self.inputs.bind(args, kwargs)
             self._check(tensors)
             self._check_modes(model)
@@ -272,6 +308,7 @@ class Runtime(nn.Module):
             own = Pass(model.training, grad, tensors, error, mark, key)
             agreed, unlike = self.meeting.hold(own)
             key = None if key is None else agreed
+        self._equip(hooked)
         if key is None:
             return tensors, None, running
         self.set_key(model, key)
@@ -326,14 +363,17 @@ class Runtime(nn.Module):
                     "the mode of both, with model.train() or model.eval()"
                 )
 
-    def exchange_seconds(self, model: nn.Module) -> list[float]:
-        """Return the seconds of every exchange so far on this rank, by direction."""
-        seconds = []
-        for module in model.modules():
+    def exchange_seconds(self, model: nn.Module) -> dict[str, float]:
+        """Return the seconds of every exchange so far on this rank, by its name and direction.
+
+        The names are alike on all ranks. There are more of them once new hooks have run.
+        """
+        seconds = {}
+        for path, module in model.named_modules():
             if isinstance(module, Exchange):
-                seconds += [module.forward_counter.seconds, module.backward_counter.seconds]
-            elif isinstance(module, BackwardSum):
-                seconds.append(module.backward_counter.seconds)
+                seconds[f"{path} forward"] = module.forward_counter.seconds
+            if isinstance(module, Exchange | BackwardSum):
+                seconds[f"{path} backward"] = module.backward_counter.seconds
         return seconds
 
     def seeds_now(self, model: nn.Module, mode: int, order: Order) -> bool:

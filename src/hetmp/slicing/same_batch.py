@@ -69,7 +69,10 @@ def compare_numbers(
 
 def _mark(x: Tensor) -> tuple[float, float]:
     """Return (projection on a fixed pattern, norm) of the numbers of *x*."""
-    flat = x.detach().reshape(-1)
+    x = x.detach()
+    if x.is_complex():
+        x = torch.view_as_real(x.resolve_conj())
+    flat = x.reshape(-1)
     # An odd step, or it may meet only one column of every image.
     flat = flat[:: -(-flat.numel() // COMPARED_NUMBERS) | 1].to("cpu", torch.float64)
     # The golden ratio's multiples are spread evenly, so no reordering of a batch keeps the sum.

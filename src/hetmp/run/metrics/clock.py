@@ -21,11 +21,11 @@ class StepClock:
     def __init__(self, model: SlicedModel) -> None:
         self._model, self._runtime = model, model.hetmp
         self._began = 0.0
-        self._before = np.zeros(0)
+        self._before: dict[str, float] = {}
 
     def start(self) -> None:
         """Start a step."""
-        self._before = np.array(self._runtime.exchange_seconds(self._model))
+        self._before = self._runtime.exchange_seconds(self._model)
         self._began = time.perf_counter()
 
     def stop(
@@ -49,7 +49,9 @@ class StepClock:
         """
         elapsed = time.perf_counter() - self._began
         group = self._runtime.group
-        spent = np.array(self._runtime.exchange_seconds(self._model)) - self._before
+        now = self._runtime.exchange_seconds(self._model)
+        # Exchanges around new hooks are made during the step.
+        spent = [seconds - self._before.get(name, 0.0) for name, seconds in now.items()]
         own = np.array([*spent, elapsed, reading, float(asked), float(bool(error))])
         by_rank = group.allgather(own)
         if by_rank[:, -1].any():

@@ -138,16 +138,16 @@ class CallReader:
             record = self._records[number]
             args, kwargs = (rebuilt(part, _now(named)) for part in (record.args, record.kwargs))
             self._read[number] = ModuleCall(
-                record.path,
-                args,
-                kwargs,
-                None,
-                (),
-                frozenset(),
-                {},
-                record.scope,
-                record.reason,
-                False,
+                path=record.path,
+                args=args,
+                kwargs=kwargs,
+                result=None,
+                nodes=(),
+                unused=frozenset(),
+                changed={},
+                scope=record.scope,
+                reason=record.reason,
+                doubled=False,
             )
 
     def after(
@@ -230,6 +230,8 @@ def _plain(item: Any) -> object:
 
 
 def _now(named: Callable[[object], object]) -> Callable[[object], object]:
+    """Let *named* get what stands in the graph now for a node that was replaced."""
+
     def name(item: object) -> object:
         while isinstance(item, fx.Node) and REPLACED in item.meta:
             item = item.meta[REPLACED]
@@ -252,7 +254,18 @@ def _unused(call: ModuleCall, dropped: Mapping[str, Sequence[str]]) -> frozenset
 
 def _without_nodes(record: CallRecord) -> ModuleCall:
     reason = record.reason or "it hands on what it is given and does nothing itself"
-    return ModuleCall(record.path, (), {}, None, (), frozenset(), {}, record.scope, reason, False)
+    return ModuleCall(
+        path=record.path,
+        args=(),
+        kwargs={},
+        result=None,
+        nodes=(),
+        unused=frozenset(),
+        changed={},
+        scope=record.scope,
+        reason=reason,
+        doubled=False,
+    )
 
 
 def _why_not(
@@ -301,9 +314,8 @@ def _described(log: CallLog, graph: fx.Graph) -> dict[str, list[str]]:
         for number in node.meta.get(CALLS, ()):
             inside.setdefault(number, []).append(places[node])
 
+    @_now
     def placed(item: object) -> object:
-        while isinstance(item, fx.Node) and REPLACED in item.meta:
-            item = item.meta[REPLACED]
         return places.get(item, "gone") if isinstance(item, fx.Node) else item
 
     described: dict[str, list[str]] = {}

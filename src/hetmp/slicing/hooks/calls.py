@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.state import Sliced
-from hetmp.exchange import BackwardSum, leave
+from hetmp.exchange import BackwardSum, leave, plain_tensors, users_tensors
 from hetmp.ops import Ref
 from hetmp.slicing.graph import rebuilt
 from hetmp.slicing.hooks.registration import shown
@@ -58,6 +58,10 @@ def run_hooked(
         return rebuilt(structure, value)
 
     def inside(*args: Any, **kwargs: Any) -> Any:
+        with plain_tensors():
+            return called(args, kwargs)
+
+    def called(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal counted
         _check_unchanged(counted, step.title)
         came = _Taken(step, values, whole)
@@ -75,7 +79,8 @@ def run_hooked(
 
     args, kwargs = (filled(each, whole, values) for each in (step.args, step.kwargs))
     before = vars(part).get("forward")
-    with shown(part, local=False), _forward_of(part, inside):
+    # Hooks are the user's code: there a cut parameter stands for the whole one.
+    with shown(part, local=False), _forward_of(part, inside), users_tensors():
         result = part(*args, **kwargs)
     _check_unchanged(counted, step.title)
     went = _Taken(step, {**values, **exported}, left)

@@ -99,19 +99,19 @@ class _HookedScheduler(Scheduler[Layout]):
 
     def _visit_all(self, nodes: Sequence[Node], calls: Sequence[ModuleCall]) -> None:
         """Add the steps of operations in a row, with one step for each of the outermost *calls*."""
-        place, ahead = 0, list(calls)
-        while place < len(nodes):
-            call = next((c for c in ahead if c.nodes[0] == nodes[place].name), None)
+        at, ahead = 0, list(calls)
+        while at < len(nodes):
+            call = next((c for c in ahead if c.nodes[0] == nodes[at].name), None)
             if call is None:
-                self.visit(nodes[place])
-                place += 1
+                self.visit(nodes[at])
+                at += 1
                 continue
             ahead.remove(call)
             inner = [c for c in ahead if set(c.nodes) <= set(call.nodes)]
             ahead = [c for c in ahead if c not in inner]
-            inside = nodes[place : place + len(call.nodes)]
+            inside = nodes[at : at + len(call.nodes)]
             self._call(call, inside, inner)
-            place += len(inside)
+            at += len(inside)
 
     def _call(self, call: ModuleCall, nodes: Sequence[Node], inner: Sequence[ModuleCall]) -> None:
         """Add the step of a call, and of what takes its result apart again."""
@@ -148,21 +148,21 @@ class _HookedScheduler(Scheduler[Layout]):
         cuts = {enters[n]: s for n, s in states.items()} | {leaves[n]: s for n, s in own.items()}
         self.steps.append(
             HookedStep(
-                key,
-                (),
-                call.scope,
-                call.path,
-                place(call.path, self.graph.skeleton.get_submodule(call.path)),
-                args,
-                kwargs,
-                {enters[name]: value for name, value in full.items()},
-                result,
-                {leaves[name]: value for name, value in results.items()},
-                frozenset(fixed),
-                frozenset(),
-                cuts,
-                (),
-                Program({}, {}, ran, ()),
+                name=key,
+                sources=(),
+                scope=call.scope,
+                path=call.path,
+                title=place(call.path, self.graph.skeleton.get_submodule(call.path)),
+                args=args,
+                kwargs=kwargs,
+                entering={enters[name]: value for name, value in full.items()},
+                result=result,
+                leaving={leaves[name]: value for name, value in results.items()},
+                fixed=frozenset(fixed),
+                kept=frozenset(),
+                cuts=cuts,
+                exports=(),
+                inside=Program({}, {}, ran, ()),
             )
         )
         for name, left in leaves.items():

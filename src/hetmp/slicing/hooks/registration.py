@@ -47,14 +47,15 @@ class _Hooks(OrderedDict[int, Any]):
     """The hooks of one kind on one part, by torch's number for each.
 
     Attributes:
-        whole, local: why the part takes no hooks that see whole values, or slices; None if it does.
+        no_whole, no_local: why the part takes no hooks that see whole values, or slices; None if it
+            does.
         local_now: which hooks torch sees: local ones, others, or all if None.
         taken: the hooks that the unsliced module had -> the dicts that they are in there, from
             which their handles remove them.
     """
 
-    whole: str | None = None
-    local: str | None = None
+    no_whole: str | None = None
+    no_local: str | None = None
     local_now: bool | None = None
 
     def __init__(self) -> None:
@@ -62,9 +63,7 @@ class _Hooks(OrderedDict[int, Any]):
         self.taken: dict[int, Mapping[int, Any]] = {}
 
     def __setitem__(self, number: int, hook: Any) -> None:
-        reason = self.local if isinstance(hook, _LocalHook) else self.whole
-        if reason is not None:
-            raise HetmpError(reason)
+        self._check(hook)
         super().__setitem__(number, hook)
 
     def items(self) -> Any:
@@ -86,6 +85,21 @@ class _Hooks(OrderedDict[int, Any]):
         """Add a hook that the unsliced module has in *origin*."""
         self[number] = hook
         self.taken[number] = origin
+
+    def check(self) -> None:
+        """Refuse the hooks that the part can no longer have.
+
+        Raises:
+            HetmpError: there is one.
+        """
+        self._drop_removed()
+        for hook in super().values():
+            self._check(hook)
+
+    def _check(self, hook: Any) -> None:
+        reason = self.no_local if isinstance(hook, _LocalHook) else self.no_whole
+        if reason is not None:
+            raise HetmpError(reason)
 
     def _shown(self) -> list[tuple[int, Any]]:
         return [
@@ -125,7 +139,6 @@ class HookedParts:
 
     def __init__(self, model: nn.Module, graph: ModelGraph) -> None:
         self._graph = graph
-        self._whole = dict(graph.skeleton.named_modules(remove_duplicate=False))
         self._places: list[tuple[dict[str, Any], str, str]] = []
         for path, part in model.named_modules():
             if path == "hetmp" or path.startswith("hetmp."):
@@ -135,12 +148,24 @@ class HookedParts:
                 above, _, name = path.rpartition(".")
                 self._places.append((model.get_submodule(above)._modules, name, path))
 
+    def take(self, graph: ModelGraph) -> None:
+        """Ask *graph* from now on which hooks the parts can have: the module was read again."""
+        self._graph = graph
+        for children, name, path in self._places:
+            part = children.get(name)
+            if part is None:
+                continue
+            for kind in HOOKS:
+                hooks = vars(part)[kind]
+                if type(hooks) is _Hooks:
+                    self._limit(hooks, kind, path, part)
+
     def now(self) -> tuple[str, ...]:
         """Return the paths of the parts with hooks that see whole values, sorted. Not collective.
 
         Raises:
-            HetmpError: a part has hooks that it cannot have, and that were not refused when they
-                were registered.
+            HetmpError: a part has hooks that it cannot have: they came past torch's way to register
+                them, or the module was read again since.
         """
         hooked = []
         for children, name, path in self._places:
@@ -155,6 +180,8 @@ class HookedParts:
                 or own["_backward_pre_hooks"]
             ):
                 self._install(path, part)  # whoever replaces torch's dicts loses ours
+                for kind in HOOKS:
+                    own[kind].check()
                 if any(own[kind].has_whole for kind in HOOKS):
                     hooked.append(path)
         return tuple(sorted(hooked))
@@ -190,33 +217,37 @@ class HookedParts:
         """Put dicts that refuse into the place of torch's own in *part*."""
         if all(type(vars(part)[kind]) is _Hooks for kind in HOOKS):
             return
-        title = place(path, self._whole.get(path, part)) if path else "the model"
         for kind in HOOKS:
             own = vars(part)[kind]
             if type(own) is _Hooks:
                 continue
             hooks = _Hooks()
-            hooks.whole, hooks.local = self._limits(path, title, backward=kind in _BACKWARD)
+            self._limit(hooks, kind, path, part)
             for number, hook in own.items():
                 hooks[number] = hook
             vars(part)[kind] = hooks
-        if path:
-            vars(part)["register_backward_hook"] = _refuse_old
+        vars(part)["register_backward_hook"] = _refuse_old
 
-    def _limits(self, path: str, title: str, *, backward: bool) -> tuple[str | None, str | None]:
-        """Return why a part takes no hooks that see whole values, and none that see slices."""
-        whole = self._graph.why_no_hook(path, backward=backward) if path else None
+    def _limit(self, hooks: _Hooks, kind: str, path: str, part: nn.Module) -> None:
+        """Note why a part takes no *hooks* that see whole values, and none that see slices."""
+        title = place(path, self._whole(path, part)) if path else "the model"
+        whole = self._graph.why_no_hook(path, backward=kind in _BACKWARD) if path else None
         local = None
         if not path or not self._graph.is_layer(path):
             local = "it has no slice of its own: put hetmp.local_hook on the layers inside"
-        return (
-            f"no hook can be put on {title}: {whole}" if whole else None,
-            f"no local hook can be put on {title}: {local}" if local else None,
-        )
+        hooks.no_whole = f"no hook can be put on {title}: {whole}" if whole else None
+        hooks.no_local = f"no local hook can be put on {title}: {local}" if local else None
+
+    def _whole(self, path: str, part: nn.Module) -> nn.Module:
+        """Return the user's module at *path*, or *part* where hetmp alone has one."""
+        try:
+            return self._graph.skeleton.get_submodule(path)
+        except AttributeError:
+            return part
 
 
 def _refuse_old(*_: object, **__: object) -> None:
     raise HetmpError(
-        "register_backward_hook sees the gradients of a part's last operation only, which differ "
+        "register_backward_hook sees the gradients of the last operation only, which differ "
         "on a sliced model: use register_full_backward_hook"
     )

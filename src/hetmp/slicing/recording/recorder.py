@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -11,7 +11,15 @@ import torch
 from hetmp.exchange import BackwardSum, Counter, Exchange
 from hetmp.slicing.model import SlicedModel
 from hetmp.slicing.recording.stopwatch import PHASE, Mark, Stopwatch
-from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, ProgramStep, owners
+from hetmp.slicing.schedule import (
+    BiasStep,
+    CallStep,
+    ExchangeStep,
+    HookedStep,
+    Program,
+    ProgramStep,
+    owners,
+)
 
 START, LOSS = "start", "loss"
 PHASES = (START, LOSS, "agreeing", "optimizer")
@@ -98,18 +106,19 @@ class Recorder:
     """Records the steps of a sliced model; results are the same with and without it.
 
     Attributes:
-        places: where the model exchanges, the same on all ranks.
+        places: where the model exchanges, the same on all ranks; new hooks add to them.
         layers: the mixing layers in the order in which they run, after "" for what is before them.
     """
 
     def __init__(self, model: SlicedModel, device: torch.device) -> None:
         self._runtime, self._device = model.hetmp, device
         program = model.hetmp.schedule.training
-        self._owner = owners(program)
-        self.places = self._places(model)
-        self.layers = tuple(dict.fromkeys(["", *self._owner.values()]))
         self._model = model
-        self._titles = {step.name: self._title(step) for step in program.steps}
+        self._owner: dict[str, str] = {}
+        self._titles: dict[str, str] = {}
+        self.places: tuple[ExchangePlace, ...] = ()
+        self._look(program)
+        self.layers = tuple(dict.fromkeys(["", *self._owner.values()]))
 
     def title(self, name: str) -> str:
         """Return the name of an operation for the reader."""
@@ -125,31 +134,45 @@ class Recorder:
             memory: count what is saved for the backward pass, which takes time of its own.
         """
         watch = self._runtime.watch = Stopwatch(self._device)
-        before = [place.counter.bytes for place in self.places]
+        before = {id(place.counter): place.counter.bytes for place in self.places}
         for place in self.places:
             place.counter.log = []
+        self._runtime.logs_new = True
         try:
             watch.phase(START)
             with watch.memory(self._model) if memory else nullcontext():
                 yield
             watch.phase("")
+            self._look(self._runtime.running(0).program)
             into.append(self._record(watch, before))
         finally:
-            self._runtime.watch = None
+            self._runtime.watch, self._runtime.logs_new = None, False
             for place in self.places:
                 place.counter.log = None
+
+    def _look(self, program: Program) -> None:
+        """Add what there is new in *program*; the numbers of places stay as they are."""
+        flat = replace(program, steps=program.flat)
+        self._owner = owners(flat) | self._owner
+        self._titles = {step.name: self._title(step) for step in flat.steps} | self._titles
+        known = {id(place.counter) for place in self.places}
+        found = self._places(self._model, flat)
+        self.places += tuple(place for place in found if id(place.counter) not in known)
 
     def _title(self, step: ProgramStep) -> str:
         if isinstance(step, CallStep):
             return step.title
         if isinstance(step, BiasStep):
             return step.parameter
+        if isinstance(step, HookedStep):
+            return f"hooks on {step.title}"
         return f"exchange for {self._owner[step.name]}"
 
-    def _record(self, watch: Stopwatch, before: list[int]) -> StepRecording:
+    def _record(self, watch: Stopwatch, before: dict[int, int]) -> StepRecording:
         meetings = []
-        for number, (place, had) in enumerate(zip(self.places, before, strict=True)):
+        for number, place in enumerate(self.places):
             log = place.counter.log or []
+            had = before.get(id(place.counter), 0)
             moves = len(log) // 2  # each is begun and waited for
             for first in range(0, 2 * moves, 2):
                 received = (place.counter.bytes - had) // moves
@@ -177,8 +200,7 @@ class Recorder:
             done.append(Done(name, part, self._owner.get(name, ""), mark.wall, following.wall))
         return tuple(done)
 
-    def _places(self, model: SlicedModel) -> tuple[ExchangePlace, ...]:
-        program = self._runtime.schedule.training
+    def _places(self, model: SlicedModel, program: Program) -> tuple[ExchangePlace, ...]:
         names = {
             id(self._runtime.exchange(0, step)): step.name
             for step in program.steps
@@ -192,6 +214,13 @@ class Recorder:
                 what = INPUTS if module is self._runtime.input_entry else PARAMETERS
                 places.append(
                     ExchangePlace("", what, "Allreduce", "backward", module.backward_counter)
+                )
+            elif any(module is entry for entry in self._runtime.hook_entries.values()):
+                assert isinstance(module, BackwardSum)
+                places.append(
+                    ExchangePlace(
+                        "", module.value, "Allreduce", "backward", module.backward_counter
+                    )
                 )
             if not isinstance(module, Exchange) or self._of_evaluation(module, names):
                 continue

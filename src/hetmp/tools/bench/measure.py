@@ -98,7 +98,7 @@ def _take_turns(
     for turn in range(WARM_UP + config.repeats):
         for name in np.random.default_rng(turn).permutation(list(variants)):
             variants[name]()  # what the variant before left in caches and in malloc goes with it
-            before = sum(runtime.exchange_seconds(model))
+            before = sum(runtime.exchange_seconds(model).values())
             _meet(group)
             group.slowdown.resume()
             began = time.perf_counter()
@@ -106,7 +106,7 @@ def _take_turns(
             group.slowdown.worked()
             elapsed = time.perf_counter() - began
             _meet(group)
-            spent = sum(runtime.exchange_seconds(model)) - before
+            spent = sum(runtime.exchange_seconds(model).values()) - before
             by_rank = group.allgather(np.array([elapsed, spent]))
             if turn >= WARM_UP:
                 seconds[name].append(float(by_rank[:, 0].max()))
