@@ -7,6 +7,7 @@ by type finds them: ``isinstance`` looks at ``__class__``.
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from hetmp.cluster import AgreedError
 
@@ -81,6 +82,12 @@ class Part(nn.Module):
             super()._load_from_state_dict(*args, **kwargs)
         finally:
             vars(self)["_loading"] = False
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # as to() does: parameters may be new
+        if self.home is not None:
+            self.home.assigned()
+        return self
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Add a part while the model is made; later, refuse it."""

@@ -137,6 +137,11 @@ class SlicedModel(NotPickled, Part):
         label(copied, self.hetmp.table, self.hetmp.group)
         return copied
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        label(self, self.hetmp.table, self.hetmp.group)  # a parameter may be new: from meta, say
+        return self
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
