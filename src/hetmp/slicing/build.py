@@ -252,10 +252,8 @@ def _prepare_hooks(model: SlicedModel, module: nn.Module) -> None:
     for mode, program in enumerate(runtime.schedule.programs):
         for step in program.steps:
             if isinstance(step, CallStep) and step.run.layer is not None:
-                part, callee = (
-                    model.get_submodule(step.node.path),
-                    runtime.callee(model, mode, step),
-                )
+                part = model.get_submodule(step.node.path)
+                callee = runtime.callee(model, mode, step)
                 if callee is not part and isinstance(callee, nn.Module):
                     hooked_parts.share(part, callee)
     hooked_parts.take_over(module, model)

@@ -154,8 +154,6 @@ class SlicedModel(NotPickled, Part):
     ) -> None:
         # Before the layers below take theirs, also where the model is a part of another module.
         assign = local_metadata.get("assign_to_params_buffers", False)
-        if assign and self.home is not None:
-            self.home.assigned()
         runtime, local = self.hetmp, tensors_of(self)
         error_msgs += cut_whole(
             state_dict, prefix, runtime.table, local, runtime.group.rank, assign=assign
@@ -233,7 +231,10 @@ class SlicedModel(NotPickled, Part):
 
 def _take_loaded(model: nn.Module, keys: Any) -> None:
     """Label parameters that were assigned, which are new, and trust what was loaded."""
-    runtime: Any = model.hetmp
+    assert isinstance(model, SlicedModel)
+    runtime = model.hetmp
+    if model.home is not None:
+        model.home.assigned()
     label(model, runtime.table, runtime.group)
     if runtime.same_draws is not None:
         runtime.same_draws.trust(model, keys.missing_keys)

@@ -124,7 +124,7 @@ def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     first step at the parameters. *args* and *kwargs*, which torch gives, are those of the step.
 
     Raises:
-        HetmpError: on every rank, before anything is changed, where the optimizer has a parameter
+        AgreedError: on every rank, before anything is changed, where the optimizer has a parameter
             that is cut over several ranks, or only parameters of a module that was sliced, without
             gradients. All ranks run the same loop, so all raise.
     """

@@ -110,7 +110,7 @@ class Scheduler(Generic[L]):
         axis = rule.channel_axis(layer, node.call.operand.dims)
         output = Sliced(self.choice.layout(node), axis)
         if first is None:
-            source = _of_tensor(self.states[self.current[operand]])
+            source = tensors_state(self.states[self.current[operand]])
         else:  # a layer that runs again takes what its parameters are cut for
             source = _at_axis(first.source, axis)
         input_state = scheme.takes(rule, layer, source, output)
@@ -239,7 +239,7 @@ class Scheduler(Generic[L]):
             return self.in_state(self.in_state(value, FULL), target)
         if (value, target) not in self.exchanged:
             name = f"{value} exchanged {len(self.exchanged)}"
-            before, after = _of_tensor(source), _of_tensor(target)
+            before, after = tensors_state(source), tensors_state(target)
             scope = Scope(checkpoint=self.scope.checkpoint)
             self.steps.append(ExchangeStep(name, (value,), scope, before, after, self.known[value]))
             self.states[name], self.known[name] = target, self.known[value]
@@ -247,7 +247,7 @@ class Scheduler(Generic[L]):
         return self.exchanged[value, target]
 
 
-def _of_tensor(state: OperandState[L]) -> State[L]:
+def tensors_state(state: OperandState[L]) -> State[L]:
     """Return the state of a value that is known to be one tensor."""
     assert not isinstance(state, tuple)
     return state
@@ -255,7 +255,7 @@ def _of_tensor(state: OperandState[L]) -> State[L]:
 
 def _at_axis(state: OperandState[L], axis: int) -> State[L]:
     """Return a sliced state with *axis* in the place of its own; other states unchanged."""
-    return Sliced(state.layout, axis) if isinstance(state, Sliced) else _of_tensor(state)
+    return Sliced(state.layout, axis) if isinstance(state, Sliced) else tensors_state(state)
 
 
 def _parts(state: OperandState[L]) -> tuple[State[L], ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout
-from hetmp.core.state import FULL, OperandState, State
+from hetmp.core.state import FULL, State
 from hetmp.ops import Ref, references
 from hetmp.slicing.graph import ModelGraph, ModuleCall, Node, Trace, place, rebuilt
 from hetmp.slicing.plan import Plan
@@ -24,7 +24,7 @@ from hetmp.slicing.schedule import (
     Schedule,
     WriteStep,
 )
-from hetmp.slicing.scheduler import PlannedChoice, Scheduler
+from hetmp.slicing.scheduler import PlannedChoice, Scheduler, tensors_state
 
 
 def schedule_hooked(
@@ -95,7 +95,7 @@ class _HookedScheduler(Scheduler[Layout]):
         self._written |= set(names)
         self.steps.append(WriteStep(written, (full,), node.scope, path, names))
         # It goes on from there, so that its gradient comes back there on every rank.
-        self._bring(node.name, written, _tensors_state(self.states[value]))
+        self._bring(node.name, written, tensors_state(self.states[value]))
 
     def _visit_all(self, nodes: Sequence[Node], calls: Sequence[ModuleCall]) -> None:
         """Add the steps of operations in a row, with one step for each of the outermost *calls*."""
@@ -120,7 +120,7 @@ class _HookedScheduler(Scheduler[Layout]):
         values = self.trace.values
         taken = [n for n in dict.fromkeys(references((call.args, call.kwargs))) if _is(n, values)]
         returned = [n for n in dict.fromkeys(references(call.result)) if _is(n, values)]
-        states = {name: _tensors_state(self.states[self.current[name]]) for name in taken}
+        states = {name: tensors_state(self.states[self.current[name]]) for name in taken}
         full = {name: self.in_state(self.current[name], FULL) for name in taken}
         outer = self.steps, self.exchanged, self.current
         self.steps, self.exchanged, self.current = [], dict(self.exchanged), dict(self.current)
@@ -130,7 +130,7 @@ class _HookedScheduler(Scheduler[Layout]):
             self._seen.setdefault(name, []).append((entered, call.path))
         self._visit_all(nodes, inner)
         self.scope = call.scope
-        own = {name: _tensors_state(self.states[self.current[name]]) for name in returned}
+        own = {name: tensors_state(self.states[self.current[name]]) for name in returned}
         results = {name: self.in_state(self.current[name], FULL) for name in returned}
         leaves = {name: f"{name} out of {key}" for name in returned}
         after = set(call.changed.values())
@@ -185,11 +185,6 @@ def _entering(item: object, names: Mapping[str, str], current: Mapping[str, str]
     if not isinstance(item, Ref):
         return item
     return Ref(names.get(item.name, current.get(item.name, item.name)))
-
-
-def _tensors_state(state: OperandState[Layout]) -> State[Layout]:
-    assert not isinstance(state, tuple)
-    return state
 
 
 def _needed(

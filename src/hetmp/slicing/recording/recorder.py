@@ -156,8 +156,8 @@ class Recorder:
         self._owner = owners(flat) | self._owner
         self._titles = {step.name: self._title(step) for step in flat.steps} | self._titles
         known = {id(place.counter) for place in self.places}
-        found = self._places(self._model, flat)
-        self.places += tuple(place for place in found if id(place.counter) not in known)
+        places = self._places(self._model, flat)
+        self.places += tuple(place for place in places if id(place.counter) not in known)
 
     def _title(self, step: ProgramStep) -> str:
         if isinstance(step, CallStep):

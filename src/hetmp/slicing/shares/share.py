@@ -80,20 +80,23 @@ def _ask(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, A
         return handler(func, args, kwargs or {})
 
 
+@classmethod  # type: ignore[misc]  # of both classes below
+def _followed(
+    cls: type,
+    func: Callable[..., Any],
+    types: Iterable[type],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    return _ask(func, args, kwargs)
+
+
 class CutTensor(Tensor):
     """A share of what is computed of a cut parameter, or its gradient."""
 
     hetmp_share: Share
 
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        return _ask(func, args, kwargs)
+    __torch_function__ = _followed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if id(self) not in memo:
@@ -116,15 +119,7 @@ class CutParameter(nn.Parameter):
 
     hetmp_share: Share
 
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        return _ask(func, args, kwargs)
+    __torch_function__ = _followed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
         if id(self) not in memo:
