@@ -398,3 +398,24 @@ def test_training_with_every_kind_of_layer():
     module.block.drop.p = 0.0
     for plan in plans(module):
         compare_training(module, plan, IMAGES)
+
+
+class Switching(nn.Module):
+    """A module whose modes run other operations, with a norm over all channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.GroupNorm(1, 6)
+        self.head = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        x = self.head(self.norm(self.conv(x)))
+        return x * 2 if self.training else x
+
+
+def test_a_norm_over_the_ranks_may_be_in_another_mode():
+    """It sums over the ranks by a part of its own, and is no block for that."""
+    module = seeded(Switching)
+    model = sliced(module, [1.0] * world_size())
+    model.norm.eval()
+    torch.testing.assert_close(model(batch(IMAGES)), module(batch(IMAGES)), rtol=1e-10, atol=1e-12)
