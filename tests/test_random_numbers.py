@@ -324,7 +324,7 @@ def test_unlike_devices_draw_on_the_cpu(monkeypatch):
     rank = model.hetmp.group.rank
 
     def on_cpu() -> bool:
-        _, seeds = model.hetmp.start(model, 0, (batch((3, 3, 6, 6)),), {})
+        _, seeds, _ = model.hetmp.start(model, 0, (batch((3, 3, 6, 6)),), {})
         assert seeds is not None
         return seeds._on_cpu
 

@@ -323,6 +323,22 @@ def test_the_order_of_settings_does_not_matter():
         assert "has other hooks or attributes set" in refused(lambda: model(batch(IMAGES)))
 
 
+def test_attributes_without_effect_may_differ_by_rank():
+    """Only what runs must be alike."""
+    model = sliced(seeded(Net), pick_weights(3))
+    before = model.eval()(batch(IMAGES))
+    first = hetmp.Group().is_root
+    if first:
+        model.is_first = True
+    model.seconds = 0.1 if first else 0.2
+    assert torch.equal(model(batch(IMAGES)), before)
+    model.block.slope = 3.0
+    model(batch(IMAGES))
+    if world_size() > 1:
+        model.fade = 0.5 if first else 1.0
+        assert "has other hooks or attributes set" in refused(lambda: model(batch(IMAGES)))
+
+
 class Scaled(nn.Module):
     """Parameters of its own, beside layers."""
 

@@ -20,7 +20,7 @@ from hetmp.cluster import AgreedError
 from hetmp.core.errors import HetmpError
 from hetmp.ops import is_plain_value, own_forward, rule_for, settings
 from hetmp.slicing.block import Part
-from hetmp.slicing.graph import ModelGraph, read_graph
+from hetmp.slicing.graph import ModelGraph, operations_mark, read_graph
 from hetmp.slicing.model import RESERVED, SlicedModel
 from hetmp.slicing.orders import step_key
 from hetmp.slicing.schedule import CallStep, ExchangeStep, ProgramStep, Schedule
@@ -74,6 +74,7 @@ class Attributes:
         self._example, self._device = example_input, device
         self._assigned = False
         self._values: dict[Name, object] = {}
+        self._sliced: int | None = None  # the mark of what was sliced, once it is read again
         steps = [s for s in runtime.schedule.steps if isinstance(s, CallStep)]
         paths = dict.fromkeys(s.node.path for s in steps if s.run.layer is not None)
         self._layers = [self._layer(path, model.get_submodule(path)) for path in paths]
@@ -212,13 +213,24 @@ class Attributes:
         return inspect.getattr_static(self._original.get_submodule(path), name, _MISSING)
 
     def _keep(self, path: str, name: str, value: object) -> None:
-        """Note a *value* that was taken; ranks that have the same values have the same mark."""
+        """Note a *value* that was taken."""
         self._values[path, name] = value
         original = inspect.getattr_static(self._original.get_submodule(path), name, _MISSING)
         if not _differs(value, original):
             del self._values[path, name]
-        text = repr(sorted(self._values.items(), key=lambda item: item[0]))
-        self._runtime.attribute_mark = zlib.crc32(text.encode()) if self._values else 0
+        self._runtime.attribute_mark = self._mark()
+
+    def _mark(self) -> int:
+        """Return a number for what runs: 0 while it is what was sliced.
+
+        An attribute that no operation depends on, a rank's number, say, leaves it as it is.
+        """
+        layers = {watched.path for watched in self._layers}
+        settings = sorted(item for item in self._values.items() if item[0][0] in layers)
+        mark = zlib.crc32(repr(settings).encode()) if settings else 0
+        if self._sliced is not None:
+            mark ^= operations_mark(self._runtime.graph) ^ self._sliced
+        return mark
 
     def _with(self, values: Mapping[Name, object]) -> nn.Module:
         """Return a copy of the user's module with what was set, and *values*."""
@@ -244,6 +256,8 @@ class Attributes:
                 f"{what} cannot be set to {value!r}: the module then runs other operations than "
                 "those that were sliced: set it on the module, and slice it then"
             )
+        if self._sliced is None:
+            self._sliced = operations_mark(self._runtime.graph)
         self._runtime.take(graph, schedule)
         self._keep(path, name, value)
 

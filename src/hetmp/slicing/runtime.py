@@ -40,7 +40,8 @@ class Runtime(nn.Module):
         watch: the observer of steps on this rank, or None.
         same_draws: what compares the ranks' shares in the first pass, or None.
         verification: whether what was read of the module was held against the module.
-        attribute_mark: the same on ranks where the same attributes were set since slicing.
+        attribute_mark: of what attributes set since slicing made of the programs, the same on
+            ranks that run the same.
         exchanges: the exchanges between layers, in order; each has its counters.
         repeated: layers that run again in another way, and functions with a state of their own,
             by the name of the step.

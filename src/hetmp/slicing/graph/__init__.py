@@ -10,6 +10,7 @@ from hetmp.slicing.graph.graph import (
     Node,
     Trace,
     fingerprint,
+    operations_mark,
     place,
 )
 from hetmp.slicing.graph.inputs import Example, Inputs, proxied
@@ -48,6 +49,7 @@ __all__ = [
     "hooks_of",
     "leaf",
     "on_meta",
+    "operations_mark",
     "place",
     "proxied",
     "read_graph",

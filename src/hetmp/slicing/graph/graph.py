@@ -1,5 +1,6 @@
 """A module as hetmp reads it: its operations in the order in which they run."""
 
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ TRAINING, EVALUATION = Mode(training=True, grad=True), Mode(training=False, grad
 
 MODES = (TRAINING, EVALUATION, Mode(training=True, grad=False), Mode(training=False, grad=False))
 """The modes that are read; those without gradients only where the module asks for them."""
+
+_ADDRESS = re.compile(r"\bat 0x[0-9a-f]+")
+"""Where an object lies in memory, as its repr says it: it differs by process."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +268,19 @@ def fingerprint(graph: ModelGraph) -> str:
     """Return a short text that differs between models: their operations and sizes."""
     lines = [f"{node.path} {node.call.signature}" for node in graph.training.nodes]
     return f"{zlib.crc32(chr(10).join(lines).encode()):08x}"
+
+
+def operations_mark(graph: ModelGraph) -> int:
+    """Return a number for the operations of all modes, the same on ranks that read the same."""
+    mark = 0
+    for trace in graph.traces:
+        lines = [
+            f"{node.name} {node.path} {node.call.operands} {node.call.signature} {node.scope}"
+            for node in trace.nodes
+        ]
+        text = "\n".join([*lines, str(trace.result)])
+        mark = zlib.crc32(_ADDRESS.sub("", text).encode(), mark)
+    return mark
 
 
 def _asks_for_kind(node: Node) -> bool:
