@@ -42,7 +42,8 @@ FEW = 3
 of ranks, the parts of them are tested for on more."""
 
 SAMPLED = "HETMP_TEST_SAMPLED" in os.environ
-"""Whether a test runs on MAIN_SIZE and one more number of ranks, unless it asks for every size."""
+"""Whether a test runs on MAIN_SIZE and now and then on one more number of ranks, unless it asks for
+every size."""
 
 EXAMPLES = int(os.environ.get("HETMP_TEST_EXAMPLES", "100"))
 """How many examples a test of arithmetic draws, unless it says so itself."""
@@ -231,7 +232,7 @@ def some(ranks: Sequence[int]) -> str:
 def runs_on(item: pytest.Item, size: int) -> bool:
     """Whether a test runs on so many ranks.
 
-    Sampled, the cases of a table take turns with the second number.
+    Sampled, one in three cases of a table has a second number, and they take turns with it.
     """
     mpi = item.get_closest_marker("mpi")
     fewest = mpi.kwargs.get("min_size", 1) if mpi else 1
@@ -240,10 +241,12 @@ def runs_on(item: pytest.Item, size: int) -> bool:
         return fewest <= size <= most
     others = [number for number in SIZES if fewest <= number <= most and number != MAIN_SIZE]
     case = getattr(item, "callspec", None)
-    turn = sum(case.indices.values()) if case else 0
     # Tests of one case each, and the first cases of short tables, are spread by their names.
-    turn += zlib.crc32(item.nodeid.partition("[")[0].encode())
-    return size in (MAIN_SIZE, others[turn % len(others)])
+    name = zlib.crc32(item.nodeid.partition("[")[0].encode())
+    if case is None:
+        return size in (MAIN_SIZE, others[name % len(others)])
+    turn, rest = divmod(sum(case.indices.values()) + name, 3)
+    return size == MAIN_SIZE or (rest == 0 and size == others[turn % len(others)])
 
 
 # --- one run out of many ------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def told_by_groups(model: nn.Module, x: Tensor | None) -> Together:
         ("resnet18", (3, 32, 32), 1 / 8),
         ("resnet50", (3, 64, 64), 1 / 16),
         ("mobilenet_v2", (3, 32, 32), 1 / 8),
-        ("densenet121", (3, 32, 32), 1 / 16),
+        pytest.param("densenet121", (3, 32, 32), 1 / 16, marks=pytest.mark.thorough),
         ("unet", (1, 32, 32), 1 / 16),
         ("vgg11", (3, 64, 64), 1 / 16),
     ],

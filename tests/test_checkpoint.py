@@ -17,7 +17,6 @@ pytestmark = pytest.mark.mpi
 
 
 @works("`hetmp.save`, `hetmp.load`")
-@pytest.mark.every_size
 @pytest.mark.parametrize("name", ["sgd", pytest.param("adamw", marks=pytest.mark.writer)])
 def test_any_ranks_to_any_ranks(tmp_path, name):
     """Saved by the first n ranks and loaded by the last m, cut otherwise: the same losses."""

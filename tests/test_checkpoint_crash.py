@@ -15,12 +15,12 @@ from helpers.running import HERE, MPIRUN, environment, hetmp_run
 from hetmp.checkpoint.catalog import opened
 from hetmp.checkpoint.folder import Folder
 
-TRIES = 2 if "HETMP_TEST_SAMPLED" in os.environ else 5
+TRIES = 1 if "HETMP_TEST_SAMPLED" in os.environ else 5
 """How often each run is killed; benchmarks/crash.sh does it hundreds of times."""
 
 RUN = (
     "train", "--model", "digits", "--data", "digits", "--batch-size", "200", "--weights", "3,1",
-    "--dtype", "float64", "--epochs", "3", "--checkpoint-every", "1",
+    "--dtype", "float64", "--epochs", "2", "--checkpoint-every", "1",
 )  # fmt: skip
 
 

@@ -539,7 +539,14 @@ SHIPPED = {
 
 @pytest.mark.parametrize(
     ("name", "bandwidth"),
-    [(name, 1e7) for name in SHIPPED] + [("resnet18", 1e11), ("unet", 1e11)],
+    [
+        ("resnet18", 1e7),
+        pytest.param("densenet121", 1e7, marks=pytest.mark.thorough),
+        ("unet", 1e7),
+        ("mobilenet_v2", 1e7),
+        ("resnet18", 1e11),
+        ("unet", 1e11),
+    ],
 )
 def test_a_plan_of_a_shipped_model_can_be_run(name, bandwidth):
     graph = read_model(name, SHIPPED[name])
