@@ -41,6 +41,9 @@ SCHEMES: tuple[tuple[str, ...], ...] = (
     ("filters", "filters", "inputs"),
     ("inputs", "whole", "filters"),
     ("filters", "whole", "inputs"),
+    ("batch",),
+    ("batch", "filters"),
+    ("inputs", "batch", "batch"),
 )
 """Patterns of schemes, repeated over the layers of a model."""
 
@@ -97,6 +100,7 @@ def make_plan(
                 channels=channels,
                 scheme="filters" if groups > 1 and scheme == "inputs" else scheme,
                 counts=shares.counts,
+                weights=(*weights[start:], *weights[:start]) if scheme == "batch" else (),
             )
         )
     return hetmp.Plan(ranks=len(weights), layers=tuple(planned))

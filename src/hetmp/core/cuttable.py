@@ -19,6 +19,11 @@ class Cuttable(Protocol):
         """The length of the axis in indices."""
         ...
 
+    @property
+    def length(self) -> int | None:
+        """The same as far as it is known before a batch arrives: None for the axis of the batch."""
+        ...
+
     def scaled(self, block: int) -> Self:
         """Return the axis after each index became *block* neighbouring ones."""
         ...
@@ -36,8 +41,8 @@ class Cuttable(Protocol):
         ...
 
     @classmethod
-    def joined(cls, parts: Sequence[Self], /) -> Self:
-        """Join axes, one after the other, as concatenation does."""
+    def joined(cls, parts: Sequence[Self], /) -> Self | None:
+        """Join axes, one after the other, as concatenation does; None if that is impossible."""
         ...
 
     def like(self, total: int) -> Self:

@@ -99,6 +99,11 @@ class Axis:
         """The length of the axis in indices."""
         return sum(atom.length * block for atom, block in self._pieces)
 
+    @property
+    def length(self) -> int:
+        """The length of the axis, which is known before a batch arrives."""
+        return self.total
+
     def scaled(self, block: int) -> "Axis":
         """Return the axis after each index became *block* neighbouring ones."""
         return Axis([(atom, units * block) for atom, units in self._pieces])

@@ -133,6 +133,11 @@ class Layout:
         """The length of the axis."""
         return sum(piece.total for piece in self.pieces)
 
+    @property
+    def length(self) -> int:
+        """The length of the axis, which is known before a batch arrives."""
+        return self.total
+
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """The number of indices of each rank, over all pieces."""

@@ -6,7 +6,7 @@
 | partial -> sliced | Reduce_scatter | Allgatherv |
 | partial -> full | Allreduce | Allreduce |
 | full -> sliced | keep my channels | zeros elsewhere |
-| sliced(p) -> sliced(q) | Alltoallv | Alltoallv |
+| sliced(p) -> sliced(q), on one axis or on two | Alltoallv | Alltoallv |
 | full -> full, on entry | nothing | Allreduce |
 
 The backward column is not written down anywhere below: it is the move from the dual of the
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hetmp.cluster import AgreedError, Group
-from hetmp.core.state import FULL, PARTIAL, Full, Partial, State
+from hetmp.core.batch_layout import images_now
+from hetmp.core.state import FULL, PARTIAL, Full, Partial, State, at_arrival, is_batch
 from hetmp.exchange import moves
 from hetmp.exchange.moves import USUAL, Carriage, Counter, Move
 
@@ -75,12 +76,21 @@ class Exchange(nn.Module):
         """Exchange *x*, this rank's tensor in *source*, and wait for the result. Collective."""
         if self.group.size == 1:
             return x
-        moved: Tensor = _Now.apply(x, self, how)
+        moved: Tensor = _Now.apply(x, self, self._of_batch(how))
         return moved
+
+    def _of_batch(self, how: Carriage) -> Carriage:
+        """Return *how*, with the number of images where a state is cut along the batch.
+
+        By the time of the backward pass, another batch may be under way.
+        """
+        if is_batch(self.source) or is_batch(self.target):
+            return replace(how, images=images_now())
+        return how
 
     def start(self, x: Tensor, how: Carriage = USUAL) -> "Pending":
         """Begin to exchange *x*, which must not change until ``wait()``. Collective."""
-        return Pending(self, x, how)
+        return Pending(self, x, self._of_batch(how))
 
     def move(self, x: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
         """Begin the forward move of *x*, without autograd. Collective.
@@ -90,8 +100,8 @@ class Exchange(nn.Module):
         return moves.start(
             self.group,
             x,
-            self.source,
-            self.target,
+            at_arrival(self.source, how.images),
+            at_arrival(self.target, how.images),
             self.forward_counter,
             how,
             wire=self.wire,
@@ -108,8 +118,8 @@ class Exchange(nn.Module):
         return moves.start(
             self.group,
             gradient,
-            dual(self.target),
-            dual(self.source),
+            at_arrival(dual(self.target), how.images),
+            at_arrival(dual(self.source), how.images),
             self.backward_counter,
             # Autograd may add to the gradient that it gets.
             replace(how, borrowed=False),

@@ -6,6 +6,7 @@ rank's share in row-major order, whatever the memory format, so ranks need not a
 Shape legend: ``inner`` is the product of all sizes but the sliced axis's.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -68,12 +69,14 @@ class Carriage:
             arrives lies in this order.
         rounded: float32 travels as bfloat16, half the bytes; sums are still of float32. Not in
             an Allreduce.
+        images: how many the batch has, where a state is cut along the batch.
     """
 
     shared: bool = True
     borrowed: bool = False
     order: tuple[int, ...] | None = None
     rounded: bool = False
+    images: int | None = None
 
 
 USUAL = Carriage()
@@ -132,7 +135,9 @@ def start(
     name, move = _move(source, target)
     if isinstance(source, Sliced):
         _check_axis(tensor, source.axis, source.layout.counts[group.rank], source, group)
-    elif isinstance(target, Sliced):
+    if isinstance(target, Sliced) and not (
+        isinstance(source, Sliced) and source.axis % tensor.dim() == target.axis % tensor.dim()
+    ):
         _check_axis(tensor, target.axis, target.layout.total, target, group)
     x = tensor.detach()
     if name == "-":
@@ -295,7 +300,9 @@ def _redistribute(
     how: Carriage,
     blocking: bool,
 ) -> Finish:
-    if source.axis % x.dim() != target.axis % x.dim() or source.layout.total != target.layout.total:
+    if source.axis % x.dim() != target.axis % x.dim():
+        return _turn(group, x, source, target, counter, blocking)
+    if source.layout.total != target.layout.total:
         raise HetmpError(f"{source} and {target} are not slices of the same axis")
     axis = source.axis
     shape = with_axis(x, axis, target.layout.counts[group.rank])
@@ -322,6 +329,41 @@ def _redistribute(
                 to = arrived.narrow(axis, piece.target, piece.size)
                 to.copy_(flat[at : at + piece.size * inner].view(to.shape))
                 at += piece.size * inner
+        return arrived
+
+    return finish
+
+
+def _turn(
+    group: Group, x: Tensor, source: Sliced, target: Sliced, counter: Counter, blocking: bool
+) -> Finish:
+    """Exchange slices of one axis for slices of another: of the batch for channels, say."""
+    shape = with_axis(x, source.axis, source.layout.total)
+    shape[target.axis] = target.layout.counts[group.rank]
+    inner = math.prod(
+        size for axis, size in enumerate(x.shape) if axis not in (source.axis, target.axis)
+    )
+    counts = np.outer(source.layout.counts, target.layout.counts) * inner
+    outgoing = [
+        torch.cat([narrow(x, target.axis, piece) for piece in slices], dim=target.axis).reshape(-1)
+        for slices in map(target.layout.slices, range(group.size))
+    ]
+    check_dtype(x, summed=False)
+    wire = to_wire(torch.cat(outgoing), summed=False)
+    operation = collectives.alltoallv(group, wire.array, counts, blocking=blocking)
+    received = int(counts[:, group.rank].sum() - counts[group.rank, group.rank])
+    counter.bytes += received * wire.array.itemsize
+
+    def finish() -> Tensor:
+        flat, arrived, at = wire.back(operation), x.new_empty(shape), 0
+        for sender, count in enumerate(source.layout.counts):
+            block = flat[at : at + count * shape[target.axis] * inner]
+            block, start = block.view(with_axis(arrived, source.axis, count)), 0
+            at += block.numel()
+            for piece in source.layout.slices(sender):
+                to = narrow(arrived, source.axis, piece)
+                to.copy_(block.narrow(source.axis, start, to.shape[source.axis]))
+                start += to.shape[source.axis]
         return arrived
 
     return finish

@@ -7,21 +7,27 @@
 | partial -> full | 2 (P - 1) / P * B (Patarasuk and Yuan, 2009) |
 | full -> sliced, sliced -> partial | 0 |
 | sliced(p) -> sliced(q) | what r holds in q and not in p |
+
+Where a state is cut along the batch, shares are those of the batch's length.
 """
 
-from hetmp.core.state import Full, Partial, Sliced, State
+from hetmp.core.state import Full, Partial, Sliced, State, at_arrival
 from hetmp.exchange.exchange import dual
 from hetmp.exchange.moves import overlaps
 
+MANY = 2**20
+"""Images of a batch whose shares are as the weights say, nearly."""
+
 
 def received(
-    source: State, target: State, rank: int, size: float, ranks: int
+    source: State, target: State, rank: int, size: float, ranks: int, images: int = MANY
 ) -> tuple[float, float]:
     """Return the bytes that *rank* receives of a value of *size* bytes: (forward, backward).
 
     *source* and *target* are the states of the exchange, over *ranks* ranks; *size* is that of the
-    whole value.
+    whole value, of a batch of *images*.
     """
+    source, target = at_arrival(source, images), at_arrival(target, images)
     forward = size * _fraction(source, target, rank, ranks)
     return forward, size * _fraction(dual(target), dual(source), rank, ranks)
 
@@ -32,6 +38,7 @@ def received_by_all(source: State, target: State, size: float, ranks: int) -> fl
     *source* and *target* are the states of the exchange, over *ranks* ranks; *size* is in bytes, of
     the whole value.
     """
+    source, target = at_arrival(source, MANY), at_arrival(target, MANY)
     moved = 0.0
     for before, after in ((source, target), (dual(target), dual(source))):
         if isinstance(before, Sliced) and isinstance(after, Sliced):
@@ -51,6 +58,8 @@ def _fraction(source: State, target: State, rank: int, ranks: int) -> float:
     if isinstance(source, Partial) and isinstance(target, Sliced):
         return (ranks - 1) * _share(target, rank)
     if isinstance(source, Sliced) and isinstance(target, Sliced):
+        if source.axis != target.axis:
+            return _share(target, rank) * (1 - _share(source, rank))
         staying = sum(o.size for o in overlaps(source.layout, rank, target.layout, rank))
         return _share(target, rank) - staying / max(1, target.layout.total)
     return 0.0

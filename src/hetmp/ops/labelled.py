@@ -52,7 +52,7 @@ class Labelled:
             if len(places) > 1:
                 return None  # a diagonal
             size = call.values[name].shape[places[0]] if places else 1
-            cut = bool(places) and size == layout.total
+            cut = bool(places) and size == layout.length
             if not cut and size != 1:
                 return None
             want: State[L] = Sliced(layout, places[0]) if cut else FULL
@@ -61,7 +61,7 @@ class Labelled:
         if label not in self.result:
             return Flow(wants, PARTIAL) if label in self.sums else None
         axis = list(self.result).index(label)
-        if call.result.shape[axis] != layout.total:
+        if call.result.shape[axis] != layout.length:
             return None  # the axis is stretched to another operand's
         return Flow(wants, Sliced(layout, axis))
 

@@ -11,7 +11,7 @@ from typing_extensions import TypeVar
 
 from hetmp.cluster import Group
 from hetmp.core.partition import Layout
-from hetmp.core.state import L, OperandState, Sliced, State, States
+from hetmp.core.state import L, OperandState, Sliced, State, States, channels_of, is_batch
 from hetmp.ops.call import Call, Flow, Function, OperatorRun
 from hetmp.ops.idle import Idle, IdleAxes, idle_function
 
@@ -82,6 +82,9 @@ class Rule(Generic[M]):
     keeps_dims: ClassVar[bool] = True
     """Whether the layers give as many dimensions as they take."""
 
+    by_image: ClassVar[bool] = False
+    """Whether every image of a batch, axis 0, is computed by itself, however the call is set up."""
+
     harmless: ClassVar[tuple[str, ...]] = ()
     """The layers' settings that change values alone, never which channels or sizes come of it."""
 
@@ -131,7 +134,11 @@ class Rule(Generic[M]):
         """Return the states taken and given, where an operand is sliced; None to take all full."""
         (name,) = states
         source = states[name]
-        result = self.gives(call, source) if isinstance(source, Sliced) else None
+        result: State[L] | None = None
+        if self.by_image and isinstance(source, Sliced) and source.axis == 0 and is_batch(source):
+            result = source
+        elif isinstance(source, Sliced):
+            result = self.gives(call, source)
         return None if result is None else Flow({name: source}, result)
 
     def gives(self, call: Call[M], source: Sliced[L]) -> State[L] | None:
@@ -169,7 +176,7 @@ class Rule(Generic[M]):
         counts = {name: cut.layout.counts[group.rank] for name, cut in cuts.items()}
         share = run.source if run.scheme is None else run.scheme.share(run)
         local = sized(run.whole_layer, cuts, counts, device)
-        if not isinstance(share, Sliced):
+        if not isinstance(share, Sliced) or is_batch(share):
             return local
         count = share.layout.counts[group.rank]
         if count == 0 and (self.mixes or not self.runs_empty):
@@ -200,8 +207,8 @@ class Rule(Generic[M]):
     def function(self, run: OperatorRun[Layout, M], group: Group) -> Function:
         """Return what this rank calls for a function or method, on its shares of operands."""
         source = run.source
-        empty = isinstance(source, Sliced) and source.layout.counts[group.rank] == 0
-        if empty and not self.runs_empty:
+        layout = channels_of(source)
+        if layout is not None and layout.counts[group.rank] == 0 and not self.runs_empty:
             return idle_function(run, self.idle_axes(run).get("width", 1))
         return lambda *args, **kwargs: run.call.invoke(args, kwargs)
 
@@ -249,11 +256,11 @@ def fresh_tensors(
 def cut_along(
     layer: nn.Module | None, names: Mapping[str, int], state: "OperandState[L]"
 ) -> Cuts[L]:
-    """Cut each named tensor along its axis as *state* is cut; nothing if it is not sliced.
+    """Cut each named tensor along its axis as *state* is cut; nothing if that has all channels.
 
     *names* are the tensors' axes, by name; those that *layer* does not have are left out.
     """
-    if not isinstance(state, Sliced):
+    if not isinstance(state, Sliced) or is_batch(state):
         return {}
     return {
         name: Sliced(state.layout, axis)

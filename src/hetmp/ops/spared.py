@@ -1,10 +1,12 @@
 """Operations that torch refuses without channels: one of zeros is computed and dropped."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from hetmp.cluster import Group
-from hetmp.core.state import Sliced
+from hetmp.core.state import Sliced, is_batch
 from hetmp.ops.call import Call, Function, OperatorRun
 from hetmp.ops.own_forward import OwnForward
 from hetmp.ops.rule import Rule, sized
@@ -93,9 +95,39 @@ class Spared(Rule):
         return Spare(run.call.target, *spared)
 
 
+class SparedImages(Rule):
+    """Operations that torch does not run, or not backward, on a batch of no images."""
+
+    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+        """Return this rank's share of a layer; *run*, *group* and *device*: see ``Rule.local``."""
+        local = super().local(run, group, device)
+        if is_batch(run.source):
+            _SparedImagesLayer(local)
+        return local
+
+    def function(self, run: OperatorRun, group: Group) -> Function:
+        compute = super().function(run, group)
+        return partial(_spare_images, compute) if is_batch(run.source) else compute
+
+
+class _SparedImagesLayer(OwnForward):
+    """What such a layer runs on a rank's images."""
+
+    def __call__(self, x: Tensor) -> object:
+        """Return the layer's output for *x*, (images of this rank, ...)."""
+        return _spare_images(self.usual, x)
+
+
+def _spare_images(compute: Function, x: Tensor, *args: object, **kwargs: object) -> object:
+    run = compute if len(x) else Spare(compute, 0)
+    return run(x, *args, **kwargs)
+
+
 def _spared(rule: Spared, run: OperatorRun, group: Group) -> tuple[int, int] | None:
     """Return (axis, width) for a rank that holds nothing of the first operand, else None."""
     source, width = run.source, rule.spare_width(run.call)
+    if is_batch(source):
+        return None  # torch runs these on no images
     if width is None or not isinstance(source, Sliced) or source.layout.counts[group.rank] > 0:
         return None
     return source.axis, width

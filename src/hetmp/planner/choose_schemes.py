@@ -61,6 +61,10 @@ def choose_schemes(
     return dict(min(beam, key=lambda branch: branch.spent).schemes)
 
 
+_OPTIONS = ("filters", "inputs", "whole")
+"""The schemes that are chosen from; those by which a batch is cut are given by hand."""
+
+
 class _Branch(Scheduler[Layout]):
     """A choice of schemes for the operations so far."""
 
@@ -83,17 +87,13 @@ class _Branch(Scheduler[Layout]):
             return (self.schemes[node.path],)
         if self.graph.is_tied(node):
             return ("whole",)
-        work = node.call.signature
-        return tuple(
-            scheme
-            for scheme in node.rule.schemes(node.call.whole_layer)
-            if scheme != "inputs"
-            or (
-                tables.has(work, "inputs")
-                and node.rule.input_channels(node.call.whole_layer) is not None
-                and any(self.planned.layout(node).counts)
-            )
+        options = [s for s in node.rule.schemes(node.call.whole_layer) if s in _OPTIONS]
+        some_inputs = (
+            tables.has(node.call.signature, "inputs")
+            and node.rule.input_channels(node.call.whole_layer) is not None
+            and any(self.planned.layout(node).counts)
         )
+        return tuple(scheme for scheme in options if scheme != "inputs" or some_inputs)
 
     def take(self, node: Node, scheme: SchemeName) -> None:
         """Decide on a layer's scheme."""
@@ -112,6 +112,10 @@ class _Branch(Scheduler[Layout]):
     def layout(self, node: Node) -> Layout:
         """Return how the plan cuts a layer."""
         return self.planned.layout(node)
+
+    def batch_weights(self, node: Node) -> tuple[float, ...]:
+        """Return the plan's shares of a batch for a layer."""
+        return self.planned.batch_weights(node)
 
     def frontier(self, live: Mapping[str, int], number: int) -> Any:
         """Return all that operations after *number* depend on, as a key."""

@@ -11,8 +11,9 @@ from typing import Any
 from hetmp.core.open_axis import Atom, Axis
 from hetmp.core.partition import Layout, Partition, Piece, apportion, checked_weights
 from hetmp.core.state import OperandState, Sliced
-from hetmp.ops import SchemeName
+from hetmp.ops import SCHEMES, SchemeName
 from hetmp.slicing.graph import ModelGraph, Node
+from hetmp.slicing.layer_schemes import layer_schemes
 from hetmp.slicing.plan import LayerPlan, Plan
 from hetmp.slicing.scheduler import Scheduler
 
@@ -80,18 +81,26 @@ def channel_groups(graph: ModelGraph) -> ChannelGroups:
     return ChannelGroups(tuple(groups.values()), pieces)
 
 
-def plan_from_weights(graph: ModelGraph, weights: Sequence[Any]) -> Plan:
-    """Make the default plan: scheme ``filters``, groups cut in proportion to *weights*.
+def plan_from_weights(
+    graph: ModelGraph,
+    weights: Sequence[Any],
+    schemes: str | Mapping[str, SchemeName] = "filters",
+) -> Plan:
+    """Make a plan whose channels and images are cut in proportion to *weights*.
 
-    Layers that share a parameter with another layer follow ``whole``.
+    Args:
+        graph: the model.
+        weights: the ranks' relative speeds.
+        schemes: of the mixing layers: see ``layer_schemes``. Layers that share a parameter with
+            another layer follow ``whole`` where they would follow ``filters`` or ``inputs``.
 
     Raises:
-        HetmpError: weights that cannot be used (see ``apportion``).
+        HetmpError: weights that cannot be used (see ``apportion``), or schemes.
     """
     exact = checked_weights(weights)
     grouping = channel_groups(graph)
     shares = {group.number: apportion(group.units, exact) for group in grouping.groups}
-    return plan_from_shares(graph, grouping, shares, exact)
+    return plan_from_shares(graph, grouping, shares, exact, layer_schemes(graph, schemes))
 
 
 def plan_from_shares(
@@ -106,9 +115,10 @@ def plan_from_shares(
     Args:
         grouping: the channel groups of *graph*.
         shares: how the units of each group are cut, by its number.
-        weights: the ranks' speeds, for a layer whose groups are too small to be cut one by one.
+        weights: the ranks' speeds, for a layer whose groups are too small to be cut one by one,
+            and for the batch.
         schemes: of mixing layers by path; the others follow ``filters``. Layers that share a
-            parameter with another layer follow ``whole``.
+            parameter with another layer follow ``batch`` or ``whole``.
     """
     layers = []
     for node in graph.mixing():
@@ -124,9 +134,9 @@ def plan_from_shares(
             tuple(count * piece.block for count in piece.partition.counts)
             for piece in layout.pieces
         )
-        scheme: SchemeName = (
-            "whole" if graph.is_tied(node) else (schemes or {}).get(node.path, "filters")
-        )
+        scheme = (schemes or {}).get(node.path, "filters")
+        if graph.is_tied(node) and not SCHEMES[scheme].cuts_batch:
+            scheme = "whole"
         layers.append(
             LayerPlan(
                 name=node.path,
@@ -135,6 +145,7 @@ def plan_from_shares(
                 scheme=scheme,
                 counts=layout.counts,
                 pieces=pieces if len(pieces) > 1 else (),
+                weights=tuple(map(float, weights)) if SCHEMES[scheme].cuts_batch else (),
             )
         )
     return Plan(ranks=layout.ranks, layers=tuple(layers))
@@ -157,6 +168,9 @@ class _Axes:
 
     def scheme(self, node: Node) -> SchemeName:
         return "filters"
+
+    def batch_weights(self, node: Node) -> tuple[float, ...]:
+        return ()
 
     def layout(self, node: Node) -> Axis:
         channels = node.rule.output_channels(node.call.whole_layer)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from hetmp.core.batch_layout import arrived, images_now
+from hetmp.core.state import Sliced, is_batch
 from hetmp.exchange import Carriage, Exchange, leave, tidy
 from hetmp.ops import Postponed, Seeds, add_bias, filled
 from hetmp.slicing.graph import PLAIN
@@ -90,9 +92,13 @@ class Forward:
 
     def _run_checkpoint(self, part: GradientCheckpoint) -> None:
         """Run steps whose values the backward pass computes again. Collective, as that is too."""
-        runs = 0
+        runs, images = 0, images_now()
 
         def run(*values: Any) -> tuple[Any, ...]:
+            with arrived(images):  # in the backward pass another batch may be under way
+                return run_orders(*values)
+
+        def run_orders(*values: Any) -> tuple[Any, ...]:
             nonlocal runs
             named = dict(zip(part.sources, values, strict=True))
             inner = Forward(self.model, self.runtime, self.mode, named, self.entered, self.seeds)
@@ -188,7 +194,7 @@ class Forward:
             return postponed.run(number, args[0])
         callee = self.runtime.callee(self.model, self.mode, step)
         if order.statistics is not None:
-            order.statistics.check(step.node.place, callee, args[0].shape)
+            order.statistics.check(step.node.place, callee, _whole_batch(args[0], step))
         if self.runtime.tuning.channels_last and step.takes_filters and args[0].dim() == 4:
             together = step.node.rule.channels_last(step.run.whole_layer, args[0].shape)
             memory = torch.channels_last if together else torch.contiguous_format
@@ -206,6 +212,15 @@ class Forward:
         assert self.seeds is not None
         device = next((arg.device for arg in args if isinstance(arg, Tensor)), torch.device("cpu"))
         return self.seeds.seeded(order.step.name, device, callee, order.own)
+
+
+def _whole_batch(x: Tensor, step: CallStep) -> torch.Size:
+    """Return the shape of a step's input with all images of the batch."""
+    shape = list(x.shape)
+    if is_batch(step.before):
+        assert isinstance(step.before, Sliced)
+        shape[step.before.axis] = step.before.layout.total
+    return torch.Size(shape)
 
 
 def _again(exchange: Exchange, how: Carriage) -> Callable[[Tensor], Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from hetmp.cluster import AgreedError, Group
+from hetmp.core.batch_layout import arrived
 from hetmp.core.errors import HetmpError
 from hetmp.exchange import leave, plain_tensors
 from hetmp.ops import Seeds, filled
@@ -81,7 +82,7 @@ class SlicedModel(NotPickled, Part):
         tensors, seeds, running = runtime.start(self, mode, args, kwargs)
         if runtime.same_draws is not None:
             runtime.same_draws.check(self)
-        with plain_tensors():
+        with plain_tensors(), arrived(_length(tensors)):
             result = self._run(mode, running, tensors, seeds)
         if seeds is not None:
             seeds.close()
@@ -238,6 +239,12 @@ def _take_loaded(model: nn.Module, keys: Any) -> None:
     label(model, runtime.table, runtime.group)
     if runtime.same_draws is not None:
         runtime.same_draws.trust(model, keys.missing_keys)
+
+
+def _length(tensors: Mapping[str, Tensor]) -> int:
+    """Return the number of images of a batch: the length of the first input."""
+    first = next(iter(tensors.values()), None)
+    return 0 if first is None or not first.dim() else len(first)
 
 
 def _states(before: Any, after: Any) -> str:

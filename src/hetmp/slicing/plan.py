@@ -1,6 +1,6 @@
 """The plan: partitions and schemes for one model on one cluster, as a document.
 
-JSON: ``{"format": "hetmp-plan", "version": 2, "ranks": 3, "layers": [{"name": "features.0",
+JSON: ``{"format": "hetmp-plan", "version": 3, "ranks": 3, "layers": [{"name": "features.0",
 "kind": "Conv2d", "channels": 60, "scheme": "filters", "counts": [42, 15, 3], "pieces": []},
 ...]}``. A layer whose channels come in several pieces, each cut on its own, has the counts of
 each: ``"pieces": [[21, 8, 1], [21, 7, 2]]``. What ``hetmp plan`` adds: see ``docs/plan-format.md``.
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_valid
 from hetmp.core.documents import load, validated
 from hetmp.core.errors import HetmpError
 from hetmp.core.files import replacing
-from hetmp.core.partition import Layout, Partition, Piece
+from hetmp.core.partition import Layout, Partition, Piece, checked_weights
 from hetmp.core.suggestions import unknown_name
 from hetmp.ops import SCHEMES, SchemeName
 from hetmp.slicing.picture import html_of
@@ -33,9 +33,11 @@ class LayerPlan(BaseModel):
     channels: int = Field(ge=0)
     """The length of the axis that is cut: output channels or features."""
     scheme: SchemeName = "filters"
-    """``filters`` (full to sliced), ``inputs`` (sliced to partial) or ``whole``."""
+    """``filters`` (full to sliced), ``inputs`` (sliced to partial), ``batch`` or ``whole``."""
     counts: tuple[int, ...]
-    """Output channels on each rank; where the scheme is ``whole`` they are not used."""
+    """Output channels on each rank; with ``batch`` and ``whole`` they are not used."""
+    weights: tuple[NonNegativeFloat, ...] = ()
+    """Each rank's share of a batch where the scheme is ``batch``, else nothing."""
     pieces: tuple[tuple[int, ...], ...] = ()
     """Where the channels come in several pieces, each cut on its own: the counts of each."""
 
@@ -49,6 +51,10 @@ class LayerPlan(BaseModel):
         sums = tuple(sum(column) for column in zip(*self.pieces, strict=True))
         if self.pieces and sums != self.counts:
             raise ValueError(f"pieces {self.pieces} sum to {sums}, counts are {self.counts}")
+        if SCHEMES[self.scheme].cuts_batch:
+            checked_weights(self.weights, len(self.counts))
+        elif self.weights:
+            raise ValueError(f"weights {self.weights} are for scheme 'batch', not {self.scheme!r}")
         return self
 
     @property
@@ -88,7 +94,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     format: Literal["hetmp-plan"] = "hetmp-plan"
-    version: Literal[1, 2] = 2
+    version: Literal[1, 2, 3] = 3
     ranks: int = Field(ge=1)
     """How many ranks the plan is for."""
     layers: tuple[LayerPlan, ...]
@@ -117,9 +123,12 @@ class Plan(BaseModel):
         for rank in self.left_out:
             if not 0 <= rank < self.ranks:
                 raise ValueError(f"left_out names rank {rank} of {self.ranks}")
-            held = [layer.name for layer in self.layers if layer.counts[rank]]
-            if held:
-                raise ValueError(f"left_out names rank {rank}, which has channels of {held[0]!r}")
+            for layer in self.layers:
+                if layer.counts[rank] or any(layer.weights[rank : rank + 1]):
+                    what = "channels" if layer.counts[rank] else "images"
+                    raise ValueError(
+                        f"left_out names rank {rank}, which has {what} of {layer.name!r}"
+                    )
         if len(set(self.left_out)) == self.ranks:
             raise ValueError("left_out names every rank")
         return self
@@ -162,7 +171,7 @@ class Plan(BaseModel):
         """Return this plan for *members* among *ranks*: the inverse of ``of_members``."""
         place = {rank: i for i, rank in enumerate(members)}
 
-        def all_ranks(counts: Sequence[int]) -> tuple[int, ...]:
+        def all_ranks(counts: Sequence[Any]) -> tuple[Any, ...]:
             return tuple(counts[place[rank]] if rank in place else 0 for rank in range(ranks))
 
         left_out = tuple(rank for rank in range(ranks) if rank not in place)
@@ -170,7 +179,7 @@ class Plan(BaseModel):
 
     def _with_ranks(
         self,
-        changed: Callable[[Sequence[int]], tuple[int, ...]],
+        changed: Callable[[Sequence[Any]], tuple[Any, ...]],
         ranks: int,
         left_out: tuple[int, ...],
         devices: tuple[str, ...],
@@ -181,6 +190,7 @@ class Plan(BaseModel):
                 update={
                     "counts": changed(layer.counts),
                     "pieces": tuple(map(changed, layer.pieces)),
+                    "weights": changed(layer.weights) if layer.weights else (),
                 }
             )
             for layer in self.layers
@@ -200,22 +210,32 @@ class Plan(BaseModel):
         raise unknown_name("layer", name, [layer.name for layer in self.layers])
 
     def with_layer(
-        self, name: str, *, scheme: SchemeName | None = None, counts: Sequence[int] | None = None
+        self,
+        name: str,
+        *,
+        scheme: SchemeName | None = None,
+        counts: Sequence[int] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> "Plan":
-        """Return this plan with another scheme or other counts for one layer.
+        """Return this plan with another scheme, other counts or weights for one layer.
 
         Args:
             name: the layer's path in the model.
             scheme: its new scheme; None to keep it.
             counts: its new output channels of each rank; None to keep them.
+            weights: its new shares of a batch, for scheme ``batch``; None to keep them, or to
+                share a batch as its channels were.
 
         Raises:
-            HetmpError: no such layer or scheme, or counts that do not fill it.
+            HetmpError: no such layer or scheme, counts that do not fill it, or weights that cannot
+                be used.
         """
         old = self.layer(name)
         if scheme is not None and scheme not in SCHEMES:
             raise unknown_name("scheme", scheme, SCHEMES)
-        changed = old.model_dump() | {"scheme": scheme or old.scheme}
+        changed = old.model_dump() | {"scheme": scheme or old.scheme, "weights": ()}
+        if SCHEMES[changed["scheme"]].cuts_batch:
+            changed["weights"] = tuple(weights or old.weights or counts or old.counts)
         if counts is not None:
             changed |= {"counts": tuple(counts), "pieces": ()}
         layers = [changed if layer.name == name else layer.model_dump() for layer in self.layers]

@@ -4,16 +4,18 @@ Exchanges come as late as possible: channel-wise work runs on slices, and a valu
 only where an operation needs all its channels, once, so that pooling makes messages small.
 """
 
-from typing import Generic, Protocol
+from typing import Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
+from hetmp.core.batch_layout import BatchLayout
 from hetmp.core.cuttable import Cuttable
 from hetmp.core.errors import HetmpError
-from hetmp.core.partition import Layout
-from hetmp.core.state import FULL, PARTIAL, L, OperandState, Sliced, State, States
+from hetmp.core.partition import Layout, checked_weights
+from hetmp.core.state import FULL, PARTIAL, L, OperandState, Sliced, State, States, is_batch
 from hetmp.core.suggestions import nearest
 from hetmp.ops import SCHEMES, Flow, Mixing, OperatorRun, Ref, Scheme, SchemeName, Value, filled
+from hetmp.slicing.batch_axis import batch_axis, images_of, no_batch_axis, spans
 from hetmp.slicing.graph import PLAIN, ModelGraph, Node, Scope, Trace
 from hetmp.slicing.plan import LayerPlan, Plan
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, ProgramStep, Schedule
@@ -29,6 +31,9 @@ class SchemeChoice(Protocol[Cut]):
 
     def layout(self, node: Node) -> Cut:
         """Return the layout of a layer's output channels."""
+
+    def batch_weights(self, node: Node) -> tuple[float, ...]:
+        """Return the ranks' shares of a batch, for a layer of scheme ``batch``."""
 
 
 def schedule_model(graph: ModelGraph, plan: Plan) -> Schedule:
@@ -60,6 +65,10 @@ class PlannedChoice:
             self._layouts[node.path] = self._layers[node.path].layout
         return self._layouts[node.path]
 
+    def batch_weights(self, node: Node) -> tuple[float, ...]:
+        """Return the ranks' shares of a batch, for a layer of scheme ``batch``."""
+        return self._layers[node.path].weights
+
 
 class Scheduler(Generic[L]):
     """Passes states through the traces of one model, operation by operation."""
@@ -79,6 +88,7 @@ class Scheduler(Generic[L]):
     def begin(self, trace: Trace) -> None:
         """Start on a trace, of which nothing has run."""
         self.trace = trace
+        self.images = images_of(trace)
         self.states: dict[str, OperandState[L]] = dict.fromkeys(
             (*trace.entries, *trace.attributes), FULL
         )
@@ -108,6 +118,9 @@ class Scheduler(Generic[L]):
         (operand,) = node.call.operands
         first = self.first.get(node.path)
         axis = rule.channel_axis(layer, node.call.operand.dims)
+        if scheme.cuts_batch:
+            self.mix_images(node, operand, axis, scheme)
+            return
         output = Sliced(self.choice.layout(node), axis)
         if first is None:
             source = tensors_state(self.states[self.current[operand]])
@@ -128,6 +141,19 @@ class Scheduler(Generic[L]):
         reduced = self.in_state(node.name, target)
         self.current[node.name] = self.biased(node, rule, reduced, target, axis)
 
+    def mix_images(self, node: Node, operand: str, channel_axis: int, scheme: Scheme) -> None:
+        """Add the steps of a layer that computes all channels of some images of *operand*."""
+        layout: Any = BatchLayout(checked_weights(self.choice.batch_weights(node)))
+        source = self.states[self.current[operand]]
+        place = batch_axis(node.call.values[operand], self.images, channel_axis)
+        if place is None:
+            raise HetmpError(no_batch_axis(node))
+        axis, block = place
+        state = Sliced(layout.scaled(block), axis)
+        if isinstance(source, Sliced) and is_batch(source) and source.layout == state.layout:
+            state = source
+        self.run(node, {operand: state}, state, scheme)
+
     def wanted_full(self, node: Node) -> bool:
         """Return whether every consumer of this value needs all its channels."""
         if node.name in self.trace.returned:
@@ -140,17 +166,22 @@ class Scheduler(Generic[L]):
         if not isinstance(node.rule, Mixing) or node.call.layer is None:
             return False
         scheme = SCHEMES[self.choice.scheme(node)]
-        return not scheme.cuts_inputs and node.rule.groups(node.call.layer) == 1
+        by_channels = scheme.cuts_inputs or scheme.cuts_batch
+        return not by_channels and node.rule.groups(node.call.layer) == 1
 
     def pass_through(self, node: Node) -> None:
         """Add the steps of any other operation, which runs on slices where it can."""
         call = node.call
         states = {name: self.states[self.current[name]] for name in call.operands}
-        sliced = any(
-            isinstance(part, Sliced) for state in states.values() for part in _parts(state)
-        )
+        cut = [s for state in states.values() for s in _parts(state) if isinstance(s, Sliced)]
+        by_channels = [part for part in cut if not is_batch(part)]
+        if by_channels and len(by_channels) < len(cut):
+            # The channels lead: slices of the batch are exchanged for slices of these.
+            states = {n: FULL if any(map(is_batch, _parts(s))) else s for n, s in states.items()}
         tied = call.has_tensors and node.reason is None and self.graph.is_tied(node)
-        flow = node.rule.flow(call, states) if sliced and not tied else None
+        flow = node.rule.flow(call, states) if cut and not (tied and by_channels) else None
+        if flow is not None and not self.keeps_images(node, flow):
+            flow = None
         if flow is not None and isinstance(flow.gives, tuple) and not self.taken_apart(node):
             flow = None
         if flow is None:
@@ -159,12 +190,21 @@ class Scheduler(Generic[L]):
             flow = self.again(node, flow)
         self.run(node, flow.wants, flow.gives, None)
 
+    def keeps_images(self, node: Node, flow: Flow[L]) -> bool:
+        """Return whether every axis that *flow* has as the batch's is as long as the batch."""
+        known = [(node.call.values[name], state) for name, state in flow.wants.items()]
+        return all(
+            spans(value, part, self.images)
+            for value, state in [*known, (node.call.result, flow.gives)]
+            for value, part in _each(value, state)
+        )
+
     def again(self, node: Node, flow: Flow[L]) -> Flow[L]:
         """Return how a layer runs once more: by *flow*, if its parameters are cut for that."""
         first, call = self.first[node.path], node.call
         cuts = node.rule.cuts(first)
         flows = [flow]
-        if isinstance(first.source, Sliced):
+        if isinstance(first.source, Sliced) and not is_batch(first.source):
             (name,) = call.operands
             # Layers count their axes from the left or from the right.
             shift = call.operand.dims - first.call.operand.dims
@@ -236,7 +276,9 @@ class Scheduler(Generic[L]):
         if source == target:
             return value
         if isinstance(source, Sliced) and isinstance(target, Sliced) and source.axis != target.axis:
-            return self.in_state(self.in_state(value, FULL), target)
+            turns = is_batch(source) != is_batch(target) and (value, FULL) not in self.exchanged
+            if not turns:
+                return self.in_state(self.in_state(value, FULL), target)
         if (value, target) not in self.exchanged:
             name = f"{value} exchanged {len(self.exchanged)}"
             before, after = tensors_state(source), tensors_state(target)
@@ -262,6 +304,13 @@ def _parts(state: OperandState[L]) -> tuple[State[L], ...]:
     return state if isinstance(state, tuple) else (state,)
 
 
+def _each(value: Value, state: OperandState[L]) -> list[tuple[Value, State[L]]]:
+    """Return the tensors of a value with their states."""
+    if isinstance(state, tuple):
+        return list(zip(value.items, state, strict=True))
+    return [(value, state)]
+
+
 def _check_plan(graph: ModelGraph, plan: Plan) -> None:
     planned = {layer.name: layer for layer in plan.layers}
     if len(planned) != len(plan.layers):
@@ -279,7 +328,9 @@ def _check_plan(graph: ModelGraph, plan: Plan) -> None:
                 f"in the plan and {channels} in the model"
             )
         assert isinstance(node.rule, Mixing)
-        allowed = ("whole",) if graph.is_tied(node) else node.rule.schemes(node.call.whole_layer)
+        allowed = (
+            ("batch", "whole") if graph.is_tied(node) else node.rule.schemes(node.call.whole_layer)
+        )
         if layer.scheme not in allowed:
             why = (
                 "shares a parameter with others"

@@ -2,8 +2,9 @@
 
 from torch import nn
 
+from hetmp.core.batch_layout import BatchLayout
 from hetmp.core.partition import Layout
-from hetmp.core.state import Sliced
+from hetmp.core.state import Sliced, batch_of
 from hetmp.ops import OperatorRun, own_forward
 
 _KINDS = {"filters": "filters", "inputs": "input channels"}
@@ -29,11 +30,19 @@ def describe_share(layer: nn.Module, run: OperatorRun[Layout], rank: int) -> Non
     """Let the ``repr`` of *layer*, this rank's part of the one in *run*, say what it has of it."""
     own, share = own_forward(layer), run.source if run.scheme is None else run.scheme.share(run)
     notes = [own.note] if own is not None and own.note else []
-    if isinstance(share, Sliced):
+    images = batch_of(share)
+    if images is not None:
+        notes = [batch_text(images, rank), *notes]
+    elif isinstance(share, Sliced):
         kind = _KINDS[run.scheme.name] if run.scheme is not None else "channels"
         notes = [share_text(share.layout, rank, kind), *notes]
     if notes:
         vars(layer)["extra_repr"] = ShareRepr(layer, ", ".join(notes))
+
+
+def batch_text(layout: BatchLayout, rank: int) -> str:
+    """Return which part of every batch a rank has: ``3/4 of the images``."""
+    return f"{layout.weights[rank] / sum(layout.weights)} of the images"
 
 
 def share_text(layout: Layout, rank: int, kind: str) -> str:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hetmp.cluster import Group
-from hetmp.core.state import L, Sliced, States
+from hetmp.core.state import L, States, channels_of
 from hetmp.ops.call import Call, Flow, Function, OperatorRun
 from hetmp.ops.labelled import Labelled, from_right, tensor_names
 from hetmp.ops.rule import Rule
@@ -43,7 +43,8 @@ class Attention(Rule):
 
     def function(self, run: OperatorRun, group: Group) -> Function:
         target = run.target
-        if isinstance(target, Sliced) and target.layout.counts[group.rank] == 0:
+        layout = channels_of(target)
+        if layout is not None and layout.counts[group.rank] == 0:
             return _of_nothing
         return super().function(run, group)
 

@@ -66,7 +66,8 @@ class Expand(Rule):
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
         axis = source.axis + call.result.dims - call.operand.dims
-        keeps_length = call.result.shape[axis] == source.layout.total > 1
+        length = source.layout.length
+        keeps_length = call.result.shape[axis] == length and length != 1
         return Sliced(source.layout, axis) if keeps_length else None
 
     def function(self, run: OperatorRun, group: Group) -> Function:

@@ -65,8 +65,8 @@ class Elementwise(Rule):
         flow = _alike(call, states, call.result.dims, shift=0)
         if flow is None or not isinstance(flow.gives, Sliced):
             return None
-        axis, total = flow.gives.axis, flow.gives.layout.total
-        if axis < 0 or call.result.shape[axis] not in (None, total):
+        axis, length = flow.gives.axis, flow.gives.layout.length
+        if axis < 0 or call.result.shape[axis] not in (None, length):
             return None  # an operand that tells the dtype alone, as in x.type_as(y)
         return flow
 
@@ -82,7 +82,7 @@ def _alike(call: Call, states: States[L], dims: int, shift: int) -> Flow[L] | No
         value = call.values[name]
         axis = value.dims + from_right
         size = value.shape[axis] if axis >= 0 else 1
-        if size == layout.total and (size > 1 or isinstance(states[name], Sliced)):
+        if size == layout.length and (size != 1 or isinstance(states[name], Sliced)):
             wants[name] = Sliced(layout, axis)
         elif size == 1:
             wants[name] = FULL
@@ -100,7 +100,7 @@ def _lead(call: Call, states: States[L]) -> tuple[L, int] | None:
     ]
     if not sliced or not all(call.values[name].is_tensor for name in states):
         return None
-    _, layout, from_right = max(sliced, key=lambda candidate: (candidate[1].total, candidate[0]))
+    _, layout, from_right = max(sliced, key=lambda lead: (lead[1].length or 0, lead[0]))
     return layout, from_right
 
 
@@ -137,7 +137,7 @@ class Concatenation(Rule):
                 return None
             wants[name] = Sliced(sliced[0].layout.like(size), dim)
         layout = sliced[0].layout.joined([wants[name].layout for name in operands])
-        return Flow(wants, Sliced(layout, dim))
+        return None if layout is None else Flow(wants, Sliced(layout, dim))
 
 
 class Stacking(Rule):

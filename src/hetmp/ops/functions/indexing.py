@@ -39,7 +39,8 @@ class Indexing(Rule):
         axis, index = indexed
         if index == slice(None):
             return Sliced(source.layout, axis)
-        bounds = _bounds(index, source.layout.total)
+        length = source.layout.length
+        bounds = None if length is None else _bounds(index, length)
         layout = None if bounds is None else source.layout.cut(*bounds)
         return None if layout is None else Sliced(layout, axis)
 
@@ -112,7 +113,9 @@ class Narrow(Rule):
             return source
         if not isinstance(start, int) or not isinstance(length, int):
             return None
-        start %= source.layout.total
+        if source.layout.length is None:
+            return None
+        start %= source.layout.length
         layout = source.layout.cut(start, start + length)
         return None if layout is None else Sliced(layout, source.axis)
 

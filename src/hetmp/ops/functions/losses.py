@@ -42,35 +42,42 @@ class Loss(Rule[_Loss]):
 
         *run*, *group* and *device* are as in ``Rule.local``.
         """
-        part, local = _part(run, group), copy.deepcopy(run.whole_layer)
-        if part is not None:
-            _LossPart(local, part)
+        layout, local = _meant(run), copy.deepcopy(run.whole_layer)
+        if layout is not None:
+            _LossPart(local, layout, group.rank)
         return local
 
     def function(self, run: OperatorRun[Layout, _Loss], group: Group) -> Function:
-        part = _part(run, group)
-        if part is None:
+        layout = _meant(run)
+        if layout is None:
             return super().function(run, group)
-        if part == 0:  # the mean of no elements is not a number; their sum has its shape
-            return lambda *args, **kwargs: run.call.invoke(args, {**kwargs, "reduction": "sum"})
-        return lambda *args, **kwargs: run.call.invoke(args, kwargs) * part
+
+        def mean(*args: object, **kwargs: object) -> object:
+            part = layout.counts[group.rank] / layout.total
+            if part == 0:  # the mean of no elements is not a number; their sum has its shape
+                kwargs = {**kwargs, "reduction": "sum"}
+            return run.call.invoke(args, kwargs) * (part or 1)
+
+        return mean
 
 
 class _LossPart(OwnForward):
     """This rank's part of a mean."""
 
-    def __init__(self, layer: _Loss, part: float) -> None:
-        mine = copy.deepcopy(layer)
-        if part == 0:
-            mine.reduction = "sum"  # see above
+    def __init__(self, layer: _Loss, layout: Layout, rank: int) -> None:
+        mean, total = copy.deepcopy(layer), copy.deepcopy(layer)
+        total.reduction = "sum"  # see above
         super().__init__(layer)
-        self._mine, self._part = Follower(layer, mine), part
+        self._mean, self._sum = Follower(layer, mean), Follower(layer, total, apart=("reduction",))
+        self._layout, self._rank = layout, rank
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the summand of a loss."""
-        self._mine.follow()
-        loss: Tensor = self._mine.copy(*args, **kwargs)
-        return loss * self._part
+        part = self._layout.counts[self._rank] / self._layout.total
+        mine = self._mean if part else self._sum
+        mine.follow()
+        loss: Tensor = mine.copy(*args, **kwargs)
+        return loss * (part or 1)
 
 
 def _reduction(call: Call[_Loss]) -> str:
@@ -79,12 +86,11 @@ def _reduction(call: Call[_Loss]) -> str:
     return str(call.kwargs.get("reduction", "mean"))
 
 
-def _part(run: OperatorRun[Layout, _Loss], group: Group) -> float | None:
-    """Return the fraction of a mean's elements on this rank; None if it is no mean of a part."""
+def _meant(run: OperatorRun[Layout, _Loss]) -> Layout | None:
+    """Return how the elements of a mean lie over the ranks; None if it is no mean of a part."""
     if run.target != PARTIAL or _reduction(run.call) != "mean":
         return None
-    layout = next(want.layout for want in run.flow.wants.values() if isinstance(want, Sliced))
-    return layout.counts[group.rank] / layout.total
+    return next(want.layout for want in run.flow.wants.values() if isinstance(want, Sliced))
 
 
 class CosineSimilarity(Rule):

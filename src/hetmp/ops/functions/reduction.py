@@ -36,10 +36,15 @@ class Reduction(Rule):
         source = run.source
         if run.target != PARTIAL or run.call.title == "sum" or not isinstance(source, Sliced):
             return super().function(run, group)
-        part = source.layout.counts[group.rank] / source.layout.total
-        if not part:
-            return torch.sum  # the mean of no elements is not a number; their sum has its shape
-        return lambda *args, **kwargs: run.call.invoke(args, kwargs) * part
+        layout = source.layout
+
+        def mean(*args: object, **kwargs: object) -> object:
+            part = layout.counts[group.rank] / layout.total
+            if not part:  # the mean of no elements is not a number; their sum has its shape
+                return torch.sum(*args, **kwargs)  # type: ignore[call-overload]
+            return run.call.invoke(args, kwargs) * part
+
+        return mean
 
 
 def _reduced_axes(call: Call) -> list[int] | None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
-from hetmp.core.state import L, Sliced, State, States
+from hetmp.core.state import L, Sliced, State, States, is_batch
 from hetmp.ops.call import Call, Flow, Function, OperatorRun, Shape
 from hetmp.ops.own_forward import OwnForward
 from hetmp.ops.rule import Rule, sized, whole_of
@@ -40,9 +40,9 @@ class Reshape(Rule):
         return flow and Flow({**flow.wants, **{name: states[name] for name in others}}, flow.gives)
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:
-        if not _is_consistent(call):
+        if not _is_consistent(call) and source.layout.length is not None:
             # The size of the image is unknown, but its length when flattened is known.
-            size, rest = divmod(call.result.shape[-1] or 0, source.layout.total)
+            size, rest = divmod(call.result.shape[-1] or 0, source.layout.length)
             plain = source.axis == 1 and call.result.dims == 2 and size > 0 == rest
             return Sliced(source.layout.scaled(size), 1) if plain else None
         runs = {
@@ -101,7 +101,9 @@ def _through(
         return None
     layout = source.layout.scaled(math.prod(size for size in behind if size is not None))
     # Now the run is one axis cut by the layout, and is split into the new axes.
-    left = layout.total
+    if layout.length is None:
+        return _split_batch(layout, new_shape, new)
+    left = layout.length
     for axis in new:
         size = new_shape[axis]
         if axis == new[-1]:
@@ -120,6 +122,22 @@ def _through(
         if part is None:
             return None
         layout = part
+    return None
+
+
+def _split_batch(layout: L, new_shape: Shape, new: range) -> State[L] | None:
+    """Return how the first of the *new* axes is cut that has the images of the batch.
+
+    Their number is None among the sizes in *new_shape*.
+    """
+    for axis in new:
+        if new_shape[axis] == 1:
+            continue
+        inner = [new_shape[behind] for behind in new if behind > axis]
+        if new_shape[axis] is not None or None in inner:
+            return None
+        images = layout.grouped(math.prod(size for size in inner if size is not None))
+        return None if images is None else Sliced(images, axis)
     return None
 
 
@@ -152,7 +170,10 @@ class _LocalReshape:
             return x.reshape(shape)
         assert isinstance(target, Sliced)
         run = _run_of(whole, shape, source.axis)
-        if run is None or _through(source, tuple(whole), tuple(shape), *run) != target:
+        sizes: list[int | None] = list(shape)
+        if is_batch(target):
+            sizes[target.axis] = None
+        if run is None or _through(source, tuple(whole), tuple(sizes), *run) != target:
             raise HetmpError(
                 f"the model was not sliced for a {call.title} of {tuple(whole)} to {tuple(shape)}: "
                 "give slice_model an example_input of the sizes that it will meet"
@@ -188,7 +209,7 @@ class Repeat(Rule):
         if not isinstance(times, int) or times < 1:
             return None
         layout = source.layout.joined([source.layout] * times)
-        return Sliced(layout, call.result.dims + from_right)
+        return None if layout is None else Sliced(layout, call.result.dims + from_right)
 
 
 class RepeatInterleave(Rule):

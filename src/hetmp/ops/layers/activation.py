@@ -55,6 +55,7 @@ class PReLU(Rule[nn.PReLU]):
     """PReLU: a slope per channel is cut like the channels; a single slope is replicated."""
 
     layers = (nn.PReLU,)
+    by_image = True
     forms: ClassVar = {F.prelu: LayerForm(("input", "weight"), ("weight",), _prelu)}
 
     def input_channels(self, layer: nn.PReLU) -> int | None:
@@ -91,6 +92,7 @@ class AcrossChannels(Rule):
     """Activations whose outputs need channels of other ranks."""
 
     layers = (nn.Softmax2d, nn.LocalResponseNorm, nn.CrossMapLRN2d)
+    by_image = True
     functions = (F.local_response_norm,)
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:

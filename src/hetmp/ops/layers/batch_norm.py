@@ -1,13 +1,20 @@
-"""Batch and instance normalization: statistics are per channel, so slices need no exchange."""
+"""Batch and instance normalization: statistics are per channel.
 
+So slices of channels need no exchange; for slices of the batch see ``shared_batch_norm.py``.
+"""
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
+from hetmp.cluster import Group
 from hetmp.core.partition import Layout
-from hetmp.core.state import L, Sliced, State
-from hetmp.ops.call import Call, OperatorRun
+from hetmp.core.state import L, Sliced, State, States, is_batch
+from hetmp.ops.call import Call, Flow, OperatorRun
 from hetmp.ops.idle import Idle
+from hetmp.ops.layers.shared_batch_norm import SharedBatchNorm
 from hetmp.ops.rule import Cuts, Rule, cut_along
 
 _DIMS = {
@@ -28,14 +35,23 @@ class ChannelNorm(Rule[_NormBase]):
     layers = tuple(_DIMS)
     keeps_shape = True
     harmless = ("eps", "momentum")
+    by_image = True
     runs_empty = False
+
+    def flow(self, call: Call[_NormBase], states: States[L]) -> Flow[L] | None:
+        layer = call.whole_layer
+        # Running statistics of an instance norm are means over the batch.
+        tracks = isinstance(layer, _InstanceNorm) and layer.track_running_stats
+        if tracks and any(map(is_batch, states.values())):
+            return None
+        return super().flow(call, states)
 
     def input_dims(self, layer: _NormBase) -> int | None:
         return next(dims for kind, dims in _DIMS.items() if type(layer) is kind)
 
     def input_channels(self, layer: _NormBase) -> int | None:
         # An instance norm without tensors does not look at the number it was made for.
-        bare = isinstance(layer, nn.modules.instancenorm._InstanceNorm) and not any(
+        bare = isinstance(layer, _InstanceNorm) and not any(
             getattr(layer, name) is not None for name in _CUT
         )
         return None if bare else int(layer.num_features)
@@ -49,6 +65,18 @@ class ChannelNorm(Rule[_NormBase]):
     def resize(self, layer: _NormBase, run: OperatorRun[Layout, _NormBase], count: int) -> None:
         """Set the number of features of *layer* to *count*; *run* is as in ``Rule.resize``."""
         layer.num_features = count
+
+    def local(
+        self, run: OperatorRun[Layout, _NormBase], group: Group, device: torch.device
+    ) -> nn.Module:
+        """Return the norm of this rank's channels, or of its images: then the ranks exchange.
+
+        *run*, *group* and *device* are as in ``Rule.local``.
+        """
+        local = super().local(run, group, device)
+        if is_batch(run.source) and isinstance(local, _BatchNorm) and group.size > 1:
+            SharedBatchNorm(local, group, run.wire)
+        return local
 
     def idle(self, layer: _NormBase, run: OperatorRun[Layout, _NormBase]) -> None:
         """Let *layer* run without channels, as in ``Rule.idle``; a batch norm counts its batches.
@@ -68,6 +96,7 @@ class BareNorm(Rule):
     """Instance and layer norm functions without parameters, over axes that are not cut."""
 
     functions = (F.instance_norm, F.layer_norm)
+    by_image = True
     runs_empty = False
 
     def unfit(self, call: Call) -> str | None:

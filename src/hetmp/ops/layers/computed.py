@@ -92,7 +92,7 @@ class ComputedWeight(Mixing[Computed]):
         return _rule(layer).groups(layer.plain)
 
     def schemes(self, layer: Computed) -> tuple[SchemeName, ...]:
-        return "filters", "whole"
+        return "filters", "batch", "whole"
 
     def why_not(self, layer: Computed) -> str:
         return "computes its weight"

@@ -68,7 +68,7 @@ class Convolution(Mixing[_ConvNd]):
         return int(layer.out_channels)
 
     def schemes(self, layer: _ConvNd) -> tuple[SchemeName, ...]:
-        return super().schemes(layer) if layer.groups == 1 else ("filters", "whole")
+        return super().schemes(layer) if layer.groups == 1 else ("filters", "batch", "whole")
 
     def input_state(self, layer: _ConvNd, layout: L, axis: int) -> State[L] | None:
         if layer.groups == 1:

@@ -43,6 +43,7 @@ class Dropout(Rule[_DropoutNd]):
     random = ("dropout",)
     keeps_shape = True
     harmless = ("p",)
+    by_image = True
 
     def unfit(self, call: Call[_DropoutNd]) -> str | None:
         if call.layer is None and not all(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hetmp.cluster import Group
 from hetmp.core.open_axis import Axis
 from hetmp.core.partition import Layout
-from hetmp.core.state import FULL, PARTIAL, L, Sliced, State
+from hetmp.core.state import FULL, PARTIAL, L, Sliced, State, channels_of
 from hetmp.exchange import Exchange
 from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.own_forward import OwnForward
@@ -40,6 +40,7 @@ class GroupNorm(Rule[nn.GroupNorm]):
     """Group norm of (n, c, ...): a mean and a variance per sample and group of channels."""
 
     layers = (nn.GroupNorm,)
+    by_image = True
     harmless = ("eps",)
     forms: ClassVar = {
         F.group_norm: LayerForm(
@@ -76,7 +77,7 @@ class GroupNorm(Rule[nn.GroupNorm]):
 
         *run*, *group* and *device* are as in ``Rule.local``.
         """
-        layout = run.source.layout if isinstance(run.source, Sliced) else None
+        layout = channels_of(run.source)
         size = _group_size(run.whole_layer)
         if layout is None or group.size == 1 or layout.grouped(size) is not None:
             return super().local(run, group, device)

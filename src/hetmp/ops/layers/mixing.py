@@ -23,6 +23,7 @@ class Mixing(Rule[M]):
     | --- | --- | --- |
     | filters | full -> sliced | its output filters |
     | inputs | sliced -> partial | the input channels of every filter |
+    | batch | sliced along the batch -> the same | everyone, the same |
     | whole | full -> full | everyone, the same |
     """
 

@@ -36,6 +36,7 @@ _FUNCTIONS = {
 class Pooling(Spared):
     """Pooling: spatial axes shrink; channels, also of returned indices, stay where they are."""
 
+    by_image = True
     layers = tuple(layer for layers in _DIMS.values() for layer in layers)
     functions = tuple(_FUNCTIONS)
     runs_empty = False

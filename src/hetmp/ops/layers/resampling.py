@@ -9,7 +9,7 @@ from hetmp.core.state import L, Sliced, State
 from hetmp.ops.call import Call, OperatorRun
 from hetmp.ops.idle import IdleAxes
 from hetmp.ops.rule import Rule
-from hetmp.ops.spared import Spared
+from hetmp.ops.spared import Spared, SparedImages
 
 _PADS = ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad")
 
@@ -18,6 +18,7 @@ class Resampling(Rule):
     """Changes of the number of pixels, channel by channel."""
 
     layers = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+    by_image = True
     functions = (F.interpolate, F.upsample)
     runs_empty = False
 
@@ -44,10 +45,11 @@ class Padding(Rule):
         return source if source.axis < call.operand.dims - len(padding) // 2 else None
 
 
-class PixelShuffle(Rule):
+class PixelShuffle(SparedImages):
     """(n, c * r * r, h, w) -> (n, c, h * r, w * r): r * r channels become one."""
 
     layers = (nn.PixelShuffle,)
+    by_image = True
     functions = (F.pixel_shuffle,)
     runs_empty = False
 
@@ -62,10 +64,11 @@ class PixelShuffle(Rule):
         return {**super().idle_axes(run), "width": width}
 
 
-class PixelUnshuffle(Rule):
+class PixelUnshuffle(SparedImages):
     """(n, c, h * r, w * r) -> (n, c * r * r, h, w): each channel becomes a block of r * r."""
 
     layers = (nn.PixelUnshuffle,)
+    by_image = True
     functions = (F.pixel_unshuffle,)
     runs_empty = False
 
@@ -85,6 +88,7 @@ class ChannelShuffle(Rule):
     """(n, g * c, ...) -> (n, c * g, ...): channels of g groups take turns."""
 
     layers = (nn.ChannelShuffle,)
+    by_image = True
     functions = (F.channel_shuffle,)
     runs_empty = False
 
@@ -101,6 +105,7 @@ class Patches(Spared):
     """(n, c, h, w) -> (n, c * window, patches), a block per channel; or the inverse."""
 
     layers = (nn.Unfold, nn.Fold)
+    by_image = True
     functions = (F.unfold, F.fold)
 
     def gives(self, call: Call, source: Sliced[L]) -> State[L] | None:

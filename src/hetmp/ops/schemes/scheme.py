@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from hetmp.ops.layers.mixing import Mixing
     from hetmp.ops.rule import M
 
-SchemeName = Literal["filters", "inputs", "whole"]
+SchemeName = Literal["filters", "inputs", "batch", "whole"]
 """The schemes' names in plans and commands."""
 
 
@@ -25,6 +25,9 @@ class Scheme(ABC):
 
     cuts_outputs: ClassVar[bool] = True
     """Whether the layer's output channels are divided among the ranks, as its plan says."""
+
+    cuts_batch: ClassVar[bool] = False
+    """Whether a rank computes all channels of some images."""
 
     @abstractmethod
     def takes(

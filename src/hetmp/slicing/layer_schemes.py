@@ -1,0 +1,70 @@
+"""Which layers follow which scheme, as a user says it in a word."""
+
+from collections.abc import Mapping
+
+from hetmp.core.errors import HetmpError
+from hetmp.ops import SCHEMES, Mixing, SchemeName
+from hetmp.slicing.batch_axis import batch_axis, images_of, no_batch_axis
+from hetmp.slicing.graph import ModelGraph, Node
+
+WORDS = "filters, batch or batch:K"
+"""What may be said, for messages."""
+
+
+def layer_schemes(
+    graph: ModelGraph, schemes: str | Mapping[str, SchemeName]
+) -> dict[str, SchemeName]:
+    """Return the schemes of the mixing layers that do not follow ``filters``, by path.
+
+    Args:
+        graph: the model.
+        schemes: ``filters``; ``batch``, for every layer whose input has the batch as an axis;
+            ``batch:K``, for the first K mixing layers; or a scheme by a layer's path.
+
+    Raises:
+        HetmpError: it is none of these, K is out of range, or one of the first K layers cannot
+            follow ``batch``.
+    """
+    if not isinstance(schemes, str):
+        return _checked(graph, schemes)
+    word, colon, number = schemes.partition(":")
+    nodes = list({node.path: node for node in graph.mixing()}.values())
+    if schemes == "filters":
+        return {}
+    if schemes == "batch":
+        return {node.path: "batch" for node in nodes if _has_batch(graph, node)}
+    if word != "batch" or not colon or not number.isdecimal():
+        raise HetmpError(f"schemes {schemes!r} are not known: give {WORDS}")
+    first = int(number)
+    if first > len(nodes):
+        raise HetmpError(
+            f"schemes {schemes!r}: the model has {len(nodes)} layers that mix channels: give K "
+            f"from 0 to {len(nodes)}"
+        )
+    for node in nodes[:first]:
+        if not _has_batch(graph, node):
+            raise HetmpError(no_batch_axis(node))
+    return {node.path: "batch" for node in nodes[:first]}
+
+
+def _checked(graph: ModelGraph, schemes: Mapping[str, SchemeName]) -> dict[str, SchemeName]:
+    paths = {node.path for node in graph.mixing()}
+    for path, scheme in schemes.items():
+        if path not in paths:
+            raise HetmpError(f"schemes name {path!r}, which is not a layer that mixes channels")
+        if scheme not in SCHEMES:
+            raise HetmpError(f"scheme {scheme!r} of {path!r} is not one of {', '.join(SCHEMES)}")
+    return {path: scheme for path, scheme in schemes.items() if scheme != "filters"}
+
+
+def _has_batch(graph: ModelGraph, node: Node) -> bool:
+    """Return whether the input of a layer has the batch as an axis, wherever it is called."""
+    for trace in graph.traces:
+        images = images_of(trace)
+        for call in trace.nodes:
+            if call.path == node.path and isinstance(call.rule, Mixing) and call.reason is None:
+                operand = call.call.operand
+                axis = call.rule.channel_axis(call.call.whole_layer, operand.dims)
+                if batch_axis(operand, images, axis) is None:
+                    return False
+    return True
