@@ -1,6 +1,7 @@
 """Exchanges: the only place that moves activations and parameters between ranks."""
 
-from hetmp.exchange.exchange import BackwardSum, Exchange, Pending, alias, dual, leave, save_token
+from hetmp.exchange.entry import BackwardSum, EnteredParameters, ParameterEntry, is_pending
+from hetmp.exchange.exchange import Exchange, Pending, alias, dual, leave, save_token
 from hetmp.exchange.moves import Carriage, Counter, Move, collective
 from hetmp.exchange.plain_tensors import plain_tensors, users_tensors
 from hetmp.exchange.shared import free_slots, take_back, tidy
@@ -11,8 +12,10 @@ __all__ = [
     "BackwardSum",
     "Carriage",
     "Counter",
+    "EnteredParameters",
     "Exchange",
     "Move",
+    "ParameterEntry",
     "Pending",
     "alias",
     "collect",
@@ -20,6 +23,7 @@ __all__ = [
     "distribute",
     "dual",
     "free_slots",
+    "is_pending",
     "leave",
     "plain_tensors",
     "received",

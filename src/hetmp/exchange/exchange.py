@@ -7,7 +7,7 @@
 | partial -> full | Allreduce | Allreduce |
 | full -> sliced | keep my channels | zeros elsewhere |
 | sliced(p) -> sliced(q), on one axis or on two | Alltoallv | Alltoallv |
-| full -> full, on entry | nothing | Allreduce |
+| full -> full, on entry: see ``entry.py`` | nothing | Allreduce |
 
 The backward column is not written down anywhere below: it is the move from the dual of the
 target to the dual of the source, where full and partial are each other's dual.
@@ -241,80 +241,6 @@ class _Wait(torch.autograd.Function):
         ctx.flight.backward = ctx.flight.exchange.move_back(gradient, ctx.flight.how)
         # The real gradient is under way: _Start returns it and ignores this placeholder.
         return gradient.new_zeros(()).expand(ctx.shape), None
-
-
-class BackwardSum(nn.Module):
-    """full -> full on entry: nothing forward, one Allreduce of all the gradients backward.
-
-    For tensors that every rank holds whole and whose gradient is partial: the user's input and
-    replicated parameters. The gradients travel together, in the dtype *wire* if it is not None.
-    """
-
-    def __init__(self, group: Group, wire: str | None = None, value: str = "gradients") -> None:
-        super().__init__()
-        self.group, self.wire, self.value = group, wire, value
-        self.backward_counter = Counter()
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors, on the same memory, with gradients summed over the ranks.
-
-        Takes full tensors of any shape. Not collective; the backward pass is.
-        """
-        wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
-        if self.group.size == 1 or not wanted or not torch.is_grad_enabled():
-            return tensors
-        entered = list(tensors)
-        aliases = _Enter.apply(self, *(tensors[i] for i in wanted))
-        for i, alias in zip(wanted, aliases, strict=True):
-            entered[i] = alias
-        return tuple(entered)
-
-    def extra_repr(self) -> str:
-        return "full -> full"
-
-
-class _Enter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, entry: BackwardSum, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.entry = entry
-        ctx.like = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
-        ctx.set_materialize_grads(False)
-        save_token(ctx, tensors[0])
-        return tuple(alias(tensor) for tensor in tensors)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors
-        entry: BackwardSum = ctx.entry
-        summed: list[Tensor | None] = [None] * len(gradients)
-        for dtype, device in dict.fromkeys((dtype, device) for _, dtype, device in ctx.like):
-            same = [i for i, like in enumerate(ctx.like) if like[1:] == (dtype, device)]
-            summands = [gradients[i] for i in same]
-            # After the gradients, the number of ranks that have each: unused on all means None.
-            used = [torch.tensor([g is not None for g in summands], dtype=dtype, device=device)]
-            flat = torch.cat(
-                [
-                    used[0].new_zeros(ctx.like[i][0].numel()) if g is None else g.reshape(-1)
-                    for i, g in zip(same, summands, strict=True)
-                ]
-                + used
-            )
-            move = moves.start(
-                entry.group,
-                flat,
-                PARTIAL,
-                FULL,
-                entry.backward_counter,
-                wire=entry.wire,
-                blocking=True,
-                value=entry.value,
-                direction="backward",
-            )
-            *parts, users = move.wait().split([*(ctx.like[i][0].numel() for i in same), len(same)])
-            for i, part, count in zip(same, parts, users.tolist(), strict=True):
-                summed[i] = part.view(ctx.like[i][0]) if count else None
-        return None, *summed
 
 
 def leave(group: Group, x: Tensor) -> Tensor:

@@ -111,6 +111,9 @@ class Forward:
                 inner._run(order)
             return tuple(inner.values[name] for name in part.results)
 
+        for order in part.orders:
+            for name in order.entered.values():
+                self.entered[name]  # outside of what is computed again
         # A rank with few channels saves fewer tensors, but all must run the same exchanges again.
         with set_checkpoint_early_stop(False):
             results = checkpoint(

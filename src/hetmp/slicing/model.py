@@ -12,7 +12,7 @@ from typing_extensions import Self
 from hetmp.cluster import AgreedError, Group
 from hetmp.core.batch_layout import arrived
 from hetmp.core.errors import HetmpError
-from hetmp.exchange import leave, plain_tensors
+from hetmp.exchange import EnteredParameters, leave, plain_tensors
 from hetmp.ops import Seeds, filled
 from hetmp.slicing.block import Part
 from hetmp.slicing.forward import Forward
@@ -163,11 +163,13 @@ class SlicedModel(NotPickled, Part):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _entered(self, mode: int) -> dict[str, Tensor]:
+    def _entered(self, mode: int) -> EnteredParameters:
         """Return the replicated parameters, with gradients summed over the ranks."""
-        names = self.hetmp.replicated(mode)
-        parameters = (self.get_parameter(name) for name in names)
-        return dict(zip(names, self.hetmp.parameter_entry(*parameters), strict=True))
+        bundles = [
+            {name: self.get_parameter(name) for name in names}
+            for names in self.hetmp.replicated(mode)
+        ]
+        return self.hetmp.parameter_entry.begin(bundles)
 
     def _attribute(self, path: str, entered: Mapping[str, Tensor], device: torch.device) -> Any:
         graph = self.hetmp.graph

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hetmp.cluster import AgreedError
-from hetmp.exchange import plain_tensors
+from hetmp.exchange import is_pending, plain_tensors
 from hetmp.slicing.shares import CutParameter, CutTensor
 
 _MATRIX = "adam, adamw or hetmp's lamb"
@@ -125,12 +125,14 @@ def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
     Raises:
         AgreedError: on every rank, before anything is changed, where the optimizer has a parameter
-            that is cut over several ranks, or only parameters of a module that was sliced, without
-            gradients. All ranks run the same loop, so all raise.
+            that is cut over several ranks, one whose gradient is not summed yet, or only
+            parameters of a module that was sliced, without gradients. All ranks run the same loop,
+            so all raise.
     """
     reason = reason_against(type(optimizer))
     if reason is not None:
         _refuse_on_slices(optimizer, reason)
+    _refuse_summands(optimizer)
     if optimizer not in _seen:
         _refuse_of_original(optimizer)
         _seen.add(optimizer)
@@ -144,6 +146,15 @@ def _refuse_on_slices(optimizer: torch.optim.Optimizer, reason: str) -> None:
                     f"{type(optimizer).__name__} is wrong on the slices of "
                     f"{parameter.hetmp_share.origin.name!r}: {reason}"
                 )
+
+
+def _refuse_summands(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        if any(map(is_pending, group["params"])):
+            raise AgreedError(
+                f"{type(optimizer).__name__} would step on gradients that are not summed over the "
+                "ranks: do the last backward pass before it outside of sum_later()"
+            )
 
 
 def _refuse_of_original(optimizer: torch.optim.Optimizer) -> None:

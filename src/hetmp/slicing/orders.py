@@ -10,6 +10,9 @@ from hetmp.slicing.graph import ModelGraph
 from hetmp.slicing.schedule import CallStep, HookedStep, Program, ProgramStep, takers
 from hetmp.slicing.table import Table
 
+BUNDLE = 4 * 2**20
+"""Bytes: gradients of replicated parameters travel together from here on."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -68,13 +71,14 @@ class Running:
         program: its steps and what it returns.
         orders: its steps, in order.
         sections: the same, with the steps of each gradient checkpoint together.
-        replicated: the names of its parameters that every rank holds whole.
+        replicated: the names of its parameters that every rank holds whole, in the bundles in which
+            their gradients travel.
     """
 
     program: Program
     orders: tuple[Order, ...]
     sections: tuple[Section, ...]
-    replicated: tuple[str, ...]
+    replicated: tuple[tuple[str, ...], ...]
 
 
 def step_key(mode: int, step: ProgramStep) -> str:
@@ -164,10 +168,23 @@ def _entered(step: ProgramStep, graph: ModelGraph, table: Table) -> dict[str, st
 
 def _replicated(
     orders: tuple[Order, ...], program: Program, graph: ModelGraph, table: Table
-) -> tuple[str, ...]:
-    names = dict.fromkeys(name for order in orders for name in order.entered.values())
+) -> tuple[tuple[str, ...], ...]:
+    """Bundle the replicated parameters, in the order in which they are first needed.
+
+    The bundles of the last ones are full: their gradients come first, and have most time to travel.
+    """
+    names: dict[str, None] = {}
     for path in program.attributes.values():
         # Of a parameter that is cut only its dtype and device are asked.
         if path in table and table[path].parameter and table[path].state == FULL:
             names[graph.aliases.get(path, path)] = None
-    return tuple(names)
+    names |= dict.fromkeys(name for order in orders for name in order.entered.values())
+    bundles: list[list[str]] = []
+    size = float("inf")
+    for name in reversed(names):
+        if size >= BUNDLE:
+            bundles.insert(0, [])
+            size = 0
+        bundles[0].insert(0, name)
+        size += table[name].shape.numel() * table[name].dtype.itemsize
+    return tuple(map(tuple, bundles))

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout
 from hetmp.core.state import State
-from hetmp.exchange import BackwardSum, Exchange
+from hetmp.exchange import BackwardSum, Exchange, ParameterEntry
 from hetmp.ops import Seeds, keyed_dropouts
 from hetmp.slicing.block import Part
 from hetmp.slicing.graph import Mode, ModelGraph
@@ -90,7 +91,7 @@ class Runtime(nn.Module):
         self.repeated = nn.ModuleDict()
         self.functions: dict[str, Callable[..., Any]] = {}
         self.input_entry = BackwardSum(group, tuning.wire, "the inputs' gradients")
-        self.parameter_entry = BackwardSum(
+        self.parameter_entry = ParameterEntry(
             group, tuning.wire, "the replicated parameters' gradients"
         )
         self.take(graph, schedule)
@@ -236,9 +237,19 @@ class Runtime(nn.Module):
         title = self._titles.get(source, source)
         return Exchange(self.group, step.before, step.after, self.tuning.wire, title)
 
-    def replicated(self, mode: int) -> tuple[str, ...]:
-        """Return the names of a program's parameters that every rank holds whole."""
+    def replicated(self, mode: int) -> tuple[tuple[str, ...], ...]:
+        """Return the names of a program's parameters that every rank holds whole, in bundles."""
         return self._running[mode].replicated
+
+    def sum_later(self) -> AbstractContextManager[None]:
+        """Let backward passes in here leave the gradients of replicated parameters unsummed.
+
+        For gradients of several batches before a step: the first backward pass outside sums them
+        together with its own, in one go. Until then they are this rank's summands, which an
+        optimizer refuses. Gradients that ``torch.autograd.grad`` returns in here are summands, too.
+        Not collective.
+        """
+        return self.parameter_entry.sum_later()
 
     def callee(self, model: nn.Module, mode: int, step: CallStep) -> Callable[..., Any]:
         """Return the layer of *model*, or the function, that a step calls.
