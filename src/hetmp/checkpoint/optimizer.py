@@ -13,7 +13,9 @@ from hetmp.checkpoint.format import OPTIMIZER, escaped, stored_dtype, unescaped
 from hetmp.checkpoint.items import Item, as_stored, dtype_name, tensor_item
 from hetmp.cluster import AgreedError, Group
 from hetmp.core.errors import HetmpError
+from hetmp.core.state import State
 from hetmp.slicing import SlicedModel
+from hetmp.slicing.step_shares import step_share, whole_of_steps
 
 Optimizer = torch.optim.Optimizer
 
@@ -34,7 +36,7 @@ def optimizer_items(model: SlicedModel, optimizer: Optimizer) -> Iterator[Item]:
         }
     known = _union(group, own)
     held = {name: state for name, _, state in _states(model, optimizer)}
-    parameters = dict(model.named_parameters())
+    parameters = stepped(model, optimizer)
     for name, keys in known.items():
         for key, entry in keys.items():
             path = f"{OPTIMIZER}/{escaped(name)}/{escaped(key)}"
@@ -43,9 +45,10 @@ def optimizer_items(model: SlicedModel, optimizer: Optimizer) -> Iterator[Item]:
                 yield Item(path, (), entry["dtype"], None, number)
                 continue
             value = held.get(name, {}).get(key)
+            parameter, cut = parameters[name]
             if value is None:  # nothing of the parameter is here, so no step was made
-                value = torch.zeros_like(parameters[name], dtype=getattr(torch, entry["dtype"]))
-            yield tensor_item(path, table[name].shape, table[name].state, value)
+                value = torch.zeros_like(parameter, dtype=getattr(torch, entry["dtype"]))
+            yield tensor_item(path, table[name].shape, cut, value)
 
 
 def settings(model: SlicedModel, optimizer: Optimizer) -> str:
@@ -103,27 +106,45 @@ def restore_settings(model: SlicedModel, optimizer: Optimizer, text: str) -> Non
                 group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
 
 
+def stepped(model: SlicedModel, optimizer: Optimizer) -> dict[str, tuple[Tensor, State]]:
+    """Return what this rank steps of each parameter, and how the whole is cut for that, by name.
+
+    The parameter as the rank holds it; rows of it where the ranks share the steps.
+    """
+    table = model.hetmp.table
+    tensors: dict[str, tuple[Tensor, State]] = {
+        name: (parameter, table[name].state) for name, parameter in model.named_parameters()
+    }
+    names = _names(model)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            share = step_share(parameter)
+            if share is not None:
+                tensors[_name(names, parameter)] = parameter, share.state
+    return tensors
+
+
 def state_targets(
-    model: SlicedModel, below: Mapping[str, Stored]
-) -> Iterator[tuple[str, str, Tensor, Stored]]:
-    """Yield (parameter, key, parameter's tensor, dataset) for each dataset of ``/optimizer``.
+    parameters: Mapping[str, tuple[Tensor, State]], below: Mapping[str, Stored]
+) -> Iterator[tuple[str, str, Tensor, State, Stored]]:
+    """Yield (parameter, key, tensor, its cut, dataset) for each dataset of ``/optimizer``.
 
     Args:
+        parameters: what ``stepped`` returns.
         below: the datasets there, by path below ``/optimizer``.
 
     Raises:
         HetmpError: state of a parameter that the model does not have.
     """
-    parameters = dict(model.named_parameters())
     for path, stored in below.items():
         name, _, key = path.partition("/")
-        parameter = parameters.get(unescaped(name))
-        if parameter is None:
+        if unescaped(name) not in parameters:
             raise HetmpError(
                 f"the checkpoint has optimizer state for {unescaped(name)!r}, which is not a "
                 "parameter of this model"
             )
-        yield unescaped(name), unescaped(key), parameter, stored
+        tensor, cut = parameters[unescaped(name)]
+        yield unescaped(name), unescaped(key), tensor, cut, stored
 
 
 def _states(
@@ -169,6 +190,7 @@ def _names(model: SlicedModel) -> dict[int, str]:
 
 
 def _name(names: Mapping[int, str], parameter: Tensor) -> str:
+    parameter = whole_of_steps(parameter)
     if id(parameter) not in names:
         raise HetmpError(
             "the optimizer has a parameter that is not the sliced model's: make it from "

@@ -29,7 +29,13 @@ from hetmp.checkpoint.format import (
     unescaped,
 )
 from hetmp.checkpoint.items import Item, tensor_item
-from hetmp.checkpoint.optimizer import optimizer_items, restore_settings, settings, state_targets
+from hetmp.checkpoint.optimizer import (
+    optimizer_items,
+    restore_settings,
+    settings,
+    state_targets,
+    stepped,
+)
 from hetmp.checkpoint.reader import (
     Seen,
     Target,
@@ -207,12 +213,13 @@ def _optimizer_targets(
         )
     targets = {}
     below = under(checkpoint.stored, OPTIMIZER)
-    for name, key, parameter, stored in state_targets(model, below):
+    parameters = stepped(model, optimizer)
+    for name, key, parameter, cut, stored in state_targets(parameters, below):
         dtype = getattr(torch, stored.dtype)
         entry = model.hetmp.table[name]
         if stored.sizes == tuple(entry.shape) and stored.sizes:
             tensor = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-            targets[name, key] = Target(stored.path, stored.sizes, entry.state, tensor)
+            targets[name, key] = Target(stored.path, stored.sizes, cut, tensor)
         else:
             targets[name, key] = Target(stored.path, (), FULL, torch.empty((), dtype=dtype))
     check_targets(checkpoint, list(targets.values()))
@@ -225,7 +232,7 @@ def _adopt(
 ) -> None:
     """Make the tensors that were read the optimizer's state."""
     optimizer.state.clear()
-    parameters = dict(model.named_parameters())
+    parameters = stepped(model, optimizer)
     on_device = {
         parameter
         for group in optimizer.param_groups
@@ -233,7 +240,7 @@ def _adopt(
         for parameter in group["params"]
     }
     for (name, key), target in state.items():
-        parameter, value = parameters[name], target.tensor
+        (parameter, _), value = parameters[name], target.tensor
         if parameter in on_device:  # there numbers such as ``step`` live beside the parameter
             value = value.to(parameter.device)
         optimizer.state[parameter][key] = value

@@ -10,3 +10,4 @@ from .scaler import GradScaler as GradScaler
 from .schedule_names import SCHEDULES as SCHEDULES
 from .schedules import make_schedule as make_schedule
 from .schedules import rate as rate
+from .share_steps import share_steps as share_steps

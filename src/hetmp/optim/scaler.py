@@ -1,5 +1,7 @@
 """torch's GradScaler for slices: all ranks skip a step, or none."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from hetmp.cluster import AgreedError
 from hetmp.core.errors import HetmpError
 from hetmp.exchange import plain_tensors
 from hetmp.optim.sliced_model import runtime_of
+from hetmp.slicing.step_shares import whole_of_steps
 
 
 class GradScaler(torch.amp.GradScaler):
@@ -69,8 +72,9 @@ class GradScaler(torch.amp.GradScaler):
         This is where torch looks for overflow, both before a step and for the optimizers that
         unscale for themselves (``fused=True``).
         """
+        wholes: Any = _Wholes(optimizer)  # torch reads the groups' parameters, and no more
         with self._group.together(), plain_tensors():
-            flags = super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
+            flags = super()._unscale_grads_(wholes, inv_scale, found_inf, allow_fp16)
         # A rank without gradients has looked at nothing, which torch takes for a mistake.
         flags.setdefault(found_inf.device, found_inf.clone())
         mine = max(float(flag) for flag in flags.values())
@@ -78,3 +82,13 @@ class GradScaler(torch.amp.GradScaler):
         for flag in flags.values():
             flag.fill_(anywhere)
         return flags
+
+
+class _Wholes:
+    """The whole parameters of an optimizer, some of which it steps a share of."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.param_groups = [
+            {"params": [whole_of_steps(parameter) for parameter in group["params"]]}
+            for group in optimizer.param_groups
+        ]

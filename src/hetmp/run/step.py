@@ -103,8 +103,11 @@ class TrainStep:
         before = [b.clone() for b in self._model.buffers()] if self._skips else []
         loss, correct = 0.0, 0
         part_size = math.ceil(len(images) / self._config.accumulate)
-        for some, their in zip(images.split(part_size), labels.split(part_size), strict=True):
-            part, right = self._gradients(some, their, len(some) / len(images))
+        parts = list(zip(images.split(part_size), labels.split(part_size), strict=True))
+        for number, (some, their) in enumerate(parts, start=1):
+            last = number == len(parts)
+            with nullcontext() if last else self._model.hetmp.sum_later():
+                part, right = self._gradients(some, their, len(some) / len(images))
             loss, correct = loss + part, correct + right
         self._phase("agreeing")
         if self._is_good(loss):

@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from hetmp.cluster import AgreedError
 from hetmp.exchange import is_pending, plain_tensors
 from hetmp.slicing.shares import CutParameter, CutTensor
+from hetmp.slicing.step_shares import whole_of_steps
 
 _MATRIX = "adam, adamw or hetmp's lamb"
 _ADAPTIVE = "adamw with a learning rate of your choice"
@@ -107,7 +108,7 @@ _sliced: dict[int, tuple["weakref.ref[Tensor]", str]] = {}
 _seen: "weakref.WeakSet[torch.optim.Optimizer]" = weakref.WeakSet()
 """Optimizers that have stepped."""
 
-_ELEMENTWISE = frozenset(
+ELEMENTWISE = frozenset(
     getattr(torch.optim, name)
     for name in (
         *("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam"),
@@ -150,7 +151,7 @@ def _refuse_on_slices(optimizer: torch.optim.Optimizer, reason: str) -> None:
 
 def _refuse_summands(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
-        if any(map(is_pending, group["params"])):
+        if any(is_pending(whole_of_steps(parameter)) for parameter in group["params"]):
             raise AgreedError(
                 f"{type(optimizer).__name__} would step on gradients that are not summed over the "
                 "ranks: do the last backward pass before it outside of sum_later()"
@@ -186,7 +187,7 @@ def _forget(key: int, reference: object) -> None:
 @cache
 def _watch() -> None:
     register_optimizer_step_pre_hook(before_step)
-    for kind in _ELEMENTWISE:
+    for kind in ELEMENTWISE:
         if "step" in vars(kind):  # else it has that of another
             _step_undisturbed(kind)
     # torch takes the quick ways (foreach, fused) for parameters of the classes in this list alone.
@@ -202,7 +203,7 @@ def _step_undisturbed(kind: Any) -> None:
     @wraps(step)
     def undisturbed(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         # A subclass, a closure and the hooks of users are followed.
-        if type(self) not in _ELEMENTWISE or args or kwargs or _has_hooks(self):
+        if type(self) not in ELEMENTWISE or args or kwargs or _has_hooks(self):
             return step(self, *args, **kwargs)
         with plain_tensors():
             return step(self)
