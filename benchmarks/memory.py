@@ -16,6 +16,7 @@ malloc is told to give freed memory back at once (mallopt), else the peak is tha
     mpirun -n 2 python benchmarks/memory.py paper-cifar --batch-size 100 --weights 1,1
     mpirun -n 3 python benchmarks/memory.py vgg11 resnet18 --shape 3,32,32 --classes 10 --parts
 
+--schemes cuts layers along the batch; a rank's share is then that of its weight.
 --parts tells what is held when the forward pass is over, and what ran at the peak. Linux only.
 """
 
@@ -43,6 +44,7 @@ from hetmp.cluster import launched
 from hetmp.cluster.device import choose_device
 from hetmp.exchange.arena import Arena
 from hetmp.slicing import PLAIN
+from hetmp.slicing.graph import read_graph
 
 TUNINGS = {
     "default": hetmp.Tuning(),
@@ -212,11 +214,15 @@ def sliced(told: Any, name: str, tuning: hetmp.Tuning, device: torch.device) -> 
     def make() -> Any:
         with torch.device("meta"):
             whole = build(told, name)
+        example = torch.empty(told.batch_size, *told.shape, device="meta")
+        plan = hetmp.plan_from_weights(read_graph(whole, example), told.weights, told.schemes)
         model: Any = hetmp.slice_model(
-            whole, told.weights, comm, init=start, device=device, tuning=tuning
+            whole, plan, comm, init=start, device=device, tuning=tuning, example_input=example
         )
         total = sum(parameter.numel() for parameter in whole.parameters())
         model.share = sum(parameter.numel() for parameter in model.parameters()) / total
+        if told.schemes != "filters":  # some layers are whole on every rank
+            model.share = told.weights[comm.rank] / sum(told.weights)
         return model
 
     comm.Barrier()
@@ -266,6 +272,7 @@ def arguments() -> Any:
     sizes = lambda text: tuple(int(part) for part in text.split(","))  # noqa: E731
     parser.add_argument("models", nargs="+", help="names as hetmp models lists them")
     parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--schemes", default="filters", help="filters, batch or batch:K")
     parser.add_argument("--weights", type=numbers, help="1,1: relative speeds; equal if not given")
     parser.add_argument("--shape", type=sizes, default=(3, 32, 32), help="3,32,32: of one image")
     parser.add_argument("--classes", type=int, default=10)
@@ -373,6 +380,7 @@ def main() -> None:
             if told.json:
                 setting = {"model": name, "batch_size": told.batch_size, "shape": told.shape}
                 setting |= {"weights": told.weights, "keep_freed": told.keep_freed}
+                setting |= {"schemes": told.schemes}
                 alone_needs = {kind: asdict(need) for kind, need in whole[name].items()}
                 with told.json.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({**setting, "one process": alone_needs, "rows": rows}))

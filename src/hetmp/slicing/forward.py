@@ -151,7 +151,9 @@ class Forward:
         runtime, x = self.runtime, self.values[step.sources[0]]
         exchange, tuning = runtime.exchange(self.mode, step), runtime.tuning
         order_in_memory = self._memory_order(x, order)
-        how = Carriage(tuning.shared_memory, order.borrowed, order_in_memory, tuning.rounded)
+        how = Carriage(
+            tuning.shared_memory, order.borrowed, order_in_memory, tuning.rounded, images_now()
+        )
         postpones = (tuning.overlap or tuning.regather) and torch.is_grad_enabled()
         if (
             not (postpones and order.takers)
