@@ -9,12 +9,10 @@ from .batching import (
     count_batches as count_batches,
 )
 from .dataset import Dataset as Dataset
-from .dataset import Indices as Indices
 from .dataset import Part as Part
 from .dataset import Split as Split
 from .feed import Feed as Feed
 from .feed import Reading as Reading
-from .joining import Needed as Needed
 from .options import Options as Options
 from .registry import load as load
 from .registry import names as names

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from hetmp.data import Indices, Needed
+from hetmp.data.dataset import Indices
+from hetmp.data.joining import Needed
 from hetmp.slicing import Rows, SlicedModel
 from hetmp.slicing.rows import Input
 
