@@ -145,6 +145,55 @@ def test_what_every_rank_holds_is_not_sent():
 
 @pytest.mark.every_size
 @pytest.mark.mpi
+@pytest.mark.parametrize("augmentation", [None, Augmentation(True, crop=1)])
+def test_a_rank_reads_and_gets_the_images_that_it_needs(augmentation):
+    """Those of the whole batch bit for bit, wherever they lie in it; labels are whole."""
+    group = hetmp.Group()
+    weights, part = WEIGHTS["one zero"](group.size), Counted(23)
+    draws = augmentation.draws(5, 1, 23) if augmentation else None
+
+    def needed(images: int) -> list[np.ndarray]:
+        """Every rank's positions; the first images go to the last rank."""
+        ends = np.cumsum(apportion(images, weights[::-1]).counts)[:-1]
+        return np.split(np.arange(images), ends)[::-1]
+
+    order = data.batch_indices(23, 6, seed=5, epoch=1)
+    feed = feed_of(part, [1.0] * group.size, augmentation, readers=2)
+    batches = list(feed.shuffled(6, seed=5, epoch=1, needed=needed))
+    expected = Counter()
+    for (images, labels), chosen in zip(batches, order, strict=True):
+        own = chosen[needed(len(chosen))[group.rank]]
+        whole, _ = (augmentation.apply(part.images[own], part.labels[own], own, draws)
+                    if augmentation else (part.images[own], None))  # fmt: skip
+        assert torch.equal(images, normalised(whole))
+        assert torch.equal(labels, torch.from_numpy(part.labels[chosen]))
+        expected.update(own.tolist())
+    assert part.read_by_me == expected
+    (first, labels), *_ = feed.in_order(6, needed)
+    assert torch.equal(first, normalised(part.images[needed(6)[group.rank]]))
+    assert torch.equal(labels, torch.from_numpy(part.labels[:6]))
+
+
+@pytest.mark.mpi(min_size=2)
+def test_an_image_that_its_only_reader_cannot_read_ends_it_on_all():
+    group = hetmp.Group()
+    part = Counted(8 * group.size, label_shape=(3, 4), broken=[8 * group.size - 1])
+
+    def needed(images: int) -> list[np.ndarray]:
+        return np.array_split(np.arange(images), group.size)
+
+    told = ""
+    try:
+        for _ in feed_of(part, [1.0] * group.size).in_order(4 * group.size, needed):
+            pass
+    except AgreedError as error:
+        told = str(error)
+    words = f"rank {group.size - 1}: image {8 * group.size - 1} is damaged"
+    assert group.gather_texts(told) == [words] * group.size
+
+
+@pytest.mark.every_size
+@pytest.mark.mpi
 @pytest.mark.parametrize("augmentation", [Augmentation(flip=True), Augmentation(True, crop=2)])
 def test_images_change_alike_for_any_ranks(augmentation):
     """As one process alone would change them, whoever reads them; and not alike in each epoch."""

@@ -39,6 +39,9 @@ from .slicing import (
     Plan as Plan,
 )
 from .slicing import (
+    Rows as Rows,
+)
+from .slicing import (
     SlicedModel as SlicedModel,
 )
 from .slicing import (

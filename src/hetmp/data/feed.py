@@ -1,7 +1,8 @@
 """Batches for all ranks, read ahead of the training; each image on one rank.
 
 Every rank reads and decodes its share of every batch in threads beside the training. The shares
-are joined by an Allgatherv that begins a step before the batch is needed.
+are joined by an Allgatherv that begins a step before the batch is needed. Where a rank needs only
+some images of a batch, these are its share, and only labels are joined.
 """
 
 import time
@@ -21,7 +22,7 @@ from hetmp.core.errors import HetmpError
 from hetmp.data.augmentation import Augmentation
 from hetmp.data.batching import batch_indices
 from hetmp.data.dataset import Dataset, Indices, Part
-from hetmp.data.joining import Joining, Share
+from hetmp.data.joining import Joining, Needed, Share
 
 NOTHING = Augmentation()
 
@@ -44,7 +45,7 @@ class Reading:
 
 
 class Feed:
-    """The batches of one part of a data set, whole on every rank.
+    """The batches of one part of a data set: on every rank whole, or the images that it needs.
 
     Attributes:
         waited: seconds that this rank has waited for images so far.
@@ -78,7 +79,14 @@ class Feed:
         self.waited = 0.0
 
     def shuffled(
-        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, drop_last: bool = False
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        start: int = 0,
+        drop_last: bool = False,
+        needed: Needed | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the batches of an epoch from batch *start* on, in random order. Collective.
 
@@ -90,6 +98,8 @@ class Feed:
             seed, epoch: what the order depends on.
             start: the first batch to yield, counted from 0.
             drop_last: leave out a last batch that is not full.
+            needed: the images of a batch that each rank gets, of which only these are read there;
+                None for all. Labels are always of the whole batch.
 
         Raises:
             HetmpError: on every rank: an image cannot be read.
@@ -97,19 +107,22 @@ class Feed:
         count = len(self._part)
         order = batch_indices(count, batch_size, seed=seed, epoch=epoch, drop_last=drop_last)
         draws = self._augmentation.draws(seed, epoch, count) if self._augmentation else None
-        return self._batches(order[start:], draws)
+        return self._batches(order[start:], draws, needed)
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(
+        self, batch_size: int, needed: Needed | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Return all images in the order of their numbers. Collective; as ``shuffled``."""
         count = len(self._part)
-        return self._batches(batch_indices(count, batch_size, seed=0, epoch=0, shuffle=False), None)
+        order = batch_indices(count, batch_size, seed=0, epoch=0, shuffle=False)
+        return self._batches(order, None, needed)
 
     def _batches(
-        self, order: list[Indices], draws: npt.NDArray[np.uint64] | None
+        self, order: list[Indices], draws: npt.NDArray[np.uint64] | None, needed: Needed | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         pool = ThreadPoolExecutor(self._reading.readers, thread_name_prefix="hetmp-reader")
         try:
-            yield from self._read_ahead(order, draws, pool)
+            yield from self._read_ahead(order, draws, needed, pool)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -117,6 +130,7 @@ class Feed:
         self,
         order: list[Indices],
         draws: npt.NDArray[np.uint64] | None,
+        needed: Needed | None,
         pool: ThreadPoolExecutor,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         if not order:
@@ -129,12 +143,12 @@ class Feed:
         def read_on() -> None:
             while waiting and len(futures) < ahead:
                 chosen = waiting.popleft()
-                futures.append((chosen, pool.submit(partial(self._read, chosen, draws))))
+                futures.append((chosen, pool.submit(partial(self._read, chosen, draws, needed))))
 
         def join() -> None:
             began = time.perf_counter()
             chosen, future = futures.popleft()
-            self._joining.start(chosen, _outcome(future))
+            self._joining.start(chosen, _outcome(future), needed)
             self.waited += time.perf_counter() - began
             read_on()
 
@@ -153,8 +167,10 @@ class Feed:
                 self._joining.drop()
                 raise
 
-    def _read(self, chosen: Indices, draws: npt.NDArray[np.uint64] | None) -> Share:
-        own = self._joining.own(chosen)
+    def _read(
+        self, chosen: Indices, draws: npt.NDArray[np.uint64] | None, needed: Needed | None
+    ) -> Share:
+        own = self._joining.own(chosen, needed)
         if not len(own):
             return Share(
                 np.empty((0, *self._part.shape), self._part.dtype),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hetmp.data import Feed
 from hetmp.run.load_trained import Trained, run_on_trained
+from hetmp.run.own_images import OwnImages
 from hetmp.run.precision import wide
 from hetmp.slicing import SlicedModel
 
@@ -25,8 +26,9 @@ def evaluate(model: SlicedModel, feed: Feed, batch_size: int) -> tuple[float, fl
     model.eval()
     loss, correct, labelled = 0.0, 0, 0
     with torch.no_grad():
-        for images, labels in feed.in_order(batch_size):
-            output = wide(model(images))
+        own = OwnImages(model)
+        for images, labels in feed.in_order(batch_size, own.needed):
+            output = wide(model(own.given(images, labels)))
             loss += float(nn.functional.cross_entropy(output, labels, reduction="sum"))
             correct += count_correct(output, labels)
             labelled += labels.numel()

@@ -22,6 +22,7 @@ from hetmp.data import Dataset, Part, load_pictures
 from hetmp.run.build import load_dataset
 from hetmp.run.config import TrainConfig
 from hetmp.run.load_trained import Trained, run_on_trained
+from hetmp.run.own_images import OwnImages
 from hetmp.run.precision import wide
 from hetmp.slicing import SlicedModel
 
@@ -153,8 +154,10 @@ def _predictions(model: SlicedModel, trained: Trained, part: Part) -> _Found:
     model.eval()
     classes, probabilities, label_parts = [], [], []
     with torch.no_grad():
-        for images, labels in trained.feed(model, part).in_order(trained.config.batch_size):
-            best = wide(model(images)).softmax(dim=1).max(dim=1)
+        own = OwnImages(model)
+        feed = trained.feed(model, part)
+        for images, labels in feed.in_order(trained.config.batch_size, own.needed):
+            best = wide(model(own.given(images, labels))).softmax(dim=1).max(dim=1)
             classes.append(best.indices.cpu().numpy())
             probabilities.append(best.values.cpu().to(torch.float32).numpy())
             label_parts.append(labels.cpu().numpy())

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,11 @@ from hetmp.cluster import AgreedFailure
 from hetmp.optim import Averages, GradScaler, clip_grad_norm_, make_optimizer, make_schedule
 from hetmp.run.config import TrainConfig
 from hetmp.run.evaluate import count_correct
+from hetmp.run.own_images import OwnImages
 from hetmp.run.precision import casting, wide
 from hetmp.slicing import SlicedModel
-from hetmp.slicing.not_finite import first_not_finite, is_finite
+from hetmp.slicing.not_finite import LOSS, first_not_finite, is_finite
+from hetmp.slicing.rows import Input
 
 MOST_SKIPPED = 20
 """Skipped steps in a row after which a run ends, since it learns nothing any more."""
@@ -88,12 +90,13 @@ class TrainStep:
         """Return a context in which this rank computes in its own precision."""
         return casting(self._autocast, self._device)
 
-    def take(self, images: Tensor, labels: Tensor) -> StepResult:
-        """Take one step on a whole batch, the same on every rank. Collective.
+    def take(self, images: Input, labels: Tensor) -> StepResult:
+        """Take one step on a batch, the same on every rank. Collective.
 
         Args:
-            images: (n, c, *spatial), floating-point.
-            labels: (n,) or (n, *spatial), int64.
+            images: (n, c, *spatial), floating-point; or those that this rank needs of the parts
+                that gradients are computed for, as ``OwnImages`` says.
+            labels: (n,) or (n, *spatial), int64, whole.
 
         Raises:
             AgreedFailure: on every rank, if the loss is not finite and the run must stop.
@@ -102,12 +105,11 @@ class TrainStep:
         # A forward pass leaves its mark on running statistics, which a skipped one must not.
         before = [b.clone() for b in self._model.buffers()] if self._skips else []
         loss, correct = 0.0, 0
-        part_size = math.ceil(len(images) / self._config.accumulate)
-        parts = list(zip(images.split(part_size), labels.split(part_size), strict=True))
+        parts = list(self._split(images, labels))
         for number, (some, their) in enumerate(parts, start=1):
             last = number == len(parts)
             with nullcontext() if last else self._model.hetmp.sum_later():
-                part, right = self._gradients(some, their, len(some) / len(images))
+                part, right = self._gradients(some, their, len(their) / len(labels))
             loss, correct = loss + part, correct + right
         self._phase("agreeing")
         if self._is_good(loss):
@@ -117,14 +119,15 @@ class TrainStep:
         if not self._skips:
             raise AgreedFailure(
                 f"the loss is {loss} at step {self.schedule.last_epoch + 1} of {self._steps}: the "
-                f"first value that is not finite is in {self._culprit(images)}; lower --lr, use "
-                "--clip, or give --on-nan skip"
+                f"first value that is not finite is in {self._culprit(images, labels)}; lower "
+                "--lr, use --clip, or give --on-nan skip"
             )
         self._skipped += 1
         if self._skipped == MOST_SKIPPED:
             raise AgreedFailure(
                 f"{MOST_SKIPPED} steps in a row were skipped because the loss or gradients were "
-                f"not finite, the last time in {self._culprit(images)}: lower --lr, or use --clip"
+                f"not finite, the last time in {self._culprit(images, labels)}: lower --lr, or use "
+                "--clip"
             )
         for buffer, saved in zip(self._model.buffers(), before, strict=True):
             buffer.copy_(saved)
@@ -135,11 +138,15 @@ class TrainStep:
         if watch is not None:
             watch.phase(name)
 
-    def _culprit(self, images: Tensor) -> str:
-        with self.casting():
-            return first_not_finite(self._model, images)
+    def _split(self, images: Input, labels: Tensor) -> Iterator[tuple[Input, Tensor]]:
+        return OwnImages(self._model, self._config.accumulate).split(images, labels)
 
-    def _gradients(self, images: Tensor, labels: Tensor, share: float) -> tuple[float, int]:
+    def _culprit(self, images: Input, labels: Tensor) -> str:
+        with self.casting():
+            names = (first_not_finite(self._model, some) for some, _ in self._split(images, labels))
+            return next((name for name in names if name != LOSS), LOSS)
+
+    def _gradients(self, images: Input, labels: Tensor, share: float) -> tuple[float, int]:
         """Add the gradients of a part of a batch; return (part of the mean loss, labels right)."""
         with self.casting():
             output = self._model(images)

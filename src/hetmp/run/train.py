@@ -15,9 +15,11 @@ from hetmp.run.evaluate import evaluate
 from hetmp.run.load_trained import EVALUATION_BATCH
 from hetmp.run.log import RunLog, open_log
 from hetmp.run.metrics import StepClock, check_formats
+from hetmp.run.own_images import OwnImages
 from hetmp.run.prepare import Prepared, run_prepared
 from hetmp.run.progress import silent
 from hetmp.slicing.recording import FirstSteps
+from hetmp.slicing.rows import Input
 from hetmp.slicing.same_batch import SameBatch
 
 if TYPE_CHECKING:
@@ -131,6 +133,7 @@ class Training:
         """Take the remaining steps of an epoch, or fewer if the run ends. Collective."""
         config, feed, position = self._ready.config, self._ready.feed, self.position
         self._ready.model.train()
+        own = OwnImages(self._ready.model, config.accumulate)
         waited = feed.waited
         for images, labels in feed.shuffled(
             config.batch_size,
@@ -138,19 +141,21 @@ class Training:
             epoch=epoch,
             start=position.batch,
             drop_last=config.drop_last,
+            needed=own.needed,
         ):
-            self._step(epoch, images, labels, feed.waited - waited)
+            self._step(epoch, own.given(images, labels), labels, feed.waited - waited)
             waited = feed.waited
             if position.step == self._ready.steps or (self.stopping and position.batch):
                 break
             if position.batch:  # at the end of an epoch it is evaluated first
                 self._log.note(self._checkpoints.passed(position))
 
-    def _step(self, epoch: int, images: Tensor, labels: Tensor, reading: float) -> None:
+    def _step(self, epoch: int, images: Input, labels: Tensor, reading: float) -> None:
         """Take a step and record it. Collective.
 
         Args:
-            images, labels: the batch, whole: (n, c, *spatial), and (n,) or (n, *spatial).
+            images: (n, c, *spatial), the whole batch; or those that this rank needs.
+            labels: (n,) or (n, *spatial), whole.
             reading: seconds that this rank waited for them.
         """
         ready, position, train_step = self._ready, self.position, self._ready.train_step

@@ -9,6 +9,7 @@ from .merge import merged_tensors as merged_tensors
 from .model import SlicedModel as SlicedModel
 from .plan import LayerPlan as LayerPlan
 from .plan import Plan as Plan
+from .rows import Rows as Rows
 from .schedule import owners as owners
 from .shares import norm as norm
 from .shares import rand_like as rand_like

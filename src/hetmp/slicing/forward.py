@@ -16,6 +16,7 @@ from hetmp.ops import Postponed, Seeds, add_bias, filled
 from hetmp.slicing.graph import PLAIN
 from hetmp.slicing.hooks import run_hooked
 from hetmp.slicing.orders import GradientCheckpoint, Order, Section
+from hetmp.slicing.rows import Rows
 from hetmp.slicing.runtime import Runtime
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, HookedStep, WriteStep
 
@@ -149,6 +150,8 @@ class Forward:
     def _exchange(self, order: Order, step: ExchangeStep) -> Any:
         """Exchange a value; while it travels, the parameters of its takers enter autograd."""
         runtime, x = self.runtime, self.values[step.sources[0]]
+        if isinstance(x, Rows):  # which the user has cut
+            return x.mine
         exchange, tuning = runtime.exchange(self.mode, step), runtime.tuning
         order_in_memory = self._memory_order(x, order)
         how = Carriage(

@@ -25,6 +25,7 @@ from hetmp.cluster.machine import device_name
 from hetmp.core.errors import BAD_INPUT, describe, exit_code
 from hetmp.exchange import free_slots, take_back
 from hetmp.slicing.graph import Mode
+from hetmp.slicing.rows import Input, Rows, held, whole_shape
 from hetmp.slicing.same_batch import FIRST, compare_numbers, is_due
 
 _PRECISIONS = (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -51,7 +52,7 @@ class Pass:
 
     Attributes:
         training, grad: the mode of the model, as in ``Mode``.
-        tensors: the inputs, by name; none where the rank refuses the pass.
+        inputs: by name; none where the rank refuses the pass.
         error: why the rank refuses it, or None.
         program: a number for what is going to run, the same on all ranks.
         key: for random numbers, drawn on this rank; None where none are needed.
@@ -59,7 +60,7 @@ class Pass:
 
     training: bool
     grad: bool
-    tensors: Mapping[str, Tensor]
+    inputs: Mapping[str, Input]
     error: Exception | None
     program: int
     key: int | None
@@ -67,7 +68,7 @@ class Pass:
     @property
     def device(self) -> torch.device:
         """Where the first input lies: where the pass is computed."""
-        return next(iter(self.tensors.values())).device if self.tensors else torch.device("cpu")
+        return next((held(x).device for x in self.inputs.values()), torch.device("cpu"))
 
 
 class Meeting:
@@ -100,9 +101,10 @@ class Meeting:
     def hold(self, own: Pass) -> tuple[int, bool]:
         """Compare this rank's pass with those of the others. Collective.
 
-        The numbers of the inputs are compared, too, in the first passes of a mode, training or
-        evaluation, and in one of ``EVERY`` later ones. The exchanges so far are compared before
-        the first passes and those that follow the first one of a model in a mode.
+        The numbers of whole inputs are compared, too, in the first passes of a mode, training or
+        evaluation, and in one of ``EVERY`` later ones; of ``Rows`` each rank has others. The
+        exchanges so far are compared before the first passes and those that follow the first one
+        of a model in a mode.
 
         Returns:
             The key of rank 0, and whether the ranks draw unlike numbers from one seed; (0, False)
@@ -125,11 +127,12 @@ class Meeting:
         if own.error is not None or (alike != alike[0]).any():
             self._refuse(own, everyones)
         # All ranks have come to this pass together, and its number is the same on all.
-        if is_due(number):
+        whole = [x for x in own.inputs.values() if isinstance(x, Tensor)]
+        if whole and is_due(number):
             # With a wire, a rank's inputs may be in 16 bits.
             rounding = 1e-4 if self._wire is None else 1e-2
             place = self._place(everyones, 0)
-            compare_numbers(group, list(own.tensors.values()), place, rounding)
+            compare_numbers(group, whole, place, rounding)
         group.cache[_COMPARED] = max(0, ahead - 1)
         if number == 0:
             group.compare_each()
@@ -147,7 +150,7 @@ class Meeting:
             0 if own.error is None else exit_code(own.error),
             self._model,
             2 * own.training + own.grad,
-            self._mark(own.tensors),
+            self._mark(own.inputs),
             self._autocast(device),
             own.program,
             own.key is not None,
@@ -156,17 +159,32 @@ class Meeting:
             0 if own.key is None else zlib.crc32(generator_name(device).encode()),
         )
 
-    def _mark(self, tensors: Mapping[str, Tensor]) -> int:
+    def _mark(self, inputs: Mapping[str, Input]) -> int:
         """Return a number for the kinds and sizes of the inputs."""
-        key = [(x.shape, x.dtype, x.requires_grad) for x in tensors.values()]
+        key = [
+            (whole_shape(x), held(x).dtype, held(x).requires_grad, isinstance(x, Rows))
+            for x in inputs.values()
+        ]
         if key != self._inputs[0]:  # mostly they are those of the pass before
-            self._inputs = key, zlib.crc32(self._described(tensors).encode())
+            self._inputs = key, zlib.crc32(self._described(inputs).encode())
         return self._inputs[1]
 
-    def _described(self, tensors: Mapping[str, Tensor]) -> str:
-        """Return what must be alike of every input: JSON of [name, shape, dtype, gradient]."""
+    def _described(self, inputs: Mapping[str, Input]) -> str:
+        """Return what must be alike of every input: JSON of [name, rows, shape, dtype, gradient].
+
+        The shape is that of the whole batch.
+        """
         return json.dumps(
-            [(name, tuple(x.shape), self._dtype(x), x.requires_grad) for name, x in tensors.items()]
+            [
+                (
+                    name,
+                    isinstance(x, Rows),
+                    whole_shape(x),
+                    self._dtype(held(x)),
+                    held(x).requires_grad,
+                )
+                for name, x in inputs.items()
+            ]
         )
 
     def _dtype(self, x: Tensor) -> str:
@@ -205,11 +223,22 @@ class Meeting:
 
     def _other_inputs(self, own: Pass, rank: int) -> str:
         """Say which input of a rank is unlike rank 0's. Collective."""
-        text = self._described(own.tensors)
+        text = self._described(own.inputs)
         theirs, rank_0s = (json.loads(self.group.broadcast_text(text, r)) for r in (rank, 0))
         pair = next(pair for pair in zip(theirs, rank_0s, strict=True) if pair[0] != pair[1])
-        (name, shape, dtype, _), (_, shape_0, dtype_0, _) = pair
+        (name, rows, shape, dtype, _), (_, rows_0, shape_0, dtype_0, _) = pair
         what = "a batch" if len(theirs) == 1 else f"{name!r}"
+        if rows != rows_0:
+            with_rows, whole = (rank, 0) if rows else (0, rank)
+            return (
+                f"rank {with_rows} has rows of {what}, rank {whole} {what} whole: give hetmp.Rows "
+                "on all ranks or on none"
+            )
+        if rows and shape != shape_0:
+            return (
+                f"rank {rank} has rows of {what} of shape {tuple(shape)}, rank 0 of shape "
+                f"{tuple(shape_0)}: give every rank its rows of the same batch"
+            )
         if shape != shape_0:
             return (
                 f"rank {rank} has {what} of shape {tuple(shape)}, rank 0 of shape "

@@ -20,6 +20,7 @@ from hetmp.slicing.graph import PLAIN, ModelGraph
 from hetmp.slicing.orders import Running
 from hetmp.slicing.pickling import NotPickled
 from hetmp.slicing.plan import Plan
+from hetmp.slicing.rows import Input, held, whole_shape
 from hetmp.slicing.runtime import Runtime
 from hetmp.slicing.schedule import (
     BiasStep,
@@ -43,10 +44,10 @@ RESERVED = "hetmp"
 class SlicedModel(NotPickled, Part):
     """A module of which each rank holds a share; made by ``slice_model``.
 
-    Calling it is collective over its group: every rank gives the whole batch and gets the
-    whole output. It holds the user's layers under the user's names, so ``state_dict()`` and
-    ``named_parameters()`` keep their names; the class and the methods of the user's module
-    are gone. All else is under ``model.hetmp``.
+    Calling it is collective over its group: every rank gives the whole batch, or its ``Rows`` of
+    it, and gets the whole output. It holds the user's layers under the user's names, so
+    ``state_dict()`` and ``named_parameters()`` keep their names; the class and the methods of the
+    user's module are gone. All else is under ``model.hetmp``.
     """
 
     def __init__(
@@ -66,6 +67,9 @@ class SlicedModel(NotPickled, Part):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the user's module returns, whole, for a whole batch. Collective.
 
+        Arguments are those of the user's module. Where the model takes its input by scheme
+        ``batch``, a rank may give its ``hetmp.Rows`` of a tensor in the tensor's place.
+
         Raises:
             HetmpError: on every rank, where one has inputs that do not fit those that the model
                 was sliced for, a part of the model in another mode than the model, or another
@@ -79,24 +83,27 @@ class SlicedModel(NotPickled, Part):
             )
         runtime = self.hetmp
         mode = runtime.mode(self.training)
-        tensors, seeds, running = runtime.start(self, mode, args, kwargs)
+        inputs, seeds, running = runtime.start(self, mode, args, kwargs)
         if runtime.same_draws is not None:
             runtime.same_draws.check(self)
-        with plain_tensors(), arrived(_length(tensors)):
-            result = self._run(mode, running, tensors, seeds)
+        with plain_tensors(), arrived(_length(inputs)):
+            result = self._run(mode, running, inputs, seeds)
         if seeds is not None:
             seeds.close()
         return result
 
     def _run(
-        self, mode: int, running: Running, tensors: Mapping[str, Tensor], seeds: Seeds | None
+        self, mode: int, running: Running, inputs: Mapping[str, Input], seeds: Seeds | None
     ) -> Any:
-        """Run a program on the inputs, *tensors*, by name; return its result, whole. Collective."""
+        """Run a program on the inputs, by name; return its result, whole. Collective."""
         runtime, program = self.hetmp, running.program
-        tensors = dict(zip(tensors, runtime.input_entry(*tensors.values()), strict=True))
+        # The gradient of rows is this rank's own: there is nothing to sum.
+        whole = {name: x for name, x in inputs.items() if isinstance(x, Tensor)}
+        summed = dict(zip(whole, runtime.input_entry(*whole.values()), strict=True))
+        taken = {**inputs, **summed}
         entered = self._entered(mode)
-        values = {name: tensors[input_name] for name, input_name in program.entries.items()}
-        device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
+        values: dict[str, Any] = {name: taken[of] for name, of in program.entries.items()}
+        device = next((held(x).device for x in inputs.values()), torch.device("cpu"))
         for name, path in program.attributes.items():
             values[name] = self._attribute(path, entered, device)
         Forward(self, runtime, mode, values, entered, seeds).run(running.sections)
@@ -243,10 +250,10 @@ def _take_loaded(model: nn.Module, keys: Any) -> None:
         runtime.same_draws.trust(model, keys.missing_keys)
 
 
-def _length(tensors: Mapping[str, Tensor]) -> int:
+def _length(inputs: Mapping[str, Input]) -> int:
     """Return the number of images of a batch: the length of the first input."""
-    first = next(iter(tensors.values()), None)
-    return 0 if first is None or not first.dim() else len(first)
+    shape = next(map(whole_shape, inputs.values()), ())
+    return shape[0] if shape else 0
 
 
 def _states(before: Any, after: Any) -> str:

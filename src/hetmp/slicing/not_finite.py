@@ -10,8 +10,12 @@ from torch import Tensor
 
 from hetmp.exchange import plain_tensors
 from hetmp.slicing.model import SlicedModel
+from hetmp.slicing.rows import Input, held
 from hetmp.slicing.schedule import CallStep, ProgramStep
 from hetmp.slicing.table import tensors_of
+
+LOSS = "the loss itself"
+"""What is named where all values of a pass are finite."""
 
 _NOWHERE = np.iinfo(np.int64).max
 
@@ -37,15 +41,16 @@ class _Look:
     def phase(self, name: str) -> None: ...
 
 
-def first_not_finite(model: SlicedModel, *inputs: Tensor) -> str:
+def first_not_finite(model: SlicedModel, *inputs: Input) -> str:
     """Name the first value with a number that is not finite, the same on every rank.
 
     Looks at the inputs, at the parameters, and then at a forward pass in the model's mode, of
     which running statistics are a result. Collective.
     """
     group = model.hetmp.group
-    if not all(map(is_finite, inputs)):
-        return "the images"  # the same on every rank
+    own = np.array([all(is_finite(held(x)) for x in inputs)], dtype=np.int8)
+    if not group.allgather(own).all():
+        return "the images"
     if (name := not_finite(model, buffers=False)) is not None:
         return name
     look, before = _Look(), model.hetmp.watch
@@ -56,7 +61,7 @@ def first_not_finite(model: SlicedModel, *inputs: Tensor) -> str:
     finally:
         model.hetmp.watch = before
     first = int(group.allgather(np.array([look.first_bad], dtype=np.int64)).min())
-    return "the loss itself" if first == _NOWHERE else f"the output of {look.titles[first]}"
+    return LOSS if first == _NOWHERE else f"the output of {look.titles[first]}"
 
 
 def not_finite(model: SlicedModel, *, buffers: bool = True) -> str | None:

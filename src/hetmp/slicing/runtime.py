@@ -16,12 +16,14 @@ from hetmp.core.state import State
 from hetmp.exchange import BackwardSum, Exchange, ParameterEntry
 from hetmp.ops import Seeds, keyed_dropouts
 from hetmp.slicing.block import Part
-from hetmp.slicing.graph import Mode, ModelGraph
+from hetmp.slicing.graph import HOOKS, Mode, ModelGraph
 from hetmp.slicing.hooks import HookedParts, schedule_hooked
 from hetmp.slicing.meeting import Meeting, Pass
+from hetmp.slicing.needed_rows import Need, checked, needed
 from hetmp.slicing.orders import Order, Running, made_ready, step_key
 from hetmp.slicing.picture import html_of, table_of
 from hetmp.slicing.plan import Plan
+from hetmp.slicing.rows import Input, Rows, whole_shape
 from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule
 from hetmp.slicing.shares import SameDraws
 from hetmp.slicing.table import Table
@@ -281,7 +283,7 @@ class Runtime(nn.Module):
 
     def start(
         self, model: Part, mode: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[dict[str, Tensor], Seeds | None, Running]:
+    ) -> tuple[dict[str, Input], Seeds | None, Running]:
         """Begin a forward pass: check it on this rank, and against the other ranks. Collective.
 
         Args:
@@ -296,7 +298,7 @@ class Runtime(nn.Module):
         Raises:
             HetmpError: see ``SlicedModel.forward``.
         """
-        tensors: dict[str, Tensor] = {}
+        inputs: dict[str, Input] = {}
         error: Exception | None = None
         running, mark = self._running[mode], 0
         hooked: tuple[str, ...] = ()
@@ -306,8 +308,8 @@ class Runtime(nn.Module):
             hooked = self.hooked
             running, mark = self._with_hooks(hooked)[mode], self.program_mark(hooked)
             self._add_functions(hooked)
-            tensors = self.inputs.bind(args, kwargs)
-            self._check(tensors)
+            inputs = self._rows_checked(model, mode, running, self.inputs.bind(args, kwargs))
+            self._check(inputs)
             self._check_modes(model)
         except Exception as caught:
             if self.group.size == 1:
@@ -317,28 +319,67 @@ class Runtime(nn.Module):
         unlike = False
         if self.group.size > 1:
             grad = torch.is_grad_enabled()
-            own = Pass(model.training, grad, tensors, error, mark, key)
+            own = Pass(model.training, grad, inputs, error, mark, key)
             agreed, unlike = self.meeting.hold(own)
             key = None if key is None else agreed
         self._equip(hooked)
         if key is None:
-            return tensors, None, running
+            return inputs, None, running
         self.set_key(model, key)
-        return tensors, Seeds(key, unlike or self.tuning.wire is not None, before), running
+        return inputs, Seeds(key, unlike or self.tuning.wire is not None, before), running
 
-    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+    @property
+    def need(self) -> Need:
+        """Which images of its inputs the model needs, in the mode and with the hooks of now.
+
+        Raises:
+            HetmpError: a part has hooks that it cannot have.
+        """
+        mode = self.mode(self.training)
+        return self._need(mode, self.running(mode))
+
+    def _need(self, mode: int, running: Running) -> Need:
+        return needed(running.program, self.graph.traces[mode])
+
+    def rows(self, n: int) -> slice:
+        """Return which rows of a batch of *n* images this rank needs. Not collective.
+
+        Where all inputs are taken by scheme ``batch``, they are this rank's share, perhaps none;
+        else all. Inputs without an axis of images do not count. It holds for the mode that the
+        model is in, with its hooks of now: a hook that sees an input needs all of it. Give the
+        model these rows as ``hetmp.Rows``.
+
+        Raises:
+            HetmpError: a part has hooks that it cannot have.
+        """
+        return self.need.rows(n, self.group.rank)
+
+    def _rows_checked(
+        self, model: Part, mode: int, running: Running, inputs: dict[str, Input]
+    ) -> dict[str, Input]:
+        """Refuse rows of a batch that are not those which this rank needs."""
+        if not any(isinstance(x, Rows) for x in inputs.values()):
+            return inputs
+        if any(vars(model)[kind] for kind in HOOKS):
+            raise HetmpError(
+                "hooks on the model itself see whole inputs, and hetmp.Rows are a rank's rows of "
+                "one: put the hooks on its parts, or give whole batches"
+            )
+        return checked(inputs, self._need(mode, running), self.group.rank)
+
+    def _check(self, inputs: Mapping[str, Input]) -> None:
         """Refuse inputs that do not fit the model."""
-        for x in list(tensors.values())[:1]:
-            if self._batch is not None and len(x) != self._batch:
+        for shape in [whole_shape(x) for x in inputs.values()][:1]:
+            if self._batch is not None and shape[0] != self._batch:
                 raise HetmpError(
                     f"the module takes its batch apart, and was sliced for {self._batch} images, "
-                    f"got {len(x)}: give batches of that many, or slice it with another "
+                    f"got {shape[0]}: give batches of that many, or slice it with another "
                     "example_input"
                 )
-            if self.dims is not None and x.dim() != self.dims:
+            if self.dims is not None and len(shape) != self.dims:
                 raise HetmpError(
                     f"the model takes batches of {self.dims} dimensions, got shape "
-                    f"{tuple(x.shape)}: give the batch axis also for one sample, or an "
+                    f"{shape}: give the batch axis also for one sample, or an "
                     "example_input to slice_model"
                 )
 

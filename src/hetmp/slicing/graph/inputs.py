@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hetmp.core.errors import HetmpError
 from hetmp.ops import Ref, filled, references
+from hetmp.slicing.rows import Input, Rows
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Inputs:
         """The names of the tensors, in order."""
         return list(references(dict(self.arguments)))
 
-    def bind(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, Tensor]:
-        """Return the tensors of a call, by name.
+    def bind(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, Input]:
+        """Return the tensors of a call, by name; ``Rows`` where it has those in their place.
 
         Raises:
             HetmpError: an argument is missing or too much, is not a tensor where one is needed,
@@ -42,18 +43,25 @@ class Inputs:
         except TypeError as error:
             raise HetmpError(f"{self.title} was called with {error}") from None
         bound.apply_defaults()
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Input] = {}
         for name, wanted in self.arguments.items():
             self._match(name, wanted, bound.arguments[name], tensors)
         return tensors
 
     def of_example(self, example_input: object) -> dict[str, Tensor]:
         """Return the tensors of an example_input, by name; nothing where there is none."""
-        return {} if example_input is None else self.bind(*_as_arguments(example_input))
+        if example_input is None:
+            return {}
+        tensors: dict[str, Tensor] = {}
+        for name, value in self.bind(*_as_arguments(example_input)).items():
+            if isinstance(value, Rows):
+                raise _rows_as_example(name)
+            tensors[name] = value
+        return tensors
 
-    def _match(self, name: str, wanted: object, value: object, tensors: dict[str, Tensor]) -> None:
+    def _match(self, name: str, wanted: object, value: object, tensors: dict[str, Input]) -> None:
         if isinstance(wanted, Ref):
-            if not isinstance(value, Tensor):
+            if not isinstance(value, Tensor | Rows):
                 raise HetmpError(f"{self.title} takes a tensor for {name}, got {value!r}")
             tensors[wanted.name] = value
         elif isinstance(wanted, tuple | list):
@@ -121,6 +129,8 @@ def _as_arguments(example: object) -> tuple[tuple[object, ...], Mapping[str, obj
 
 def _named(name: str, value: object, examples: dict[str, Tensor]) -> object:
     """Replace every tensor of *value* by a ``Ref``, and add it to the examples."""
+    if isinstance(value, Rows):
+        raise _rows_as_example(name)
     if isinstance(value, Tensor):
         examples[name] = value
         return Ref(name)
@@ -130,6 +140,10 @@ def _named(name: str, value: object, examples: dict[str, Tensor]) -> object:
     if isinstance(value, Mapping):
         return {key: _named(f"{name}_{key}", item, examples) for key, item in value.items()}
     return value
+
+
+def _rows_as_example(name: str) -> HetmpError:
+    return HetmpError(f"{name!r} of example_input is hetmp.Rows: give a whole batch as an example")
 
 
 def _without_example(title: str, signature: inspect.Signature) -> Inputs:
