@@ -36,6 +36,7 @@ class ChannelNorm(Rule[_NormBase]):
     keeps_shape = True
     harmless = ("eps", "momentum")
     by_image = True
+    shares_images = True
     runs_empty = False
 
     def flow(self, call: Call[_NormBase], states: States[L]) -> Flow[L] | None:
