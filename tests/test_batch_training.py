@@ -174,15 +174,15 @@ def merged_buffer(model, name):
     return hetmp.merge_model(model)[name]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_batch_norm_under_autocast(dtype):
+def test_batch_norm_under_autocast():
     """Activations are rounded, statistics are not."""
     module = seeded(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 2, 1))
     ).float()
-    model, reference = sliced_and_plain(module, ("batch",), 1)
+    plan = make_plan(module, pick_weights(1), ("batch",))
+    model, reference = hetmp.slice_model(module, plan), copy.deepcopy(module)
     x = batch(SHAPE, 2).float()
-    with torch.autocast("cpu", dtype):
+    with torch.autocast("cpu", torch.bfloat16):
         output, expected = model(x), reference(x)
     assert output.dtype == expected.dtype
     torch.testing.assert_close(output.float(), expected.float(), rtol=0.05, atol=0.05)
@@ -308,4 +308,4 @@ def test_a_batch_without_images():
         x = batch((0, *SHAPE[1:]))
         assert model(x).shape == reference(x).shape
         model(x).sum().backward()
-        assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+        assert all(p.grad is not None and p.grad.numpy().sum() == 0 for p in model.parameters())

@@ -102,7 +102,7 @@ class SparedImages(Rule):
         """Return this rank's share of a layer; *run*, *group* and *device*: see ``Rule.local``."""
         local = super().local(run, group, device)
         if is_batch(run.source):
-            _SparedImagesLayer(local)
+            SparedImagesLayer(local)
         return local
 
     def function(self, run: OperatorRun, group: Group) -> Function:
@@ -110,7 +110,7 @@ class SparedImages(Rule):
         return partial(_spare_images, compute) if is_batch(run.source) else compute
 
 
-class _SparedImagesLayer(OwnForward):
+class SparedImagesLayer(OwnForward):
     """What such a layer runs on a rank's images."""
 
     def __call__(self, x: Tensor) -> object:

@@ -229,11 +229,10 @@ class Scheduler(Generic[L]):
             if node.rule.cuts(run) == cuts
             and (not node.rule.shares_images or is_batch(run.source) == of_images)
         )
-        whole = Flow(dict.fromkeys(flow.wants, FULL), FULL)
-        fitting = next(fits, whole)
-        if fitting is whole and of_images:
+        fitting = next(fits, None)
+        if fitting is None and of_images:
             raise HetmpError(not_of_images(node))
-        return fitting
+        return fitting or Flow(dict.fromkeys(flow.wants, FULL), FULL)
 
     def taken_apart(self, node: Node) -> bool:
         """Return whether a tuple is used only item by item."""

@@ -16,6 +16,7 @@ from hetmp.ops.call import Call, Flow, OperatorRun
 from hetmp.ops.idle import Idle
 from hetmp.ops.layers.shared_batch_norm import SharedBatchNorm
 from hetmp.ops.rule import Cuts, Rule, cut_along
+from hetmp.ops.spared import SparedImagesLayer
 
 _DIMS = {
     nn.BatchNorm1d: None,
@@ -75,8 +76,11 @@ class ChannelNorm(Rule[_NormBase]):
         *run*, *group* and *device* are as in ``Rule.local``.
         """
         local = super().local(run, group, device)
-        if is_batch(run.source) and isinstance(local, _BatchNorm) and group.size > 1:
-            SharedBatchNorm(local, group, run.wire)
+        if is_batch(run.source) and group.size > 1:
+            if isinstance(local, _BatchNorm):
+                SharedBatchNorm(local, group, run.wire)
+            else:
+                SparedImagesLayer(local)
         return local
 
     def idle(self, layer: _NormBase, run: OperatorRun[Layout, _NormBase]) -> None:
