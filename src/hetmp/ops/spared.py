@@ -113,14 +113,15 @@ class SparedImages(Rule):
 class SparedImagesLayer(OwnForward):
     """What such a layer runs on a rank's images."""
 
-    def __call__(self, x: Tensor) -> object:
+    def __call__(self, x: Tensor) -> Tensor:
         """Return the layer's output for *x*, (images of this rank, ...)."""
         return _spare_images(self.usual, x)
 
 
-def _spare_images(compute: Function, x: Tensor, *args: object, **kwargs: object) -> object:
-    run = compute if len(x) else Spare(compute, 0)
-    return run(x, *args, **kwargs)
+def _spare_images(compute: Function, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    run: Function = compute if len(x) else Spare(compute, 0)
+    output: Tensor = run(x, *args, **kwargs)
+    return output
 
 
 def _spared(rule: Spared, run: OperatorRun, group: Group) -> tuple[int, int] | None:
