@@ -65,7 +65,13 @@ def test_it_trains_as_the_unsliced_module_and_every_rank_holds_its_share(name, n
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ["standardized", "batch norm with a gain", "weight norm"])
 @pytest.mark.parametrize(
-    "schemes", [("inputs", "whole", "filters"), ("whole", "filters", "inputs")]
+    "schemes",
+    [
+        ("inputs", "whole", "filters"),
+        ("whole", "filters", "inputs"),
+        ("batch",),
+        ("filters", "batch", "inputs"),
+    ],
 )
 def test_it_follows_other_schemes_and_stands_between_them(name, schemes):
     module = seeded(lambda: Network(CASES[name]()))

@@ -140,7 +140,7 @@ def test_it_trains_as_the_unsliced_module(name, number):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("scheme", ["inputs", "whole"])
+@pytest.mark.parametrize("scheme", ["inputs", "whole", "batch"])
 def test_it_follows_other_schemes(scheme):
     module = seeded(lambda: network(SamePadded(7, 11, 3), 11))
     weights = pick_weights(3)

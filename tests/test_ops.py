@@ -7,7 +7,13 @@ from cases.axes import Layers
 from cases.grouped_layers import GROUPED
 from cases.norms import NORMS
 from cases.unpooling import Remembering
-from helpers.comparison import compare_training, make_plan, pick_weights, seeded
+from helpers.comparison import (
+    compare_training,
+    make_plan,
+    pick_weights,
+    plan_on_images,
+    seeded,
+)
 from hetmp.ops import LAYERS, rule_for
 
 CONV = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
@@ -335,6 +341,57 @@ def test_flatten(name, example, schemes):
     module = seeded(FLATTENED[name])
     plan = make_plan(module, pick_weights(number), THROUGH[schemes])
     compare_training(module, plan, (3, 3, 6, 5), example=example)
+
+
+# --- slices of the batch --------------------------------------------------------------------------
+
+ON_IMAGES = {
+    **{
+        name: (dims, lambda dims=dims, make=make: between(dims, make(), channels=11))
+        for name, (dims, make) in MIXING.items()
+    },
+    **{
+        name: (dims, lambda dims=dims, make=make: between(dims, make()))
+        for name, (dims, make) in CHANNELWISE.items()
+    },
+    **{
+        name: (dims, lambda dims=dims, make=make: between(dims, *make()))
+        for name, (dims, make) in POOLING.items()
+    },
+    **{
+        name: (
+            dims,
+            lambda dims=dims, channels=channels, make=make: nn.Sequential(
+                CONV[dims](3, 8, 1), nn.Tanh(), make(), CONV[dims](channels, 5, 1)
+            ),
+        )
+        for name, (dims, channels, make) in RESAMPLING.items()
+    },
+    "elementwise": (3, lambda: between(3, *ELEMENTWISE)),
+    **{
+        f"padding {dims}": (
+            dims,
+            lambda dims=dims: between(
+                dims, *[pad for pad in PADDING if len(pad.padding) == 2 * (dims - 2)]
+            ),
+        )
+        for dims in (3, 4, 5)
+    },
+    **{name: ((4, 6), make) for name, make in FEATURES.items()},
+    **{name: ((3, 3, 6, 5), make) for name, make in FLATTENED.items()},
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("name", ON_IMAGES)
+def test_on_images(name):
+    """Slices of the batch, between layers on slices of channels or not."""
+    dims, make = ON_IMAGES[name]
+    shape, number = SIZES[dims] if isinstance(dims, int) else dims, list(ON_IMAGES).index(name)
+    module = seeded(make)
+    plan = plan_on_images(module, pick_weights(number), number, shape)
+    compare_training(module, plan, shape, steps=1, example=True)
 
 
 # --- completeness -------------------------------------------------------------------------------

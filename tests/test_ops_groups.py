@@ -5,7 +5,13 @@ from torch import nn
 
 import hetmp
 from cases.grouped_layers import CONV, GROUPED, SCHEMES, SIZES
-from helpers.comparison import compare_training, make_plan, pick_weights, seeded
+from helpers.comparison import (
+    compare_training,
+    make_plan,
+    pick_weights,
+    plan_on_images,
+    seeded,
+)
 
 
 def twice(name: str) -> nn.Module:
@@ -38,6 +44,16 @@ def test_plans_that_cut_every_layer_in_its_own_way(name):
     module = seeded(lambda: twice(name))
     plan = make_plan(module, pick_weights(number + 2), SCHEMES[number % 3], turned=True)
     compare_training(module, plan, SIZES[GROUPED[name][0]])
+
+
+@pytest.mark.mpi
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("name", GROUPED)
+def test_on_images(name):
+    number, shape = list(GROUPED).index(name), SIZES[GROUPED[name][0]]
+    module = seeded(lambda: twice(name))
+    plan = plan_on_images(module, pick_weights(number), number, shape)
+    compare_training(module, plan, shape, steps=1)
 
 
 @pytest.mark.mpi

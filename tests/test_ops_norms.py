@@ -4,7 +4,14 @@ import pytest
 from torch import nn
 
 from cases.norms import CONV, NORMS, SCHEMES, SIZES
-from helpers.comparison import compare_training, make_plan, pick_weights, seeded, world_size
+from helpers.comparison import (
+    compare_training,
+    make_plan,
+    pick_weights,
+    plan_on_images,
+    seeded,
+    world_size,
+)
 from hetmp.ops.layers.group_norm import SharedGroupNorm, SharedLayerNorm
 from hetmp.ops.own_forward import own_forward
 
@@ -40,6 +47,29 @@ def test_plan_by_layer(name):
     module = seeded(lambda: between(name))
     plan = make_plan(module, pick_weights(number + 3), SCHEMES[number % 4], turned=True)
     compare_training(module, plan, SIZES[NORMS[name][0]], example=True)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", NORMS)
+def test_on_images(name):
+    """Statistics of an image need no exchange, where the image lies on one rank."""
+    number, shape = list(NORMS).index(name), SIZES[NORMS[name][0]]
+    module = seeded(lambda: between(name))
+    plan = plan_on_images(module, pick_weights(number), number, shape)
+    model, _ = compare_training(module, plan, shape, steps=1, example=True)
+    if number % 5 == 0:  # all layers that mix channels on images
+        own = {type(own_forward(part)) for part in model.modules()}
+        assert not own & {SharedGroupNorm, SharedLayerNorm}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("schemes", [("filters",), ("batch", "filters")])
+def test_one_image_whose_gradient_lies_as_channels_last(schemes):
+    """As behind a convolution that runs so: torch's own instance norm takes it for another one."""
+    for name in ("instance2d-bare", "instance2d-all"):
+        module = seeded(lambda name=name: between(name))
+        plan = make_plan(module, pick_weights(1), schemes)
+        compare_training(module, plan, (1, *SIZES[4][1:]), steps=1)
 
 
 @pytest.mark.mpi(min_size=2)

@@ -8,6 +8,7 @@ from torch import nn
 
 import hetmp
 from helpers.comparison import (
+    MIXING,
     SCHEMES,
     WEIGHTS,
     adam,
@@ -214,21 +215,29 @@ def gentle(parameters) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-3)
 
 
-@pytest.mark.parametrize("mixed", [False, True], ids=["filters", "mixed"])
+@pytest.mark.parametrize("pattern", ["filters", "mixed", "batch", "batch:K"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks(name, mixed):
+def test_networks(name, pattern):
     image, width, mode = NETWORKS[name]
     number = list(NETWORKS).index(name)
     module = seeded(lambda: models.build(name, image, 5, width=width)).train(mode != "eval")
     for layer in module.modules():
         if isinstance(layer, nn.Dropout) and mode == "no dropout":
             layer.p = 0.0
-    weights = pick_weights(number + 3 * mixed)
+    weights = pick_weights(number + 3 * (pattern != "filters"))
     deep = len(list(module.modules())) > 60
     shape = ((6 if deep else 3), *image)
-    if not mixed:
+    if pattern == "filters":
         compare_training(module, weights, shape, optimizer=gentle if deep else sgd)
         return
     schemes = SCHEMES[(2, 4, 7, 6, 8)[number % 5]]
+    if pattern.startswith("batch"):  # of the U-Net, the whole encoder; of the others, a third
+        layers = sum(isinstance(part, MIXING) for part in module.modules())
+        first = {"batch": layers, "batch:K": 10 if name == "unet" else 1 + layers // 3}[pattern]
+        schemes = ("batch",) * first + ("filters",) * (layers - first)
+        compare_training(
+            module, make_plan(module, weights, schemes), shape, steps=1, optimizer=gentle
+        )
+        return
     plan = make_plan(module, weights, schemes)
     compare_training(module, plan, shape, optimizer=gentle if deep else adam)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import hetmp
 from hetmp.exchange import plain_tensors, share_of
+from hetmp.slicing.graph import read_graph
+from hetmp.slicing.layer_schemes import layer_schemes
 from hetmp.slicing.plan import LayerPlan
 
 TOLERANCE = 1e-10
@@ -104,6 +106,33 @@ def make_plan(
             )
         )
     return hetmp.Plan(ranks=len(weights), layers=tuple(planned))
+
+
+ON_IMAGES: tuple[tuple[str, ...], ...] = (
+    ("batch",),
+    ("batch", "batch", "filters"),
+    ("filters", "batch", "batch"),
+    ("batch", "filters", "batch"),
+    ("inputs", "batch", "inputs"),
+)
+"""Patterns of schemes with slices of the batch."""
+
+
+def plan_on_images(
+    module: nn.Module, weights: Sequence[float], number: int, shape: Sequence[int]
+) -> hetmp.Plan:
+    """A plan for test *number*, in which layers follow ``batch`` where they can.
+
+    Args:
+        shape: of a batch. A layer that has no axis of its length follows ``filters`` instead.
+    """
+    schemes = ON_IMAGES[number % len(ON_IMAGES)]
+    plan = make_plan(module, weights, schemes, turned=bool(number % 2))
+    can = layer_schemes(read_graph(module, torch.empty(*shape, dtype=torch.float64)), "batch")
+    for layer in plan.layers:
+        if layer.scheme == "batch" and layer.name not in can:
+            plan = plan.with_layer(layer.name, scheme="filters", weights=())
+    return plan
 
 
 def batch(shape: Sequence[int], seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from helpers.comparison import batch, compare_training, make_plan, pick_weights, seeded, world_size
+from helpers.comparison import (
+    batch,
+    compare_training,
+    make_plan,
+    pick_weights,
+    plan_on_images,
+    seeded,
+    world_size,
+)
 from hetmp.core.state import Sliced
 from hetmp.slicing.graph import read_graph
 from hetmp.slicing.schedule import CallStep
@@ -80,9 +88,10 @@ class Around(nn.Module):
 
 
 def check(case: Case, number: int) -> None:
-    """Compare under the default plan, which must keep slices, and under one layer by layer.
+    """Compare under the default plan, which must keep slices, under one layer by layer, and one
+    that cuts images.
 
-    The latter on 3 ranks, and on every other number of ranks besides.
+    On 3 ranks under all of them; on other numbers, of the last two one in turn.
     """
     weights = pick_weights(number)
     model, reference = compare_training(
@@ -91,10 +100,17 @@ def check(case: Case, number: int) -> None:
     calls = [step for step in model.hetmp.schedule.steps if isinstance(step, CallStep)]
     last = [step for step in calls if step.run.layer is None][-1]
     gives = "sliced" if isinstance(last.after, Sliced) else str(last.after)
+    one = batch((1, *case.shape[1:]), 9)
     if case.any_batch:
-        one = batch((1, *case.shape[1:]), 9)
         torch.testing.assert_close(model(one), reference(one), rtol=0, atol=1e-10)
-    if world_size() == 3 or (number + world_size()) % 2:
+    turn = (number + world_size()) % 2
+    if world_size() == 3 or not turn:
+        module = seeded(lambda: Around(case))
+        plan = plan_on_images(module, pick_weights(number + 1), number, case.shape)
+        model, reference = compare_training(module, plan, case.shape, example=True, steps=1)
+        if case.any_batch:
+            torch.testing.assert_close(model(one), reference(one), rtol=0, atol=1e-10)
+    if world_size() == 3 or turn:
         module = seeded(lambda: Around(case))
         plan = make_plan(module, pick_weights(number + 3), SCHEMES[number % 5], turned=True)
         compare_training(module, plan, case.shape, example=True)

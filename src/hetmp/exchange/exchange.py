@@ -76,10 +76,10 @@ class Exchange(nn.Module):
         """Exchange *x*, this rank's tensor in *source*, and wait for the result. Collective."""
         if self.group.size == 1:
             return x
-        moved: Tensor = _Now.apply(x, self, self._of_batch(how))
+        moved: Tensor = _Now.apply(x, self, self.of_batch(how))
         return moved
 
-    def _of_batch(self, how: Carriage) -> Carriage:
+    def of_batch(self, how: Carriage) -> Carriage:
         """Return *how*, with the number of images where a state is cut along the batch.
 
         By the time of the backward pass, another batch may be under way.
@@ -90,7 +90,7 @@ class Exchange(nn.Module):
 
     def start(self, x: Tensor, how: Carriage = USUAL) -> "Pending":
         """Begin to exchange *x*, which must not change until ``wait()``. Collective."""
-        return Pending(self, x, self._of_batch(how))
+        return Pending(self, x, self.of_batch(how))
 
     def move(self, x: Tensor, how: Carriage = USUAL, *, blocking: bool = False) -> Move:
         """Begin the forward move of *x*, without autograd. Collective.

@@ -85,6 +85,10 @@ class Rule(Generic[M]):
     by_image: ClassVar[bool] = False
     """Whether every image of a batch, axis 0, is computed by itself, however the call is set up."""
 
+    shares_images: ClassVar[bool] = False
+    """Whether a layer exchanges where images lie on several ranks, so that all its calls must
+    be of such values or none."""
+
     harmless: ClassVar[tuple[str, ...]] = ()
     """The layers' settings that change values alone, never which channels or sizes come of it."""
 

@@ -102,7 +102,7 @@ class SparedImages(Rule):
         """Return this rank's share of a layer; *run*, *group* and *device*: see ``Rule.local``."""
         local = super().local(run, group, device)
         if is_batch(run.source):
-            _SparedImagesLayer(local)
+            SparedImagesLayer(local)
         return local
 
     def function(self, run: OperatorRun, group: Group) -> Function:
@@ -110,17 +110,18 @@ class SparedImages(Rule):
         return partial(_spare_images, compute) if is_batch(run.source) else compute
 
 
-class _SparedImagesLayer(OwnForward):
+class SparedImagesLayer(OwnForward):
     """What such a layer runs on a rank's images."""
 
-    def __call__(self, x: Tensor) -> object:
+    def __call__(self, x: Tensor) -> Tensor:
         """Return the layer's output for *x*, (images of this rank, ...)."""
         return _spare_images(self.usual, x)
 
 
-def _spare_images(compute: Function, x: Tensor, *args: object, **kwargs: object) -> object:
-    run = compute if len(x) else Spare(compute, 0)
-    return run(x, *args, **kwargs)
+def _spare_images(compute: Function, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    run: Function = compute if len(x) else Spare(compute, 0)
+    output: Tensor = run(x, *args, **kwargs)
+    return output
 
 
 def _spared(rule: Spared, run: OperatorRun, group: Group) -> tuple[int, int] | None:

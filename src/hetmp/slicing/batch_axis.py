@@ -58,3 +58,11 @@ def no_batch_axis(node: Node) -> str:
         f"layer {node.place} cannot follow scheme 'batch': as far as the module was read, its "
         "input has no axis that is as long as the batch: give it another scheme"
     )
+
+
+def not_of_images(node: Node) -> str:
+    """Return why a layer that ran on slices of the batch cannot run once more."""
+    return (
+        f"layer {node.place} runs on slices of the batch, and once more on a value that does not "
+        "have the batch as that axis: give the layers in front of it another scheme than 'batch'"
+    )

@@ -232,6 +232,8 @@ def _whole_batch(x: Tensor, step: CallStep) -> torch.Size:
 
 
 def _again(exchange: Exchange, how: Carriage) -> Callable[[Tensor], Tensor]:
+    how = exchange.of_batch(how)
+
     def regather(x: Tensor) -> Tensor:
         tidy(exchange.group)
         return exchange.move(x, how, blocking=True).wait()

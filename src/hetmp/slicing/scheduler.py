@@ -15,7 +15,13 @@ from hetmp.core.partition import Layout, checked_weights
 from hetmp.core.state import FULL, PARTIAL, L, OperandState, Sliced, State, States, is_batch
 from hetmp.core.suggestions import nearest
 from hetmp.ops import SCHEMES, Flow, Mixing, OperatorRun, Ref, Scheme, SchemeName, Value, filled
-from hetmp.slicing.batch_axis import batch_axis, images_of, no_batch_axis, spans
+from hetmp.slicing.batch_axis import (
+    batch_axis,
+    images_of,
+    no_batch_axis,
+    not_of_images,
+    spans,
+)
 from hetmp.slicing.graph import PLAIN, ModelGraph, Node, Scope, Trace
 from hetmp.slicing.plan import LayerPlan, Plan
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, ProgramStep, Schedule
@@ -204,15 +210,29 @@ class Scheduler(Generic[L]):
         first, call = self.first[node.path], node.call
         cuts = node.rule.cuts(first)
         flows = [flow]
-        if isinstance(first.source, Sliced) and not is_batch(first.source):
+        of_images = node.rule.shares_images and is_batch(first.source)
+        if of_images:
+            flow = Flow(dict.fromkeys(call.operands, first.source), first.source)
+            if self.keeps_images(node, flow):
+                flows.append(flow)
+        elif isinstance(first.source, Sliced) and not is_batch(first.source):
             (name,) = call.operands
             # Layers count their axes from the left or from the right.
             shift = call.operand.dims - first.call.operand.dims
             axes = (first.source.axis, first.source.axis + shift)
             states = [Sliced(first.source.layout, axis) for axis in axes]
             flows += [other for s in states if (other := node.rule.flow(call, {name: s}))]
-        fits = (f for f in flows if node.rule.cuts(OperatorRun(call, f, None, FULL)) == cuts)
-        return next(fits, Flow(dict.fromkeys(flow.wants, FULL), FULL))
+        runs = (OperatorRun(call, f, None, FULL) for f in flows)
+        fits = (
+            run.flow
+            for run in runs
+            if node.rule.cuts(run) == cuts
+            and (not node.rule.shares_images or is_batch(run.source) == of_images)
+        )
+        fitting = next(fits, None)
+        if fitting is None and of_images:
+            raise HetmpError(not_of_images(node))
+        return fitting or Flow(dict.fromkeys(flow.wants, FULL), FULL)
 
     def taken_apart(self, node: Node) -> bool:
         """Return whether a tuple is used only item by item."""

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hetmp.cluster import Group
-from hetmp.core.state import L, States, channels_of
+from hetmp.core.state import L, Sliced, States
 from hetmp.ops.call import Call, Flow, Function, OperatorRun
 from hetmp.ops.labelled import Labelled, from_right, tensor_names
 from hetmp.ops.rule import Rule
@@ -42,11 +42,18 @@ class Attention(Rule):
         return Labelled(list(zip(names, labels, strict=True)), result).flow(call, states)
 
     def function(self, run: OperatorRun, group: Group) -> Function:
-        target = run.target
-        layout = channels_of(target)
-        if layout is not None and layout.counts[group.rank] == 0:
-            return _of_nothing
-        return super().function(run, group)
+        compute, target = super().function(run, group), run.target
+        of_nothing: Function = _of_nothing
+        if not isinstance(target, Sliced):
+            return compute
+        layout = target.layout
+
+        def attend(*args: object, **kwargs: object) -> object:
+            # How many images there are is known only now.
+            mine = compute if layout.counts[group.rank] else of_nothing
+            return mine(*args, **kwargs)
+
+        return attend
 
 
 def _of_nothing(

@@ -141,6 +141,20 @@ def _split_batch(layout: L, new_shape: Shape, new: range) -> State[L] | None:
     return None
 
 
+def _leads(source: Sliced, whole: tuple[int, ...], target: Sliced, shape: tuple[int, ...]) -> bool:
+    """Return whether a reshape of *whole* to *shape* leads from *source* to *target*.
+
+    Both sizes are known.
+    """
+    if is_batch(target):
+        # With one image, axes of one element are as good as the batch's: what counts is the order.
+        before, behind = whole[: source.axis], shape[: target.axis]
+        same_order = math.prod(before) == math.prod(behind)
+        return same_order and shape[target.axis] == target.layout.total
+    run = _run_of(whole, shape, source.axis)
+    return run is not None and _through(source, whole, shape, *run) == target
+
+
 class _LocalReshape:
     """Reshapes this rank's share; sizes are those of the whole with the cut axis's replaced.
 
@@ -157,23 +171,19 @@ class _LocalReshape:
         source, target = self._run.source, self._run.target
         call = self._run.call
         stand_in = whole_of(x, source)
-        whole = stand_in.shape
+        whole = tuple(stand_in.shape)
         if call.title in ("reshape_as", "view_as"):
             (*_, state), (like,) = self._run.flow.wants.values(), (*args, *kwargs.values())
             assert isinstance(like, Tensor)
             args, kwargs = (whole_of(like, state),), {}
         if self._forward is not None:
-            shape = self._forward(stand_in).shape
+            shape = tuple(self._forward(stand_in).shape)
         else:
-            shape = call.invoke((stand_in, *args), kwargs).shape
+            shape = tuple(call.invoke((stand_in, *args), kwargs).shape)
         if not isinstance(source, Sliced):
             return x.reshape(shape)
         assert isinstance(target, Sliced)
-        run = _run_of(whole, shape, source.axis)
-        sizes: list[int | None] = list(shape)
-        if is_batch(target):
-            sizes[target.axis] = None
-        if run is None or _through(source, tuple(whole), tuple(sizes), *run) != target:
+        if not _leads(source, whole, target, shape):
             raise HetmpError(
                 f"the model was not sliced for a {call.title} of {tuple(whole)} to {tuple(shape)}: "
                 "give slice_model an example_input of the sizes that it will meet"

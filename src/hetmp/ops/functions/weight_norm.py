@@ -2,12 +2,12 @@
 
 import torch
 
-from hetmp.core.state import L, Sliced, States
+from hetmp.core.state import L, Sliced, States, is_batch
 from hetmp.ops.call import Call, Flow
-from hetmp.ops.rule import Rule
+from hetmp.ops.spared import Spared
 
 
-class WeightNorm(Rule):
+class WeightNorm(Spared):
     """``torch._weight_norm(v, g, dim)``: lengths are of the slices along *dim*, (c, 1, 1, 1)."""
 
     functions = (torch._weight_norm,)
@@ -16,6 +16,6 @@ class WeightNorm(Rule):
         v, g = call.operands
         source, dim = states[v], call.argument(2, "dim", 0)
         # -1 is not the last axis but all of them together.
-        if not isinstance(source, Sliced) or source.axis != dim:
-            return None
+        if not isinstance(source, Sliced) or source.axis != dim or is_batch(source):
+            return None  # of no images, torch's own ends the process
         return Flow({v: source, g: source}, source)

@@ -12,10 +12,12 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from hetmp.cluster import Group
 from hetmp.core.partition import Layout
 from hetmp.core.state import L, Sliced, State, States, is_batch
-from hetmp.ops.call import Call, Flow, OperatorRun
+from hetmp.ops.call import Call, Flow, Function, OperatorRun
 from hetmp.ops.idle import Idle
 from hetmp.ops.layers.shared_batch_norm import SharedBatchNorm
+from hetmp.ops.own_forward import own_forward
 from hetmp.ops.rule import Cuts, Rule, cut_along
+from hetmp.ops.spared import SparedImagesLayer
 
 _DIMS = {
     nn.BatchNorm1d: None,
@@ -36,6 +38,7 @@ class ChannelNorm(Rule[_NormBase]):
     keeps_shape = True
     harmless = ("eps", "momentum")
     by_image = True
+    shares_images = True
     runs_empty = False
 
     def flow(self, call: Call[_NormBase], states: States[L]) -> Flow[L] | None:
@@ -74,7 +77,9 @@ class ChannelNorm(Rule[_NormBase]):
         *run*, *group* and *device* are as in ``Rule.local``.
         """
         local = super().local(run, group, device)
-        if is_batch(run.source) and isinstance(local, _BatchNorm) and group.size > 1:
+        if isinstance(local, _InstanceNorm) and own_forward(local) is None:
+            _OrderedInstanceNorm(local)
+        elif is_batch(run.source) and group.size > 1:
             SharedBatchNorm(local, group, run.wire)
         return local
 
@@ -90,6 +95,24 @@ class ChannelNorm(Rule[_NormBase]):
         if stand_in.momentum is None:  # it would look at how many batches there were: on meta
             stand_in.momentum = 0.1
         IdleBatchNorm(layer, stand_in, **self.idle_axes(run))
+
+
+class _OrderedInstanceNorm(SparedImagesLayer):
+    """What an instance norm runs: torch's own, which does not run on no images.
+
+    Backward, of one image, torch's own takes a gradient that lies in memory as channels_last for
+    another one.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the normalized *x*, (images of this rank, channels of this rank, ...)."""
+        return _with_gradient_in_order(super().__call__(x))
+
+
+def _with_gradient_in_order(y: Tensor) -> Tensor:
+    if y.requires_grad:
+        y.register_hook(Tensor.contiguous)
+    return y
 
 
 class BareNorm(Rule):
@@ -109,6 +132,12 @@ class BareNorm(Rule):
         if not isinstance(shape, tuple | list):
             return None
         return source if source.axis < call.operand.dims - len(shape) else None
+
+    def function(self, run: OperatorRun[Layout], group: Group) -> Function:
+        compute = super().function(run, group)
+        if run.call.target is not F.instance_norm:
+            return compute
+        return lambda *args, **kwargs: _with_gradient_in_order(compute(*args, **kwargs))
 
 
 class IdleBatchNorm(Idle):
