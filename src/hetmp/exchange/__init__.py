@@ -4,7 +4,12 @@ from hetmp.exchange.exchange import BackwardSum, Exchange, Pending, alias, dual,
 from hetmp.exchange.moves import Carriage, Counter, Move, collective
 from hetmp.exchange.plain_tensors import plain_tensors, users_tensors
 from hetmp.exchange.shared import free_slots, take_back, tidy
-from hetmp.exchange.volume import received, received_by_all
+from hetmp.exchange.volume import (
+    received,
+    received_by_all,
+    received_of_batch,
+    received_of_sum,
+)
 from hetmp.exchange.whole_tensors import collect, distribute, share_of, share_shape
 
 __all__ = [
@@ -24,6 +29,8 @@ __all__ = [
     "plain_tensors",
     "received",
     "received_by_all",
+    "received_of_batch",
+    "received_of_sum",
     "save_token",
     "share_of",
     "share_shape",
