@@ -11,9 +11,7 @@ from hetmp.slicing.batch_axis import batch_axis, images_of, no_batch_axis
 from hetmp.slicing.graph import ModelGraph, Node
 
 
-def layer_schemes(
-    graph: ModelGraph, schemes: str | Mapping[str, str]
-) -> dict[str, SchemeName]:
+def layer_schemes(graph: ModelGraph, schemes: str | Mapping[str, str]) -> dict[str, SchemeName]:
     """Return the schemes of the mixing layers that do not follow ``filters``, by path.
 
     Args:
