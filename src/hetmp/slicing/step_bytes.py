@@ -48,7 +48,7 @@ def step_bytes(graph: ModelGraph, schedule: Schedule, table: Table, images: int)
     """Return the bytes of a training step with a batch of so many *images*.
 
     Args:
-        graph: the model.
+        graph: the model, read with images of the size that they have.
         schedule, table: how it is cut.
         images: of the batch.
     """
