@@ -50,21 +50,76 @@ def test_json_there_and_back(plan, tmp_path):
     assert Plan.load(str(path)) == plan
     document = json.loads(path.read_text())
     assert document["format"] == "hetmp-plan"
-    assert document["version"] == 2
+    assert document["version"] == 3
     assert document["layers"][1] == {
         "name": "1",
         "kind": "ConvTranspose2d",
         "channels": 7,
         "scheme": "inputs",
         "counts": [5, 2, 0],
+        "weights": [],
         "pieces": [],
     }
 
 
-def test_a_file_of_the_first_version_is_read(plan, tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_older_version_is_read_and_written_anew(plan, tmp_path, version):
     path = tmp_path / "plan.json"
-    path.write_text(edited(plan, lambda d: (d.update(version=1), d.pop("predicted"))))
-    assert Plan.load(path).layers == plan.layers
+
+    def made_older(document):
+        document["version"] = version
+        for layer in document["layers"]:
+            del layer["weights"]
+        if version == 1:
+            del document["predicted"]
+
+    path.write_text(edited(plan, made_older))
+    assert Plan.load(path) == plan
+    Plan.load(path).save(path)
+    assert json.loads(path.read_text())["version"] == 3
+
+
+# --- scheme batch: the weights of a batch
+
+
+def test_a_layer_that_shares_the_images_there_and_back(plan, tmp_path):
+    changed = plan.with_layer("1", scheme="batch", weights=(7, 2, 1)).with_layer(
+        "3", scheme="batch"
+    )
+    assert changed.layer("1").weights == (7, 2, 1)
+    assert changed.layer("3").weights == (7, 3, 0)  # as its channels were shared
+    changed.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == changed
+    back = changed.with_layer("1", scheme="filters")
+    assert back.layer("1") == plan.layer("1")
+    # 60, 7 and 10 channels; of the 7, as many as are each rank's share of the images.
+    assert changed.held == (42 + 5 + 7, 15 + 1 + 3, 3 + 1 + 0)
+    assert (plan.shared, changed.shared) == ("channels", "channels and images")
+
+
+@pytest.mark.parametrize("schemes", ["batch", {"0.0": "batch", "1": "inputs"}])
+def test_a_plan_made_with_schemes(schemes):
+    made = plan_from_weights(read_graph(network()), (70, 25, 5), schemes)
+    first, second, _ = made.layers
+    assert (first.scheme, first.weights) == ("batch", (70, 25, 5))
+    assert second.scheme == (schemes if schemes == "batch" else "inputs")
+
+
+def test_weights_of_images_go_with_their_ranks(plan):
+    changed = plan.with_layer("1", scheme="batch", weights=(7, 2, 1))
+    wide = changed.spread((4, 1, 2), 5)
+    assert wide.layer("1").weights == (0, 2, 1, 0, 7)
+    assert wide.left_out == (0, 3)
+    assert wide.of_members().layer("1").weights == (2, 1, 7)
+    assert Plan.model_validate_json(wide.model_dump_json()) == wide
+    with pytest.raises(ValueError, match="left_out names rank 2, which has images of '1'"):
+        Plan.model_validate_json(edited(changed, _without_rank_2))
+
+
+def _without_rank_2(document):
+    document["left_out"] = [2]
+    for layer in document["layers"]:
+        layer["counts"] = [layer["channels"], 0, 0]
 
 
 def test_a_changed_plan_has_no_prediction(plan):
@@ -99,7 +154,7 @@ def test_a_layer_is_changed_in_a_copy(plan):
     [
         ({"name": "0.O", "scheme": "whole"}, "unknown layer '0.O': did you mean '0.0'"),
         ({"name": "3", "scheme": "filter"}, "unknown scheme 'filter': did you mean 'filters'"),
-        ({"name": "3", "scheme": "zzz"}, r"unknown scheme 'zzz' \(known: filters, inputs, whole"),
+        ({"name": "3", "scheme": "zzz"}, r"unknown scheme 'zzz' \(known: filters, inputs"),
         ({"name": "3", "counts": (5, 3, 1)}, r"\(5, 3, 1\) sum to 9, the layer has 10"),
         ({"name": "3", "counts": (5, 5)}, "layer '3' has 2 counts, the plan is for 3 ranks"),
         ({"name": "3", "counts": (12, -2, 0)}, "rank 1 -2"),
@@ -121,7 +176,25 @@ def edited(plan: Plan, edit) -> str:
     ("edit", "named"),
     [
         (lambda d: d.update(format="hetmp-profile"), "format: .*hetmp-plan"),
-        (lambda d: d.update(version=3), "version: .*1 or 2"),
+        (
+            lambda d: d.update(version=4),
+            "version: 4 is newer than this hetmp reads .1 to 3.: use a",
+        ),
+        (lambda d: d.update(version="3"), "version: .*1, 2 or 3"),
+        (lambda d: d["layers"][1].update(scheme="batch"), "layers.1: no weights given"),
+        (
+            lambda d: d["layers"][1].update(scheme="batch", weights=[1, 2]),
+            "layers.1: .*2 weights.* 3 ranks",
+        ),
+        (
+            lambda d: d["layers"][1].update(scheme="batch", weights=[0, 0, 0]),
+            "layers.1: all weights are 0",
+        ),
+        (lambda d: d["layers"][1].update(weights=[1, 2, 3]), "layers.1: .*are for scheme 'batch'"),
+        (
+            lambda d: d["layers"][1].update(scheme="batch", weights=[1, -2, 3]),
+            "layers.1.weights.1: .*0",
+        ),
         (lambda d: d.update(ranks=0), "ranks: .*1"),
         (lambda d: d.update(ranks=4), "layer '0.0' has 3 counts, the plan is for 4 ranks"),
         (lambda d: d.update(rank=3), "rank: "),

@@ -18,6 +18,7 @@ from hetmp.cli.options import (
     ModelName,
     Names,
     Numbers,
+    Schemes,
     Weights,
     WordOrPath,
 )
@@ -29,6 +30,7 @@ _KINDS: "dict[str, tuple[click.ParamType[Any], str]]" = {
     "data_path": (PATH, "PATH"),
     "test_path": (PATH, "PATH"),
     "weights": (Weights(), "X,X,...|FILE|equal|auto"),
+    "schemes": (Schemes(), "filters|batch|batch:K|FILE"),
     "plan": (FILE, "FILE"),
     "profile": (FILE, "FILE"),
     "profiles": (FOLDER, "FOLDER"),
@@ -151,6 +153,7 @@ FIELDS = (
     *(name for name in TrainConfig.model_fields if name in OF_DATA),
     "readers",
     "weights",
+    "schemes",
     "plan",
     "batch_size",
     "device",

@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 
 from hetmp.cli.names import MODELS
 from hetmp.core.errors import HetmpError
+from hetmp.core.scheme_choice import is_word, read_schemes
 from hetmp.core.suggestions import near_path, nearest, unknown_name
 
 if sys.version_info >= (3, 11):
@@ -145,6 +146,25 @@ class Weights(Numbers):
                 param,
                 ctx,
             )
+
+
+class Schemes(_Kind):
+    """The schemes of layers: a word, or a file of them by layer."""
+
+    name, path, words = "schemes", "file", ("filters", "batch", "batch:")
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the schemes that *value* says: a word, or those in a file, by layer.
+
+        *param* and *ctx* are for the error message.
+        """
+        if not isinstance(value, str) or is_word(value):
+            return value
+        if Path(value).is_file():
+            return read_schemes(value)
+        word = nearest(value, ("filters", "batch"))
+        hint = f" (did you mean {word}?)" if word else near_path(value)
+        self.fail(f"{value!r} is neither filters, batch, batch:K nor a file{hint}", param, ctx)
 
 
 class KeyValue(_Kind):

@@ -5,7 +5,12 @@ from hetmp.exchange.exchange import Exchange, Pending, alias, dual, leave, save_
 from hetmp.exchange.moves import Carriage, Counter, Move, collective
 from hetmp.exchange.plain_tensors import plain_tensors, users_tensors
 from hetmp.exchange.shared import free_slots, take_back, tidy
-from hetmp.exchange.volume import received, received_by_all
+from hetmp.exchange.volume import (
+    received,
+    received_by_all,
+    received_of_batch,
+    received_of_sum,
+)
 from hetmp.exchange.whole_tensors import collect, distribute, share_of, share_shape
 
 __all__ = [
@@ -28,6 +33,8 @@ __all__ = [
     "plain_tensors",
     "received",
     "received_by_all",
+    "received_of_batch",
+    "received_of_sum",
     "save_token",
     "share_of",
     "share_shape",

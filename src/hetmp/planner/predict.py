@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hetmp.core.errors import HetmpError
 from hetmp.core.state import Sliced, State
 from hetmp.exchange import collective, dual
 from hetmp.planner.profiling import OPTIMIZER, THOUSANDTHS, step_work
@@ -109,9 +110,17 @@ def predict(
         batch_size: images of the step.
 
     Raises:
-        HetmpError: the profile does not know an operation of the model.
+        HetmpError: the profile does not know an operation of the model, or a layer follows scheme
+            ``batch``, whose times are not predicted yet.
     """
     program = schedule.training
+    for step in program.steps:
+        scheme = step.run.scheme if isinstance(step, CallStep) else None
+        if isinstance(step, CallStep) and scheme is not None and scheme.cuts_batch:
+            raise HetmpError(
+                f"layer {step.node.place} follows scheme {scheme.name!r}, whose times are not "
+                "predicted yet: measure a step with 'hetmp bench --schemes'"
+            )
     clock = _Clock(tables)
     owner = owners(program)
     costs = {step.name: _cost(tables, step) for step in program.steps if isinstance(step, CallStep)}

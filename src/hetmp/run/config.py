@@ -14,6 +14,7 @@ from hetmp.checkpoint import Cadence
 from hetmp.cluster.slowdown import check_slowdown
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import checked_weights
+from hetmp.core.scheme_choice import WORDS, is_word
 from hetmp.core.suggestions import unknown_name
 from hetmp.data.options import Options
 from hetmp.optim.schedule_names import SCHEDULES
@@ -108,6 +109,10 @@ class TrainConfig(BaseModel):
     """Relative speeds, one per rank, for example 70,25,5, or a file of them. equal, the default:
     the same for every rank. auto: measured, with a plan for every layer (see `hetmp profile` and
     `hetmp plan`)."""
+    schemes: str | dict[str, str] | None = None
+    """What each rank computes of a layer, where weights divide the work. filters, the default: its
+    share of the channels. batch: its share of the images. batch:K: the first K layers by images,
+    the rest by channels. Or a JSON file of schemes by layer, {"features.conv1": "batch"}."""
     plan: Path | None = None
     """A plan file (JSON) instead of weights: partitions and schemes layer by layer."""
     profile: Path | None = None
@@ -217,6 +222,13 @@ class TrainConfig(BaseModel):
             checked_weights(weights)
         return weights
 
+    @field_validator("schemes")
+    @classmethod
+    def _schemes_are_a_word(cls, schemes: Any) -> Any:
+        if isinstance(schemes, str) and not is_word(schemes):
+            raise HetmpError(f"schemes {schemes!r} are not known: give {WORDS}, or a file of them")
+        return schemes
+
     @field_validator("slowdown")
     @classmethod
     def _slowdown_can_be_used(cls, slowdown: tuple[float, ...] | None) -> tuple[float, ...] | None:
@@ -250,6 +262,15 @@ class TrainConfig(BaseModel):
     def _one_of_two(self) -> "TrainConfig":
         if self.weights is not None and self.plan is not None:
             raise HetmpError("weights and plan both set how layers are cut: give one of them")
+        if self.schemes is not None and self.plan is not None:
+            raise HetmpError(
+                "schemes and plan both set what a rank computes of a layer: give one of them"
+            )
+        if self.schemes is not None and self.plans:
+            raise HetmpError(
+                "schemes are for weights that are given: weights auto makes a plan, which has "
+                "schemes of its own; give --weights 70,25,5 or equal, or leave --schemes out"
+            )
         if self.profile is not None and self.profiles is not None:
             raise HetmpError("profile and profiles both set the devices' times: give one of them")
         if self.profile is not None and self.weights != "auto":

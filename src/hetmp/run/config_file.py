@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from hetmp.core.documents import read
 from hetmp.core.errors import HetmpError
 from hetmp.core.files import replacing
+from hetmp.core.scheme_choice import is_word, read_schemes
 from hetmp.core.suggestions import nearest
 from hetmp.run.config import HEADINGS, TrainConfig
 
@@ -24,7 +25,9 @@ else:
 VERSIONS = "versions"
 """The table with the versions that wrote a file."""
 
-OPPOSITES = (("weights", "plan"), ("epochs", "steps"), ("profile", "profiles"))
+OPPOSITES = (
+    ("weights", "plan"), ("schemes", "plan"), ("epochs", "steps"), ("profile", "profiles"),
+)  # fmt: skip
 """Pairs of exclusive fields: a flag for one replaces the file's other."""
 
 _WORDS = {
@@ -74,6 +77,14 @@ def read_config(path: str | Path) -> ConfigFile:
         from hetmp.planner.cluster_file import read_weights
 
         fields["weights"] = read_weights(folder / weights)
+    schemes = fields.get("schemes")
+    if isinstance(schemes, str) and not is_word(schemes):
+        if not (folder / schemes).is_file():
+            raise HetmpError(
+                f"{what}: schemes: {schemes!r} is neither filters, batch, batch:K nor a file, "
+                "nor a table of schemes by layer"
+            )
+        fields["schemes"] = read_schemes(folder / schemes)
     try:
         TrainConfig.model_validate(fields)
     except ValidationError as error:
@@ -91,8 +102,14 @@ def flags_over(fields: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str,
         for flag, other in (pair, pair[::-1]):
             if flag in flags and other not in flags:
                 rest.pop(other, None)
-    tables = {name: {**rest.get(name, {}), **v} for name, v in flags.items() if isinstance(v, dict)}
+    tables = {
+        name: {**rest.get(name, {}), **v}
+        for name, v in flags.items()
+        if isinstance(TrainConfig.model_fields[name].default, dict)
+    }
     merged = {**rest, **flags, **tables}
+    if merged.get("weights") == "auto" and "schemes" not in flags and "weights" in flags:
+        merged.pop("schemes", None)
     if ("weights" in flags or "plan" in flags) and merged.get("weights") != "auto":
         merged = {name: v for name, v in merged.items() if name != "profile" or name in flags}
     return merged

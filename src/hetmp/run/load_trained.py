@@ -192,6 +192,7 @@ def _loaded(
         module,
         weights,
         comm,
+        schemes=trained.config.schemes,
         example_input=torch.empty((2, *dataset.input_shape), dtype=trained.dtype, device="meta"),
         init=_nothing if shipped else None,
         device=trained.device,

@@ -166,6 +166,7 @@ def _sliced(
             module,
             weights,
             comm,
+            schemes=config.schemes,
             example_input=torch.empty((2, *dataset.input_shape), dtype=dtype, device="meta"),
             init=models.layer_by_layer(module) if config.layerwise else None,
             device=setup.device,

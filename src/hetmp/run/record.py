@@ -31,7 +31,7 @@ def headline(config: TrainConfig, model: SlicedModel, dataset: Dataset, steps: i
     return (
         f"{config.model} on {config.data}: {len(dataset.train)} training and {len(dataset.test)} "
         f"test images, {steps} steps of {config.batch_size}\n"
-        f"{count_ranks(runtime.group.size)} with {shares} of the channels{slowed}"
+        f"{count_ranks(runtime.group.size)} with {shares} of the {runtime.plan.shared}{slowed}"
     )
 
 

@@ -3,7 +3,7 @@
 import copy
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ def slice_model(
     weights: Sequence[float] | Plan,
     comm: "MPI.Intracomm | None" = None,
     *,
+    schemes: str | Mapping[str, str] | None = None,
     example_input: Any = None,
     init: Init | None = None,
     device: torch.device | str | None = None,
@@ -72,6 +73,8 @@ def slice_model(
         module: any module that torch.fx can trace.
         weights: the ranks' relative speeds, one per rank, or a ``Plan``.
         comm: the ranks that share the model; ``MPI.COMM_WORLD`` if None.
+        schemes: of the layers that mix channels, where *weights* are numbers: ``filters`` (the
+            default), ``batch``, ``batch:K`` for the first K of them, or a scheme by a layer's path.
         example_input: a tensor of a batch's shape, or a tuple or dict of arguments; needed only
             where the module has several inputs, or its layers do not tell the sizes that
             slicing depends on. Values are not looked at.
@@ -104,7 +107,7 @@ def slice_model(
         original = skeleton_of(module)
         if strict:
             graph.check_strict()
-        plan = _plan(graph, weights, group.size)
+        plan = _plan(graph, weights, schemes, group.size)
         schedule = schedule_model(graph, plan)
         table = make_table(graph, schedule)
         if RESERVED in dict(graph.skeleton.named_children()):
@@ -139,9 +142,16 @@ def _verified(
     return Verification.from_text(group.broadcast_text(verification.to_text()))
 
 
-def _plan(graph: ModelGraph, weights: Sequence[float] | Plan, ranks: int) -> Plan:
+def _plan(
+    graph: ModelGraph,
+    weights: Sequence[float] | Plan,
+    schemes: str | Mapping[str, str] | None,
+    ranks: int,
+) -> Plan:
     if not isinstance(weights, Plan):
-        return plan_from_weights(graph, checked_weights(weights, ranks))
+        return plan_from_weights(graph, checked_weights(weights, ranks), schemes or "filters")
+    if schemes is not None:
+        raise HetmpError("a plan has the schemes of its layers: give schemes only with weights")
     weights.check_ranks(ranks)
     return weights
 

@@ -84,7 +84,7 @@ def channel_groups(graph: ModelGraph) -> ChannelGroups:
 def plan_from_weights(
     graph: ModelGraph,
     weights: Sequence[Any],
-    schemes: str | Mapping[str, SchemeName] = "filters",
+    schemes: str | Mapping[str, str] = "filters",
 ) -> Plan:
     """Make a plan whose channels and images are cut in proportion to *weights*.
 

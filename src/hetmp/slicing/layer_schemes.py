@@ -1,19 +1,17 @@
 """Which layers follow which scheme, as a user says it in a word."""
 
 from collections.abc import Mapping
+from typing import cast
 
 from hetmp.core.errors import HetmpError
+from hetmp.core.scheme_choice import WORDS, is_word
+from hetmp.core.suggestions import nearest, unknown_name
 from hetmp.ops import SCHEMES, Mixing, SchemeName
 from hetmp.slicing.batch_axis import batch_axis, images_of, no_batch_axis
 from hetmp.slicing.graph import ModelGraph, Node
 
-WORDS = "filters, batch or batch:K"
-"""What may be said, for messages."""
 
-
-def layer_schemes(
-    graph: ModelGraph, schemes: str | Mapping[str, SchemeName]
-) -> dict[str, SchemeName]:
+def layer_schemes(graph: ModelGraph, schemes: str | Mapping[str, str]) -> dict[str, SchemeName]:
     """Return the schemes of the mixing layers that do not follow ``filters``, by path.
 
     Args:
@@ -27,15 +25,14 @@ def layer_schemes(
     """
     if not isinstance(schemes, str):
         return _checked(graph, schemes)
-    word, colon, number = schemes.partition(":")
+    if not is_word(schemes):
+        raise HetmpError(f"schemes {schemes!r} are not known: give {WORDS}, or a scheme by layer")
     nodes = list({node.path: node for node in graph.mixing()}.values())
     if schemes == "filters":
         return {}
     if schemes == "batch":
         return {node.path: "batch" for node in nodes if _has_batch(graph, node)}
-    if word != "batch" or not colon or not number.isdecimal():
-        raise HetmpError(f"schemes {schemes!r} are not known: give {WORDS}")
-    first = int(number)
+    first = int(schemes.partition(":")[2])
     if first > len(nodes):
         raise HetmpError(
             f"schemes {schemes!r}: the model has {len(nodes)} layers that mix channels: give K "
@@ -47,14 +44,19 @@ def layer_schemes(
     return {node.path: "batch" for node in nodes[:first]}
 
 
-def _checked(graph: ModelGraph, schemes: Mapping[str, SchemeName]) -> dict[str, SchemeName]:
+def _checked(graph: ModelGraph, schemes: Mapping[str, str]) -> dict[str, SchemeName]:
     paths = {node.path for node in graph.mixing()}
     for path, scheme in schemes.items():
         if path not in paths:
-            raise HetmpError(f"schemes name {path!r}, which is not a layer that mixes channels")
+            near = nearest(path, paths)
+            hint = f" (did you mean {near!r}?)" if near else ""
+            raise HetmpError(
+                f"schemes name {path!r}, which is not a layer that mixes channels{hint}"
+            )
         if scheme not in SCHEMES:
-            raise HetmpError(f"scheme {scheme!r} of {path!r} is not one of {', '.join(SCHEMES)}")
-    return {path: scheme for path, scheme in schemes.items() if scheme != "filters"}
+            raise unknown_name(f"scheme of {path!r}:", scheme, SCHEMES)
+    known = cast(Mapping[str, SchemeName], schemes)
+    return {path: scheme for path, scheme in known.items() if scheme != "filters"}
 
 
 def _has_batch(graph: ModelGraph, node: Node) -> bool:

@@ -57,12 +57,13 @@ def html_of(plan: "Plan", words: Sequence[str] = (), rank: int | None = None) ->
 
 def _row(layer: "LayerPlan", colors: Sequence[str]) -> str:
     kind = f"{layer.kind}, {layer.scheme}, {layer.channels} channels"
-    if layer.is_cut:
+    if layer.is_cut or layer.cuts_batch:
+        unit = " % of the images" * layer.cuts_batch
         parts = "".join(
-            f'<span title="rank {rank}: {count}" '
-            f'style="flex:{count} 1 0;background:{color};{_EDGE}"></span>'
-            for rank, (count, color) in enumerate(zip(layer.counts, colors, strict=True))
-            if count
+            f'<span title="rank {rank}: {share}{unit}" '
+            f'style="flex:{share} 1 0;background:{color};{_EDGE}"></span>'
+            for rank, (share, color) in enumerate(zip(_each(layer), colors, strict=True))
+            if share != "0"
         )
     else:
         parts = f'<span title="whole on every rank" style="flex:1;background:{_WHOLE}"></span>'
@@ -84,11 +85,11 @@ def _legend(plan: "Plan", colors: Sequence[str], rank: int | None) -> str:
             f"background:{colors[number]};{_EDGE}",
             f"rank {number}"
             + " (this one)" * (number == rank)
-            + (" left out" if number in plan.left_out else f": {plan.held[number]} channels"),
+            + (" left out" if number in plan.left_out else f": {_held(plan, number)}"),
         )
         for number in shown
     ]
-    if not all(layer.is_cut for layer in plan.layers):
+    if not all(layer.shares for layer in plan.layers):
         items.append((f"background:{_WHOLE}", "whole: on every rank"))
     return " ".join(
         '<span style="white-space:nowrap;margin-right:1em"><span style="display:inline-block;'
@@ -97,9 +98,31 @@ def _legend(plan: "Plan", colors: Sequence[str], rank: int | None) -> str:
     )
 
 
+def _held(plan: "Plan", rank: int) -> str:
+    """Return how much of the layers a rank has: a number where only channels are shared."""
+    if plan.shared == "channels":
+        return f"{plan.held[rank]} channels"
+    return f"{100 * plan.held[rank] / max(1, sum(plan.held)):.0f} % of {plan.shared}"
+
+
 def _counts(layer: "LayerPlan") -> str:
-    if not layer.is_cut:
+    if not layer.shares:
         return "whole"
-    if len(layer.counts) > MOST_COUNTS:
-        return f"{min(layer.counts)} to {max(layer.counts)}"
-    return "/".join(map(str, layer.counts))
+    each = _each(layer)
+    if len(each) > MOST_COUNTS:
+        shown = f"{min(each, key=float)} to {max(each, key=float)}"
+    else:
+        shown = "/".join(each)
+    return shown + " % of images" * layer.cuts_batch
+
+
+def _each(layer: "LayerPlan") -> list[str]:
+    """Return each rank's share of a layer: its channels, or its percentage of the images."""
+    if layer.cuts_batch:
+        return percentages(layer.weights)
+    return list(map(str, layer.counts))
+
+
+def percentages(weights: Sequence[float]) -> list[str]:
+    """Return each rank's percentage of the images of a batch that is shared by *weights*."""
+    return [f"{100 * weight / sum(weights):.3g}" for weight in weights]

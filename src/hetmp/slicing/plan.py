@@ -1,24 +1,36 @@
 """The plan: partitions and schemes for one model on one cluster, as a document.
 
 JSON: ``{"format": "hetmp-plan", "version": 3, "ranks": 3, "layers": [{"name": "features.0",
-"kind": "Conv2d", "channels": 60, "scheme": "filters", "counts": [42, 15, 3], "pieces": []},
-...]}``. A layer whose channels come in several pieces, each cut on its own, has the counts of
-each: ``"pieces": [[21, 8, 1], [21, 7, 2]]``. What ``hetmp plan`` adds: see ``docs/plan-format.md``.
+"kind": "Conv2d", "channels": 60, "scheme": "filters", "counts": [42, 15, 3], "weights": [],
+"pieces": []}, ...]}``. A layer whose channels come in several pieces, each cut on its own, has the
+counts of each: ``"pieces": [[21, 8, 1], [21, 7, 2]]``. A layer of scheme ``batch`` has the ranks'
+shares of a batch: ``"weights": [70.0, 25.0, 5.0]``. What ``hetmp plan`` adds: see
+``docs/plan-format.md``.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    field_validator,
+    model_validator,
+)
 
 from hetmp.core.documents import load, validated
 from hetmp.core.errors import HetmpError
 from hetmp.core.files import replacing
-from hetmp.core.partition import Layout, Partition, Piece, checked_weights
+from hetmp.core.partition import Layout, Partition, Piece, apportion, checked_weights
 from hetmp.core.suggestions import unknown_name
 from hetmp.ops import SCHEMES, SchemeName
 from hetmp.slicing.picture import html_of
+
+VERSION: Literal[3] = 3
+"""Of the format that is written: 2 added ``predicted``, 3 scheme ``batch`` and its ``weights``."""
 
 
 class LayerPlan(BaseModel):
@@ -51,7 +63,7 @@ class LayerPlan(BaseModel):
         sums = tuple(sum(column) for column in zip(*self.pieces, strict=True))
         if self.pieces and sums != self.counts:
             raise ValueError(f"pieces {self.pieces} sum to {sums}, counts are {self.counts}")
-        if SCHEMES[self.scheme].cuts_batch:
+        if self.cuts_batch:
             checked_weights(self.weights, len(self.counts))
         elif self.weights:
             raise ValueError(f"weights {self.weights} are for scheme 'batch', not {self.scheme!r}")
@@ -66,6 +78,21 @@ class LayerPlan(BaseModel):
     def is_cut(self) -> bool:
         """Whether the layer's output channels are divided among the ranks."""
         return SCHEMES[self.scheme].cuts_outputs
+
+    @property
+    def cuts_batch(self) -> bool:
+        """Whether every rank computes all channels of its share of the images."""
+        return SCHEMES[self.scheme].cuts_batch
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """How many of its channels each rank has, or as many as are its share of the images.
+
+        Nothing where every rank computes the layer whole.
+        """
+        if self.cuts_batch:
+            return apportion(self.channels, self.weights).counts
+        return self.counts if self.is_cut else ()
 
     @property
     def layout(self) -> Layout:
@@ -94,7 +121,8 @@ class Plan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     format: Literal["hetmp-plan"] = "hetmp-plan"
-    version: Literal[1, 2, 3] = 3
+    version: Literal[1, 2, 3] = VERSION
+    """Of the format. A plan of an older one is of this one when it has been read."""
     ranks: int = Field(ge=1)
     """How many ranks the plan is for."""
     layers: tuple[LayerPlan, ...]
@@ -109,6 +137,21 @@ class Plan(BaseModel):
     """Of a training step."""
     predicted: tuple[PredictedLayer, ...] = ()
     """Where a step's seconds go, layer by layer; empty where nothing was predicted."""
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _version_is_known(cls, version: Any) -> Any:
+        if type(version) is int and version > VERSION:
+            raise ValueError(
+                f"{version} is newer than this hetmp reads (1 to {VERSION}): use a newer hetmp, or "
+                "make the plan again"
+            )
+        return version
+
+    @field_validator("version")
+    @classmethod
+    def _version_is_the_newest(cls, version: int) -> int:
+        return VERSION
 
     @model_validator(mode="after")
     def _counts_are_per_rank(self) -> "Plan":
@@ -152,9 +195,19 @@ class Plan(BaseModel):
 
     @property
     def held(self) -> tuple[int, ...]:
-        """The number of channels of each rank, over all layers that are cut."""
-        cut = [layer for layer in self.layers if layer.is_cut]
-        return tuple(sum(layer.counts[rank] for layer in cut) for rank in range(self.ranks))
+        """The number of channels of each rank, over all layers that are shared.
+
+        Where images are shared, a rank's share of them stands for as many of the channels.
+        """
+        shares = [layer.shares for layer in self.layers if layer.shares]
+        return tuple(sum(counts[rank] for counts in shares) for rank in range(self.ranks))
+
+    @property
+    def shared(self) -> str:
+        """What the ranks share: ``channels``, ``images``, or both."""
+        images = any(layer.cuts_batch for layer in self.layers)
+        channels = any(layer.shares and not layer.cuts_batch for layer in self.layers)
+        return " and ".join(["channels"] * (channels or not images) + ["images"] * images)
 
     def of_members(self) -> "Plan":
         """Return the plan of the ranks that take part alone, renumbered from 0."""

@@ -7,7 +7,7 @@ from typing import Any, Generic
 
 from hetmp.core.partition import Layout
 from hetmp.core.state import FULL, PARTIAL, L, OperandState, Sliced, State
-from hetmp.exchange import received, received_by_all
+from hetmp.exchange import received, received_by_all, received_of_batch
 from hetmp.ops import Cuts, Mixing, OperatorRun, Value, references
 from hetmp.slicing.graph import EVALUATION, PLAIN, TRAINING, Mode, Node, Scope
 
@@ -85,6 +85,17 @@ class ExchangeStep(ProgramStep, Generic[L]):
     def received(self: "ExchangeStep", rank: int, ranks: int) -> tuple[float, float]:
         """Return the bytes per image that *rank* receives: (forward, backward)."""
         return received(self.before, self.after, rank, self.value.image_bytes, ranks)
+
+    def received_of_batch(
+        self: "ExchangeStep", images: int, rank: int, ranks: int
+    ) -> tuple[int, int]:
+        """Return the bytes that *rank* receives for a batch of so many *images*, to the byte.
+
+        Forward and backward, in the model's precision. Where the batch is cut, the shares of a
+        short one are not quite those of the weights.
+        """
+        size = images * self.value.image_bytes
+        return received_of_batch(self.before, self.after, rank, size, ranks, images)
 
     def received_by_all(self: "ExchangeStep", ranks: int) -> float:
         """Return the bytes per image that all ranks receive, in both directions."""

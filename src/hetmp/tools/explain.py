@@ -9,16 +9,18 @@ from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from hetmp.core.state import PARTIAL, Sliced
+from hetmp.core.state import PARTIAL, Sliced, batch_of
 from hetmp.core.text import bytes_text
 from hetmp.exchange import collective, share_shape
 from hetmp.slicing import SlicedTensor, Table, make_table
 from hetmp.slicing.channel_groups import ChannelGroups, channel_groups
 from hetmp.slicing.graph import ModelGraph, Node
 from hetmp.slicing.hooks import schedule_hooked
+from hetmp.slicing.picture import percentages
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
+from hetmp.slicing.step_bytes import StepBytes, step_bytes
 
 NAMED = 3
 """Most layers of a channel group to name."""
@@ -31,12 +33,14 @@ class LayerRow:
     Attributes:
         name, kind: its path in the module, and its type.
         channels: number of its output channels; None if it has none of its own.
-        counts: each rank's number of them.
+        counts: each rank's number of them; where images are shared, each rank's percentage.
         groups: numbers of the channel groups of its output.
         scheme: the scheme of a layer that mixes channels.
         exchanges: the collectives before it; after it for scheme ``inputs``.
         shared: the earlier layer for which the same value was exchanged.
-        received: bytes per image that each rank receives, forward and backward together.
+        received: bytes that each rank receives, forward and backward together: per image, or for
+            the batch that was asked for.
+        images: whether the ranks share the images instead of the channels.
         reason: why every rank computes it whole, if it has no rule.
         mixes: whether it mixes channels, so that a plan has an entry for it.
     """
@@ -44,7 +48,7 @@ class LayerRow:
     name: str
     kind: str
     channels: int | None
-    counts: tuple[int, ...]
+    counts: tuple[int, ...] | tuple[str, ...]
     groups: str
     scheme: str
     exchanges: list[str] = field(default_factory=list)
@@ -52,6 +56,7 @@ class LayerRow:
     received: list[float] = field(default_factory=list)
     reason: str = ""
     mixes: bool = False
+    images: bool = False
 
     @property
     def matters(self) -> bool:
@@ -68,6 +73,8 @@ class Explanation:
         groups: the channel groups, cut as ``plan`` says.
         held: number of parameters of each rank, out of ``parameters``.
         modes: whether evaluation runs different operations.
+        moved: what a step with a batch of ``images`` images moves.
+        images: of the batch that bytes are those of; None for those of an image.
         hooked: the parts that have hooks, whose exchanges are counted.
     """
 
@@ -77,19 +84,26 @@ class Explanation:
     held: tuple[int, ...]
     parameters: int
     modes: bool
+    moved: StepBytes
+    images: int | None = None
     hooked: tuple[str, ...] = ()
 
     @property
     def received(self) -> list[float]:
-        """Return the bytes per image that each rank receives, forward and backward."""
+        """Return the bytes that each rank receives by the exchanges of the rows."""
         return [
             sum(row.received[rank] for row in self.rows if row.received)
             for rank in range(self.plan.ranks)
         ]
 
 
-def explain(graph: ModelGraph, plan: Plan) -> Explanation:
+def explain(graph: ModelGraph, plan: Plan, images: int | None = None) -> Explanation:
     """Explain *plan* for the model of *graph*.
+
+    Args:
+        graph: the model.
+        plan: how its layers are cut.
+        images: of the batch whose bytes are shown; None to show those of an image.
 
     Raises:
         HetmpError: the plan is for another model.
@@ -100,18 +114,20 @@ def explain(graph: ModelGraph, plan: Plan) -> Explanation:
     hooked = tuple(filter(None, graph.hooked))
     shown = schedule_hooked(graph, plan, schedule, hooked) if hooked else schedule
     return Explanation(
-        tuple(_rows(graph, plan, shown, groups)),
+        tuple(_rows(plan, shown, groups, images)),
         groups,
         plan,
         tuple(_held(table, rank) for rank in range(plan.ranks)),
         sum(entry.shape.numel() for entry in _parameters(table)),
         len(schedule.programs) > 1,
+        step_bytes(graph, shown, table, images or 1),
+        images,
         hooked,
     )
 
 
 def _rows(
-    graph: ModelGraph, plan: Plan, schedule: Schedule, groups: ChannelGroups
+    plan: Plan, schedule: Schedule, groups: ChannelGroups, images: int | None
 ) -> list[LayerRow]:
     program = schedule.training
     rows: list[LayerRow] = []
@@ -121,14 +137,14 @@ def _rows(
         if isinstance(step, ExchangeStep):
             # A sum belongs to the layer that made its summands.
             if step.before == PARTIAL and rows and rows[-1].scheme == "inputs":
-                _add(rows[-1], step, plan.ranks)
+                _add(rows[-1], step, plan.ranks, images)
             else:
                 waiting.append(step)
             first_wanted.setdefault(step.name, "")
         elif isinstance(step, CallStep):
             row = _row(step, plan, groups)
             for exchange in waiting:
-                _add(row, exchange, plan.ranks)
+                _add(row, exchange, plan.ranks, images)
                 first_wanted[exchange.name] = row.name
             if not waiting:
                 row.shared = next((first_wanted.get(name, "") for name in step.sources), "")
@@ -137,7 +153,7 @@ def _rows(
     if waiting:
         row = LayerRow("", "output", None, (), "", "")
         for exchange in waiting:
-            _add(row, exchange, plan.ranks)
+            _add(row, exchange, plan.ranks, images)
         rows.append(row)
     return rows
 
@@ -147,8 +163,11 @@ def _row(step: CallStep, plan: Plan, groups: ChannelGroups) -> LayerRow:
     own = step.run.scheme
     scheme = own.name if own is not None else "whole" if node.reason else ""
     channels = node.rule.output_channels(node.call.whole_layer) if node.rule.mixes else None
-    counts: tuple[int, ...] = ()
-    if node.rule.mixes and scheme != "whole":
+    counts: tuple[int, ...] | tuple[str, ...] = ()
+    shared = batch_of(step.after)
+    if shared is not None:
+        counts = tuple(percentages([float(weight) for weight in shared.weights]))
+    elif node.rule.mixes and scheme != "whole":
         counts = plan.layer(node.path).counts
     elif isinstance(step.after, Sliced):
         channels, counts = step.after.layout.total, step.after.layout.counts
@@ -161,6 +180,7 @@ def _row(step: CallStep, plan: Plan, groups: ChannelGroups) -> LayerRow:
         scheme,
         reason=node.reason or "",
         mixes=node.rule.mixes,
+        images=shared is not None,
     )
 
 
@@ -182,9 +202,16 @@ def _groups_of(node: Node, groups: ChannelGroups) -> str:
     )  # fmt: skip
 
 
-def _add(row: LayerRow, exchange: ExchangeStep, ranks: int) -> None:
+def _add(row: LayerRow, exchange: ExchangeStep, ranks: int, images: int | None) -> None:
     row.exchanges.append(collective(exchange.before, exchange.after))
-    received = [sum(exchange.received(rank, ranks)) for rank in range(ranks)]
+    received: list[float] = [
+        sum(
+            exchange.received(rank, ranks)
+            if images is None
+            else exchange.received_of_batch(images, rank, ranks)
+        )
+        for rank in range(ranks)
+    ]
     row.received = [a + b for a, b in zip(row.received or [0.0] * ranks, received, strict=True)]
 
 
@@ -213,35 +240,39 @@ def render(
         narrow: leave out columns that follow from the others.
     """
     rows = [row for row in explanation.rows if everything or row.matters]
-    parts: list[RenderableType] = [_layer_table(rows, explanation.plan.ranks, narrow)]
+    parts: list[RenderableType] = [_layer_table(rows, explanation, narrow)]
     parts += [_group_table(explanation), _totals(explanation)]
     fallbacks = [row for row in explanation.rows if row.reason]
     if fallbacks:
-        parts.append(_fallback_text(fallbacks))
+        parts.append(_fallback_text(fallbacks, _bytes_of(explanation)))
     return Lines(*parts)
 
 
-def _layer_table(rows: Sequence[LayerRow], ranks: int, narrow: bool) -> RichTable:
-    table = _table(f"Layers, and what each of the {ranks} ranks has of their channels")
+def _layer_table(rows: Sequence[LayerRow], explained: Explanation, narrow: bool) -> RichTable:
+    plan, bytes_of = explained.plan, _bytes_of(explained)
+    images = " or of the images" if any(layer.cuts_batch for layer in plan.layers) else ""
+    table = _table(f"Layers, and what each of the {plan.ranks} ranks has of their channels{images}")
     columns = {
         "layer": [row.name or row.kind for row in rows],
         "kind": ["" if row.kind == "output" else row.kind for row in rows],
         "channels": ["" if row.channels is None else str(row.channels) for row in rows],
         "partition": [
-            "/".join(map(str, row.counts)) if row.counts else ("all" if row.mixes else "")
+            "/".join(map(str, row.counts)) + " % of images" * row.images
+            if row.counts
+            else ("all" if row.mixes else "")
             for row in rows
         ],
         "group": [row.groups for row in rows],
         "scheme": [row.scheme for row in rows],
         "exchange": [_exchange_text(row) for row in rows],
-        "per image": [bytes_text(sum(row.received)) if row.received else "" for row in rows],
+        bytes_of: [bytes_text(sum(row.received)) if row.received else "" for row in rows],
     }
     if {row.scheme for row in rows if row.mixes} == {"filters"}:
         del columns["scheme"]
     if narrow:
         del columns["channels"]  # the partition sums to them
     for heading in columns:
-        right = heading in ("channels", "per image")
+        right = heading in ("channels", bytes_of)
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for row, cells in zip(rows, zip(*columns.values(), strict=True), strict=True):
         table.add_row(*cells, style="yellow" if row.reason else "")
@@ -285,18 +316,22 @@ def _group_table(explanation: Explanation) -> RenderableType:
 
 def _totals(explanation: Explanation) -> Text:
     ranks = range(explanation.plan.ranks)
-    held = explanation.held
-    received = explanation.received
-    moved = bytes_text(sum(received))
-    lines = [f"\n{explanation.parameters:,} parameters; each image moves {moved}"]
+    held, moved, images = explanation.held, explanation.moved, explanation.images
+    received, per = explanation.received, " per image"
+    lines = [f"\n{explanation.parameters:,} parameters; each image moves "]
+    if images is not None:
+        received, per = list(map(float, moved.received)), f" for a batch of {images}"
+        lines = [f"\n{explanation.parameters:,} parameters; a step with {images} images moves "]
+    lines[0] += bytes_text(sum(received))
     lines += [
         f"  rank {rank}: holds {held[rank]:,} parameters "
         f"({100 * held[rank] / max(1, explanation.parameters):.1f} %), receives "
-        f"{bytes_text(received[rank])} per image"
+        f"{bytes_text(received[rank])}{per}" + f" ({received[rank]:,.0f} bytes)" * bool(images)
         for rank in ranks
     ]
-    lines.append("exchange: before the layer; per image: bytes that all ranks receive for it,")
-    lines.append("forward and backward, in the model's precision")
+    lines += _whole_step(explanation)
+    lines.append(f"exchange: before the layer; {_bytes_of(explanation)}: bytes that all ranks")
+    lines.append("receive for it, forward and backward, in the model's precision")
     if {row.scheme for row in explanation.rows if row.mixes} == {"filters"}:
         lines.append("scheme: filters everywhere (every rank owns its output channels' filters)")
     if any(_exchange_text(row) == "as above" for row in explanation.rows):
@@ -310,11 +345,34 @@ def _totals(explanation: Explanation) -> Text:
     return Text("\n".join(lines))
 
 
-def _fallback_text(rows: Sequence[LayerRow]) -> Text:
+def _bytes_of(explanation: Explanation) -> str:
+    return "per image" if explanation.images is None else f"{explanation.images} images"
+
+
+def _whole_step(explanation: Explanation) -> list[str]:
+    """Return lines on the exchanges that are those of a step, whatever its images are."""
+    moved, lines = explanation.moved, []
+    also = "also received in each step" if explanation.images is None else "of these"
+    if moved.gradients[0]:
+        lines.append(
+            f"  {also}, by each rank: {bytes_text(moved.gradients[0])} for the sum of the "
+            f"gradients of {moved.replicated:,} parameters"
+        )
+        lines.append("    that every rank holds whole")
+    if moved.statistics[0]:
+        norms = f"{moved.norms} batch norm{'s' * (moved.norms > 1)}"
+        lines.append(
+            f"  {also}, by each rank: {bytes_text(moved.statistics[0])} for the statistics of "
+            f"{norms} over all images"
+        )
+    return lines
+
+
+def _fallback_text(rows: Sequence[LayerRow], per: str) -> Text:
     lines = [f"{len(rows)} operation{'s' if len(rows) > 1 else ''} computed whole on every rank:"]
     lines += [
         f"  {row.name or 'the module'}: {row.kind}: {row.reason}"
-        + (f"; {bytes_text(sum(row.received))} per image to gather" if row.received else "")
+        + (f"; {bytes_text(sum(row.received))} {per} to gather" if row.received else "")
         for row in rows
     ]
     return Text("\n".join(lines), style="yellow")

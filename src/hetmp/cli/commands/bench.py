@@ -18,6 +18,7 @@ from hetmp.cluster import Group
     metavar="X,X,...|FILE|equal",
     help="Relative speeds, one per rank, for example 70,25,5, or a file of them (default: equal).",
 )
+@field_options("schemes", heading="Options")
 @image_options
 @option(
     "--batch-size",
@@ -37,6 +38,7 @@ from hetmp.cluster import Group
 def bench(
     model: str,
     weights: tuple[float, ...] | str | None,
+    schemes: str | dict[str, str] | None,
     shape: tuple[int, ...] | None,
     classes: int | None,
     batch_size: int,
@@ -67,6 +69,7 @@ def bench(
     \b
     Examples:
       mpirun -n 2 hetmp bench paper-cifar --batch-size 100
+      mpirun -n 3 hetmp bench vgg11 --weights 3,3,1 --schemes batch:4 --batch-size 64
       mpirun -n 2 hetmp bench paper-cifar --only sliced,floor --append a.jsonl
     """
     import shlex
@@ -95,6 +98,7 @@ def bench(
         input_shape=input_shape,
         classes=count,
         weights=weights if isinstance(weights, tuple) else (1.0,) * group.size,
+        schemes=schemes or "filters",
         batch_size=batch_size,
         repeats=repeats,
         slowdown=slowdown,
@@ -113,7 +117,9 @@ def bench(
     sizes = "×".join(str(size) for size in input_shape)
     click.echo(
         f"{model}, batch {batch_size} of {sizes}, "
-        f"weights {','.join(f'{share:g}' for share in config.weights)}; threads: "
+        f"weights {','.join(f'{share:g}' for share in config.weights)}"
+        + ("" if schemes is None else f", schemes {_in_words(schemes)}")
+        + "; threads: "
         f"{result.threads[0]} a rank, {result.threads[1]} in one process"
     )
     if slowdown:
@@ -124,3 +130,7 @@ def bench(
     if append:
         append_result(Path(append), result, shlex.join(["hetmp", *sys.argv[1:]]))
         click.echo(f"added a line to {append}")
+
+
+def _in_words(schemes: str | dict[str, str]) -> str:
+    return schemes if isinstance(schemes, str) else f"of {len(schemes)} layers from a file"

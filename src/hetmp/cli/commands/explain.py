@@ -16,16 +16,24 @@ from hetmp.core.errors import HetmpError
     metavar="X,X,...|FILE",
     help="Relative speeds, one per rank, for example 70,25,5, or a file of them.",
 )
-@field_options("plan", heading="Options")
+@field_options("schemes", "plan", heading="Options")
 @image_options
+@option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Show the bytes of a step with this many images, to the byte, instead of an image's.",
+)
 @option("--all", "everything", is_flag=True, help="Also show operations that move nothing.")
 @field_options("strict", "no_verify", heading="Options")
 def explain(
     model: str,
     weights: tuple[float, ...] | None,
+    schemes: str | dict[str, str] | None,
     plan: str | None,
     shape: tuple[int, ...] | None,
     classes: int | None,
+    batch_size: int | None,
     everything: bool,
     strict: bool | None,
     no_verify: bool | None,
@@ -39,6 +47,7 @@ def explain(
     \b
     Examples:
       hetmp explain resnet50 --weights 70,25,5
+      hetmp explain resnet50 --weights 70,25,5 --schemes batch:20 --batch-size 64
       hetmp explain mymodels:build --shape 3,64,64 --classes 10 --weights 2,1
     """
     from rich.console import Console
@@ -54,6 +63,8 @@ def explain(
 
     if (weights is None) == (plan is None):
         raise HetmpError("give either --weights 70,25,5 or --plan FILE")
+    if plan is not None and schemes is not None:
+        raise HetmpError("a plan has the schemes of its layers: give --schemes only with --weights")
     input_shape, count = image_sizes(model, shape, classes)
     graph = read_graph(*models.outline(model, input_shape, count, dtype="float32", say=remark))
     if strict:
@@ -62,11 +73,14 @@ def explain(
     if ":" in model:
         own = None if no_verify else built_on_cpu(model, input_shape, count)
         verification = str(NOT_ASKED if own is None else verify(graph, own.float(), {}))
-    chosen = Plan.load(plan) if plan else plan_from_weights(graph, weights or ())
+    chosen = (
+        Plan.load(plan) if plan else plan_from_weights(graph, weights or (), schemes or "filters")
+    )
     console = Console()
     if not console.is_terminal:
         console.width = 140
     console.print(f"{model}, {count} classes, images of {'×'.join(map(str, input_shape))}")
     narrow = console.width < 100
-    console.print(render(explained(graph, chosen), everything=everything, narrow=narrow))
+    explanation = explained(graph, chosen, batch_size)
+    console.print(render(explanation, everything=everything, narrow=narrow))
     console.print(verification, highlight=False)

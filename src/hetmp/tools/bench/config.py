@@ -1,5 +1,6 @@
 """The settings of a bench, and the variants that follow from them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hetmp.cluster.slowdown import check_slowdown
@@ -37,6 +38,7 @@ class BenchConfig:
         slowdown: factor by which each rank is slowed on purpose, a test aid.
         only: the variants to measure; None for the usual ones.
         data_parallel: whether to measure data parallelism too.
+        schemes: of the sliced network's layers: see ``slice_model``.
     """
 
     model: str
@@ -48,6 +50,7 @@ class BenchConfig:
     slowdown: tuple[float, ...] | None = None
     only: tuple[str, ...] | None = None
     data_parallel: bool = False
+    schemes: str | Mapping[str, str] = "filters"
 
     def check(self, ranks: int) -> None:
         """Refuse settings that cannot be measured.

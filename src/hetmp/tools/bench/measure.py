@@ -15,6 +15,7 @@ from hetmp.cluster import Group
 from hetmp.core.errors import HetmpError
 from hetmp.run.rank_setup import order_ranks, set_up_rank
 from hetmp.slicing import SlicedModel, slice_model
+from hetmp.slicing.step_bytes import step_bytes
 from hetmp.tools.bench.config import DATA_PARALLEL, TUNINGS, BenchConfig
 from hetmp.tools.bench.data_parallel import process_group
 from hetmp.tools.bench.result import BenchResult
@@ -49,7 +50,7 @@ def bench(config: BenchConfig, comm: "MPI.Intracomm | None" = None) -> BenchResu
         random = torch.Generator().manual_seed(0)  # a batch must be the same on every rank
         x = torch.randn(config.batch_size, *config.input_shape, generator=random)
     setup = set_up_rank(ranks, "cpu", slowdown=config.slowdown)
-    model = slice_model(module, config.weights, ranks.comm, example_input=x)
+    model = slice_model(module, config.weights, ranks.comm, schemes=config.schemes, example_input=x)
     with group.together():
         missing = left_out(config, group.size)
         names = [name for name in config.variants() if name not in missing]
@@ -67,7 +68,10 @@ def bench(config: BenchConfig, comm: "MPI.Intracomm | None" = None) -> BenchResu
         finally:
             model.hetmp.group.slowdown.factor = 1.0
     cores = one_process_threads(group, setup.threads)
-    return BenchResult(config, seconds, exchange, (setup.threads, cores), missing)
+    runtime = model.hetmp
+    moved = step_bytes(runtime.graph, runtime.schedule, runtime.table, config.batch_size)
+    threads = (setup.threads, cores)
+    return BenchResult(config, seconds, exchange, threads, missing, moved.received)
 
 
 def _build(config: BenchConfig, group: Group) -> nn.Module:

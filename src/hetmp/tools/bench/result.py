@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hetmp.core.text import bytes_text
 from hetmp.tools.bench.config import ONE_PROCESS, BenchConfig
 
 RESAMPLES = 1000
@@ -24,6 +25,7 @@ class BenchResult:
             in a step, including waiting for slower ranks.
         threads: threads of one rank, and of the one process.
         left_out: requested variants that could not run, with the reason.
+        received: bytes that each rank receives in a step of the sliced model.
     """
 
     config: BenchConfig
@@ -31,6 +33,7 @@ class BenchResult:
     exchange: dict[str, list[float]]
     threads: tuple[int, int]
     left_out: dict[str, str] = field(default_factory=dict)
+    received: tuple[int, ...] = ()
 
     def median(self, variant: str) -> float:
         """Return the median seconds of a step of *variant*."""
@@ -87,6 +90,11 @@ def summary(result: BenchResult) -> list[str]:
         pairs = zip((sum(ours), *ours), (sum(theirs), *theirs), strict=True)
         ratios = [a / b if b else float("nan") for a, b in pairs]
         lines.append(_line("sliced / plain exchange", ratios, ".3f"))
+    if any(result.received):
+        each = " ".join(
+            f"{bytes_text(size):>9}" for size in (sum(result.received), *result.received)
+        )
+        lines.append(f"  {'sliced: received a step':<24}{each}")
     lines += [f"left out: {name}: {why}" for name, why in result.left_out.items()]
     return lines
 

@@ -183,8 +183,8 @@ def _slow(facts: Situation, i: int, share: float) -> Finding:
             "0" if k == i else f"{100 * held:.0f}" for k, held in enumerate(facts.shares)
         )
         advice = (
-            f"It has only {percent(facts.shares[i])} of the channels, and less would hardly be "
-            f"faster: try without it (`--weights {out}`)"
+            f"It has only {percent(facts.shares[i])} of the {facts.shared}, and less would "
+            f"hardly be faster: try without it (`--weights {out}`)"
         )
         advice += "." if facts.planned else ", or let `--weights auto` decide."
     elif facts.planned:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hetmp.core.text import count_ranks
-from hetmp.tools.report.measures import members, shares
+from hetmp.tools.report.measures import members, shared, shares
 from hetmp.tools.report.pictures.curves import runs_steps
 from hetmp.tools.report.reading import NAME, Run, RunPart
 from hetmp.tools.report.records import PlaceRecord, RunRecord
@@ -109,11 +109,11 @@ def _training(record: RunRecord) -> str:
 
 def _ranks(part: RunPart, record: RunRecord) -> str:
     ranks, held, plan = members(part), shares(part), record.plan
-    text = count_ranks(len(ranks))
+    text, what = count_ranks(len(ranks)), shared(part)
     if held and len(ranks) <= SHOWN_SHARES:
-        text += f" with {', '.join(percent(share) for share in held)} of the channels"
+        text += f" with {', '.join(percent(share) for share in held)} of the {what}"
     elif held:
-        text += f" with {percent(min(held))} to {percent(max(held))} of the channels each"
+        text += f" with {percent(min(held))} to {percent(max(held))} of the {what} each"
     if plan and plan.left_out:
         text += f"; left out of {plan.ranks}: rank{'s' * (len(plan.left_out) > 1)} "
         text += ranges(plan.left_out)

@@ -75,15 +75,25 @@ def plan_of(part: RunPart) -> PlanRecord | None:
 
 
 def shares(part: RunPart) -> tuple[float, ...]:
-    """Return each member's share of the channels that are cut, 0 to 1; empty if not known."""
+    """Return each member's share of what the ranks share, 0 to 1; empty if not known.
+
+    Of the channels that are cut; where images are shared, a rank's part of them stands for as much
+    of the layer's channels.
+    """
     plan = plan_of(part)
     if plan is None or len(plan.members) != len(members(part)):
         return ()
     cut = [layer for layer in plan.layers if layer.scheme != "whole"]
     if any(len(layer.counts) != plan.ranks for layer in cut):
         return ()
-    held = [sum(layer.counts[rank] for layer in cut) for rank in plan.members]
-    return tuple(count / max(1, sum(held)) for count in held)
+    held = [sum(layer.channels * layer.shares[rank] for layer in cut) for rank in plan.members]
+    return tuple(part / (sum(held) or 1) for part in held)
+
+
+def shared(part: RunPart) -> str:
+    """Return what the ranks share: ``channels``, ``images``, or both."""
+    plan = plan_of(part)
+    return "channels" if plan is None else plan.shared
 
 
 def step_times(part: RunPart) -> TimeByKind | None:

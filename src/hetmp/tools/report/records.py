@@ -28,6 +28,20 @@ class PlannedLayer(_Record):
     channels: int = 0
     scheme: str = "filters"
     counts: tuple[int, ...] = ()
+    weights: Numbers = ()
+
+    @property
+    def by_images(self) -> bool:
+        """Return whether the ranks share the images of a batch here, and not the channels."""
+        return self.scheme == "batch" and len(self.weights) == len(self.counts)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Return each rank's part of the channels or of the images, 0 to 1; 0 if it is whole."""
+        parts = self.weights if self.by_images else self.counts
+        if self.scheme in ("whole", "batch") and not self.by_images:
+            return (0.0,) * len(parts)
+        return tuple(part / (sum(parts) or 1) for part in parts)
 
 
 class PredictedLayerRecord(_Record):
@@ -53,6 +67,13 @@ class PlanRecord(_Record):
     def members(self) -> tuple[int, ...]:
         """Return the ranks that take part."""
         return tuple(rank for rank in range(self.ranks) if rank not in self.left_out)
+
+    @property
+    def shared(self) -> str:
+        """Return what the ranks share: ``channels``, ``images``, or both."""
+        images = any(layer.by_images for layer in self.layers)
+        channels = any(sum(layer.shares) and not layer.by_images for layer in self.layers)
+        return " and ".join(["channels"] * (channels or not images) + ["images"] * images)
 
 
 class PlaceRecord(_Record):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hetmp.tools.report.measures import mean_message, plan_of, shares, step_times
+from hetmp.tools.report.measures import mean_message, plan_of, shared, shares, step_times
 from hetmp.tools.report.reading import RunPart
 from hetmp.tools.report.records import PlaceRecord, WatchedLayer
 
@@ -20,7 +20,8 @@ class Situation:
     Attributes:
         ranks: the ranks that take part, as the job numbers them.
         step: seconds of a whole step, reading included.
-        shares: shares of the channels that are cut, 0 to 1; empty if not known.
+        shares: shares of what the ranks share, 0 to 1; empty if not known.
+        shared: what that is: channels, images or both.
         counted: number of steps in the medians.
         planned: whether the shares come from measured times.
         batch_size: images of a step; 0 if not known.
@@ -44,6 +45,7 @@ class Situation:
     reading: tuple[float, ...]
     counted: int
     shares: tuple[float, ...] = ()
+    shared: str = "channels"
     planned: bool = False
     batch_size: int = 0
     readers: int = 1
@@ -92,6 +94,7 @@ def situation(part: RunPart) -> Situation | None:
         reading=tuple(times.median["reading"].tolist()),
         counted=times.counted,
         shares=shares(part),
+        shared=shared(part),
         planned=bool(plan and (plan.predicted_seconds or plan.devices))
         or config.get("weights") == "auto",
         batch_size=int(config.get("batch_size") or 0),

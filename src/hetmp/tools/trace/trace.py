@@ -124,11 +124,12 @@ def _batches(ready: Prepared) -> Generator[tuple[torch.Tensor, torch.Tensor], No
 
 def _names(ready: Prepared) -> list[str]:
     """Return names of the ranks for the reader: host, device and share."""
-    held = np.array(ready.model.hetmp.plan.held)
+    plan = ready.model.hetmp.plan
+    held = np.array(plan.held)
     shares = 100 * held / max(1, held.sum())
     places = [ready.places[rank] for rank in ready.plan.members]
     return [
-        f"{place.host}, {place.device}, {share:.0f} % of the channels"
+        f"{place.host}, {place.device}, {share:.0f} % of the {plan.shared}"
         for place, share in zip(places, shares, strict=True)
     ]
 

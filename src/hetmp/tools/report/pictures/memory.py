@@ -6,7 +6,7 @@ import numpy as np
 
 from hetmp.core.text import NONE, bytes_text
 from hetmp.tools.report.canvas import INK, PARTS, ROWS, height, legend, stacked
-from hetmp.tools.report.measures import members, shares
+from hetmp.tools.report.measures import members, shared, shares
 from hetmp.tools.report.pictures.picture import Missing, Picture
 from hetmp.tools.report.reading import RunPart
 from hetmp.tools.report.text import Table, percent, size_unit
@@ -40,7 +40,9 @@ def memory(part: RunPart) -> Picture | Missing:
     labels = [f"rank {rank}" for rank in ranks]
     totals = np.sum([held[kind] for kind in HELD], axis=0)
 
-    with_share = len(labels) <= ROWS and bool(np.isfinite(due).all()) and whole > 0
+    # Layers that share the images are whole on every rank: nobody is due a share of them.
+    cut = shared(part) == "channels"
+    with_share = cut and len(labels) <= ROWS and bool(np.isfinite(due).all()) and whole > 0
     divisor, unit = size_unit(float(np.max(np.sum(list(held.values()), axis=0))))
 
     def draw(figure: "Figure") -> None:
@@ -64,6 +66,8 @@ def memory(part: RunPart) -> Picture | Missing:
             " The upright line is where parameters, gradients and optimizer state would end if the "
             "rank held exactly its share of the channels."
         )
+    if not cut:
+        caption += " Layers of scheme batch are whole on every rank."
     rows = []
     for i, label in enumerate(labels):
         part_of = totals[i] / whole if whole else np.nan
@@ -78,7 +82,13 @@ def memory(part: RunPart) -> Picture | Missing:
         )
     whole_row = [bytes_text(getattr(record.whole, kind)) for kind in HELD]
     rows.append(("one process", *whole_row, NONE, percent(1.0), percent(1.0), NONE))
-    headings = ("rank", *KINDS, "of one process", "share of channels", "peak, beyond the start")
+    headings = (
+        "rank",
+        *KINDS,
+        "of one process",
+        f"share of {shared(part)}",
+        "peak, beyond the start",
+    )
     return Picture(
         "memory", TITLE, words, caption, Table(headings, tuple(rows)), height(len(labels)), draw
     )

@@ -32,14 +32,16 @@ def partition(part: RunPart) -> Picture | Missing:
     if plan is None or not layers:
         return Missing(TITLE, "The run's record has no plan: the file is not complete.")
     members = plan.members
-    cut = [layer for layer in layers if layer.scheme != "whole"]
+    cut = [layer for layer in layers if sum(layer.shares)]
+
+    what = plan.shared.replace("and", "or")
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         if len(layers) <= ROWS:
-            _bars(axes, layers, members)
+            _bars(axes, layers, members, what)
         else:
-            _areas(axes, layers, members)
+            _areas(axes, layers, members, what)
         named = [
             (f"rank {rank}", paint)
             for rank, paint in zip(members, of_ranks(len(members)), strict=True)
@@ -50,8 +52,8 @@ def partition(part: RunPart) -> Picture | Missing:
             named.append(("whole: on every rank", WHOLE))
         legend(figure, named)
 
-    held = [sum(layer.counts[rank] for layer in cut) for rank in members]
-    total = max(1, sum(held))
+    held = [sum(layer.channels * layer.shares[rank] for layer in cut) for rank in members]
+    total = sum(held) or 1
     return Picture(
         "partition",
         TITLE,
@@ -63,7 +65,7 @@ def partition(part: RunPart) -> Picture | Missing:
     )
 
 
-def _bars(axes: "Axes", layers: Sequence[PlannedLayer], members: Sequence[int]) -> None:
+def _bars(axes: "Axes", layers: Sequence[PlannedLayer], members: Sequence[int], what: str) -> None:
     shares = _shares(layers, members)
     before = np.zeros(len(layers))
     places = np.arange(len(layers))
@@ -73,14 +75,14 @@ def _bars(axes: "Axes", layers: Sequence[PlannedLayer], members: Sequence[int]) 
             facecolor=paint.color, hatch=paint.hatch, edgecolor="#ffffff",
         )  # fmt: skip
         before += shares[:, i]
-    whole = [100.0 * (layer.scheme == "whole") for layer in layers]
+    whole = [100.0 * _is_whole(layer) for layer in layers]
     axes.barh(
         places, whole, height=0.72, linewidth=0,
         facecolor=WHOLE.color, hatch=WHOLE.hatch, edgecolor="#ffffff",
     )  # fmt: skip
     names(axes, [short(layer.name) for layer in layers])
     axes.set_xlim(0, 100)
-    axes.set_xlabel("% of the layer's channels")
+    axes.set_xlabel(f"% of the layer's {what}")
     if len(members) <= COUNTS:
         beside = axes.secondary_yaxis("right")
         beside.set_yticks(places, [_counts(layer, members) for layer in layers])
@@ -88,10 +90,10 @@ def _bars(axes: "Axes", layers: Sequence[PlannedLayer], members: Sequence[int]) 
         beside.spines["right"].set_visible(False)
 
 
-def _areas(axes: "Axes", layers: Sequence[PlannedLayer], members: Sequence[int]) -> None:
+def _areas(axes: "Axes", layers: Sequence[PlannedLayer], members: Sequence[int], what: str) -> None:
     """Draw layers from left to right as areas, if there are too many for a bar each."""
     shares = _shares(layers, members)
-    whole = np.array([100.0 * (layer.scheme == "whole") for layer in layers])
+    whole = np.array([100.0 * _is_whole(layer) for layer in layers])
     edges = np.arange(len(layers) + 1) + 0.5
     before = np.zeros(len(layers))
     paints = [(paint, shares[:, i]) for i, paint in enumerate(of_ranks(len(members)))]
@@ -106,24 +108,27 @@ def _areas(axes: "Axes", layers: Sequence[PlannedLayer], members: Sequence[int])
     axes.set_xlim(0.5, len(layers) + 0.5)
     axes.set_ylim(0, 100)
     axes.set_xlabel("layer, as numbered in the table")
-    axes.set_ylabel("% of the layer's channels", rotation_mode="anchor")
+    axes.set_ylabel(f"% of the layer's {what}", rotation_mode="anchor")
 
 
 def _shares(layers: Sequence[PlannedLayer], members: Sequence[int]) -> np.ndarray:
     """Return (layers, members) shares in percent; 0 for a layer that every rank has whole."""
-    counts = np.array([[layer.counts[rank] for rank in members] for layer in layers], float)
-    counts[[layer.scheme == "whole" for layer in layers]] = 0
-    sums = counts.sum(axis=1, keepdims=True)
-    return 100 * counts / np.where(sums == 0, 1, sums)
+    return 100 * np.array([[layer.shares[rank] for rank in members] for layer in layers], float)
+
+
+def _is_whole(layer: PlannedLayer) -> bool:
+    return not sum(layer.shares)
 
 
 def _counts(layer: PlannedLayer, members: Sequence[int]) -> str:
-    if layer.scheme == "whole":
+    if _is_whole(layer):
         return "whole"
+    if layer.by_images:
+        return "/".join(f"{100 * layer.shares[rank]:.3g}" for rank in members) + " % of images"
     return "/".join(str(layer.counts[rank]) for rank in members)
 
 
-def _words(plan: PlanRecord, held: Sequence[int], total: int, layers: int, cut: int) -> str:
+def _words(plan: PlanRecord, held: Sequence[float], total: float, layers: int, cut: int) -> str:
     members = plan.members
     each = [
         f"rank {rank} {percent(count / total)}" for rank, count in zip(members, held, strict=True)
@@ -131,7 +136,7 @@ def _words(plan: PlanRecord, held: Sequence[int], total: int, layers: int, cut: 
     if len(members) > FEW_RANKS:
         least, most = min(held) / total, max(held) / total
         each = [f"each of {len(members)} ranks {percent(least)} to {percent(most)}"]
-    text = f"Of all channels, {', '.join(each)}."
+    text = f"Of all {plan.shared}, {', '.join(each)}."
     if cut < layers:
         text += f" {layers - cut} of {layers} layers are whole on every rank."
     if plan.left_out:
@@ -142,14 +147,20 @@ def _words(plan: PlanRecord, held: Sequence[int], total: int, layers: int, cut: 
 def _caption(plan: PlanRecord, layers: Sequence[PlannedLayer], cut: Sequence[PlannedLayer]) -> str:
     sentences = ["Ranks from left to right" if len(layers) <= ROWS else "Ranks from the bottom up"]
     if len(layers) <= ROWS and len(plan.members) <= COUNTS:
-        sentences[0] += "; beside a bar, how many channels each has"
+        sentences[0] += f"; beside a bar, how many {plan.shared} each has"
     sentences[0] += "."
     schemes = sorted({layer.scheme for layer in cut})
     if schemes == ["filters"]:
         sentences.append("Scheme filters: each rank owns its output channels' filters.")
-    elif schemes:
-        inputs = sum(layer.scheme == "inputs" for layer in cut)
+    inputs = sum(layer.scheme == "inputs" for layer in cut)
+    if inputs:
         sentences.append(f"{inputs} layers are cut along their input channels (scheme inputs).")
+    images = sum(layer.by_images for layer in cut)
+    if images:
+        sentences.append(
+            f"{images} layer{'s' * (images > 1)} of scheme batch: each rank computes all channels "
+            "of its part of the images."
+        )
     if len(cut) < len(layers):
         sentences.append("A layer of scheme whole is computed on every rank alike.")
     if plan.left_out:
@@ -176,7 +187,9 @@ def _table(plan: PlanRecord, layers: Sequence[PlannedLayer]) -> Table:
             "left out"
             if rank in plan.left_out
             else "all"
-            if layer.scheme == "whole"
+            if _is_whole(layer)
+            else f"{100 * layer.shares[rank]:.3g} % of images"
+            if layer.by_images
             else str(count)
             for rank, count in enumerate(layer.counts)
         ]
