@@ -58,14 +58,15 @@ def step_bytes(graph: ModelGraph, schedule: Schedule, table: Table, images: int)
         sum(sum(step.received_of_batch(images, rank, ranks)) for step in exchanges)
         for rank in range(ranks)
     )
-    entering = [table[name] for name in made_ready(program, graph, table).replicated]
-    trained = dict(graph.skeleton.named_parameters())
-    entering = [entry for entry in entering if trained[entry.name].requires_grad]
-    gradients = 0
-    for dtype in {entry.dtype for entry in entering}:
-        # With them travels, of each, whether a rank has a gradient of it.
-        numbers = sum(entry.shape.numel() + 1 for entry in entering if entry.dtype is dtype)
-        gradients += received_of_sum(numbers * max(4, dtype.itemsize), ranks)
+    trained = {name for name, p in graph.skeleton.named_parameters() if p.requires_grad}
+    gradients = replicated = 0
+    for bundle in made_ready(program, graph, table).replicated:
+        entering = [table[name] for name in bundle if name in trained]
+        replicated += sum(entry.shape.numel() for entry in entering)
+        for dtype in {entry.dtype for entry in entering}:
+            # With them travels, of each, whether a rank has a gradient of it.
+            numbers = sum(entry.shape.numel() + 1 for entry in entering if entry.dtype is dtype)
+            gradients += received_of_sum(numbers * max(4, dtype.itemsize), ranks)
     norms = list(_norms(graph, schedule))
     statistics = sum(
         (ranks - 1) * (2 * channels + 1) * size + received_of_sum(2 * channels * size, ranks)
@@ -75,7 +76,7 @@ def step_bytes(graph: ModelGraph, schedule: Schedule, table: Table, images: int)
         activations,
         (gradients,) * ranks,
         (statistics,) * ranks,
-        sum(entry.shape.numel() for entry in entering),
+        replicated,
         len(norms),
     )
 
