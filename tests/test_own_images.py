@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite_is_found_in_the_parts_of_a_batch(tmp_path):
     assert "value that is not finite is in" in str(caught.value)
 
 
-def test_rows_save_a_batch_of_nobodys_images_too(tmp_path):
+def test_ranks_that_need_no_image_of_a_step_take_it_too(tmp_path):
     """More ranks than images: some give rows of none in every step."""
     folder = write(tmp_path, "batch")
     losses, _ = run(folder, "run", batch_size=12, accumulate=12, epochs=1)
