@@ -1,6 +1,7 @@
 """Each rank steps some rows of the replicated parameters: the same network, less state."""
 
 import copy
+import json
 from functools import partial
 
 import pytest
@@ -19,8 +20,10 @@ from helpers.comparison import (
     world_size,
 )
 from helpers.refusing import refused
-from helpers.saving import shared
+from helpers.saving import shared, world
 from hetmp.optim import GradScaler, clip_grad_norm_, share_steps
+from hetmp.run.config import train_config
+from hetmp.run.train import train
 from hetmp.slicing.step_shares import step_share
 
 pytestmark = pytest.mark.mpi(min_size=2)
@@ -181,3 +184,27 @@ def test_filters_have_nothing_to_share():
     assert [id(p) for p in parameters] == [id(p) for p in model.parameters()]
     assert not any(map(step_share, parameters))
     compare_training(seeded(net), [1.0] * world_size(), IMAGES)
+
+
+@pytest.mark.few_ranks
+def test_a_run_shares_its_steps(tmp_path):
+    """The losses are those of a run that does not, also after it is resumed."""
+    folder = shared(tmp_path)
+    weights = [3.0, 1.0, 2.0][: world_size()]
+    settings = {
+        "model": "digits", "data": "digits", "dtype": "float64", "batch_size": 200, "steps": 4,
+        "weights": weights, "schemes": "batch:1", "schedule": "constant", "accumulate": 2,
+    }  # fmt: skip
+    losses = []
+    for name, more in (
+        ("whole", {}),
+        ("shared", {"share_steps": True, "steps": 2, "checkpoint_every": "2steps"}),
+        ("shared", {"share_steps": True, "resume": "auto"}),
+    ):
+        out = folder / name
+        train(train_config(out=out, **{**settings, **more}), world())
+        world().Barrier()
+        records = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        losses.append({r["step"]: r["loss"] for r in records if r["kind"] == "step"})
+    assert losses[2] == pytest.approx(losses[0], 1e-10)
+    assert losses[1] == pytest.approx({step: losses[0][step] for step in losses[1]}, 1e-10)

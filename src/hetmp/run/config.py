@@ -158,6 +158,9 @@ class TrainConfig(BaseModel):
     """Share of each label to spread over all classes in training."""
     accumulate: Whole = 1
     """Compute a step's batch in this many parts, one after the other: less memory."""
+    share_steps: bool = False
+    """Share the optimizer's work on parameters that every rank holds whole, and its state: less
+    memory."""
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay, such as 0.999, of an exponential moving average of the weights, which is then
     evaluated and saved."""

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from hetmp.cluster import AgreedFailure
-from hetmp.optim import Averages, GradScaler, clip_grad_norm_, make_optimizer, make_schedule
+from hetmp.optim import (
+    Averages,
+    GradScaler,
+    clip_grad_norm_,
+    make_optimizer,
+    make_schedule,
+    share_steps,
+)
 from hetmp.run.config import TrainConfig
 from hetmp.run.evaluate import count_correct
 from hetmp.run.own_images import OwnImages
@@ -69,6 +76,8 @@ class TrainStep:
         self._config, self._model, self._device = config, model, device
         self._steps = steps
         self.optimizer = make_optimizer(model, config.optimizer, config.lr, _options(config))
+        if config.share_steps:
+            share_steps(self.optimizer, model)
         self.schedule = make_schedule(
             self.optimizer,
             config.schedule,
