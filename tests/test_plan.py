@@ -154,7 +154,10 @@ def test_a_layer_is_changed_in_a_copy(plan):
     [
         ({"name": "0.O", "scheme": "whole"}, "unknown layer '0.O': did you mean '0.0'"),
         ({"name": "3", "scheme": "filter"}, "unknown scheme 'filter': did you mean 'filters'"),
-        ({"name": "3", "scheme": "zzz"}, r"unknown scheme 'zzz' \(known: filters, inputs"),
+        (
+            {"name": "3", "scheme": "zzz"},
+            r"unknown scheme 'zzz' \(known: batch, filters, inputs, whole",
+        ),
         ({"name": "3", "counts": (5, 3, 1)}, r"\(5, 3, 1\) sum to 9, the layer has 10"),
         ({"name": "3", "counts": (5, 5)}, "layer '3' has 2 counts, the plan is for 3 ranks"),
         ({"name": "3", "counts": (12, -2, 0)}, "rank 1 -2"),

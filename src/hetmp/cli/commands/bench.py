@@ -69,7 +69,7 @@ def bench(
     \b
     Examples:
       mpirun -n 2 hetmp bench paper-cifar --batch-size 100
-      mpirun -n 3 hetmp bench vgg11 --weights 3,3,1 --schemes batch:4 --batch-size 64
+      mpirun -n 3 hetmp bench vgg11 --weights 3,3,1 --schemes batch:4
       mpirun -n 2 hetmp bench paper-cifar --only sliced,floor --append a.jsonl
     """
     import shlex

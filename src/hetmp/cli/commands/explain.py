@@ -20,9 +20,9 @@ from hetmp.core.errors import HetmpError
 @image_options
 @option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=click.INT,
     metavar="N",
-    help="Show the bytes of a step with this many images, to the byte, instead of an image's.",
+    help="Images per step, over all ranks (default: bytes are those of one image).",
 )
 @option("--all", "everything", is_flag=True, help="Also show operations that move nothing.")
 @field_options("strict", "no_verify", heading="Options")
@@ -63,6 +63,8 @@ def explain(
 
     if (weights is None) == (plan is None):
         raise HetmpError("give either --weights 70,25,5 or --plan FILE")
+    if batch_size is not None and batch_size < 1:
+        raise HetmpError(f"batch_size must be 1 or more, got {batch_size}")
     if plan is not None and schemes is not None:
         raise HetmpError("a plan has the schemes of its layers: give --schemes only with --weights")
     input_shape, count = image_sizes(model, shape, classes)
