@@ -5,13 +5,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import hetmp
 from helpers.comparison import (
     batch,
     compare_training,
     make_plan,
     pick_weights,
     seeded,
+    world_size,
 )
+from hetmp import HetmpError
 
 pytestmark = pytest.mark.mpi
 
@@ -72,8 +75,7 @@ WORKS = {
     "every other": lambda x: torch.cat([x[::2], x[1::2]]),
     "in another order": lambda x: x[torch.arange(x.size(0) - 1, -1, -1)],
     "stacked": lambda x: torch.stack([x, x.tanh()]).sum(0) + torch.cat([x, x.sin()])[: x.size(0)],
-    "halves": lambda x: torch.cat([*x.chunk(2, 0)][::-1]) + torch.cat(x.split(2)),
-    "unbound": lambda x: torch.stack([image * 2 for image in x.unbind(0)]),
+    "halves": lambda x: torch.cat([*x.chunk(2, 0)][::-1]),
     "repeated": lambda x: x.repeat(2, 1, 1, 1) + x.repeat_interleave(2, dim=0),
     "interleaved and back": lambda x: x.repeat_interleave(3, 0).view(-1, 3, *x.shape[1:]).amax(1),
     "contrast": contrast,
@@ -88,7 +90,7 @@ WORKS = {
     "merged rows": lambda x: x.view(-1, x.shape[-1]).softmax(1).view_as(x) + x.flatten(0, 1).sum(),
     "turned": lambda x: x.transpose(0, 1).tanh().transpose(0, 1) + x.movedim(0, -1).mean(),
     "new": lambda x: x + x.new_zeros(x.size(0), 1, 1, 1) + torch.ones(x.size(0), 1, 1, 1).double(),
-    "numbers": lambda x: x / x.size(0) + x.shape[0] * x.square() / len(x),
+    "numbers": lambda x: x / x.size(0) + x.shape[0] * x.square(),
     "expanded": lambda x: x.mean((1, 2), True).expand(x.size(0), 3, 2, -1) * x[:1].expand(
         x.size(0), -1, -1, -1)[:, :, :2],
     "masked": lambda x: x.masked_fill(x > 0.1, 0.1) * (x.amax((1, 2, 3), True) > 0.3),
@@ -105,6 +107,21 @@ WORKS = {
     "several": lambda x: {"all": x, "means": (features(x), x.mean((0, 2, 3)), x.sum())},
     "written": lambda x: x.clone().index_fill(0, torch.tensor([1]), 0.5).relu_(),
 }  # fmt: skip
+
+
+TAKEN_APART = {
+    "length": lambda x: x / len(x),
+    "unbound": lambda x: torch.stack([image * 2 for image in x.unbind(0)]),
+}
+"""What fixes the number of images while it is read."""
+
+
+@pytest.mark.parametrize("name", TAKEN_APART)
+def test_a_batch_of_one_length_only_is_not_shared(name):
+    module = seeded(lambda: Between(TAKEN_APART[name]))
+    plan = make_plan(module, [1.0] * world_size(), ("batch",))
+    with pytest.raises(HetmpError, match="no axis that is as long as the batch"):
+        hetmp.slice_model(module, plan, example_input=batch(SHAPE))
 
 
 @pytest.mark.parametrize("name", WORKS)
