@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import hetmp
 from helpers.running import MPIRUN, TRAIN, environment, hetmp_run, refused
-from hetmp.cli.commands.submit import submit
 from hetmp.cli.commands.train import config_from_flags, train_command
+from hetmp.cli.program import commands
 from hetmp.core.errors import HetmpError
 from hetmp.run.config import HEADINGS, TrainConfig, train_config
 from hetmp.run.config_file import (
@@ -438,7 +438,9 @@ def test_submitting_looks_into_the_file_first(config_file, tmp_path, monkeypatch
 
     def refusal(*words):
         with pytest.raises(HetmpError) as caught:
-            CliRunner().invoke(submit, ["train", "--", *words], catch_exceptions=False)
+            # Of the group: a command that runs by itself would keep a help option without -h.
+            words = ("submit", "train", "--", *words)
+            CliRunner().invoke(commands, words, catch_exceptions=False)
         return str(caught.value)
 
     config_file('model = "digits"\ndata = "digits"\nbatchsize = 3')
