@@ -8,6 +8,9 @@ from helpers.comparison import world_size
 
 SMALL = [architecture for architecture in ARCHITECTURES if architecture.small]
 
+SCHEMES = {3: ("filters", "batch:3", "filters", "batch"), 5: ("batch", "filters")}
+"""By the number of ranks, in turn."""
+
 WEIGHTS = {3: ((70, 25, 5), (1, 2, 3)), 5: ((3, 0, 2, 1, 2), (0, 2, 1, 3, 1))}
 """By the number of ranks, in turn; other numbers would tell nothing more."""
 
@@ -23,8 +26,11 @@ def test_an_architecture_of_others_is_sliced_throughout_and_exact(
         architecture.build()
     except ImportError as error:  # transformers raises it where torch is too old for it, too
         pytest.skip(f"needs {architecture.distribution}, an optional package: {error}"[:200])
-    choices = WEIGHTS[world_size()]
-    differences, model = compare(architecture, choices[SMALL.index(architecture) % len(choices)])
+    number, choices = SMALL.index(architecture), WEIGHTS[world_size()]
+    schemes = SCHEMES[world_size()]
+    differences, model = compare(
+        architecture, choices[number % len(choices)], schemes[number % len(schemes)]
+    )
     differences.assert_none()
     found = figures_of(model.hetmp.graph, model.hetmp.plan)
     assert not found.fallbacks

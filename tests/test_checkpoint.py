@@ -27,7 +27,7 @@ def test_any_ranks_to_any_ranks(tmp_path, name):
         first = ranks(range(n))
         if first is not None:
             torch.manual_seed(7)
-            model = sliced(first, uneven(n), {"3": "inputs"} if n > 1 else None)
+            model = sliced(first, uneven(n), {"0": "batch", "3": "inputs"} if n > 1 else None)
             opt = optimizer(name, model)
             steps(model, opt, 0, 3)
             hetmp.save(path, model, opt, {"n": n})
@@ -38,7 +38,7 @@ def test_any_ranks_to_any_ranks(tmp_path, name):
             if last is None:
                 continue
             torch.manual_seed(100 + m)
-            other = sliced(last, uneven(m, turned=True), {"6": "whole"})
+            other = sliced(last, uneven(m, turned=True), {"6": "whole" if m % 2 else "batch"})
             opt = optimizer(name, other)
             if m % 2:
                 steps(other, opt, 20, 21)  # what the optimizer knew before is forgotten

@@ -102,7 +102,7 @@ def _work(node: Node, trace: Trace) -> int:
 
 
 def compare(
-    architecture: Architecture, weights: Sequence[float]
+    architecture: Architecture, weights: Sequence[float], schemes: str = "filters"
 ) -> tuple[Differences, hetmp.SlicedModel]:
     """Train the sliced and the unsliced model for some steps; what differs is returned.
 
@@ -112,7 +112,8 @@ def compare(
     """
     module = seeded(architecture.build)
     reference = copy.deepcopy(module)
-    model = hetmp.slice_model(module, weights, example_input=architecture.arguments(torch.float64))
+    example = architecture.arguments(torch.float64)
+    model = hetmp.slice_model(module, weights, example_input=example, schemes=schemes)
     del module  # large ones fill the memory
     differences = Differences(model, reference)
     rank, ranks = model.hetmp.group.rank, model.hetmp.group.size
