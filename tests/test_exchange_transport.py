@@ -300,9 +300,12 @@ def test_states_that_do_not_join_are_refused(group):
 
 
 @pytest.mark.mpi(min_size=2)
-def test_slices_of_unlike_axes_do_not_join(group):
+def test_slices_of_unlike_lengths_do_not_join(group):
     layout = layouts(group.size)["even"]
     x = torch.zeros(2, 2, 2)
-    for other in (Sliced(layout, 2), Sliced(layout.scaled(2), 1)):
-        with pytest.raises(HetmpError, match="are not slices of the same axis"):
+    for other, words in (
+        (Sliced(layout.scaled(2), 1), "are not slices of the same axis"),
+        (Sliced(layout, 2), f"axis 2 is {layout.total} long in the layout, got a tensor of shape"),
+    ):
+        with pytest.raises(HetmpError, match=words):
             Exchange(group, Sliced(layout, 1), other)(x)

@@ -34,7 +34,7 @@ def counters(model: hetmp.SlicedModel) -> Iterator[int]:
             yield part.backward_counter.bytes
 
 
-@pytest.mark.mpi
+@pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("norms", [True, False], ids=["norms", "no norms"])
 @pytest.mark.parametrize("schemes", ["filters", "batch", "batch:1", "batch:2", {"0": "inputs"}])
 def test_bytes_are_those_that_are_counted(norms, schemes):
@@ -56,7 +56,7 @@ def test_bytes_are_those_that_are_counted(norms, schemes):
     assert (moved.replicated > 0) == by_images
 
 
-@pytest.mark.mpi
+@pytest.mark.mpi(min_size=2)
 def test_schemes_are_given_to_slice_model():
     """The same as a plan that is made with them; beside a plan they are refused."""
     module, weights = seeded(lambda: network(True)), WEIGHTS[: world_size()]
