@@ -51,7 +51,7 @@ CHEAPER: list[tuple[str, str, str | Callable[[re.Match[str]], str]]] = [
     ("bench", r"(--repeats) (\d+)", at_most(1)),
     ("depth.py", r"(--layers) (\d+)", at_most(12)),
     ("bench|memory.py|planner.py", r"paper-cifar|vgg11 resnet18|vgg11|resnet18", "digits"),
-    ("train", r"--model (?:paper-cifar|resnet\d+|vgg\d+|mobilenet_v2)", "--model digits"),
+    ("train", r"--model (?:paper-cifar|resnet\d+|vgg\d+)(?![\s\S]*--plan)", "--model digits"),
     ("bench|memory.py|planner.py", r" --shape \S+ --classes \d+", ""),
 ]
 

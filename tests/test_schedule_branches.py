@@ -177,7 +177,9 @@ def test_a_grouped_layer_cannot_follow_inputs():
     def change(plan: Plan) -> Plan:
         return plan.with_layer("b", scheme="inputs")
 
-    with pytest.raises(HetmpError, match=r"'b' \(Conv2d\) has groups: .* filters or whole"):
+    with pytest.raises(
+        HetmpError, match=r"'b' \(Conv2d\) has groups: .* filters or batch or whole"
+    ):
         schedule(lambda self, x: self.b(x), change=change, b=conv(3, 3, groups=3))
 
 
@@ -240,7 +242,9 @@ def test_layers_that_share_a_weight_are_whole():
     plan = plan_from_weights(graph, WEIGHTS)
     assert [layer.scheme for layer in plan.layers] == ["whole", "whole", "filters"]
     assert told(schedule_model(graph, plan)) == ["Linear", "ReLU", "Linear", "Linear", GATHER]
-    with pytest.raises(HetmpError, match=r"'2' \(Linear\) shares a parameter .* only whole"):
+    with pytest.raises(
+        HetmpError, match=r"'2' \(Linear\) shares a parameter .* only batch or whole"
+    ):
         schedule_model(graph, plan.with_layer("2", scheme="filters"))
 
 

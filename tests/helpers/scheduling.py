@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from hetmp.core.state import FULL, PARTIAL, Full, Partial, Sliced
+from hetmp.core.state import FULL, PARTIAL, Full, Partial, Sliced, is_batch
 from hetmp.ops import references
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, ProgramStep, Schedule
 
@@ -23,7 +23,12 @@ def told(steps: Schedule | Iterable[ProgramStep]) -> list[str]:
     return words
 
 
-WANTED = {"filters": (Full, Sliced), "inputs": (Sliced, Partial), "whole": (Full, Full)}
+WANTED = {
+    "filters": (Full, Sliced),
+    "inputs": (Sliced, Partial),
+    "batch": (Sliced, Sliced),
+    "whole": (Full, Full),
+}
 """What a layer takes and gives by its scheme."""
 
 
@@ -56,3 +61,4 @@ def assert_scheme(step: CallStep) -> None:
     wanted = (Sliced, Sliced) if grouped else WANTED[step.run.scheme.name]
     for state, kind in zip((before, after), wanted, strict=True):
         assert isinstance(state, kind)
+        assert is_batch(state) == (step.run.scheme.name == "batch")
