@@ -1,6 +1,7 @@
 """Operations that torch refuses without channels: one of zeros is computed and dropped."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,42 @@ class SparedLayer(OwnForward):
         return self._spare(*args, **kwargs)
 
 
-class Spared(Rule):
+class SparedImages(Rule):
+    """Operations that torch does not run, or not backward, on a batch of no images."""
+
+    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
+        """Return this rank's share of a layer; *run*, *group* and *device*: see ``Rule.local``."""
+        local = super().local(run, group, device)
+        if is_batch(run.source):
+            assert isinstance(run.source, Sliced)
+            SparedImagesLayer(local, run.source.axis)
+        return local
+
+    def function(self, run: OperatorRun, group: Group) -> Function:
+        compute = super().function(run, group)
+        if not is_batch(run.source):
+            return compute
+        assert isinstance(run.source, Sliced)
+        return partial(_spare_images, compute, run.source.axis)
+
+
+class SparedImagesLayer(OwnForward):
+    """What such a layer runs on a rank's images, which are on *axis* of its first operand."""
+
+    def __init__(self, layer: nn.Module, axis: int = 0) -> None:
+        super().__init__(layer)
+        self._axis = axis
+
+    def __call__(self, x: Tensor, *args: object, **kwargs: object) -> Any:
+        """Return the layer's output for *x*, (images of this rank, ...)."""
+        return _spare_images(self.usual, self._axis, x, *args, **kwargs)
+
+
+def _spare_images(compute: Function, axis: int, x: Tensor, *args: object, **kwargs: object) -> Any:
+    return (compute if x.shape[axis] else Spare(compute, axis))(x, *args, **kwargs)
+
+
+class Spared(SparedImages):
     """Operations that run as a ``Spare`` on a rank that holds nothing of the first operand."""
 
     def spare_width(self, call: Call) -> int | None:
@@ -95,40 +131,11 @@ class Spared(Rule):
         return Spare(run.call.target, *spared)
 
 
-class SparedImages(Rule):
-    """Operations that torch does not run, or not backward, on a batch of no images."""
-
-    def local(self, run: OperatorRun, group: Group, device: torch.device) -> nn.Module:
-        """Return this rank's share of a layer; *run*, *group* and *device*: see ``Rule.local``."""
-        local = super().local(run, group, device)
-        if is_batch(run.source):
-            SparedImagesLayer(local)
-        return local
-
-    def function(self, run: OperatorRun, group: Group) -> Function:
-        compute = super().function(run, group)
-        return partial(_spare_images, compute) if is_batch(run.source) else compute
-
-
-class SparedImagesLayer(OwnForward):
-    """What such a layer runs on a rank's images."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the layer's output for *x*, (images of this rank, ...)."""
-        return _spare_images(self.usual, x)
-
-
-def _spare_images(compute: Function, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-    run: Function = compute if len(x) else Spare(compute, 0)
-    output: Tensor = run(x, *args, **kwargs)
-    return output
-
-
 def _spared(rule: Spared, run: OperatorRun, group: Group) -> tuple[int, int] | None:
     """Return (axis, width) for a rank that holds nothing of the first operand, else None."""
     source, width = run.source, rule.spare_width(run.call)
     if is_batch(source):
-        return None  # torch runs these on no images
+        return None  # which rank has no images is known when it runs
     if width is None or not isinstance(source, Sliced) or source.layout.counts[group.rank] > 0:
         return None
     return source.axis, width

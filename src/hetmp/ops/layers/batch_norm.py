@@ -104,9 +104,9 @@ class _OrderedInstanceNorm(SparedImagesLayer):
     another one.
     """
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Return the normalized *x*, (images of this rank, channels of this rank, ...)."""
-        return _with_gradient_in_order(super().__call__(x))
+        return _with_gradient_in_order(super().__call__(x, *args, **kwargs))
 
 
 def _with_gradient_in_order(y: Tensor) -> Tensor:
