@@ -68,8 +68,8 @@ def counted(monkeypatch) -> Counter:
 
 def run(folder: Path, out: str, **more) -> list[list[float]]:
     """Train on all ranks; the losses of the steps, and what the evaluations came to."""
-    told = {**DIGITS, "data_path": folder / "png", "plan": folder / "plan.json", **more}
-    train(train_config(out=folder / out, **told), world())
+    settings = {**DIGITS, "data_path": folder / "png", "plan": folder / "plan.json", **more}
+    train(train_config(out=folder / out, **settings), world())
     world().Barrier()
     lines = (folder / out / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
@@ -118,17 +118,17 @@ def test_a_checkpoint_is_evaluated_and_predicts_on_rows(tmp_path, monkeypatch):
     folder = write(tmp_path, "batch:1")
     _, evaluations = run(folder, "run", epochs=1)
     decoded = counted(monkeypatch)
-    told = {"plan": folder / "plan.json"}
-    judged = evaluate_checkpoint(folder / "run" / "model.h5", told, world())
+    settings = {"plan": folder / "plan.json"}
+    judged = evaluate_checkpoint(folder / "run" / "model.h5", settings, world())
     assert (judged.loss, judged.accuracy) == evaluations[-1]
     assert decoded["test"] == share([TEST])
     decoded.clear()
-    told["batch_size"] = BATCH
-    predict(folder / "run" / "model.h5", folder / "own.csv", told, world())
+    settings["batch_size"] = BATCH
+    predict(folder / "run" / "model.h5", folder / "own.csv", settings, world())
     assert decoded["test"] == share([BATCH, TEST - BATCH])
     with monkeypatch.context() as patched:
         without_rows(patched)
-        predict(folder / "run" / "model.h5", folder / "whole.csv", told, world())
+        predict(folder / "run" / "model.h5", folder / "whole.csv", settings, world())
     world().Barrier()
     texts = [(folder / name).read_text() for name in ("own.csv", "whole.csv")]
     assert texts[0] == texts[1]
@@ -138,9 +138,9 @@ def test_a_checkpoint_is_evaluated_and_predicts_on_rows(tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_is_found_in_the_parts_of_a_batch(tmp_path):
     """The search for its cause gives the model rows as the step did."""
     folder = write(tmp_path, "batch:2")
-    told = {**DIGITS, "data_path": folder / "png", "plan": folder / "plan.json", "accumulate": 3}
+    settings = {**DIGITS, "data_path": folder / "png", "plan": folder / "plan.json"}
     with pytest.raises(hetmp.HetmpError, match="the loss is nan at step") as caught:
-        train(train_config(**told, lr=1e200), world())
+        train(train_config(**settings, accumulate=3, lr=1e200), world())
     assert "value that is not finite is in" in str(caught.value)
 
 

@@ -1,6 +1,12 @@
 """Exchanges: the only place that moves activations and parameters between ranks."""
 
-from hetmp.exchange.entry import BackwardSum, EnteredParameters, ParameterEntry, is_pending
+from hetmp.exchange.entry import (
+    BackwardSum,
+    EnteredParameters,
+    ParameterEntry,
+    any_pending,
+    is_pending,
+)
 from hetmp.exchange.exchange import Exchange, Pending, alias, dual, leave, save_token
 from hetmp.exchange.moves import Carriage, Counter, Move, collective
 from hetmp.exchange.plain_tensors import plain_tensors, users_tensors
@@ -23,6 +29,7 @@ __all__ = [
     "ParameterEntry",
     "Pending",
     "alias",
+    "any_pending",
     "collect",
     "collective",
     "distribute",

@@ -176,7 +176,12 @@ def _taken_over(parameter: nn.Parameter) -> Tensor | None:
 
 def is_pending(parameter: Tensor) -> bool:
     """Return whether the gradient of *parameter* is only this rank's summand so far."""
-    return bool(_pending) and id(parameter) in _pending and parameter.grad is not None
+    return id(parameter) in _pending and parameter.grad is not None
+
+
+def any_pending() -> bool:
+    """Return whether any parameter may have such a gradient."""
+    return bool(_pending)
 
 
 def _added(gradient: Tensor | None, before: Tensor | None) -> Tensor | None:
@@ -189,13 +194,17 @@ def _less(gradient: Tensor | None, before: Tensor | None) -> Tensor | None:
     return gradient if gradient is None or before is None else gradient - before
 
 
-class _Outer(torch.autograd.Function):
+class _Node(torch.autograd.Function):
+    """A node that a bundle passes: nothing forward."""
+
     @staticmethod
     def forward(ctx: Any, flight: _Flight, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.flight = flight
         ctx.set_materialize_grads(False)
         return tuple(alias(tensor) for tensor in tensors)
 
+
+class _Outer(_Node):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *placeholders: None) -> tuple[Tensor | None, ...]:
@@ -203,13 +212,7 @@ class _Outer(torch.autograd.Function):
         return None, *finish()
 
 
-class _Inner(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, flight: _Flight, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.flight = flight
-        ctx.set_materialize_grads(False)
-        return tuple(alias(tensor) for tensor in tensors)
-
+class _Inner(_Node):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:

@@ -50,7 +50,7 @@ def share_steps(
             )
         if optimizer.state:
             raise HetmpError("share_steps: the optimizer has stepped: share before the first step")
-        shares = checked_weights(weights or plan_weights(runtime.plan), group.size)
+        shares = checked_weights(weights or _plan_weights(runtime.plan), group.size)
     table = runtime.table
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     shared: list[nn.Parameter] = []
@@ -67,7 +67,7 @@ def share_steps(
     _SharedSteps(group, shared).attach(optimizer)
 
 
-def plan_weights(plan: Plan) -> Sequence[float]:
+def _plan_weights(plan: Plan) -> Sequence[float]:
     """Return a plan's shares of the batch; of all its channels where no layer cuts the batch."""
     by_batch = (layer.weights for layer in plan.layers if layer.weights)
     return next(by_batch, plan.held) if any(plan.held) else next(by_batch, (1.0,) * plan.ranks)

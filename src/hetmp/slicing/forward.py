@@ -154,9 +154,7 @@ class Forward:
             return x.mine
         exchange, tuning = runtime.exchange(self.mode, step), runtime.tuning
         order_in_memory = self._memory_order(x, order)
-        how = Carriage(
-            tuning.shared_memory, order.borrowed, order_in_memory, tuning.rounded, images_now()
-        )
+        how = Carriage(tuning.shared_memory, order.borrowed, order_in_memory, tuning.rounded)
         postpones = (tuning.overlap or tuning.regather) and torch.is_grad_enabled()
         if (
             not (postpones and order.takers)

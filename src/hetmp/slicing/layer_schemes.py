@@ -8,7 +8,7 @@ from hetmp.core.scheme_choice import WORDS, is_word
 from hetmp.core.suggestions import nearest, unknown_name
 from hetmp.ops import SCHEMES, Mixing, SchemeName
 from hetmp.slicing.batch_axis import batch_axis, images_of, no_batch_axis
-from hetmp.slicing.graph import ModelGraph, Node
+from hetmp.slicing.graph import ModelGraph
 
 
 def layer_schemes(graph: ModelGraph, schemes: str | Mapping[str, str]) -> dict[str, SchemeName]:
@@ -31,15 +31,17 @@ def layer_schemes(graph: ModelGraph, schemes: str | Mapping[str, str]) -> dict[s
     if schemes == "filters":
         return {}
     if schemes == "batch":
-        return {node.path: "batch" for node in nodes if _has_batch(graph, node)}
+        without = _without_batch(graph)
+        return {node.path: "batch" for node in nodes if node.path not in without}
     first = int(schemes.partition(":")[2])
     if first > len(nodes):
         raise HetmpError(
             f"schemes {schemes!r}: the model has {len(nodes)} layers that mix channels: give K "
             f"from 0 to {len(nodes)}"
         )
+    without = _without_batch(graph)
     for node in nodes[:first]:
-        if not _has_batch(graph, node):
+        if node.path in without:
             raise HetmpError(no_batch_axis(node))
     return {node.path: "batch" for node in nodes[:first]}
 
@@ -59,14 +61,15 @@ def _checked(graph: ModelGraph, schemes: Mapping[str, str]) -> dict[str, SchemeN
     return {path: scheme for path, scheme in known.items() if scheme != "filters"}
 
 
-def _has_batch(graph: ModelGraph, node: Node) -> bool:
-    """Return whether the input of a layer has the batch as an axis, wherever it is called."""
+def _without_batch(graph: ModelGraph) -> set[str]:
+    """Return the paths of mixing layers that are called, anywhere, on a value without the batch."""
+    without = set()
     for trace in graph.traces:
         images = images_of(trace)
-        for call in trace.nodes:
-            if call.path == node.path and isinstance(call.rule, Mixing) and call.reason is None:
-                operand = call.call.operand
-                axis = call.rule.channel_axis(call.call.whole_layer, operand.dims)
+        for node in trace.nodes:
+            if isinstance(node.rule, Mixing) and node.reason is None:
+                operand = node.call.operand
+                axis = node.rule.channel_axis(node.call.whole_layer, operand.dims)
                 if batch_axis(operand, images, axis) is None:
-                    return False
-    return True
+                    without.add(node.path)
+    return without

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hetmp.cluster import AgreedError
-from hetmp.exchange import is_pending, plain_tensors
+from hetmp.exchange import any_pending, is_pending, plain_tensors
 from hetmp.slicing.shares import CutParameter, CutTensor
 from hetmp.slicing.step_shares import whole_of_steps
 
@@ -133,7 +133,8 @@ def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     reason = reason_against(type(optimizer))
     if reason is not None:
         _refuse_on_slices(optimizer, reason)
-    _refuse_summands(optimizer)
+    if any_pending():
+        _refuse_summands(optimizer)
     if optimizer not in _seen:
         _refuse_of_original(optimizer)
         _seen.add(optimizer)
