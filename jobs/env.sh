@@ -17,3 +17,7 @@ fi
 # 4. The network between the nodes, where MPI picks the wrong one (ip -brief address lists them).
 # export FI_TCP_IFACE=ib0               # MPICH
 # export OMPI_MCA_btl_tcp_if_include=ib0  # Open MPI
+
+# 5. MPICH with UCX, and a log that says "mpi/pmi2: invalid client request": its addresses are too
+# long for this Slurm's pmi2, those of libfabric are not.
+# export MPIR_CVAR_CH4_NETMOD=ofi
