@@ -235,9 +235,8 @@ def test_networks(name, pattern):
         layers = sum(isinstance(part, MIXING) for part in module.modules())
         first = {"batch": layers, "batch:K": 10 if name == "unet" else 1 + layers // 3}[pattern]
         schemes = ("batch",) * first + ("filters",) * (layers - first)
-        compare_training(
-            module, make_plan(module, weights, schemes), shape, steps=1, optimizer=gentle
-        )
+        plan = make_plan(module, weights, schemes)
+        compare_training(module, plan, shape, steps=1, optimizer=gentle, example=True)
         return
     plan = make_plan(module, weights, schemes)
     compare_training(module, plan, shape, optimizer=gentle if deep else adam)

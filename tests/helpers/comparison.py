@@ -264,6 +264,8 @@ def compare_training(
 ) -> tuple[hetmp.SlicedModel, nn.Module]:
     """Train both for some steps; outputs, losses, gradients, weights and buffers are equal.
 
+    What was read of the module is verified under weights alone: a plan does not change it.
+
     Args:
         shape: of a batch.
         steps: a wrong gradient shows in the first, a wrong buffer or state in the second; more
@@ -277,7 +279,13 @@ def compare_training(
     """
     reference = copy.deepcopy(module)
     example_input = torch.empty(*shape, dtype=torch.float64) if example else None
-    model = hetmp.slice_model(module, weights, example_input=example_input, tuning=tuning)
+    model = hetmp.slice_model(
+        module,
+        weights,
+        example_input=example_input,
+        tuning=tuning,
+        verify=not isinstance(weights, hetmp.Plan),
+    )
     differences = Differences(model, reference)
     rank, ranks = model.hetmp.group.rank, model.hetmp.group.size
     optimizers = [optimizer(model.parameters()), optimizer(reference.parameters())]

@@ -75,8 +75,9 @@ def read_graph(
     if example.guessed:
         example = replace(example, tensors=guess_input(skeleton, inputs.names[0]))
     graphs, calls, dims_matter = trace_modes(skeleton, inputs, example)
-    read = {id(graph): _read(skeleton, graph, calls[graph], tensors) for graph in graphs.values()}
-    modes = {mode: read[id(graph)] for mode, graph in graphs.items()}
+    # Most modules run the same operations in all modes: one graph, which is read once.
+    read = {graph: _read(skeleton, graph, log, tensors) for graph, log in calls.items()}
+    modes = {mode: read[graph] for mode, graph in graphs.items()}
     training = modes[TRAINING]
     first = next(iter(training.entries), None)
     dims = None if first is None else _dims(training, first, dims_matter or bool(tensors))

@@ -146,7 +146,7 @@ def _run(
     """Run a graph and return every value, by the name of its node."""
     with modes_kept(skeleton), without_data():
         skeleton.eval()  # batch norm would refuse one value per channel
-        interpreter = _Shapes(fx.GraphModule(skeleton, graph), tolerant)
+        interpreter = _Shapes(skeleton, graph, tolerant)
         entries = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
         interpreter.run(*(inputs[entry] for entry in entries))
     return interpreter.values
@@ -155,8 +155,8 @@ def _run(
 class _Shapes(fx.Interpreter):
     """Records every value; *tolerant* of layers behind an image size that is only guessed."""
 
-    def __init__(self, module: fx.GraphModule, tolerant: bool) -> None:
-        super().__init__(module, garbage_collect_values=False)
+    def __init__(self, module: nn.Module, graph: fx.Graph, tolerant: bool) -> None:
+        super().__init__(module, garbage_collect_values=False, graph=graph)
         self.tolerant = tolerant
         self.values: dict[str, object] = {}
         self.extra_traceback = False

@@ -83,7 +83,7 @@ def trace_modes(
     for mode, graph in graphs.items():
         graphs[mode] = same = first.setdefault(tuple(_written(graph, skeleton)), graph)
         if same is not graph:
-            calls[same].compare(calls[graph], same, graph)
+            calls[same].compare(calls.pop(graph), same, graph)
     for mode in MODES:
         graphs.setdefault(mode, graphs[Mode(mode.training, grad=True)])
     return graphs, calls, dims_matter
