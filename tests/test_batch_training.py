@@ -19,6 +19,7 @@ from helpers.comparison import (
     rank_loss,
     seeded,
 )
+from hetmp.exchange import share_of
 
 pytestmark = pytest.mark.mpi
 
@@ -191,6 +192,26 @@ def test_batch_norm_under_autocast():
     for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         assert mine.grad.dtype == theirs.grad.dtype
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("schemes", [("batch", "filters"), ("filters", "batch")])
+def test_exchanges_may_be_rounded_on_the_wire(schemes):
+    """Between both axes and at the sums of whole weights: to single precision, and no further."""
+    module = seeded(
+        lambda: nn.Sequential(nn.Conv2d(3, 7, 2), nn.BatchNorm2d(7), nn.Conv2d(7, 4, 1))
+    )
+    model, reference = sliced_and_plain(module, schemes, 1, tuning=hetmp.Tuning(wire="float32"))
+    rank, ranks = model.hetmp.group.rank, model.hetmp.group.size
+    output, expected = model(batch(SHAPE)), reference(batch(SHAPE))
+    rank_loss(output, rank).backward()
+    mean_loss(expected, ranks).backward()
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    if ranks > 1:
+        assert not torch.equal(output, expected)
+    table = model.hetmp.table
+    for name, parameter in model.named_parameters():
+        wanted = share_of(reference.get_parameter(name).grad, table[name].state, rank)
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_one_value_per_channel_is_refused():

@@ -1,9 +1,11 @@
 """What ``hetmp explain`` says: of layers, exchanges, groups, shares; for a reader, without MPI."""
 
+import io
 import re
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import hetmp
@@ -37,6 +39,13 @@ def explained(module: nn.Module, shape, weights):
     return explain(graph, plan_from_weights(graph, weights))
 
 
+def text_of(explanation, **options) -> str:
+    """What is shown of it, 100 columns wide."""
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(render(explanation, **options))
+    return console.export_text()
+
+
 def test_a_row_per_layer_that_mixes_or_exchanges():
     rows = [row for row in explained(Odd(), (3, 8, 8), (3, 1)).rows if row.matters]
     told = [(row.name, row.kind, row.counts, row.scheme, row.exchanges) for row in rows]
@@ -51,6 +60,25 @@ def test_a_row_per_layer_that_mixes_or_exchanges():
     ]
     assert rows[5].reason == "hetmp has no rule for it"
     assert {rows[i].groups for i in (0, 1, 3)} == {"1 1"}  # two halves, cut alike
+
+
+def test_layers_by_batch_say_which_part_of_the_images_a_rank_computes():
+    graph = read_graph(models.build("digits", (1, 8, 8), 10), torch.empty(2, 1, 8, 8))
+    explanation = explain(graph, plan_from_weights(graph, (3, 1), "batch:2"), images=100)
+    rows = [row for row in explanation.rows if row.matters]
+    told = [(row.name, row.counts, row.scheme, row.images, row.exchanges) for row in rows]
+    assert told == [
+        ("features.conv1", ("75", "25"), "batch", True, ["-"]),
+        ("features.conv2", ("75", "25"), "batch", True, []),
+        ("classifier.fc", (8, 2), "filters", False, ["Allgatherv"]),
+        ("", (), "", False, ["Allgatherv"]),
+    ]
+    assert explanation.held == (12_344, 11_186)  # the convolutions whole, of the last its share
+    # A rank that has 75 images with 192 features receives the other 25, and back its 75's summand.
+    assert rows[2].received == [100 * 192 * 4, 100 * 192 * 4]
+    shown = text_of(explanation)
+    assert "75/25 % of images" in shown
+    assert "1.13 KiB for the statistics of 2 batch norms over all images" in shown
 
 
 def test_bytes_are_those_of_the_formula():
@@ -109,11 +137,7 @@ def test_hooks_are_counted():
 
 
 def test_the_tables_fit_what_they_show():
-    from rich.console import Console
-
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render(explained(Odd(), (3, 8, 8), (3, 1)), everything=True))
-    text = console.export_text()
+    text = text_of(explained(Odd(), (3, 8, 8), (3, 1)), everything=True)
     assert "chunk()" in text
     assert "…" not in text
     assert re.search(r"1 operation computed whole on every rank:\n.*renorm\(\): hetmp has no", text)

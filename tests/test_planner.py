@@ -350,6 +350,15 @@ def test_a_profile_of_another_model_is_refused():
         make_plan(graph, other)
 
 
+def test_a_plan_by_batch_is_not_predicted():
+    graph = read_model("digits")
+    plan = plan_from_weights(graph, (2, 1), "batch:1")
+    profile = made_up_profile(graph, [1, 1])
+    tables, links = Tables(profile.devices), Links(profile.links, 2, 2)
+    with pytest.raises(HetmpError, match=r"conv1' \(Conv2d\) follows scheme 'batch', whose times"):
+        predicted(graph, plan, tables, links)
+
+
 def test_a_profile_of_many_ranks_without_links_is_refused():
     graph = read_model("digits")
     lonely = made_up_profile(graph, [1, 1]).model_copy(update={"links": ()})

@@ -76,6 +76,7 @@ def runs():
     ]
     left_out = recorded.plan(5, 4, left_out=(1, 4), whole=(2,), predicted=True)
     many = recorded.plan(64, 5, left_out=(7,))
+    by_images = recorded.plan(3, 4, by_images=(0, 1), whole=(2,))
     deep = recorded.plan(4, 500, whole=(0,), predicted=True)
     cut = [recorded.run(recorded.plan(2), steps=100), recorded.step(0, [0.1, 0.1])]
     nothing = [recorded.run(recorded.plan(2), steps=100)]
@@ -84,6 +85,7 @@ def runs():
         "planned": recorded.whole_run(left_out, [0.08, 0.09, 0.1]),
         "one rank": recorded.whole_run(recorded.plan(1), [0.1]),
         "64 ranks": recorded.whole_run(many, [0.1] * 63),
+        "by images": recorded.whole_run(by_images, [0.1] * 3),
         "500 layers": recorded.whole_run(deep, [0.1] * 4, steps=1000),
         "cut off": cut,
         "nothing but its head": nothing,
@@ -193,6 +195,20 @@ def test_tables_have_the_figures_of_the_file(report):
     assert tables["exchanges"].rows[0] == received[0]  # the largest first
     assert tables["memory"].rows[0][0] == "rank 0" and tables["memory"].rows[-1][-2] == "100 %"
     assert tables["loss"].rows[-1][0] == "40" and tables["loss"].rows[-1][2] == "0.300"
+
+
+def test_layers_by_batch_show_their_images(report):
+    told, path = report("by images")
+    (partition,) = (picture for picture in told.pictures if picture.name == "partition")
+    assert partition.table.rows[1][2] == "batch"
+    assert partition.table.rows[1][4:] == ("16.7 % of images", "33.3 % of images", "50 % of images")
+    assert partition.table.rows[3][4:] == ("16", "17", "18")
+    assert (
+        "2 layers of scheme batch: each rank computes all channels of its part of the images"
+        in (partition.caption)
+    )
+    assert "how many channels and images each has" in partition.caption
+    assert "16.7/33.3/50 % of images" in path.read_text()
 
 
 def test_many_layers_and_ranks_stay_readable(report):

@@ -12,11 +12,13 @@ def plan(
     *,
     left_out: tuple[int, ...] = (),
     whole: tuple[int, ...] = (),
+    by_images: tuple[int, ...] = (),
     predicted: bool = False,
 ) -> dict[str, Any]:
     """A plan of layers of 16 channels per member and more, each rank with a little more than the
-    one before it."""
+    one before it. Layers *by_images* give rank i i + 1 parts of a batch."""
     members = [rank for rank in range(ranks) if rank not in left_out]
+    parts = [0 if rank in left_out else rank + 1 for rank in range(ranks)]
     entries = []
     for number in range(layers):
         counts = [0] * ranks
@@ -31,6 +33,7 @@ def plan(
                 "counts": counts,
                 "pieces": [],
             }
+            | ({"scheme": "batch", "weights": parts} if number in by_images else {})
         )
     told: dict[str, Any] = {
         "format": "hetmp-plan",
