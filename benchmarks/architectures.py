@@ -14,6 +14,7 @@ Cost: seconds to a minute per network, on two cores.
 
     python benchmarks/architectures.py --out docs/models.md
     python benchmarks/architectures.py --only UNet --only PoolFormer
+    python benchmarks/architectures.py --schemes batch --results runs/by-batch.jsonl
 """
 
 import argparse
@@ -56,13 +57,13 @@ NOT_RUN = {"ended": "not run"}
 # --- on the ranks -------------------------------------------------------------------------------
 
 
-def job(names: Sequence[str], results: Path) -> None:
-    """Compare one network after the other; rank 0 writes a line for each."""
+def job(names: Sequence[str], results: Path, schemes: str) -> None:
+    """Compare one network after the other under *schemes*; rank 0 writes a line for each."""
     group = hetmp.Group()
     for name in names:
         began = time.perf_counter()
         try:
-            found = examine(BY_NAME[name], group)
+            found = examine(BY_NAME[name], group, schemes)
         except hetmp.HetmpError as error:
             found = {"refused": str(error)}
         found |= {"name": name, "ranks": group.size, "seconds": time.perf_counter() - began}
@@ -72,14 +73,14 @@ def job(names: Sequence[str], results: Path) -> None:
         gc.collect()
 
 
-def examine(architecture: Architecture, group: hetmp.Group) -> dict[str, Any]:
+def examine(architecture: Architecture, group: hetmp.Group, schemes: str) -> dict[str, Any]:
     """Return figures, the largest error, and what differs over all ranks."""
     weights = WEIGHTS[group.size]
     record: dict[str, Any] = {}
     with group.together():
         if group.is_root:
             record = asdict(figures(architecture, weights))
-    differences, model = compare(architecture, weights)
+    differences, model = compare(architecture, weights, schemes)
     largest = group.allgather(np.array([differences.largest])).max()
     texts = group.gather_texts("\n".join(differences.found[:3]))
     return record | {
@@ -92,7 +93,7 @@ def examine(architecture: Architecture, group: hetmp.Group) -> dict[str, Any]:
 # --- the jobs -----------------------------------------------------------------------------------
 
 
-def run(names: Sequence[str], ranks: int, results: Path, patience: float) -> None:
+def run(names: Sequence[str], ranks: int, results: Path, schemes: str, patience: float) -> None:
     """Compare every network on *ranks* ranks, in as many jobs as that takes."""
     left = [name for name in names if (name, ranks) not in read(results)]
     while left:
@@ -105,7 +106,7 @@ def run(names: Sequence[str], ranks: int, results: Path, patience: float) -> Non
             "-m",
             "mpi4py",
         ]
-        command += [__file__, "--results", str(results), "--job", *left]
+        command += [__file__, "--results", str(results), "--schemes", schemes, "--job", *left]
         with said.open("w", encoding="utf-8") as log:
             started = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -387,12 +388,15 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, default=ROOT / "runs/architectures.jsonl", help="kept as it goes"
     )
+    parser.add_argument(
+        "--schemes", default="filters", help="filters, batch or batch:K; see hetmp explain --help"
+    )
     parser.add_argument("--patience", type=float, default=300, help="seconds for one network")
     parser.add_argument("--write", action="store_true", help="only write what the results hold")
     parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.job:
-        job(told.job, told.results)
+        job(told.job, told.results, told.schemes)
         return
     missing = {one.distribution for one in ARCHITECTURES if not one.available}
     for package in sorted(missing):
@@ -407,7 +411,7 @@ def main() -> None:
     told.results.parent.mkdir(parents=True, exist_ok=True)
     if not told.write:
         for ranks in WEIGHTS:
-            run([one.name for one in chosen], ranks, told.results, told.patience)
+            run([one.name for one in chosen], ranks, told.results, told.schemes, told.patience)
     text = page(read(told.results), chosen)
     if told.out:
         told.out.write_text(text, encoding="utf-8")
