@@ -5,7 +5,8 @@ by several schemes take turns on the same ranks (forward, backward, SGD with mom
 step before each timed one): `filters` (twice, so that the spread of equal runs is seen), `batch`
 (weighted data parallelism, and the same network) and `batch:K`, the first K layers by batch and the
 rest by filters. Printed are each one's median, its ratio to `filters` with a 95 % interval over
-turns, and the bytes that all ranks receive in a step, counted.
+turns, and the bytes that all ranks receive in a step, counted. --options adds `batch` without
+overlapping exchanges, and with the steps of the optimizer shared.
 
 Cost: some seconds for each scheme. --slowdown makes ranks slower, so that one machine can stand for
 several; shares are in proportion to --weights.
@@ -25,6 +26,7 @@ import torch
 from torch import nn
 
 import hetmp
+import hetmp.optim
 from hetmp import models
 from hetmp.cluster import Group
 from hetmp.cluster.device import share_cores
@@ -34,19 +36,29 @@ from hetmp.slicing.graph import read_graph
 AGAIN = "filters, again"
 """The same as `filters`: what differs is noise."""
 
+PLAIN, SHARED = "batch, no overlap", "batch, share_steps"
+
 
 class Contender:
-    """Training steps by one plan."""
+    """Training steps by one plan, as *name* says."""
 
-    def __init__(self, module: nn.Module, plan: hetmp.Plan, factor: float, images: torch.Tensor):
+    def __init__(
+        self, name: str, module: nn.Module, plan: hetmp.Plan, factor: float, images: torch.Tensor
+    ):
         self.images = images
-        self.model = hetmp.slice_model(module, plan, example_input=images, verify=False)
+        tuning = hetmp.Tuning(overlap=name != PLAIN)
+        self.model = hetmp.slice_model(
+            module, plan, example_input=images, tuning=tuning, verify=False
+        )
         self.model.hetmp.group.slowdown.factor = factor
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
+        if name == SHARED:
+            hetmp.optim.share_steps(self.optimizer, self.model)
 
     def step(self) -> float:
         """Seconds of the slowest rank. Collective."""
         group = self.model.hetmp.group
+        group.slowdown.resume()  # the others' turns are not this one's work
         self._train()
         group.comm.Barrier()
         group.slowdown.resume()
@@ -88,6 +100,7 @@ def main() -> None:
     parser.add_argument("--weights", default="", help="one for each rank; equal if left out")
     parser.add_argument("--slowdown", default="", help="one for each rank")
     parser.add_argument("--first", default="", help="numbers K of layers by batch: 4,6")
+    parser.add_argument("--options", action="store_true", help="batch in two more ways")
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
     group = Group()
@@ -101,9 +114,11 @@ def main() -> None:
     images = torch.randn([args.batch_size, *shape], generator=torch.Generator().manual_seed(0))
     words = ["filters", "batch", *(f"batch:{k}" for k in args.first.split(",") if k)]
     schemes = {word: word for word in words} | {AGAIN: "filters"}
+    schemes |= {PLAIN: "batch", SHARED: "batch"} if args.options else {}
     graph = read_graph(module, images)
     contenders = {
         name: Contender(
+            name,
             module,
             hetmp.plan_from_weights(graph, weights, word),
             slowdown[group.rank],
@@ -126,7 +141,7 @@ def main() -> None:
         ratios = np.array(took) / np.array(seconds["filters"])
         low, high = interval(ratios)
         print(
-            f"{name:16s} {1e3 * statistics.median(took):7.0f} ms  {np.median(ratios):5.3f} "
+            f"{name:18s} {1e3 * statistics.median(took):7.0f} ms  {np.median(ratios):5.3f} "
             f"({low:.3f}-{high:.3f})  {received[name] / (2 * args.repeats) / 1e6:7.1f} MB"
         )
 

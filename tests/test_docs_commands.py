@@ -41,7 +41,8 @@ CHEAPER: list[tuple[str, str, str | Callable[[re.Match[str]], str]]] = [
     ("train", r"--epochs (\d+)", lambda found: f"--epochs {min(2, -(-int(found[1]) // 4))}"),
     ("train|trace|planner.py", r"(--steps) (\d+)", at_most(2)),
     ("train|trace", r"(--batch-size) (\d+)", at_most(64)),
-    ("bench|memory.py|planner.py", r"(--batch-size) (\d+)", at_most(8)),
+    ("bench|memory.py|planner.py|schemes.py", r"(--batch-size) (\d+)", at_most(8)),
+    ("schemes.py", r"--first \d+,\d+", "--first 1"),
     ("profile", r"(--batch-size) (\d+)", at_most(2)),
     ("train", r"(--samples) (\d+)", at_most(16)),
     ("train|bench|profile|plan|memory.py", r"--shape 3,\d\d+,\d\d+", "--shape 3,32,32"),
@@ -50,9 +51,13 @@ CHEAPER: list[tuple[str, str, str | Callable[[re.Match[str]], str]]] = [
     ("profile", r"--seconds \d+", "--seconds 0.2"),
     ("bench", r"(--repeats) (\d+)", at_most(1)),
     ("depth.py", r"(--layers) (\d+)", at_most(12)),
-    ("bench|memory.py|planner.py", r"paper-cifar|vgg11 resnet18|vgg11|resnet18", "digits"),
+    (
+        "bench|memory.py|planner.py|schemes.py",
+        r"paper-cifar|vgg11 resnet18|vgg11|resnet18",
+        "digits",
+    ),
     ("train", r"--model (?:paper-cifar|resnet\d+|vgg\d+)(?![\s\S]*--plan)", "--model digits"),
-    ("bench|memory.py|planner.py", r" --shape \S+ --classes \d+", ""),
+    ("bench|memory.py|planner.py|schemes.py", r" --shape \S+ --classes \d+", ""),
 ]
 
 ADDED = [
@@ -66,8 +71,9 @@ ADDED = [
     ("bench", r"", r"--batch-size", "--batch-size 8"),
     ("bench", r"", r"--only|--append", "--only sliced,floor"),
     ("depth.py", r"", r"--layers", "--layers 12"),
+    ("memory.py", r"", r"--tunings", "--tunings default"),
     ("planner.py", r"", r"--seconds", '--seconds 0.2 --only "equal;planned"'),
-    ("planner.py", r"", r"--repeats", "--repeats 2"),
+    ("planner.py|schemes.py", r"", r"--repeats", "--repeats 2"),
     ("submit", r"", r"--dry-run", "--dry-run"),
 ]
 
