@@ -18,6 +18,7 @@ from helpers.planning import (
     optimizer_work,
     read_layers,
     read_model,
+    without_works,
 )
 from hetmp import plan_from_weights
 from hetmp.core.errors import HetmpError
@@ -350,15 +351,6 @@ def test_a_profile_of_another_model_is_refused():
         make_plan(graph, other)
 
 
-def test_a_plan_by_batch_is_not_predicted():
-    graph = read_model("digits")
-    plan = plan_from_weights(graph, (2, 1), "batch:1")
-    profile = made_up_profile(graph, [1, 1])
-    tables, links = Tables(profile.devices), Links(profile.links, 2, 2)
-    with pytest.raises(HetmpError, match=r"conv1' \(Conv2d\) follows scheme 'batch', whose times"):
-        predicted(graph, plan, tables, links)
-
-
 def test_a_profile_of_many_ranks_without_links_is_refused():
     graph = read_model("digits")
     lonely = made_up_profile(graph, [1, 1]).model_copy(update={"links": ()})
@@ -504,7 +496,7 @@ def deep():
 
 def test_slow_links_are_avoided_by_other_schemes():
     graph = deep()
-    profile = made_up_profile(graph, [1, 1], **SLOW_LINKS)
+    profile = without_works(made_up_profile(graph, [1, 1], **SLOW_LINKS), "batch")
     keep = {"leave_out": False}
     planned = make_plan(graph, profile, PlanOptions(**keep))
     plain = make_plan(graph, profile, PlanOptions(schemes=False, **keep))
@@ -523,11 +515,9 @@ def test_where_links_cost_nothing_all_layers_follow_filters():
 def test_a_scheme_that_was_not_measured_is_not_planned():
     graph = deep()
     profile = made_up_profile(graph, [1, 1], **SLOW_LINKS)
-    told = json.loads(profile.model_dump_json())
-    for one in told["devices"]:
-        one["works"] = [work for work in one["works"] if work["kind"] != "inputs"]
-    profile = type(profile).model_validate(told)
-    assert "inputs" not in schemes(make_plan(graph, profile, PlanOptions(leave_out=False)))
+    for kind in ("inputs", "batch"):
+        profile = without_works(profile, kind)
+        assert kind not in schemes(make_plan(graph, profile, PlanOptions(leave_out=False)))
 
 
 def test_an_expensive_scheme_is_not_planned():
@@ -581,7 +571,7 @@ def test_the_work_of_channel_groups_is_all_the_work():
         tables = Tables(made_up_profile(graph, [1]).devices)
         found = channel_groups(graph)
         schedule = schedule_model(graph, plan_from_weights(graph, [1, 1]))
-        works = group_works(found, schedule)
+        works = group_works(found, schedule, BATCH)
         charged = sum(
             group_times(tables, works[group.number], group.units)[0, -1] for group in found.groups
         )

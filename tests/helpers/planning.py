@@ -72,12 +72,13 @@ def made_up_works(graph: ModelGraph, costs: Costs, speed: float = 1.0) -> tuple[
         can = "inputs" in node.rule.schemes(node.call.layer) and not graph.is_tied(node)
         if can and node.rule.input_channels(node.call.layer) is not None:
             mixed = mixed.with_layer(node.path, scheme="inputs")
+    by_batch = plan_from_weights(graph, (1, 1), "batch")
     works: dict[tuple[str, str], WorkTimes] = {}
-    for plan in (plain, mixed):
+    for plan in (plain, mixed, by_batch):
         for step in schedule_model(graph, plan).training.steps:
             if not isinstance(step, CallStep):
                 continue
-            work, kind, state = step_work(step)
+            work, kind, state = step_work(step, BATCH)
             total = 1 if state is None else state.layout.total
             if (work, kind) in works and works[work, kind].total >= total:
                 continue
@@ -142,6 +143,15 @@ def made_up_profile(
         devices=tuple(devices),
         links=links_of(latency, bandwidth, len(speeds)),
     )
+
+
+def without_works(profile: Profile, kind: str) -> Profile:
+    """The profile as it is where works of that kind were not measured."""
+    devices = tuple(
+        one.model_copy(update={"works": tuple(work for work in one.works if work.kind != kind)})
+        for one in profile.devices
+    )
+    return profile.model_copy(update={"devices": devices})
 
 
 CPU = torch.device("cpu")

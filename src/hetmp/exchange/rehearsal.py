@@ -31,10 +31,10 @@ def rehearse(
     if blocking:
         group.comm.Barrier()
     shape = list(x.shape)
+    if isinstance(source, Sliced):
+        shape[source.axis] = source.layout.total
     if isinstance(target, Sliced):
         shape[target.axis] = target.layout.counts[group.rank]
-    elif isinstance(source, Sliced):
-        shape[source.axis] = source.layout.total
     key = tuple(shape), x.dtype, x.device
     if key not in _arrived:
         _arrived[key] = torch.randn(shape, device=x.device).to(x.dtype)

@@ -7,16 +7,18 @@ and no more than ``BEAM`` states are alive.
 """
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hetmp.core.partition import Layout
-from hetmp.exchange import collective, dual
+from hetmp.exchange import dual
 from hetmp.ops import Mixing, SchemeName, references
-from hetmp.planner.predict import exchange_seconds
-from hetmp.planner.profiling import step_work
-from hetmp.planner.tables import SAVED, Links, Tables
+from hetmp.planner.predict import exchange_seconds, step_cost
+from hetmp.planner.profiling import OPTIMIZER, THOUSANDTHS, link_name, step_work
+from hetmp.planner.tables import FORWARD, SAVED, Links, Tables
 from hetmp.slicing.graph import ModelGraph, Node, Trace
+from hetmp.slicing.layer_schemes import layer_schemes
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.schedule import CallStep, ExchangeStep, ProgramStep
 from hetmp.slicing.scheduler import PlannedChoice, Scheduler
@@ -25,7 +27,12 @@ BEAM = 32
 
 
 def choose_schemes(
-    graph: ModelGraph, plan: Plan, tables: Tables, links: Links, batch_size: int
+    graph: ModelGraph,
+    plan: Plan,
+    tables: Tables,
+    links: Links,
+    batch_size: int,
+    weights: Sequence[float] = (),
 ) -> dict[str, SchemeName]:
     """Return the schemes with the least predicted time for the counts of *plan*, by path.
 
@@ -34,11 +41,12 @@ def choose_schemes(
         plan: whose counts stay as they are.
         tables, links: measured times of the ranks and of the links between them.
         batch_size: images of a step.
+        weights: the ranks' shares of a batch; none: no layer follows ``batch``.
     """
     trace = graph.training
     live = _last_uses(trace)
-    cost = _Costs(tables, links, batch_size)
-    beam = [_Branch(graph, plan)]
+    cost = _Costs(graph, tables, links, batch_size)
+    beam = [_Branch(graph, plan, weights)]
     beam[0].begin(trace)
     for number, node in enumerate(trace.nodes):
         grown: dict[Any, _Branch] = {}
@@ -61,16 +69,14 @@ def choose_schemes(
     return dict(min(beam, key=lambda branch: branch.spent).schemes)
 
 
-_OPTIONS = ("filters", "inputs", "whole")
-"""The schemes that are chosen from; those by which a batch is cut are given by hand."""
-
-
 class _Branch(Scheduler[Layout]):
     """A choice of schemes for the operations so far."""
 
-    def __init__(self, graph: ModelGraph, plan: Plan) -> None:
+    def __init__(self, graph: ModelGraph, plan: Plan, weights: Sequence[float]) -> None:
         super().__init__(graph, self)
         self.planned = PlannedChoice(plan)
+        self.weights = tuple(weights)
+        self.by_batch = layer_schemes(graph, "batch") if weights else {}
         self.schemes: dict[str, SchemeName] = {}
         self.spent = 0.0
 
@@ -85,9 +91,14 @@ class _Branch(Scheduler[Layout]):
             return ("filters",)
         if node.path in self.schemes:
             return (self.schemes[node.path],)
+        batch = node.path in self.by_batch and tables.has(node.call.signature, "batch")
         if self.graph.is_tied(node):
-            return ("whole",)
-        options = [s for s in node.rule.schemes(node.call.whole_layer) if s in _OPTIONS]
+            return ("whole", "batch") if batch else ("whole",)
+        options = [
+            scheme
+            for scheme in node.rule.schemes(node.call.whole_layer)
+            if scheme != "batch" or batch
+        ]
         some_inputs = (
             tables.has(node.call.signature, "inputs")
             and node.rule.input_channels(node.call.whole_layer) is not None
@@ -114,8 +125,8 @@ class _Branch(Scheduler[Layout]):
         return self.planned.layout(node)
 
     def batch_weights(self, node: Node) -> tuple[float, ...]:
-        """Return the plan's shares of a batch for a layer."""
-        return self.planned.batch_weights(node)
+        """Return the ranks' shares of a batch, the same for all layers."""
+        return self.weights
 
     def frontier(self, live: Mapping[str, int], number: int) -> Any:
         """Return all that operations after *number* depend on, as a key."""
@@ -133,29 +144,59 @@ class _Branch(Scheduler[Layout]):
 
 
 class _Costs:
-    """Seconds that a step adds: those of the slowest rank, forward and backward."""
+    """Seconds that a step adds: those of the slowest rank, forward and backward.
 
-    def __init__(self, tables: Tables, links: Links, batch_size: int) -> None:
+    A layer that every rank holds whole is charged with the sum of its gradients, and with what the
+    optimizer then does more than its share.
+    """
+
+    def __init__(self, graph: ModelGraph, tables: Tables, links: Links, batch_size: int) -> None:
         self.tables, self.links, self.batch_size = tables, links, batch_size
         self._known: dict[Any, float] = {}
+        self._whole = _seconds_of_whole(graph, tables, links)
 
     def of(self, step: ProgramStep) -> float:
         """Return the seconds of one step."""
         if isinstance(step, CallStep):
-            work, kind, state = step_work(step)
-            key = work, kind, state
+            key = step_work(step, self.batch_size)
             if key not in self._known:
-                counts = None if state is None else state.layout.counts
-                times = self.tables.at(work, kind, counts)[:, :SAVED]
+                work, kind, _ = key
+                if kind == "batch" and not self.tables.has(work, kind):
+                    return math.inf
+                times = step_cost(self.tables, step, self.batch_size)[:, :SAVED]
                 self._known[key] = float(times.sum(axis=1).max())
-            return self._known[key]
+            return self._known[key] + self._of_whole(step)
         if isinstance(step, ExchangeStep):
             names = (
-                collective(step.before, step.after),
-                collective(dual(step.after), dual(step.before)),
+                link_name(step.before, step.after),
+                link_name(dual(step.after), dual(step.before)),
             )
             return sum(exchange_seconds(self.links, step, name, self.batch_size) for name in names)
         return 0.0
+
+    def _of_whole(self, step: CallStep) -> float:
+        """Return what a layer that every rank holds whole costs more than one that is shared."""
+        scheme = step.run.scheme
+        if scheme is None or step.run.layer is None or scheme.cuts_outputs or scheme.cuts_inputs:
+            return 0.0
+        size = sum(p.numel() * p.element_size() for p in step.run.layer.parameters())
+        return self._whole * size
+
+
+def _seconds_of_whole(graph: ModelGraph, tables: Tables, links: Links) -> float:
+    """Return the seconds per byte of a parameter that every rank holds, and not its share of it:
+    of the sum of its gradient, and of the optimizer's step."""
+    if tables.ranks == 1:
+        return 0.0
+    much = float(1 << 20)
+    summing = (links.seconds("Allreduce", much, 0.0) - links.seconds("Allreduce", 0.0, 0.0)) / much
+    all_of_it, nothing = (
+        tables.at(OPTIMIZER, "channelwise", [part] * tables.ranks)[:, FORWARD]
+        for part in (THOUSANDTHS, 0)
+    )
+    size = sum(p.numel() * p.element_size() for p in graph.skeleton.parameters())
+    stepping = float((all_of_it - nothing).max()) / max(1, size)
+    return summing + stepping * (1 - 1 / tables.ranks)
 
 
 def _last_uses(trace: Trace) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hetmp.core.documents import read, validated
 from hetmp.core.errors import HetmpError
-from hetmp.planner.profiling import LinkTimes, Profile
+from hetmp.planner.profiling import TURN, LinkTimes, Profile
 from hetmp.planner.tables import Links
 
 if sys.version_info >= (3, 11):
@@ -124,6 +124,7 @@ def links_of(latency: float, bandwidth: float, ranks: int) -> tuple[LinkTimes, .
         "Reduce_scatter": (steps, part),
         "Allreduce": (2 * steps, 2 * part),
         "Alltoallv": (ranks - 1, part),
+        TURN: (ranks - 1, part / ranks),
     }
     return tuple(
         LinkTimes(

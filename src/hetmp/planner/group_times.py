@@ -27,12 +27,17 @@ class GroupWork:
     part: float
 
 
-def group_works(groups: ChannelGroups, schedule: Schedule) -> dict[int, dict[GroupWork, int]]:
+def group_works(
+    groups: ChannelGroups, schedule: Schedule, images: int
+) -> dict[int, dict[GroupWork, int]]:
     """Count the work of each channel group, by the group's number.
+
+    Work on slices of the batch belongs to none: see ``batch_works``.
 
     Args:
         groups: the channel groups of the model.
         schedule: the schedule of any plan for the model.
+        images: of a step.
 
     Returns:
         By group number: each piece of work, and how often a training step does it.
@@ -49,10 +54,10 @@ def group_works(groups: ChannelGroups, schedule: Schedule) -> dict[int, dict[Gro
             own = tuple((p.group.number, p.block) for p in groups.pieces[step.node.path])
             if step.run.scheme is not None and not step.run.scheme.cuts_outputs:
                 own = ()
-            work, kind, state = step_work(step)
+            work, kind, state = step_work(step, images)
             _add(works, units, inputs if kind == "inputs" else own, work, kind, state)
         elif isinstance(step, CallStep):
-            work, kind, state = step_work(step)
+            work, kind, state = step_work(step, images)
             if isinstance(state, Sliced):
                 own = _joined(step, pieces_of) or own
                 _add(works, units, own, work, kind, state)
@@ -78,11 +83,35 @@ def _add(
     state: Sliced | None,
 ) -> None:
     total = sum(units[number] * block for number, block in pieces)
-    if state is None or not total:
+    if state is None or kind == "batch" or not total:
         return
     for number, block in pieces:
         share = GroupWork(work, kind, units[number] * block / total)
         works[number][share] = works[number].get(share, 0) + 1
+
+
+def batch_works(schedule: Schedule, images: int) -> dict[str, int]:
+    """Count the work of a step on slices of the batch, of so many *images*, by signature."""
+    works: dict[str, int] = {}
+    for step in schedule.training.steps:
+        if isinstance(step, CallStep):
+            work, kind, state = step_work(step, images)
+            if kind == "batch" and state is not None and state.layout.total == images:
+                works[work] = works.get(work, 0) + 1
+    return works
+
+
+def batch_times(tables: Tables, works: Mapping[str, int], images: int) -> Array:
+    """Return (ranks, images + 1) seconds of a step, by rank and its number of *images*.
+
+    *works* is what ``batch_works`` counts.
+    """
+    times = np.zeros((tables.ranks, images + 1))
+    for work, often in works.items():
+        total = tables.total(work, "batch")
+        counts = np.round(np.arange(images + 1) * (total / images)).astype(np.int64)
+        times += often * tables.sums(work, "batch", counts)
+    return times
 
 
 def group_times(tables: Tables, works: Mapping[GroupWork, int], units: int) -> Array:

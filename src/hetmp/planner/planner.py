@@ -1,7 +1,7 @@
 """``make_plan``: profile and graph -> the plan with the least predicted time of a step."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,17 +10,18 @@ import numpy as np
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Partition, apportion
 from hetmp.core.text import bytes_text
-from hetmp.ops import SchemeName
+from hetmp.ops import SCHEMES, SchemeName
 from hetmp.planner.balance import balanced, counts_on_grid
 from hetmp.planner.choose_schemes import choose_schemes
-from hetmp.planner.group_times import group_times, group_works
+from hetmp.planner.group_times import batch_times, batch_works, group_times, group_works
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
 from hetmp.planner.profiling import GRID, Profile
 from hetmp.planner.tables import Links, Tables
 from hetmp.slicing import make_table
 from hetmp.slicing.channel_groups import channel_groups, plan_from_shares
 from hetmp.slicing.graph import ModelGraph, fingerprint
-from hetmp.slicing.plan import Plan, PredictedLayer
+from hetmp.slicing.layer_schemes import layer_schemes
+from hetmp.slicing.plan import LayerPlan, Plan, PredictedLayer
 from hetmp.slicing.scheduler import schedule_model
 
 WORTH = 0.02
@@ -33,6 +34,8 @@ points, times are interpolated and a staircase may be missed."""
 
 TRIES = 12
 """Most attempts to reduce shares until they fit in memory."""
+
+BATCH_EVERYWHERE = "batch everywhere, weighted data parallelism"
 
 EVERY = 16
 """Up to this many ranks, every number of ranks is tried when slow ones are left out."""
@@ -231,16 +234,72 @@ class _Planner:
             plain = self._better_on_grid(tables, links, caps, plain, {})
         if not self.options.schemes:
             return plain
-        batch_size = self.profile.batch_size
-        chosen = choose_schemes(self.graph, plain, tables, links, batch_size)
-        if all(scheme == "filters" for scheme in chosen.values()):
-            return plain
-        mixed = self._cut(tables, caps, _with_schemes(plain, chosen), chosen)
-        if min(caps) >= 1:
-            mixed = self._better_on_grid(tables, links, caps, mixed, chosen)
-        before = self._predict(plain, tables, links)
-        after = self._predict(mixed, tables, links)
-        return mixed if after.seconds < (1 - WORTH) * before.seconds else plain
+        best, least = plain, (1 - WORTH) * self._predict(plain, tables, links).seconds
+        for mixed in self._mixtures(members, tables, links, caps, plain):
+            prediction = self._predict(mixed, tables, links)
+            if prediction.seconds < least and self._fits(members, prediction):
+                best, least = mixed, prediction.seconds
+        return best
+
+    def _mixtures(
+        self,
+        members: Sequence[int],
+        tables: Tables,
+        links: Links,
+        caps: Sequence[float],
+        plain: Plan,
+    ) -> Iterator[Plan]:
+        """Yield plans in which layers follow several schemes, or ``batch`` all of them."""
+        images = self.profile.batch_size
+        along_channels = choose_schemes(self.graph, plain, tables, links, images)
+        if any(scheme != "filters" for scheme in along_channels.values()):
+            mixed = self._cut(tables, caps, with_schemes(plain, along_channels, ()), along_channels)
+            if min(caps) >= 1:
+                mixed = self._better_on_grid(tables, links, caps, mixed, along_channels)
+            yield mixed
+        everywhere = layer_schemes(self.graph, "batch")
+        speeds = [float(1 / self.alone[rank]) for rank in members]
+        if not everywhere or not self._knows_batch(tables):
+            return
+        for weights in (speeds, self._batch_weights(tables, caps, plain, everywhere, speeds)):
+            chosen = choose_schemes(self.graph, plain, tables, links, images, weights)
+            for schemes in (chosen, everywhere):
+                weights = self._batch_weights(tables, caps, plain, schemes, weights)
+                like = with_schemes(plain, schemes, weights)
+                yield self._cut(tables, caps, like, schemes, weights=weights)
+
+    def _batch_weights(
+        self,
+        tables: Tables,
+        caps: Sequence[float],
+        plan: Plan,
+        schemes: Mapping[str, SchemeName],
+        weights: Sequence[float],
+    ) -> list[float]:
+        """Return shares of a batch by which all ranks take as long for all that shares the images.
+
+        *weights* are those to begin with.
+        """
+        images = self.profile.batch_size
+        schedule = schedule_model(self.graph, with_schemes(plan, schemes, weights))
+        works = batch_works(schedule, images)
+        if not works:
+            return list(weights)
+        most = [max(0, int(np.ceil(cap * images))) for cap in caps]
+        return [float(n) for n in balanced(batch_times(tables, works, images), most)]
+
+    def _knows_batch(self, tables: Tables) -> bool:
+        """Return whether the profile has times of all that runs where all layers share images."""
+        plan = self._shared_by([1.0] * tables.ranks)
+        plan = with_schemes(plan, layer_schemes(self.graph, "batch"), [1.0] * tables.ranks)
+        works = batch_works(schedule_model(self.graph, plan), self.profile.batch_size)
+        return all(tables.has(work, "batch") for work in works)
+
+    def _fits(self, members: Sequence[int], prediction: Prediction) -> bool:
+        return all(
+            not self.limits[rank] or prediction.memory[i] <= self.limits[rank]
+            for i, rank in enumerate(members)
+        )
 
     def _better_on_grid(
         self,
@@ -263,13 +322,16 @@ class _Planner:
         like: Plan,
         schemes: Mapping[str, SchemeName],
         grid: int = 1,
+        weights: Sequence[float] = (),
     ) -> Plan:
         """Make a plan with balanced counts for every channel group, and *schemes* for the layers.
 
         Args:
             grid: counts that are large enough are multiples of this.
+            weights: the ranks' shares of a batch, where layers follow ``batch``.
         """
-        works = group_works(self.channel_groups, schedule_model(self.graph, like))
+        schedule = schedule_model(self.graph, like)
+        works = group_works(self.channel_groups, schedule, self.profile.batch_size)
         shares = {}
         partitions: dict[tuple[object, ...], Partition] = {}
         for group in self.channel_groups.groups:
@@ -280,7 +342,7 @@ class _Planner:
                 partitions[key] = Partition(counts_on_grid(balanced(times, most), grid))
             shares[group.number] = partitions[key]
         speeds = [sum(share.counts[rank] for share in shares.values()) for rank in range(len(caps))]
-        return plan_from_shares(self.graph, self.channel_groups, shares, speeds, schemes)
+        return plan_from_shares(self.graph, self.channel_groups, shares, weights or speeds, schemes)
 
     # --- predictions
 
@@ -311,9 +373,18 @@ class _Planner:
         ):
             plan = self._shared_by(weights.tolist())
             seconds[name] = self._predict(plan, self.tables, links).seconds
-        # Each rank computes the whole network for its part of the batch; gradients are summed.
-        shared = links.seconds("Allreduce", self.parameters, 0.0)
-        seconds["weighted data parallelism"] = float(1 / (1 / self.alone).sum()) + shared
+        everywhere = layer_schemes(self.graph, "batch")
+        if everywhere and self._knows_batch(self.tables):
+            like = self._shared_by([1.0] * ranks)
+            weights = self._batch_weights(
+                self.tables, [1.0] * ranks, like, everywhere, (1 / self.alone).tolist()
+            )
+            plan = with_schemes(like, everywhere, weights)
+            seconds[BATCH_EVERYWHERE] = self._predict(plan, self.tables, links).seconds
+        else:
+            # Each rank computes the whole network for its images; gradients are summed.
+            shared = links.seconds("Allreduce", self.parameters, 0.0)
+            seconds["weighted data parallelism"] = float(1 / (1 / self.alone).sum()) + shared
         return seconds
 
     def _reasons(self, best: _Candidate, order: Sequence[int]) -> dict[int, str]:
@@ -380,12 +451,15 @@ def _bracket(seconds: Callable[[int], float], ranks: int) -> list[int]:
     return sorted(set(counts))
 
 
-def _with_schemes(plan: Plan, schemes: Mapping[str, SchemeName]) -> Plan:
-    layers = tuple(
-        layer.model_copy(update={"scheme": schemes.get(layer.name, layer.scheme)})
-        for layer in plan.layers
-    )
-    return plan.model_copy(update={"layers": layers})
+def with_schemes(plan: Plan, schemes: Mapping[str, SchemeName], weights: Sequence[float]) -> Plan:
+    """Return *plan* with the *schemes* of some layers, and with *weights* where it is ``batch``."""
+
+    def changed(layer: LayerPlan) -> LayerPlan:
+        scheme = schemes.get(layer.name, layer.scheme)
+        own = tuple(map(float, weights)) if SCHEMES[scheme].cuts_batch else ()
+        return layer.model_copy(update={"scheme": scheme, "weights": own})
+
+    return plan.model_copy(update={"layers": tuple(map(changed, plan.layers))})
 
 
 def _share(plan: Plan, rank: int) -> float:

@@ -1,7 +1,9 @@
 """Predict the time of a training step by running every rank's clock through the program.
 
 A rank that is early waits: an exchange ends when the last rank is there and the bytes have moved.
-On the way back a rank computes parameter gradients while it waits for others to arrive.
+On the way back a rank computes parameter gradients while it waits for others to arrive. Gradients
+of parameters that every rank holds whole are summed at the end: that some of it goes on beside the
+backward pass is not counted on.
 """
 
 from collections.abc import Mapping
@@ -9,14 +11,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hetmp.core.errors import HetmpError
-from hetmp.core.state import Sliced, State
-from hetmp.exchange import collective, dual
-from hetmp.planner.profiling import OPTIMIZER, THOUSANDTHS, step_work
+from hetmp.core.state import Sliced, State, at_arrival, is_batch
+from hetmp.exchange import dual, received_of_sum
+from hetmp.ops import Statistics
+from hetmp.planner.profiling import OPTIMIZER, THOUSANDTHS, link_name, step_work
 from hetmp.planner.tables import BACKWARD, FORWARD, PARAMETERS, SAVED, Array, Links, Tables
 from hetmp.slicing import Table, owners
 from hetmp.slicing.graph import ModelGraph
-from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, Schedule, takers
+from hetmp.slicing.schedule import (
+    BiasStep,
+    CallStep,
+    ExchangeStep,
+    Program,
+    ProgramStep,
+    Schedule,
+    takers,
+)
 
 
 @dataclass
@@ -110,32 +120,32 @@ def predict(
         batch_size: images of the step.
 
     Raises:
-        HetmpError: the profile does not know an operation of the model, or a layer follows scheme
-            ``batch``, whose times are not predicted yet.
+        HetmpError: the profile does not know an operation of the model.
     """
     program = schedule.training
-    for step in program.steps:
-        scheme = step.run.scheme if isinstance(step, CallStep) else None
-        if isinstance(step, CallStep) and scheme is not None and scheme.cuts_batch:
-            raise HetmpError(
-                f"layer {step.node.place} follows scheme {scheme.name!r}, whose times are not "
-                "predicted yet: measure a step with 'hetmp bench --schemes'"
-            )
     clock = _Clock(tables)
     owner = owners(program)
-    costs = {step.name: _cost(tables, step) for step in program.steps if isinstance(step, CallStep)}
+    costs = {
+        step.name: step_cost(tables, step, batch_size)
+        for step in program.steps
+        if isinstance(step, CallStep)
+    }
+    norms = {step.name for step in program.steps if _gathers_statistics(step)}
+    gathering = links.seconds("Allreduce", 0.0, 0.0) if norms else 0.0
     received = 0.0
     for step in program.steps:
         if isinstance(step, CallStep):
             clock.compute(owner[step.name], costs[step.name][:, FORWARD])
+            if step.name in norms:
+                clock.exchange(owner[step.name], gathering)
             clock.saved += costs[step.name][:, SAVED]
         elif isinstance(step, ExchangeStep):
             if tables.ranks > 1:
                 clock.compute(owner[step.name], tables.handling)
-            name = collective(step.before, step.after)
+            name = link_name(step.before, step.after)
             if name != "-":
                 clock.exchange(owner[step.name], exchange_seconds(links, step, name, batch_size))
-            received += step.received_by_all(tables.ranks)
+            received += batch_size * step.received_by_all(tables.ranks)
     clock.now = clock.now + tables.rest
     back = _needing_gradients(graph, program)
     postponed = {
@@ -148,11 +158,13 @@ def predict(
         if isinstance(step, CallStep):
             cost = costs[step.name]
             seconds = cost[:, BACKWARD]
+            if step.name in norms:
+                clock.exchange(owner[step.name], gathering)
             if step.name not in postponed:
                 seconds = seconds + cost[:, PARAMETERS]
             clock.compute(owner[step.name], seconds)
         elif isinstance(step, ExchangeStep) and step.name in back:
-            name = collective(dual(step.after), dual(step.before))
+            name = link_name(dual(step.after), dual(step.before))
             meanwhile = sum(
                 (costs[taker.name][:, PARAMETERS] for taker in takers(program, step)[0]),
                 start=np.zeros(tables.ranks),
@@ -163,11 +175,16 @@ def predict(
                 clock.exchange(
                     owner[step.name], exchange_seconds(links, step, name, batch_size), meanwhile
                 )
+    summed = _summed_bytes(graph, table)
+    if tables.ranks > 1 and summed:
+        # They are waited for behind everything: charged to the layer in front.
+        clock.exchange(next(iter(clock.layers)), links.seconds("Allreduce", summed, 0.0))
+        received += tables.ranks * received_of_sum(summed, tables.ranks)
     held = held_bytes(table, tables.ranks)
     parts = np.round(THOUSANDTHS * held / max(1, parameter_bytes(table))).astype(np.int64)
     clock.now = clock.now + tables.at(OPTIMIZER, "channelwise", parts.tolist())[:, FORWARD]
     memory = 3.0 * held + clock.saved
-    return Prediction(float(clock.now.max()), clock.layers, memory, received * batch_size)
+    return Prediction(float(clock.now.max()), clock.layers, memory, received)
 
 
 def parameter_bytes(table: Table) -> int:
@@ -193,9 +210,33 @@ def held_bytes(table: Table, ranks: int) -> np.ndarray:
     return held
 
 
-def _cost(tables: Tables, step: CallStep) -> Array:
-    work, kind, state = step_work(step)
-    return tables.at(work, kind, None if state is None else state.layout.counts)
+def _gathers_statistics(step: ProgramStep) -> bool:
+    """Return whether a step is a batch norm on slices of the batch."""
+    if not isinstance(step, CallStep) or not is_batch(step.run.source):
+        return False
+    statistics = Statistics.of(step.node.call)
+    return statistics is not None and not statistics.per_image
+
+
+def _summed_bytes(graph: ModelGraph, table: Table) -> int:
+    """Return the bytes of the gradients that are summed over the ranks at the end of a step."""
+    trained = {name for name, p in graph.skeleton.named_parameters() if p.requires_grad}
+    return sum(
+        entry.shape.numel() * entry.dtype.itemsize
+        for name, entry in table.items()
+        if name in trained and entry.alias_of is None and not isinstance(entry.state, Sliced)
+    )
+
+
+def step_cost(tables: Tables, step: CallStep, images: int) -> Array:
+    """Return (ranks, 4): seconds and saved bytes of a step on every rank, with so many *images*."""
+    work, kind, state = step_work(step, images)
+    if state is None:
+        return tables.at(work, kind, None)
+    total, counts = tables.total(work, kind), np.array(state.layout.counts)
+    if kind == "batch" and state.layout.total != total:  # an axis with the batch and more in it
+        counts = np.round(counts * (total / max(1, state.layout.total))).astype(np.int64)
+    return tables.at(work, kind, counts.tolist())
 
 
 def exchange_seconds(links: Links, step: ExchangeStep, name: str, batch_size: int) -> float:
@@ -205,10 +246,12 @@ def exchange_seconds(links: Links, step: ExchangeStep, name: str, batch_size: in
     *batch_size* images.
     """
     size = step.value.image_bytes * batch_size
-    return links.seconds(name, size, max(_largest(step.before), _largest(step.after)))
+    largest = max(_largest(state, batch_size) for state in (step.before, step.after))
+    return links.seconds(name, size, largest)
 
 
-def _largest(state: State) -> float:
+def _largest(state: State, images: int) -> float:
+    state = at_arrival(state, images)
     if not isinstance(state, Sliced) or state.layout.total == 0:
         return 0.0
     return max(state.layout.counts) / state.layout.total

@@ -10,7 +10,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import nnls
 
 from hetmp.core.errors import HetmpError
-from hetmp.planner.profiling import DeviceProfile, Kind, LinkTimes, WorkTimes
+from hetmp.planner.profiling import TURN, DeviceProfile, Kind, LinkTimes, WorkTimes
 
 Array = npt.NDArray[np.float64]
 
@@ -219,6 +219,8 @@ class Links:
         if self.ranks == 1 or collective == "-":
             return 0.0
         terms = self._terms.get(collective)
+        if terms is None and collective == TURN:  # not measured by older profiles: at most this
+            terms = self._terms.get("Alltoallv")
         if terms is None:
             raise HetmpError(f"the profile has no times of {collective}: measure it again")
         return float(terms @ (1.0, size, size * largest))

@@ -5,6 +5,7 @@
 
 from hetmp.planner.profiling.by_node_kind import keep_kinds, profile_by_kind
 from hetmp.planner.profiling.library import Library, Task
+from hetmp.planner.profiling.links import TURN, link_name
 from hetmp.planner.profiling.measure import GRID, Budget
 from hetmp.planner.profiling.profile import (
     OPTIMIZER,
@@ -21,6 +22,7 @@ __all__ = [
     "GRID",
     "OPTIMIZER",
     "THOUSANDTHS",
+    "TURN",
     "Budget",
     "DeviceProfile",
     "Kind",
@@ -31,6 +33,7 @@ __all__ = [
     "WorkTimes",
     "device_title",
     "keep_kinds",
+    "link_name",
     "profile_by_kind",
     "profile_links",
     "profile_model",

@@ -9,8 +9,8 @@ import torch
 
 from hetmp.cluster import Group
 from hetmp.core.partition import Layout, apportion
-from hetmp.core.state import FULL, PARTIAL, Sliced
-from hetmp.exchange import Carriage, Exchange, share_shape, tidy
+from hetmp.core.state import FULL, PARTIAL, Sliced, State
+from hetmp.exchange import Carriage, Exchange, collective, share_shape, tidy
 from hetmp.ops.layers.convolution import has_many_pixels
 from hetmp.planner.profiling.profile import LinkTimes
 from hetmp.slicing import Tuning
@@ -25,6 +25,16 @@ SIZES = 5
 
 SKEWS = (0.0, 0.7)
 """How much more than its equal share one rank has: 0 nothing, 1 everything."""
+
+TURN = "Alltoallv, two axes"
+"""The exchange that turns slices of the batch into slices of the channels, or back."""
+
+
+def link_name(source: State, target: State) -> str:
+    """Return the name by which a profile has the times of an exchange; ``-``: nothing moves."""
+    if isinstance(source, Sliced) and isinstance(target, Sliced) and source.axis != target.axis:
+        return TURN
+    return collective(source, target)
 
 
 def exchanged_shapes(program: Program, batch_size: int) -> list[tuple[int, ...]]:
@@ -67,17 +77,20 @@ def measure_links(
             layout = _layout(shape[1], group.size, skew)
             largest = max(layout.counts) / layout.total
             other = _layout(shape[1], group.size, skew, last=True)
+            images = _layout(shape[0], group.size, skew)
             for source, target in (
                 (Sliced(layout, 1), FULL),
                 (PARTIAL, Sliced(layout, 1)),
                 (PARTIAL, FULL),
                 (Sliced(layout, 1), Sliced(other, 1)),
+                (Sliced(images, 0), Sliced(layout, 1)),
             ):
                 if source == target:
                     continue
                 exchange = Exchange(group, source, target, tuning.wire)
                 seconds = _time(exchange, shape, dtype, device, tuning)
-                measured.setdefault(exchange.collective, []).append((size, largest, seconds))
+                name = link_name(source, target)
+                measured.setdefault(name, []).append((size, largest, seconds))
     return tuple(
         LinkTimes(
             collective=name,

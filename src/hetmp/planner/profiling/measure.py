@@ -29,6 +29,7 @@ from hetmp.planner.profiling.work import Kind, step_work
 from hetmp.slicing import SlicedModel, Tuning
 from hetmp.slicing.channel_groups import ChannelGroups, channel_groups, plan_from_shares
 from hetmp.slicing.graph import ModelGraph
+from hetmp.slicing.layer_schemes import layer_schemes
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.recording import StepTimes, Stopwatch
 from hetmp.slicing.rehearsal import rehearsal_model
@@ -58,6 +59,9 @@ LEAST = 2
 INPUTS = 1 / 4, 1.0, 1 / 2
 """The shares at which layers are measured under scheme ``inputs``."""
 
+IMAGES = 1 / 4, 3 / 4
+"""The parts of a batch at which all is measured under scheme ``batch``: time is nearly a line."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -65,7 +69,7 @@ class Budget:
 
     Attributes:
         seconds: time on this rank; the first shares are measured even if they take longer.
-        schemes: whether to measure layers under scheme ``inputs`` too.
+        schemes: whether to measure layers under schemes ``inputs`` and ``batch`` too.
     """
 
     seconds: float = 60.0
@@ -105,6 +109,7 @@ class ShareMeter:
     ) -> None:
         self.graph, self.device, self.tuning = graph, device, tuning
         self.args, self.kwargs = _arguments(example, device)
+        self.images, _ = batch_of_example(example)
         self.groups: ChannelGroups = channel_groups(graph)
         self.group = RehearsalGroup(0, 2)
         self.group.slowdown.factor = slowdown
@@ -129,6 +134,9 @@ class ShareMeter:
             # One more than a multiple of the grid, to see how high the steps of a staircase are.
             self._point(self._plan(1 / 2, "filters", 1))
         if budget.schemes:
+            for share in IMAGES if layer_schemes(self.graph, "batch") else ():
+                if self._fits(share, ends):
+                    self._point(self._plan(share, "batch"))
             for share in INPUTS:
                 if self._fits(share, ends):
                     self._point(self._plan(share, "inputs"))
@@ -171,7 +179,7 @@ class ShareMeter:
         for group in self.groups.groups:
             count = min(group.units, on_grid(share, group.units) + more)
             shares[group.number] = Partition((count, group.units - count))
-        schemes = {} if scheme == "filters" else _can_follow(self.graph, scheme)
+        schemes = _can_follow(self.graph, scheme)
         return plan_from_shares(
             self.graph, self.groups, shares, (max(share, 1e-9), max(1 - share, 1e-9)), schemes
         )
@@ -222,7 +230,7 @@ class ShareMeter:
 
         total = 0.0
         for step in steps:
-            work, kind, state = step_work(step)
+            work, kind, state = step_work(step, self.images)
             times = seconds(step.name, "forward"), seconds(step.name, "backward"), seconds(
                 step.name, "parameters"
             )  # fmt: skip
@@ -279,7 +287,9 @@ def _neighbours(points: list[float]) -> list[tuple[float, float]]:
 
 
 def _can_follow(graph: ModelGraph, scheme: SchemeName) -> Mapping[str, SchemeName]:
-    """Return the layers that can follow a scheme."""
+    """Return the layers that can follow a scheme, where it is not ``filters``."""
+    if scheme in ("filters", "batch"):
+        return layer_schemes(graph, scheme)
     return {
         node.path: scheme
         for node in graph.mixing()
@@ -337,6 +347,21 @@ def _times(work: str, kind: Any, samples: list[_Sample]) -> WorkTimes:
         backward=column(lambda sample: sample.times[1]),
         parameters=column(lambda sample: sample.times[2]),
         saved=column(lambda sample: sample.saved),
+    )
+
+
+def batch_of_example(example: Any) -> tuple[int, torch.dtype]:
+    """Return (number of images, dtype) of an example's batch.
+
+    Raises:
+        HetmpError: it has no batch.
+    """
+    items = example.values() if isinstance(example, Mapping) else example
+    for item in [example] if isinstance(example, Tensor) else items:
+        if isinstance(item, Tensor) and item.is_floating_point() and item.dim():
+            return int(item.shape[0]), item.dtype
+    raise HetmpError(
+        "the example input needs a floating-point tensor whose first axis is the batch"
     )
 
 

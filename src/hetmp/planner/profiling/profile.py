@@ -99,7 +99,8 @@ class LinkTimes(BaseModel):
     model_config = _CONFIG
 
     collective: str
-    """``Allgatherv``, ``Reduce_scatter``, ``Allreduce`` or ``Alltoallv``."""
+    """``Allgatherv``, ``Reduce_scatter``, ``Allreduce``, ``Alltoallv``, or ``Alltoallv, two axes``,
+    which turns slices of the batch into slices of the channels."""
     bytes: tuple[int, ...]
     """Size of the whole value, for every measurement."""
     largest: tuple[float, ...]

@@ -7,14 +7,13 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hetmp.cluster import Group, local_sharing, mpi_library
 from hetmp.cluster.device import gpu_identity
 from hetmp.cluster.machine import device_name, free_memory
-from hetmp.core.errors import HetmpError
 from hetmp.planner.profiling.links import exchanged_shapes, measure_links
-from hetmp.planner.profiling.measure import Budget, ShareMeter
+from hetmp.planner.profiling.measure import Budget, ShareMeter, batch_of_example
 from hetmp.planner.profiling.profile import DeviceProfile, LinkTimes, Profile, title_of
 from hetmp.slicing import Tuning
 from hetmp.slicing.channel_groups import plan_from_weights
@@ -59,7 +58,7 @@ def profile_model(
     with group.together():
         graph = read_graph(module, example_input)
         meter = ShareMeter(graph, example_input, device, tuning, memory, slowdown)
-        batch_size, dtype = _batch(example_input)
+        batch_size, dtype = batch_of_example(example_input)
     notify("measuring the devices")
     with group.together():
         meter.run(budget)
@@ -119,7 +118,7 @@ def profile_links(
         HetmpError: on every rank, for an example without a batch.
     """
     with group.together():
-        batch_size, dtype = _batch(example_input)
+        batch_size, dtype = batch_of_example(example_input)
         schedule = schedule_model(graph, plan_from_weights(graph, [1.0] * group.size))
         shapes = exchanged_shapes(schedule.training, batch_size)
     return measure_links(group, shapes, dtype, device, tuning)
@@ -153,13 +152,3 @@ def _computing(device: torch.device) -> str:
 
 def _threads(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" else 1
-
-
-def _batch(example: Any) -> tuple[int, torch.dtype]:
-    items = example.values() if isinstance(example, dict) else example
-    for item in [example] if isinstance(example, Tensor) else items:
-        if isinstance(item, Tensor) and item.is_floating_point() and item.dim():
-            return int(item.shape[0]), item.dtype
-    raise HetmpError(
-        "the example input needs a floating-point tensor whose first axis is the batch"
-    )

@@ -2,12 +2,13 @@
 
 from typing import Any, Literal
 
-from hetmp.core.state import Sliced
+from hetmp.core.state import Sliced, at_arrival, is_batch
 from hetmp.ops import OperatorRun
 from hetmp.slicing.schedule import CallStep
 
-Kind = Literal["filters", "inputs", "channelwise"]
-"""``filters`` or ``inputs``, the scheme of a layer that mixes channels; else ``channelwise``."""
+Kind = Literal["filters", "inputs", "channelwise", "batch"]
+"""``batch``, any operation on a rank's part of the images; else ``filters`` or ``inputs``, the
+scheme of a layer that mixes channels, and ``channelwise`` for the other operations."""
 
 
 def work(run: OperatorRun) -> tuple[Kind, Sliced | None]:
@@ -15,6 +16,8 @@ def work(run: OperatorRun) -> tuple[Kind, Sliced | None]:
 
     The state is None if every rank does all of the work.
     """
+    if run.scheme is not None and run.scheme.cuts_batch:
+        return "batch", run.target if isinstance(run.target, Sliced) else None
     if run.scheme is not None and run.scheme.cuts_inputs:
         return "inputs", run.source if isinstance(run.source, Sliced) else None
     if run.scheme is not None:
@@ -23,13 +26,18 @@ def work(run: OperatorRun) -> tuple[Kind, Sliced | None]:
     while states:
         state = states.pop(0)
         if isinstance(state, Sliced):
-            return "channelwise", state
+            return "batch" if is_batch(state) else "channelwise", state
         if isinstance(state, tuple):
             states += state
     return "channelwise", None
 
 
-def step_work(step: CallStep) -> tuple[str, Kind, Sliced | None]:
-    """Return (signature, kind, state whose share a rank computes) of a step."""
+def step_work(step: CallStep, images: int) -> tuple[str, Kind, Sliced | None]:
+    """Return (signature, kind, state whose share a rank computes) of a step.
+
+    The state is that of a batch of so many *images*: where these are shared, their layout says how
+    many each rank has.
+    """
     kind, state = work(step.run)
-    return step.run.call.signature, kind, state
+    arrived = None if state is None else at_arrival(state, images)
+    return step.run.call.signature, kind, arrived if isinstance(arrived, Sliced) else None
