@@ -27,7 +27,7 @@ from hetmp.planner.balance import balanced
 from hetmp.planner.cluster_file import links_of
 from hetmp.planner.group_times import group_times, group_works
 from hetmp.planner.planner import WORTH
-from hetmp.planner.profiling import LinkTimes, WorkTimes
+from hetmp.planner.profiling import TURN, LinkTimes, WorkTimes
 from hetmp.planner.render import render_plan, render_profile
 from hetmp.planner.tables import SAVED, curve, grain_of
 from hetmp.slicing import make_table
@@ -248,6 +248,7 @@ def test_links_of_known_latency_and_bandwidth(ranks):
         ("Reduce_scatter", steps, part),
         ("Allreduce", 2 * steps, 2 * part),
         ("Alltoallv", ranks - 1, part),
+        (TURN, ranks - 1, part / ranks),
     ):
         told = starts * 1e-5 + moved * 3e6 / 1e9
         assert links.seconds(name, 3e6, 1 / ranks) == pytest.approx(told, rel=1e-6)

@@ -227,7 +227,7 @@ def planned(kept: Path, kind: str, slowdown: float = 1.0) -> Profile:
         kind=kind,
         name="digits",
         device=CPU,
-        budget=Budget(0.3, schemes=False),
+        budget=Budget(0.3, ()),
         tuning=Tuning(),
         slowdown=slowdown,
     )

@@ -17,6 +17,7 @@ from hetmp.planner import Tables, make_plan
 from hetmp.planner.cluster_file import cluster_profile, joined_profiles, read_weights
 from hetmp.planner.profiling import (
     OPTIMIZER,
+    TURN,
     Budget,
     Profile,
     device_title,
@@ -215,7 +216,7 @@ def test_a_cluster_of_several_kinds(profile, tmp_path):
     made = cluster_profile(tmp_path / "cluster.toml")
     assert [device.title for device in made.devices] == ["abacus 2"] * 2 + ["abacus 1"] * 3
     assert {link.collective for link in made.links} == {
-        "Allgatherv", "Reduce_scatter", "Allreduce", "Alltoallv",
+        "Allgatherv", "Reduce_scatter", "Allreduce", "Alltoallv", TURN,
     }  # fmt: skip
     assert make_plan(read_model("digits"), made).plan.ranks == 5
 
@@ -345,23 +346,26 @@ def test_all_ranks_get_the_same_profile_with_all_that_a_plan_needs():
     module, example = digits()
     graph = hetmp.read_graph(module, example)
     tables = Tables(profile.devices)
-    for weights in ([1.0] * size, [70.0, 25.0, 5.0, 3.0, 2.0][:size]):
-        schedule = schedule_model(graph, hetmp.plan_from_weights(graph, weights))
+    unequal = [70.0, 25.0, 5.0, 3.0, 2.0][:size]
+    for weights, schemes in (([1.0] * size, "filters"), (unequal, "filters"), (unequal, "batch")):
+        schedule = schedule_model(graph, hetmp.plan_from_weights(graph, weights, schemes))
         steps = [step for step in schedule.training.steps if isinstance(step, CallStep)]
         assert steps
         for step in steps:
-            signature, kind, _ = work_of(step)
+            signature, kind, _ = work_of(step, 16)
             assert tables.has(signature, kind)
     assert tables.has(OPTIMIZER, "channelwise")
     names = {link.collective for link in profile.links}
     if size == 1:
         assert not names
     else:
-        assert names == {"Allgatherv", "Reduce_scatter", "Allreduce", "Alltoallv"}
+        assert names == {"Allgatherv", "Reduce_scatter", "Allreduce", "Alltoallv", TURN}
         assert all(min(link.seconds) > 0 for link in profile.links)
     assert all(device.title == device_title(CPU) for device in profile.devices)
     for device in profile.devices:
         for times in device.works:
+            if times.kind == "batch":
+                assert times.total == 16 and times.counts in ((4,), (4, 12))
             if times.kind == "filters":
                 assert times.forward[-1] > 0 and times.backward[-1] + times.parameters[-1] > 0
     planned = make_plan(graph, profile)
@@ -372,7 +376,9 @@ def test_all_ranks_get_the_same_profile_with_all_that_a_plan_needs():
 @pytest.mark.mpi(min_size=2)
 def test_ranks_may_measure_for_unlike_times():
     rank = world().rank
-    profile = measured(budget=Budget(0.05 + 0.2 * rank, schemes=rank % 2 == 0))
+    profile = measured(
+        budget=Budget(0.05 + 0.2 * rank, schemes=("inputs",) if rank % 2 == 0 else ())
+    )
     assert len(set(world().allgather(profile.model_dump_json()))) == 1
     # The ranks that were done first went on, and met the others afterwards.
     assert world().allgather(rank) == list(range(world().size))
@@ -382,7 +388,7 @@ def test_ranks_may_measure_for_unlike_times():
 def test_a_rank_that_is_slowed_is_measured_as_slow(monkeypatch):
     monkeypatch.setattr(measure, "REPEATS", (2, 3))
     size, rank = world().size, world().rank
-    profile = measured(slowdown=20.0 if rank == size - 1 else 1.0, budget=Budget(0.3, False))
+    profile = measured(slowdown=20.0 if rank == size - 1 else 1.0, budget=Budget(0.3, ()))
     first, last = (
         {
             (times.work, count): times.forward[i] + times.backward[i] + times.parameters[i]
@@ -399,13 +405,14 @@ def test_a_rank_that_is_slowed_is_measured_as_slow(monkeypatch):
 
 
 @pytest.mark.mpi
-def test_a_rehearsal_meets_no_other_rank():
+@pytest.mark.parametrize("schemes", ["filters", "batch", "batch:1"])
+def test_a_rehearsal_meets_no_other_rank(schemes):
     """Every rank rehearses another share, another number of times, with no one waiting."""
     size, rank = world().size, world().rank
     module, example = digits()
     graph = hetmp.read_graph(module, example)
     group = RehearsalGroup(rank, size + 1)
-    plan = hetmp.plan_from_weights(graph, [1.0 + r for r in range(size + 1)])
+    plan = hetmp.plan_from_weights(graph, [1.0 + r for r in range(size + 1)], schemes)
     model = rehearsal_model(graph, plan, group, CPU, Tuning())
     for _ in range(1 + 3 * rank):
         model(torch.randn(16, 1, 8, 8)).square().mean().backward()
@@ -415,7 +422,8 @@ def test_a_rehearsal_meets_no_other_rank():
     )
     counts = {name: parameter.shape[0] for name, parameter in model.named_parameters()}
     for layer in plan.layers:
-        assert counts[f"{layer.name}.weight"] == layer.counts[rank]
+        held = layer.channels if layer.scheme == "batch" else layer.counts[rank]
+        assert counts[f"{layer.name}.weight"] == held
     assert (group.allgather(np.array([rank])) == rank).all()
     assert group.allgather(np.array([rank])).shape == (size + 1, 1)
     assert world().allgather(rank) == list(range(size))
@@ -435,8 +443,8 @@ def test_a_model_that_cannot_be_profiled_is_refused_on_all_ranks():
 @pytest.mark.mpi
 def test_float64_and_one_rank_with_wrong_input():
     module, example = digits(torch.float64)
-    profile = profile_model(module, example, hetmp.Group(), budget=Budget(0.1, False))
+    profile = profile_model(module, example, hetmp.Group(), budget=Budget(0.1, ()))
     assert profile.dtype == "float64"
     wrong = example[:, :, :1, :1] if world().rank == world().size - 1 else example
     with pytest.raises(AgreedError):
-        profile_model(module, wrong, hetmp.Group(), budget=Budget(0.1, False))
+        profile_model(module, wrong, hetmp.Group(), budget=Budget(0.1, ()))

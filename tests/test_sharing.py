@@ -102,7 +102,7 @@ def test_a_profile_is_used_again_and_only_for_its_own_work(tmp_path):
     path = folder(tmp_path) / "profile.json"
     group = hetmp.Group()
     module, example = digits()
-    found = profile_model(module, example, group, budget=Budget(0.1, False))
+    found = profile_model(module, example, group, budget=Budget(0.1, ()))
     if group.is_root:
         found.save(path)
     world().Barrier()

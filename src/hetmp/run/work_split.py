@@ -121,7 +121,7 @@ def _profile(
             group,
             name=config.model,
             device=setup.device,
-            budget=Budget(config.profile_seconds, schemes=False),
+            budget=Budget(config.profile_seconds, schemes=("batch",)),
             tuning=tuning,
             slowdown=setup.slowdown,
         )

@@ -108,7 +108,9 @@ def profile_network(
                 group,
                 name=config.model,
                 device=setup.device,
-                budget=Budget(config.seconds, not config.filters_only),
+                budget=(
+                    Budget(config.seconds, ()) if config.filters_only else Budget(config.seconds)
+                ),
                 slowdown=setup.slowdown,
                 notify=group.say,
             )

@@ -56,7 +56,7 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg]
     show_default=True,
     help="Minimize the time of a step, or share by the ranks' memory.",
 )
-@option("--filters-only", is_flag=True, help="Every layer follows scheme 'filters', none 'inputs'.")
+@option("--filters-only", is_flag=True, help="Every layer follows scheme 'filters'.")
 @option("--keep-all", is_flag=True, help="Give every rank a share.")
 @option(
     "--out",

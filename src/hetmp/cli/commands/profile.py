@@ -29,7 +29,7 @@ KINDS = (
     metavar="SECONDS",
     help="Time for measuring the devices; a slow one needs longer for its first share.",
 )
-@option("--filters-only", is_flag=True, help="Every layer follows scheme 'filters', none 'inputs'.")
+@option("--filters-only", is_flag=True, help="Every layer follows scheme 'filters'.")
 @option(
     "--out",
     type=FILE,

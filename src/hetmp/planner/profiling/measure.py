@@ -56,11 +56,9 @@ FIRST = 1 / 16, 1 / 4, 1.0, 1 / 2, 0.0
 LEAST = 2
 """Shares to measure however long they take: one alone gives no slope."""
 
-INPUTS = 1 / 4, 1.0, 1 / 2
-"""The shares at which layers are measured under scheme ``inputs``."""
-
-IMAGES = 1 / 4, 3 / 4
-"""The parts of a batch at which all is measured under scheme ``batch``: time is nearly a line."""
+MORE: dict[SchemeName, tuple[float, ...]] = {"batch": (1 / 4, 3 / 4), "inputs": (1 / 4, 1.0, 1 / 2)}
+"""The shares at which layers are measured under other schemes; in the number of images, time is
+nearly a line."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,11 @@ class Budget:
 
     Attributes:
         seconds: time on this rank; the first shares are measured even if they take longer.
-        schemes: whether to measure layers under schemes ``inputs`` and ``batch`` too.
+        schemes: those under which layers are measured besides ``filters``, the first ones first.
     """
 
     seconds: float = 60.0
-    schemes: bool = True
+    schemes: tuple[SchemeName, ...] = tuple(MORE)
 
 
 @dataclass
@@ -133,13 +131,14 @@ class ShareMeter:
         if self._fits(1 / 2, ends):
             # One more than a multiple of the grid, to see how high the steps of a staircase are.
             self._point(self._plan(1 / 2, "filters", 1))
-        if budget.schemes:
-            for share in IMAGES if layer_schemes(self.graph, "batch") else ():
-                if self._fits(share, ends):
-                    self._point(self._plan(share, "batch"))
-            for share in INPUTS:
-                if self._fits(share, ends):
-                    self._point(self._plan(share, "inputs"))
+        for scheme in budget.schemes:
+            can_follow = _can_follow(self.graph, scheme)
+            for number, share in enumerate(MORE[scheme] if can_follow else ()):
+                # A plan may share the images only where all ranks know what some of them take.
+                if (scheme == "batch" and number == 0 and self._holds_all()) or self._fits(
+                    share, ends
+                ):
+                    self._point(self._plan(share, scheme))
         intervals = _neighbours(sorted(self.seconds))
         while intervals:
             low, high = intervals.pop(0)
@@ -165,6 +164,11 @@ class ShareMeter:
         if self.device.type == "cpu" and self.memory and self._bytes(share) > 0.8 * self.memory:
             return False
         return time.monotonic() + step * (2 + REPEATS[0]) < ends
+
+    def _holds_all(self) -> bool:
+        """Return whether a rank has room for all parameters, with gradients and momentum."""
+        size = sum(p.numel() * p.element_size() for p in self.graph.skeleton.parameters())
+        return not self.memory or 3 * size < 0.8 * self.memory
 
     def _bytes(self, share: float) -> float:
         """Estimate the bytes of a step with a share, on the line through the last two measured."""
