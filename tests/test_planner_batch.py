@@ -1,17 +1,21 @@
 """Plans in which layers share the images of a batch: predicted, chosen, balanced. No MPI."""
 
+import io
 import itertools
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import nn
 
 from helpers.planning import BATCH, made_up_profile, read_layers, read_model, without_works
 from hetmp import plan_from_weights
 from hetmp.planner import Links, PlanOptions, Tables, make_plan, predict
 from hetmp.planner.planner import BATCH_EVERYWHERE, WORTH
+from hetmp.planner.render import render_plan
 from hetmp.slicing import make_table
 from hetmp.slicing.scheduler import schedule_model
 
@@ -93,6 +97,11 @@ def test_images_follow_the_speeds(both):
     planned = make_plan(both, made_up_profile(both, [3, 1], **SLOW_LINKS), ALL_RANKS)
     weights = {layer.weights for layer in planned.plan.layers if layer.scheme == "batch"}
     assert weights == {(6.0, 2.0)}
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(render_plan(planned))
+    text = console.export_text()
+    assert re.search(r"\n0 +75/25 % of images +batch ", text)
+    assert f"  {BATCH_EVERYWHERE}: " in text
 
 
 def test_a_profile_without_times_of_images_gives_no_layer_by_batch(both):

@@ -12,6 +12,7 @@ from hetmp.core.text import bytes_text
 from hetmp.planner.planner import Planned
 from hetmp.planner.profiling import Profile
 from hetmp.planner.tables import Links
+from hetmp.slicing.plan import LayerPlan
 
 WIDE = 6
 """Most ranks whose figures a layer shows one by one; more are shown as a range."""
@@ -72,10 +73,7 @@ def _layers(planned: Planned, narrow: bool) -> RichTable:
     shown = {layer.name: layer for layer in plan.layers}
     for name, layer in prediction.layers.items():
         entry = shown.get(name)
-        channels = "" if entry is None else _each(entry.counts, "/")
-        if entry is not None and not entry.is_cut:
-            channels = "all"
-        cells = [name or "(input)", channels]
+        cells = [name or "(input)", "" if entry is None else _shares(entry)]
         cells += [entry.scheme if entry else ""] if schemes else []
         cells += [_milliseconds(layer.compute), f"{1e3 * layer.exchange:.1f}"]
         table.add_row(*cells, *([] if narrow else [_milliseconds(layer.idle)]))
@@ -91,14 +89,14 @@ def _ranks(planned: Planned) -> RichTable:
     nothing = np.zeros(len(plan.members))
     compute = sum((layer.compute for layer in prediction.layers.values()), start=nothing)
     idle = sum((layer.idle for layer in prediction.layers.values()), start=nothing)
-    total = sum(layer.channels for layer in plan.layers if layer.is_cut) or 1
+    total = sum(layer.channels for layer in plan.layers if layer.shares) or 1
     for rank in range(plan.ranks):
         device = plan.devices[rank] if plan.devices else ""
         if rank in planned.left_out:
             table.add_row(str(rank), device, "left out", style="dim")
             continue
         i = plan.members.index(rank)
-        held = sum(layer.counts[rank] for layer in plan.layers if layer.is_cut)
+        held = sum(layer.shares[rank] for layer in plan.layers if layer.shares)
         table.add_row(
             str(rank),
             device,
@@ -129,6 +127,14 @@ def _summary(planned: Planned) -> list[Text]:
     for rank, why in sorted(planned.left_out.items()):
         lines.append(Text(f"rank {rank} is left out: {why}", style="yellow"))
     return lines
+
+
+def _shares(layer: LayerPlan) -> str:
+    """Write what each rank has of a layer: channels, or percent of the images."""
+    if layer.cuts_batch:
+        percents = [round(100 * weight / sum(layer.weights)) for weight in layer.weights]
+        return f"{_each(percents, '/')} % of images"
+    return _each(layer.counts, "/") if layer.is_cut else "all"
 
 
 def _each(counts: Sequence[int], separator: str) -> str:
