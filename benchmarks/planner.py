@@ -12,6 +12,8 @@ one untimed step before each timed one), and each one's median is compared with 
     without the slowest   what it chooses if the slowest rank were not there
     skewed                70 : 25 : 5 and the like, for the predictions' sake
     inputs                every other layer by scheme 'inputs', for the predictions' sake
+    batch                 every layer by scheme 'batch', images in proportion to the speeds
+    half by batch         the first half of the layers so, for the predictions' sake
 
 Cost: about a minute of profiling and some seconds per plan. --slowdown makes ranks slower, so that
 one machine can stand for several. Also printed: the ideal, which is the time of the fastest rank
@@ -90,15 +92,19 @@ def plans(graph: ModelGraph, profile: Profile, only: list[str]) -> dict[str, het
             except hetmp.HetmpError:
                 continue
             inputs = changed
+    speeds = [1 / seconds for seconds in alone]
+    half = f"batch:{len(inputs.layers) // 2}"
     found = {
         "equal": hetmp.plan_from_weights(graph, [1.0] * ranks),
-        "in proportion": hetmp.plan_from_weights(graph, [1 / seconds for seconds in alone]),
+        "in proportion": hetmp.plan_from_weights(graph, speeds),
         "planned": planned.plan,
         "planned, filters": make_plan(graph, profile, PlanOptions(schemes=False)).plan,
         "planned, all ranks": make_plan(graph, profile, PlanOptions(leave_out=False)).plan,
         "without the slowest": rest.of_members().spread(kept, ranks),
         "skewed": hetmp.plan_from_weights(graph, skewed),
         "inputs": inputs,
+        "batch": hetmp.plan_from_weights(graph, speeds, "batch"),
+        "half by batch": hetmp.plan_from_weights(graph, speeds, half),
     }
     tables = Tables(profile.devices)
     if not all(
@@ -275,7 +281,10 @@ def report(
         plan = chosen["planned"]
         print(f"left out: {list(plan.left_out) or 'none'}")
         print(
-            "  ".join(f"{x.name} {x.scheme[0]}{'/'.join(map(str, x.counts))}" for x in plan.layers)
+            "  ".join(
+                f"{x.name} {x.scheme} {'/'.join(f'{n:g}' for n in x.weights or x.counts)}"
+                for x in plan.layers
+            )
         )
     if args.json:
         line = {
