@@ -11,14 +11,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout
 from hetmp.exchange import dual
 from hetmp.ops import Mixing, SchemeName, references
 from hetmp.planner.predict import exchange_seconds, step_cost
-from hetmp.planner.profiling import OPTIMIZER, THOUSANDTHS, link_name, step_work
+from hetmp.planner.profiling import (
+    OPTIMIZER,
+    THOUSANDTHS,
+    batch_everywhere,
+    link_name,
+    step_work,
+)
 from hetmp.planner.tables import FORWARD, SAVED, Links, Tables
 from hetmp.slicing.graph import ModelGraph, Node, Trace
-from hetmp.slicing.layer_schemes import layer_schemes
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.schedule import CallStep, ExchangeStep, ProgramStep
 from hetmp.slicing.scheduler import PlannedChoice, Scheduler
@@ -56,7 +62,10 @@ def choose_schemes(
                 last = i == len(options) - 1
                 after = branch if last else branch.fork()
                 after.take(node, scheme)
-                after.visit(node)
+                try:
+                    after.visit(node)
+                except HetmpError:  # images that lie on several ranks would be mixed here
+                    continue
                 after.spent += sum(map(cost.of, after.steps))
                 after.steps.clear()
                 key = after.frontier(live, number)
@@ -76,7 +85,7 @@ class _Branch(Scheduler[Layout]):
         super().__init__(graph, self)
         self.planned = PlannedChoice(plan)
         self.weights = tuple(weights)
-        self.by_batch = layer_schemes(graph, "batch") if weights else {}
+        self.by_batch = batch_everywhere(graph) if weights else {}
         self.schemes: dict[str, SchemeName] = {}
         self.spent = 0.0
 

@@ -15,12 +15,11 @@ from hetmp.planner.balance import balanced, counts_on_grid
 from hetmp.planner.choose_schemes import choose_schemes
 from hetmp.planner.group_times import batch_times, batch_works, group_times, group_works
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
-from hetmp.planner.profiling import GRID, Profile
+from hetmp.planner.profiling import GRID, Profile, batch_everywhere
 from hetmp.planner.tables import Links, Tables
 from hetmp.slicing import make_table
 from hetmp.slicing.channel_groups import channel_groups, plan_from_shares
 from hetmp.slicing.graph import ModelGraph, fingerprint
-from hetmp.slicing.layer_schemes import layer_schemes
 from hetmp.slicing.plan import LayerPlan, Plan, PredictedLayer
 from hetmp.slicing.scheduler import schedule_model
 
@@ -257,16 +256,16 @@ class _Planner:
             if min(caps) >= 1:
                 mixed = self._better_on_grid(tables, links, caps, mixed, along_channels)
             yield mixed
-        everywhere = layer_schemes(self.graph, "batch")
+        everywhere = batch_everywhere(self.graph)
         speeds = [float(1 / self.alone[rank]) for rank in members]
         if not everywhere or not self._knows_batch(tables):
             return
         for weights in (speeds, self._batch_weights(tables, caps, plain, everywhere, speeds)):
             chosen = choose_schemes(self.graph, plain, tables, links, images, weights)
             for schemes in (chosen, everywhere):
-                weights = self._batch_weights(tables, caps, plain, schemes, weights)
-                like = with_schemes(plain, schemes, weights)
-                yield self._cut(tables, caps, like, schemes, weights=weights)
+                shares = self._batch_weights(tables, caps, plain, schemes, weights)
+                like = with_schemes(plain, schemes, shares)
+                yield self._cut(tables, caps, like, schemes, weights=shares)
 
     def _batch_weights(
         self,
@@ -291,7 +290,7 @@ class _Planner:
     def _knows_batch(self, tables: Tables) -> bool:
         """Return whether the profile has times of all that runs where all layers share images."""
         plan = self._shared_by([1.0] * tables.ranks)
-        plan = with_schemes(plan, layer_schemes(self.graph, "batch"), [1.0] * tables.ranks)
+        plan = with_schemes(plan, batch_everywhere(self.graph), [1.0] * tables.ranks)
         works = batch_works(schedule_model(self.graph, plan), self.profile.batch_size)
         return all(tables.has(work, "batch") for work in works)
 
@@ -373,7 +372,7 @@ class _Planner:
         ):
             plan = self._shared_by(weights.tolist())
             seconds[name] = self._predict(plan, self.tables, links).seconds
-        everywhere = layer_schemes(self.graph, "batch")
+        everywhere = batch_everywhere(self.graph)
         if everywhere and self._knows_batch(self.tables):
             like = self._shared_by([1.0] * ranks)
             weights = self._batch_weights(

@@ -16,7 +16,7 @@ from hetmp.planner.profiling.profile import (
     WorkTimes,
 )
 from hetmp.planner.profiling.profile_model import device_title, profile_links, profile_model
-from hetmp.planner.profiling.work import Kind, step_work
+from hetmp.planner.profiling.work import Kind, batch_everywhere, step_work
 
 __all__ = [
     "GRID",
@@ -31,6 +31,7 @@ __all__ = [
     "Profile",
     "Task",
     "WorkTimes",
+    "batch_everywhere",
     "device_title",
     "keep_kinds",
     "link_name",

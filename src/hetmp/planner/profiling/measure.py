@@ -25,11 +25,10 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Partition
 from hetmp.ops import Mixing, SchemeName
 from hetmp.planner.profiling.profile import OPTIMIZER, THOUSANDTHS, WorkTimes
-from hetmp.planner.profiling.work import Kind, step_work
+from hetmp.planner.profiling.work import Kind, batch_everywhere, step_work
 from hetmp.slicing import SlicedModel, Tuning
 from hetmp.slicing.channel_groups import ChannelGroups, channel_groups, plan_from_shares
 from hetmp.slicing.graph import ModelGraph
-from hetmp.slicing.layer_schemes import layer_schemes
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.recording import StepTimes, Stopwatch
 from hetmp.slicing.rehearsal import rehearsal_model
@@ -292,8 +291,10 @@ def _neighbours(points: list[float]) -> list[tuple[float, float]]:
 
 def _can_follow(graph: ModelGraph, scheme: SchemeName) -> Mapping[str, SchemeName]:
     """Return the layers that can follow a scheme, where it is not ``filters``."""
-    if scheme in ("filters", "batch"):
-        return layer_schemes(graph, scheme)
+    if scheme == "filters":
+        return {}
+    if scheme == "batch":
+        return batch_everywhere(graph)
     return {
         node.path: scheme
         for node in graph.mixing()

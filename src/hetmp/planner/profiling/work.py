@@ -1,10 +1,16 @@
 """The kind of work of an operation, and the share of it that a rank does."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
+from hetmp.core.errors import HetmpError
 from hetmp.core.state import Sliced, at_arrival, is_batch
-from hetmp.ops import OperatorRun
+from hetmp.ops import OperatorRun, SchemeName
+from hetmp.slicing.channel_groups import plan_from_weights
+from hetmp.slicing.graph import ModelGraph
+from hetmp.slicing.layer_schemes import layer_schemes
 from hetmp.slicing.schedule import CallStep
+from hetmp.slicing.scheduler import schedule_model
 
 Kind = Literal["filters", "inputs", "channelwise", "batch"]
 """``batch``, any operation on a rank's part of the images; else ``filters`` or ``inputs``, the
@@ -30,6 +36,18 @@ def work(run: OperatorRun) -> tuple[Kind, Sliced | None]:
         if isinstance(state, tuple):
             states += state
     return "channelwise", None
+
+
+def batch_everywhere(graph: ModelGraph) -> Mapping[str, SchemeName]:
+    """Return scheme ``batch`` for every layer that can follow it, by path.
+
+    Nothing where the model cannot run so, as one that mixes images outside of its layers.
+    """
+    try:
+        schedule_model(graph, plan_from_weights(graph, (1, 1), "batch"))
+    except HetmpError:
+        return {}
+    return layer_schemes(graph, "batch")
 
 
 def step_work(step: CallStep, images: int) -> tuple[str, Kind, Sliced | None]:
