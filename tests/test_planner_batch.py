@@ -104,6 +104,18 @@ def test_images_follow_the_speeds(both):
     assert f"  {BATCH_EVERYWHERE}: " in text
 
 
+def test_a_rank_that_channels_would_leave_out_may_share_images():
+    """Where an exchange takes long however little it moves, one at the end is still worth it."""
+    graph = read_model("paper-cifar")
+    profile = made_up_profile(graph, [1, 1], latency=0.3, bandwidth=1e12)
+    plain = make_plan(graph, profile, PlanOptions(schemes=False))
+    assert len(plain.plan.members) == 1
+    planned = make_plan(graph, profile)
+    assert planned.plan.members == (0, 1)
+    assert {layer.scheme for layer in planned.plan.layers} == {"batch"}
+    assert planned.prediction.seconds < (1 - WORTH) * plain.prediction.seconds
+
+
 def test_a_profile_without_times_of_images_gives_no_layer_by_batch(both):
     profile = without_works(made_up_profile(both, [1, 1], **SLOW_LINKS), "batch")
     planned = make_plan(both, profile, ALL_RANKS)

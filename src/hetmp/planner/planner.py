@@ -125,6 +125,7 @@ class _Planner:
             ]
         )[self._which()]  # fmt: skip
         self.parameters = parameter_bytes(table)
+        self.by_batch = self._measured_by_batch()
 
     # --- the choice
 
@@ -223,9 +224,9 @@ class _Planner:
             room = [self.limits[rank] or 1 for rank in members]
             return self._shared_by(room)
         plain = self._cut(tables, caps, self._shared_by([1.0] * tables.ranks), {})
-        if not thorough or tables.ranks == 1:
+        if tables.ranks == 1:
             return plain
-        if min(caps) >= 1:
+        if thorough and min(caps) >= 1:
             # Every group is balanced for itself; over all of them a plainer split may be as good.
             speeds = [1 / self.alone[rank] for rank in members]
             splits = [plain, self._shared_by([1.0] * tables.ranks), self._shared_by(speeds)]
@@ -234,7 +235,8 @@ class _Planner:
         if not self.options.schemes:
             return plain
         best, least = plain, (1 - WORTH) * self._predict(plain, tables, links).seconds
-        for mixed in self._mixtures(members, tables, links, caps, plain):
+        others = self._mixtures if thorough else self._everywhere
+        for mixed in others(members, tables, links, caps, plain):
             prediction = self._predict(mixed, tables, links)
             if prediction.seconds < least and self._fits(members, prediction):
                 best, least = mixed, prediction.seconds
@@ -256,16 +258,30 @@ class _Planner:
             if min(caps) >= 1:
                 mixed = self._better_on_grid(tables, links, caps, mixed, along_channels)
             yield mixed
-        everywhere = batch_everywhere(self.graph)
-        speeds = [float(1 / self.alone[rank]) for rank in members]
-        if not everywhere or not self._knows_batch(tables):
-            return
-        for weights in (speeds, self._batch_weights(tables, caps, plain, everywhere, speeds)):
-            chosen = choose_schemes(self.graph, plain, tables, links, images, weights)
-            for schemes in (chosen, everywhere):
-                shares = self._batch_weights(tables, caps, plain, schemes, weights)
-                like = with_schemes(plain, schemes, shares)
-                yield self._cut(tables, caps, like, schemes, weights=shares)
+        for everywhere in self._everywhere(members, tables, links, caps, plain):
+            yield everywhere
+            weights: Sequence[float] = next(
+                layer.weights for layer in everywhere.layers if layer.cuts_batch
+            )
+            for _ in range(2):
+                chosen = choose_schemes(self.graph, plain, tables, links, images, weights)
+                weights = self._batch_weights(tables, caps, plain, chosen, weights)
+                like = with_schemes(plain, chosen, weights)
+                yield self._cut(tables, caps, like, chosen, weights=weights)
+
+    def _everywhere(
+        self,
+        members: Sequence[int],
+        tables: Tables,
+        links: Links,
+        caps: Sequence[float],
+        plain: Plan,
+    ) -> Iterator[Plan]:
+        """Yield the plan in which every layer follows ``batch``, where that was measured."""
+        if self.by_batch:
+            speeds = [float(1 / self.alone[rank]) for rank in members]
+            weights = self._batch_weights(tables, caps, plain, self.by_batch, speeds)
+            yield with_schemes(plain, self.by_batch, weights)
 
     def _batch_weights(
         self,
@@ -274,7 +290,7 @@ class _Planner:
         plan: Plan,
         schemes: Mapping[str, SchemeName],
         weights: Sequence[float],
-    ) -> list[float]:
+    ) -> Sequence[float]:
         """Return shares of a batch by which all ranks take as long for all that shares the images.
 
         *weights* are those to begin with.
@@ -283,16 +299,16 @@ class _Planner:
         schedule = schedule_model(self.graph, with_schemes(plan, schemes, weights))
         works = batch_works(schedule, images)
         if not works:
-            return list(weights)
+            return weights
         most = [max(0, int(np.ceil(cap * images))) for cap in caps]
         return [float(n) for n in balanced(batch_times(tables, works, images), most)]
 
-    def _knows_batch(self, tables: Tables) -> bool:
-        """Return whether the profile has times of all that runs where all layers share images."""
-        plan = self._shared_by([1.0] * tables.ranks)
-        plan = with_schemes(plan, batch_everywhere(self.graph), [1.0] * tables.ranks)
+    def _measured_by_batch(self) -> Mapping[str, SchemeName]:
+        """Return ``batch`` for all layers that can follow it, if the profile has times of that."""
+        everywhere = batch_everywhere(self.graph)
+        plan = with_schemes(self._shared_by([1.0]), everywhere, [1.0])
         works = batch_works(schedule_model(self.graph, plan), self.profile.batch_size)
-        return all(tables.has(work, "batch") for work in works)
+        return everywhere if all(self.tables.has(work, "batch") for work in works) else {}
 
     def _fits(self, members: Sequence[int], prediction: Prediction) -> bool:
         return all(
@@ -372,15 +388,10 @@ class _Planner:
         ):
             plan = self._shared_by(weights.tolist())
             seconds[name] = self._predict(plan, self.tables, links).seconds
-        everywhere = batch_everywhere(self.graph)
-        if everywhere and self._knows_batch(self.tables):
-            like = self._shared_by([1.0] * ranks)
-            weights = self._batch_weights(
-                self.tables, [1.0] * ranks, like, everywhere, (1 / self.alone).tolist()
-            )
-            plan = with_schemes(like, everywhere, weights)
+        like, caps = self._shared_by([1.0] * ranks), [1.0] * ranks
+        for plan in self._everywhere(range(ranks), self.tables, links, caps, like):
             seconds[BATCH_EVERYWHERE] = self._predict(plan, self.tables, links).seconds
-        else:
+        if not self.by_batch:
             # Each rank computes the whole network for its images; gradients are summed.
             shared = links.seconds("Allreduce", self.parameters, 0.0)
             seconds["weighted data parallelism"] = float(1 / (1 / self.alone).sum()) + shared
