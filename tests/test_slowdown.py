@@ -10,6 +10,7 @@ from helpers.running import TRAIN, hetmp_run, refused
 from hetmp.cluster import slowdown
 from hetmp.run.config import TrainConfig
 from hetmp.run.train import train
+from hetmp.slicing.recording import stopwatch
 
 
 class Clock:
@@ -20,6 +21,9 @@ class Clock:
 
     def thread_time(self) -> float:
         return self.cpu
+
+    def perf_counter(self) -> float:
+        return self.now
 
     def monotonic(self) -> float:
         return self.now
@@ -41,6 +45,22 @@ def test_a_rank_sleeps_for_what_it_computed_and_not_for_exchanges(monkeypatch):
         slow.resume()
         usual.resume()
     assert clock.slept == [4.0, 1.0]
+
+
+def test_sleep_within_a_step_is_not_the_steps_time(monkeypatch):
+    """As at the statistics of a batch norm, and at the sums of gradients."""
+    clock = Clock()
+    for module in (slowdown, stopwatch):
+        monkeypatch.setattr(module, "time", clock)
+    slow = slowdown.Slowdown(3.0)
+    watch = stopwatch.Stopwatch(torch.device("cpu"), slow)
+    watch.phase("work")
+    clock.cpu += 2.0
+    clock.now += 2.0
+    slow.worked()
+    watch.phase("after")
+    assert (clock.now, slow.slept) == (6.0, 4.0)
+    assert watch.times()["work"].forward == (2.0, 2.0)
 
 
 def test_a_rank_that_slept_enough_goes_on(monkeypatch):

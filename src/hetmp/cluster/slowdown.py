@@ -21,10 +21,12 @@ class Slowdown:
 
     Attributes:
         enough: called at every exchange, and during sleep; the rank stops sleeping once it is true.
+        slept: seconds of sleep so far.
     """
 
     def __init__(self, factor: float = 1.0) -> None:
         self.enough: Callable[[], bool] | None = None
+        self.slept = 0.0
         self.factor = factor
 
     @property
@@ -42,10 +44,12 @@ class Slowdown:
         awake = self.enough is not None and self.enough()
         if self.factor > 1:
             computed = time.thread_time() - self._mark
-            ends = time.monotonic() + (self.factor - 1) * max(0.0, computed)
+            began = time.monotonic()
+            ends = began + (self.factor - 1) * max(0.0, computed)
             while not awake and (left := ends - time.monotonic()) > 0:
                 time.sleep(left if self.enough is None else min(left, ASKING_SECONDS))
                 awake = self.enough is not None and self.enough()
+            self.slept += time.monotonic() - began
             self._mark = time.thread_time()
 
     def resume(self) -> None:

@@ -190,7 +190,7 @@ class ShareMeter:
     def _point(self, plan: Plan) -> tuple[float, float]:
         """Measure a plan; return (seconds, bytes) of a step."""
         model = rehearsal_model(self.graph, plan, self.group, self.device, self.tuning)
-        watch = model.hetmp.watch = Stopwatch(self.device)
+        watch = model.hetmp.watch = Stopwatch(self.device, self.group.slowdown)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
         with watch.memory(model):
             self._step(model, optimizer, watch)

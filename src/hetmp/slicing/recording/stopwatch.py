@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hetmp.cluster.slowdown import Slowdown
 from hetmp.slicing.schedule import CallStep, ExchangeStep, ProgramStep
 
 PHASE = "phase"
@@ -46,10 +47,12 @@ class Stopwatch:
     """A ``Watch`` that marks when steps begin and end.
 
     A step's forward time is the time since the step before it ended. Its backward time runs from
-    the arrival of its output's gradient to that of the next step's.
+    the arrival of its output's gradient to that of the next step's. What *slowdown* sleeps, also at
+    the exchanges within a step, belongs to none.
     """
 
     device: torch.device
+    slowdown: Slowdown = field(default_factory=Slowdown)
     marks: list[Mark] = field(default_factory=list)
     saved: dict[str, int] = field(default_factory=dict)
     _pending: dict[Any, int] = field(default_factory=dict)
@@ -62,7 +65,8 @@ class Stopwatch:
         """Count time from here on for a part of a step."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.marks.append(Mark(name, part, time.perf_counter(), time.thread_time()))
+        wall = time.perf_counter() - self.slowdown.slept
+        self.marks.append(Mark(name, part, wall, time.thread_time()))
 
     def phase(self, name: str) -> None:
         """Count time from here on for a phase, outside the program."""
