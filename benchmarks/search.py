@@ -31,6 +31,9 @@ from hetmp.slicing.graph import ModelGraph, read_graph
 from hetmp.slicing.schedule import CallStep
 from hetmp.slicing.scheduler import schedule_model
 
+IMAGES = 32
+"""Of a step."""
+
 KINDS = {"new": 100.0, "old": 30.0, "cpu": 1.0}
 
 
@@ -49,12 +52,14 @@ def chain(layers: int, widths: int) -> nn.Module:
 def device(name: str, speed: float, graph: ModelGraph) -> DeviceProfile:
     """Made-up times: a line with a first step, the same for every layer."""
     works = {}
-    for step in schedule_model(graph, plan_from_weights(graph, [1, 1])).training.steps:
+    plans = (plan_from_weights(graph, [1, 1], schemes) for schemes in ("filters", "batch"))
+    steps = (step for plan in plans for step in schedule_model(graph, plan).training.steps)
+    for step in steps:
         if not isinstance(step, CallStep):
             continue
-        work, kind, state = step_work(step)
+        work, kind, state = step_work(step, IMAGES)
         total = state.layout.total if state is not None else 1
-        base = (0.001 if kind == "channelwise" else 0.05) / speed
+        base = (0.05 if step.node.rule.mixes else 0.001) / speed
         for one in ("filters", "inputs") if kind == "filters" else (kind,):
             counts = tuple(sorted({max(1, total // 8), max(1, total // 2), total}))
             line = tuple(base * count / total + 1e-5 for count in counts)
@@ -93,13 +98,13 @@ def main() -> None:
     with torch.device("meta"):
         module = chain(args.layers, args.widths)
     began = time.perf_counter()
-    graph = read_graph(module, torch.empty(32, 3, 32, 32, device="meta"))
+    graph = read_graph(module, torch.empty(IMAGES, 3, 32, 32, device="meta"))
     read = time.perf_counter() - began
     kinds = [device(name, speed, graph) for name, speed in KINDS.items()]
     profile = Profile(
         created="",
         model="",
-        batch_size=32,
+        batch_size=IMAGES,
         dtype="float32",
         devices=tuple(kinds[rank * len(kinds) // args.ranks] for rank in range(args.ranks)),
         links=links_of(2e-6, 2e10, args.ranks),

@@ -32,7 +32,7 @@ digits = data.load("digits")
 with torch.device("meta"):  # sizes are looked at, values are not
     outline = models.build("digits", digits.input_shape, digits.classes)
     batch = torch.empty(BATCH_SIZE, *digits.input_shape)
-budget = Budget(seconds=2, schemes=False)
+budget = Budget(seconds=2, schemes=())
 profile = profile_model(outline, batch, group, budget=budget, slowdown=1.0 + group.rank)
 
 text = ""
