@@ -58,9 +58,11 @@ def device(name: str, speed: float, graph: ModelGraph) -> DeviceProfile:
         if not isinstance(step, CallStep):
             continue
         work, kind, state = step_work(step, IMAGES)
-        total = state.layout.total if state is not None else 1
+        length = state.layout.total if state is not None else 1
         base = (0.05 if step.node.rule.mixes else 0.001) / speed
         for one in ("filters", "inputs") if kind == "filters" else (kind,):
+            layer = step.node.call.layer
+            total = length if one != "inputs" else step.node.rule.input_channels(layer) or 1
             counts = tuple(sorted({max(1, total // 8), max(1, total // 2), total}))
             line = tuple(base * count / total + 1e-5 for count in counts)
             works[work, one] = WorkTimes(

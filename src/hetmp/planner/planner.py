@@ -125,7 +125,8 @@ class _Planner:
             ]
         )[self._which()]  # fmt: skip
         self.parameters = parameter_bytes(table)
-        self.by_batch = self._measured_by_batch()
+        self.by_batch, self.works_by_batch = self._measured_by_batch()
+        self.predicted: list[tuple[Plan, Prediction]] = []
 
     # --- the choice
 
@@ -295,20 +296,25 @@ class _Planner:
 
         *weights* are those to begin with.
         """
-        images = self.profile.batch_size
-        schedule = schedule_model(self.graph, with_schemes(plan, schemes, weights))
-        works = batch_works(schedule, images)
+        images, works = self.profile.batch_size, self.works_by_batch
+        if schemes is not self.by_batch:
+            schedule = schedule_model(self.graph, with_schemes(plan, schemes, weights))
+            works = batch_works(schedule, images)
         if not works:
             return weights
         most = [max(0, int(np.ceil(cap * images))) for cap in caps]
         return [float(n) for n in balanced(batch_times(tables, works, images), most)]
 
-    def _measured_by_batch(self) -> Mapping[str, SchemeName]:
-        """Return ``batch`` for all layers that can follow it, if the profile has times of that."""
+    def _measured_by_batch(self) -> tuple[Mapping[str, SchemeName], Mapping[str, int]]:
+        """Return ``batch`` for all layers that can follow it, and the work that they then do.
+
+        Nothing of both if the profile has no times of that.
+        """
         everywhere = batch_everywhere(self.graph)
         plan = with_schemes(self._shared_by([1.0]), everywhere, [1.0])
         works = batch_works(schedule_model(self.graph, plan), self.profile.batch_size)
-        return everywhere if all(self.tables.has(work, "batch") for work in works) else {}
+        known = all(self.tables.has(work, "batch") for work in works)
+        return (everywhere, works) if known else ({}, {})
 
     def _fits(self, members: Sequence[int], prediction: Prediction) -> bool:
         return all(
@@ -362,9 +368,15 @@ class _Planner:
     # --- predictions
 
     def _predict(self, plan: Plan, tables: Tables, links: Links) -> Prediction:
+        """Predict a step; the last few plans, on the ranks that they are for, are known already."""
+        for known, prediction in self.predicted:
+            if known is plan:
+                return prediction
         schedule = schedule_model(self.graph, plan)
         table = make_table(self.graph, schedule)
-        return predict(self.graph, schedule, table, tables, links, self.profile.batch_size)
+        made = predict(self.graph, schedule, table, tables, links, self.profile.batch_size)
+        self.predicted = [(plan, made), *self.predicted[:3]]
+        return made
 
     def _links(self, ranks: int) -> Links:
         return Links(self.profile.links, self.tables.ranks, ranks)

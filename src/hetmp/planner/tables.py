@@ -34,7 +34,8 @@ class Tables:
         self._works: list[dict[tuple[str, Kind], WorkTimes]] = [
             {(times.work, times.kind): times for times in device.works} for device in self._distinct
         ]
-        self._grains = [grain_of(device) for device in self._distinct]
+        self._curves: dict[tuple[int, str, Kind, int], Array] = {}
+        self._grains: dict[int, int] = {}
         self._tables: dict[tuple[str, Kind], Array] = {}
         self.rest: Array = np.array([device.rest for device in self.devices])
         self.handling: Array = np.array([device.handling for device in self.devices])
@@ -46,7 +47,9 @@ class Tables:
 
     def of(self, ranks: Sequence[int]) -> "Tables":
         """Return the tables of some of the ranks."""
-        return Tables([self.devices[rank] for rank in ranks])
+        some = Tables([self.devices[rank] for rank in ranks])
+        some._curves, some._grains = self._curves, self._grains  # the devices are the same
+        return some
 
     def total(self, work: str, kind: Kind) -> int:
         """Return the length of the axis that a work cuts."""
@@ -89,11 +92,19 @@ class Tables:
             times = [works[work, kind] for works in self._works]
             total = max(work_times.total for work_times in times)
             curves = [
-                curve(work_times, total, grain)
-                for work_times, grain in zip(times, self._grains, strict=True)
+                self._curve(device, work_times, total)
+                for device, work_times in zip(self._distinct, times, strict=True)
             ]
             table = self._tables[work, kind] = np.stack(curves)
         return table
+
+    def _curve(self, device: DeviceProfile, times: WorkTimes, total: int) -> Array:
+        key = id(device), times.work, times.kind, total
+        if key not in self._curves:
+            if id(device) not in self._grains:
+                self._grains[id(device)] = grain_of(device)
+            self._curves[key] = curve(times, total, self._grains[id(device)])
+        return self._curves[key]
 
 
 GRAINS = (1, 4, 8, 16, 32)
