@@ -66,8 +66,8 @@ def test_layers_by_batch_say_which_part_of_the_images_a_rank_computes():
     graph = read_graph(models.build("digits", (1, 8, 8), 10), torch.empty(2, 1, 8, 8))
     explanation = explain(graph, plan_from_weights(graph, (3, 1), "batch:2"), images=100)
     rows = [row for row in explanation.rows if row.matters]
-    told = [(row.name, row.counts, row.scheme, row.images, row.exchanges) for row in rows]
-    assert told == [
+    cells = [(row.name, row.counts, row.scheme, row.images, row.exchanges) for row in rows]
+    assert cells == [
         ("features.conv1", ("75", "25"), "batch", True, ["-"]),
         ("features.conv2", ("75", "25"), "batch", True, []),
         ("classifier.fc", (8, 2), "filters", False, ["Allgatherv"]),

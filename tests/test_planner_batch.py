@@ -37,7 +37,7 @@ def test_two_ranks_by_hand():
     made = predicted(graph, profile, plan_from_weights(graph, (3, 1), "batch:1"))
     links = Links(profile.links, 2, 2)
     share = np.array([6 / 8, 2 / 8 / 0.5])
-    first, second = (1e-9 * BATCH * taken * given * 25 * share for taken, given in ((3, 4), (4, 8)))
+    first, second = (1e-9 * BATCH * taken * out * 25 * share for taken, out in ((3, 4), (4, 8)))
     sizes = [4 * BATCH * channels * 25 for channels in (4, 8)]
     gather, scatter = (
         [links.seconds(name, size, 0.75) for size in sizes]
@@ -62,8 +62,8 @@ def test_two_ranks_by_hand():
 def convolutions(*channels: int) -> list[nn.Module]:
     return [
         layer
-        for taken, given_on in itertools.pairwise(channels)
-        for layer in (nn.Conv2d(taken, given_on, 3, padding=1), nn.BatchNorm2d(given_on), nn.ReLU())
+        for taken, made in itertools.pairwise(channels)
+        for layer in (nn.Conv2d(taken, made, 3, padding=1), nn.BatchNorm2d(made), nn.ReLU())
     ]
 
 

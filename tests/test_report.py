@@ -198,8 +198,8 @@ def test_tables_have_the_figures_of_the_file(report):
 
 
 def test_layers_by_batch_show_their_images(report):
-    told, path = report("by images")
-    (partition,) = (picture for picture in told.pictures if picture.name == "partition")
+    content, path = report("by images")
+    (partition,) = (picture for picture in content.pictures if picture.name == "partition")
     assert partition.table.rows[1][2] == "batch"
     assert partition.table.rows[1][4:] == ("16.7 % of images", "33.3 % of images", "50 % of images")
     assert partition.table.rows[3][4:] == ("16", "17", "18")

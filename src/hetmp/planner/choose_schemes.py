@@ -8,7 +8,7 @@ and no more than ``BEAM`` states are alive.
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hetmp.core.errors import HetmpError
@@ -19,7 +19,6 @@ from hetmp.planner.predict import exchange_seconds, step_cost
 from hetmp.planner.profiling import (
     OPTIMIZER,
     THOUSANDTHS,
-    batch_everywhere,
     link_name,
     step_work,
 )
@@ -38,6 +37,7 @@ def choose_schemes(
     tables: Tables,
     links: Links,
     batch_size: int,
+    by_batch: Collection[str] = (),
     weights: Sequence[float] = (),
 ) -> dict[str, SchemeName]:
     """Return the schemes with the least predicted time for the counts of *plan*, by path.
@@ -47,12 +47,13 @@ def choose_schemes(
         plan: whose counts stay as they are.
         tables, links: measured times of the ranks and of the links between them.
         batch_size: images of a step.
-        weights: the ranks' shares of a batch; none: no layer follows ``batch``.
+        by_batch: the paths of the layers that may follow ``batch``.
+        weights: the ranks' shares of a batch, for these.
     """
     trace = graph.training
     live = _last_uses(trace)
     cost = _Costs(graph, tables, links, batch_size)
-    beam = [_Branch(graph, plan, weights)]
+    beam = [_Branch(graph, plan, by_batch, weights)]
     beam[0].begin(trace)
     for number, node in enumerate(trace.nodes):
         grown: dict[Any, _Branch] = {}
@@ -81,11 +82,13 @@ def choose_schemes(
 class _Branch(Scheduler[Layout]):
     """A choice of schemes for the operations so far."""
 
-    def __init__(self, graph: ModelGraph, plan: Plan, weights: Sequence[float]) -> None:
+    def __init__(
+        self, graph: ModelGraph, plan: Plan, by_batch: Collection[str], weights: Sequence[float]
+    ) -> None:
         super().__init__(graph, self)
         self.planned = PlannedChoice(plan)
         self.weights = tuple(weights)
-        self.by_batch = batch_everywhere(graph) if weights else {}
+        self.by_batch = by_batch
         self.schemes: dict[str, SchemeName] = {}
         self.spent = 0.0
 

@@ -1,7 +1,7 @@
 """``make_plan``: profile and graph -> the plan with the least predicted time of a step."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -236,8 +236,11 @@ class _Planner:
         if not self.options.schemes:
             return plain
         best, least = plain, (1 - WORTH) * self._predict(plain, tables, links).seconds
-        others = self._mixtures if thorough else self._everywhere
-        for mixed in others(members, tables, links, caps, plain):
+        everywhere = self._everywhere(members, tables, caps, plain)
+        others: Iterable[Plan] = () if everywhere is None else (everywhere,)
+        if thorough:
+            others = self._mixtures(tables, links, caps, plain, everywhere)
+        for mixed in others:
             prediction = self._predict(mixed, tables, links)
             if prediction.seconds < least and self._fits(members, prediction):
                 best, least = mixed, prediction.seconds
@@ -245,13 +248,13 @@ class _Planner:
 
     def _mixtures(
         self,
-        members: Sequence[int],
         tables: Tables,
         links: Links,
         caps: Sequence[float],
         plain: Plan,
+        everywhere: Plan | None,
     ) -> Iterator[Plan]:
-        """Yield plans in which layers follow several schemes, or ``batch`` all of them."""
+        """Yield plans in which layers follow several schemes, *everywhere* among them if any."""
         images = self.profile.batch_size
         along_channels = choose_schemes(self.graph, plain, tables, links, images)
         if any(scheme != "filters" for scheme in along_channels.values()):
@@ -259,30 +262,29 @@ class _Planner:
             if min(caps) >= 1:
                 mixed = self._better_on_grid(tables, links, caps, mixed, along_channels)
             yield mixed
-        for everywhere in self._everywhere(members, tables, links, caps, plain):
-            yield everywhere
-            weights: Sequence[float] = next(
-                layer.weights for layer in everywhere.layers if layer.cuts_batch
+        if everywhere is None:
+            return
+        yield everywhere
+        weights: Sequence[float] = next(
+            layer.weights for layer in everywhere.layers if layer.cuts_batch
+        )
+        for _ in range(2):
+            chosen = choose_schemes(
+                self.graph, plain, tables, links, images, self.by_batch, weights
             )
-            for _ in range(2):
-                chosen = choose_schemes(self.graph, plain, tables, links, images, weights)
-                weights = self._batch_weights(tables, caps, plain, chosen, weights)
-                like = with_schemes(plain, chosen, weights)
-                yield self._cut(tables, caps, like, chosen, weights=weights)
+            weights = self._batch_weights(tables, caps, plain, chosen, weights)
+            like = with_schemes(plain, chosen, weights)
+            yield self._cut(tables, caps, like, chosen, weights=weights)
 
     def _everywhere(
-        self,
-        members: Sequence[int],
-        tables: Tables,
-        links: Links,
-        caps: Sequence[float],
-        plain: Plan,
-    ) -> Iterator[Plan]:
-        """Yield the plan in which every layer follows ``batch``, where that was measured."""
-        if self.by_batch:
-            speeds = [float(1 / self.alone[rank]) for rank in members]
-            weights = self._batch_weights(tables, caps, plain, self.by_batch, speeds)
-            yield with_schemes(plain, self.by_batch, weights)
+        self, members: Sequence[int], tables: Tables, caps: Sequence[float], plain: Plan
+    ) -> Plan | None:
+        """Return the plan in which every layer follows ``batch``; None if that was not measured."""
+        if not self.by_batch:
+            return None
+        speeds = [float(1 / self.alone[rank]) for rank in members]
+        weights = self._batch_weights(tables, caps, plain, self.by_batch, speeds)
+        return with_schemes(plain, self.by_batch, weights)
 
     def _batch_weights(
         self,
@@ -401,9 +403,10 @@ class _Planner:
             plan = self._shared_by(weights.tolist())
             seconds[name] = self._predict(plan, self.tables, links).seconds
         like, caps = self._shared_by([1.0] * ranks), [1.0] * ranks
-        for plan in self._everywhere(range(ranks), self.tables, links, caps, like):
-            seconds[BATCH_EVERYWHERE] = self._predict(plan, self.tables, links).seconds
-        if not self.by_batch:
+        everywhere = self._everywhere(range(ranks), self.tables, caps, like)
+        if everywhere is not None:
+            seconds[BATCH_EVERYWHERE] = self._predict(everywhere, self.tables, links).seconds
+        else:
             # Each rank computes the whole network for its images; gradients are summed.
             shared = links.seconds("Allreduce", self.parameters, 0.0)
             seconds["weighted data parallelism"] = float(1 / (1 / self.alone).sum()) + shared
