@@ -78,7 +78,7 @@ def share_work(config: TrainConfig, dataset: Dataset, setup: RankSetup, tuning: 
             named = group.broadcast_text(plan.fingerprint)
             network = outline(config, dataset, group) if named else None
             with group.together():
-                _check_plan(plan, titles, network)
+                check_plan(plan, titles, network)
             return Sharing(plan, equal)
         module, example = outline(config, dataset, group)
         profile = _profile(config, module, example, setup, tuning)
@@ -133,8 +133,17 @@ def _profile(
     return profile
 
 
-def _check_plan(plan: Plan, titles: list[str], network: tuple[nn.Module, Tensor] | None) -> None:
-    """Refuse a plan for other devices, or for another model than *network*, if one is given."""
+def check_plan(plan: Plan, titles: list[str], network: tuple[nn.Module, Tensor] | None) -> None:
+    """Refuse a plan for other devices, or for another model than *network*, if one is given.
+
+    Args:
+        plan: to check, for as many ranks as there are.
+        titles: of the ranks' devices, as ``device_title`` names them.
+        network: a module and a batch for it.
+
+    Raises:
+        HetmpError: naming what the plan was made for.
+    """
     if network is not None and plan.fingerprint != fingerprint(read_graph(*network)):
         raise HetmpError(
             "the plan was made for another model, or for images of another size: make one for "

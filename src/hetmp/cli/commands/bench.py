@@ -31,8 +31,14 @@ from hetmp.cluster import Group
 @option(
     "--repeats", type=click.INT, metavar="N", default=15, help="Turns to measure (default: 15)."
 )
+@option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Time for measuring: after it no turn begins (default: no limit).",
+)
 @option("--data-parallel", is_flag=True, help="Also measure torch's data parallelism.")
-@option("--only", metavar="NAME,...", help="Measure these variants only.")
+@option("--only", metavar="NAME,...", help="Measure these variants only, or schemes.")
 @option("--append", type=PATH, metavar="FILE", help="Append the results to a file, as a line.")
 @field_options("slowdown", heading="Options")
 def bench(
@@ -43,6 +49,7 @@ def bench(
     classes: int | None,
     batch_size: int,
     repeats: int,
+    seconds: float | None,
     data_parallel: bool,
     only: str | None,
     append: str | None,
@@ -61,15 +68,17 @@ def bench(
     data parallel, weighted     batches by --weights        (--data-parallel)
 
     With --only, also: no shared memory, no overlap, no channels_last (sliced without one of
-    these), regather and rounded (sliced with one).
+    these), regather and rounded (sliced with one); and schemes, as names of their own: filters,
+    batch, batch:K, or a file of a plan or of schemes. All the others follow --schemes.
 
-    Runs on CPUs only. The variants take turns. 'sliced / this' is the ratio of medians; its
-    95 % interval is shown from 6 repeats on.
+    Runs on CPUs only. The variants take turns. 'sliced / this' is the ratio of medians (without
+    sliced, to the first of the schemes); its 95 % interval is shown from 6 repeats on.
 
     \b
     Examples:
       mpirun -n 2 hetmp bench paper-cifar --batch-size 100
       mpirun -n 3 hetmp bench vgg11 --weights 3,3,1 --schemes batch:4
+      mpirun -n 2 hetmp bench vgg11 --only filters,batch,batch:4,plan.json --seconds 300
       mpirun -n 2 hetmp bench paper-cifar --only sliced,floor --append a.jsonl
     """
     import shlex
@@ -85,6 +94,7 @@ def bench(
         rows,
         split_names,
         summary,
+        turn_view,
     )
     from hetmp.tools.bench import bench as measured
 
@@ -104,21 +114,26 @@ def bench(
         slowdown=slowdown,
         only=split_names(only) if only else None,
         data_parallel=data_parallel,
+        seconds=seconds,
     )
     with group.failing():
-        result = measured(config)
+        result = measured(config, view=turn_view() if group.is_root else None)
     if not group.is_root:
         return
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for heading in ("variant", "ms a step", "quartiles", "sliced / this", "95 %"):
-        table.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
+    headings = ["ms a step", "quartiles"]
+    if result.base is not None:
+        headings += [f"{result.base} / this", "95 %"]
+    table.add_column("variant", overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows(result):
-        table.add_row(*row)
+        table.add_row(*row[: 1 + len(headings)])
     sizes = "×".join(str(size) for size in input_shape)
     click.echo(
         f"{model}, batch {batch_size} of {sizes}, "
         f"weights {','.join(f'{share:g}' for share in config.weights)}"
-        + ("" if schemes is None else f", schemes {_in_words(schemes)}")
+        + (f", schemes {_in_words(schemes)}" if schemes and "sliced" in result.received else "")
         + "; threads: "
         f"{result.threads[0]} a rank, {result.threads[1]} in one process"
     )

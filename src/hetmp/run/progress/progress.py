@@ -24,7 +24,7 @@ class Progress:
         self, group: Group, run: RunDescription, view: str = "auto", quiet: bool = False
     ) -> None:
         self._standing = Standing(run)
-        self._view: View = view_of(view, quiet) if group.is_root else Silent()
+        self._view: View[Standing] = view_of(view, quiet) if group.is_root else Silent()
 
     def __enter__(self) -> "Progress":
         return self

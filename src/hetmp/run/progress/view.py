@@ -3,16 +3,15 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from rich.console import ConsoleRenderable
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
 from rich.control import Control
 from rich.live import Live
 from rich.segment import ControlType
 
 from hetmp.run.progress.frame import Frame
 from hetmp.run.progress.lines import stamped
-from hetmp.run.progress.status import Standing
 from hetmp.run.progress.terminal import Terminal, TerminalConsole, find_terminal
 
 DRAWN_SECONDS = 0.2
@@ -24,8 +23,24 @@ DRAWING_SHARE = 0.01
 SIGN_OF_LIFE_SECONDS = 60.0
 """Seconds without output after which a line is printed."""
 
+EARLY = 1 / 3
+"""Where the first lines come sooner: a pause is this part of the time since the display began."""
 
-class View(Protocol):
+Shown = TypeVar("Shown", contravariant=True)
+"""The state of what is shown, such as ``Standing`` for a run."""
+
+
+class Drawing(Protocol):
+    """A renderable that knows the widths of the lines that it drew last; see ``Frame``."""
+
+    widths: list[int]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the state for the present size of the terminal."""
+        ...
+
+
+class View(Protocol[Shown]):
     """A display of a run.
 
     Attributes:
@@ -38,8 +53,11 @@ class View(Protocol):
         """Print lines that stay."""
         ...
 
-    def stands(self, standing: Standing) -> bool:
-        """Show the new state of the run; return whether a line on it is due."""
+    def stands(self, standing: Shown, at_once: bool = False) -> bool:
+        """Show the new state of the run; return whether a line on it is due.
+
+        *at_once*: even if the last one is new, because this state may last long.
+        """
         ...
 
     def close(self) -> None:
@@ -55,7 +73,7 @@ class Silent:
     def say(self, text: str) -> None:
         """Print nothing."""
 
-    def stands(self, standing: Standing) -> bool:
+    def stands(self, standing: object, at_once: bool = False) -> bool:
         """Return False: no line is ever due."""
         return False
 
@@ -68,38 +86,52 @@ class Lines:
 
     Args:
         clock: the time in seconds, from any moment.
+        errors: whether they go to standard error, where standard output is for results.
+        pauses: seconds without a line after which one is due: at first, and at most. In between
+            they grow with the time since the display began.
     """
 
     shows_ranks = False
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._said = clock()
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        errors: bool = False,
+        pauses: tuple[float, float] = (SIGN_OF_LIFE_SECONDS, SIGN_OF_LIFE_SECONDS),
+    ) -> None:
+        self._clock, self._errors, self._pauses = clock, errors, pauses
+        self._began = self._said = clock()
 
     def say(self, text: str) -> None:
         """Print *text*."""
-        print(stamped(text), flush=True)
+        print(stamped(text), file=sys.stderr if self._errors else sys.stdout, flush=True)
         self._said = self._clock()
 
-    def stands(self, standing: Standing) -> bool:
-        """Return whether no line was printed for long."""
-        return self._clock() - self._said >= SIGN_OF_LIFE_SECONDS
+    def stands(self, standing: object, at_once: bool = False) -> bool:
+        """Return whether no line was printed for long, or one is wanted *at_once*."""
+        first, most = self._pauses
+        now = self._clock()
+        return at_once or now - self._said >= min(most, max(first, EARLY * (now - self._began)))
 
     def close(self) -> None:
         """Do nothing."""
 
 
-class Drawn:
+class Drawn(Generic[Shown]):
     """A display of a frame in a terminal, with lines above it.
 
     The thread that trains draws it between two steps, never while a rank may be waiting for
     others: the message of a rank that ends the job stays where it was printed.
+
+    Args:
+        terminal: in which it is drawn.
+        frame: makes the frame of the state that is shown first, and is changed from then on.
     """
 
     shows_ranks = True
 
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
+    def __init__(self, terminal: Terminal, frame: Callable[[Shown], Drawing]) -> None:
+        self._terminal, self._frame = terminal, frame
         self._console = TerminalConsole(terminal, sys.stdout)
         self._live: _Live | None = None
         self._due = 0.0
@@ -108,12 +140,12 @@ class Drawn:
         """Print *text* above the frame."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def stands(self, standing: Standing) -> bool:
+    def stands(self, standing: Shown, at_once: bool = False) -> bool:
         """Draw the frame, if the last one is old enough; return False: no line is ever due."""
         began = time.perf_counter()
-        if began >= self._due:
+        if at_once or began >= self._due:
             if self._live is None:
-                self._live = _Live(Frame(standing), self._console, self._terminal.errors)
+                self._live = _Live(self._frame(standing), self._console, self._terminal.errors)
                 self._live.start()
             self._live.refresh()
             now = time.perf_counter()
@@ -132,7 +164,7 @@ class _Live(Live):
     Its lines are then wrapped, and take more room than when they were drawn.
     """
 
-    def __init__(self, frame: Frame, console: TerminalConsole, errors: bool) -> None:
+    def __init__(self, frame: Drawing, console: TerminalConsole, errors: bool) -> None:
         super().__init__(
             frame,
             console=console,
@@ -151,10 +183,18 @@ class _Live(Live):
         return [Control(*up), *super().process_renderables(renderables)]
 
 
-def view_of(name: str, quiet: bool) -> View:
+def view_of(
+    name: str, quiet: bool, frame: Callable[[Any], Drawing] = Frame, lines: Lines | None = None
+) -> View[Any]:
     """Return the view of a name (``auto``, ``live``, ``lines``) for this program's output.
 
     A terminal that can only be written line by line (``TERM=dumb``) gets lines.
+
+    Args:
+        name: of the view.
+        quiet: whether nothing is shown at all.
+        frame: makes the frame of what is shown.
+        lines: the display where no frame can be; None for that of a run.
     """
     if quiet:
         return Silent()
@@ -162,5 +202,5 @@ def view_of(name: str, quiet: bool) -> View:
     if terminal is None and name == "live":
         terminal = Terminal(None)
     if terminal is None or TerminalConsole(terminal, sys.stdout).is_dumb_terminal:
-        return Lines()
-    return Drawn(terminal)
+        return lines or Lines()
+    return Drawn(terminal, frame)

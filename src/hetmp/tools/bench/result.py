@@ -1,5 +1,6 @@
 """The result of a bench, and the comparison of its variants."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ RESAMPLES = 1000
 ENOUGH = 6
 """Least turns for an interval: 5 turns all lie on one side of the true median in 6 % of cases."""
 
+NAMES = 24
+"""Least columns for the names of exchanges in the summary."""
+
 
 @dataclass(frozen=True)
 class BenchResult:
@@ -25,7 +29,7 @@ class BenchResult:
             in a step, including waiting for slower ranks.
         threads: threads of one rank, and of the one process.
         left_out: requested variants that could not run, with the reason.
-        received: bytes that each rank receives in a step of the sliced model.
+        received: by cut of the network, bytes that each rank receives in a step.
     """
 
     config: BenchConfig
@@ -33,7 +37,18 @@ class BenchResult:
     exchange: dict[str, list[float]]
     threads: tuple[int, int]
     left_out: dict[str, str] = field(default_factory=dict)
-    received: tuple[int, ...] = ()
+    received: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def turns(self) -> int:
+        """Return the number of turns that were timed."""
+        return min(map(len, self.seconds.values()))
+
+    @property
+    def base(self) -> str | None:
+        """Return the variant that others are compared with; None if there is nothing to compare."""
+        base = self.config.base()
+        return base if base in self.seconds and len(self.seconds) > 1 else None
 
     def median(self, variant: str) -> float:
         """Return the median seconds of a step of *variant*."""
@@ -58,43 +73,52 @@ class BenchResult:
 
 
 def rows(result: BenchResult) -> Sequence[tuple[str, str, str, str, str]]:
-    """Return rows of (variant, milliseconds of a step, quartiles, sliced / variant, 95 %)."""
-    table = []
+    """Return rows of (variant, milliseconds of a step, quartiles, base / variant, 95 %)."""
+    table, base = [], result.base
     for name, seconds in result.seconds.items():
         milliseconds = 1000 * np.array(seconds)
         low, high = np.percentile(milliseconds, [25, 75])
         ratio = interval = ""
-        if name != "sliced" and "sliced" in result.seconds:
-            ratio, interval = f"{result.ratio(name):.3f}", _interval(result, name)
+        if base is not None and name != base:
+            ratio, interval = f"{result.ratio(name, base):.3f}", _interval(result, name, base)
         median = f"{np.median(milliseconds):.1f}"
         table.append((name, median, f"{low:.1f}–{high:.1f}", ratio, interval))
     return table
 
 
 def summary(result: BenchResult) -> list[str]:
-    """Return the lines after the table: noise, limit, exchanges, missing variants."""
-    lines = []
+    """Return the lines after the table: turns, noise, limit, exchanges, missing variants."""
+    lines, base = [], result.base
+    if result.turns < result.config.repeats:
+        lines.append(
+            f"{result.turns} of {result.config.repeats} turns were timed: the time, "
+            f"{result.config.seconds:g} s, was over"
+        )
+        if result.turns < ENOUGH:
+            lines.append(f"intervals are shown from {ENOUGH} turns on")
+    if base is not None:
+        lines.append(f"{base} / this: above 1, this variant is faster than {base}")
     if {"sliced", "sliced again"} <= result.seconds.keys():
         lines.append("sliced again / sliced: " + _ratio(result, "sliced", "sliced again"))
     limit = result.fastest_process()
-    if limit and "sliced" in result.seconds:
-        lines.append(f"sliced / the faster one process: {_ratio(result, limit, 'sliced')}, {limit}")
+    if limit and base is not None:
+        lines.append(f"{base} / the faster one process: {_ratio(result, limit, base)}, {limit}")
     exchange = result.exchange if len(result.config.weights) > 1 else {}
+    received = {f"{name}: received a step": by for name, by in result.received.items() if any(by)}
+    compared = {"sliced", "plain exchange"} <= exchange.keys()
+    width = max(NAMES, *map(len, (*exchange, *received, "")))
     if exchange:
         lines.append("exchange, packing and waiting (the floor only waits), ms a step:")
-        lines.append(f"  {'':<24}{'in all':>10}{'by rank':>10}")
+        lines.append(f"  {'':<{width}}{'in all':>10}{'by rank':>10}")
     for name, seconds in exchange.items():
-        lines.append(_line(name, [1000 * s for s in (sum(seconds), *seconds)], ".1f"))
-    if {"sliced", "plain exchange"} <= exchange.keys():
+        lines.append(_line(name, [f"{1000 * s:.1f}" for s in (sum(seconds), *seconds)], width))
+    if compared:
         ours, theirs = exchange["sliced"], exchange["plain exchange"]
         pairs = zip((sum(ours), *ours), (sum(theirs), *theirs), strict=True)
-        ratios = [a / b if b else float("nan") for a, b in pairs]
-        lines.append(_line("sliced / plain exchange", ratios, ".3f"))
-    if any(result.received):
-        each = " ".join(
-            f"{bytes_text(size):>9}" for size in (sum(result.received), *result.received)
-        )
-        lines.append(f"  {'sliced: received a step':<24}{each}")
+        ratios = [f"{a / b if b else math.nan:.3f}" for a, b in pairs]
+        lines.append(_line("sliced / plain exchange", ratios, width))
+    for name, sizes in received.items():
+        lines.append(_line(name, [bytes_text(size) for size in (sum(sizes), *sizes)], width))
     lines += [f"left out: {name}: {why}" for name, why in result.left_out.items()]
     return lines
 
@@ -104,12 +128,12 @@ def _ratio(result: BenchResult, variant: str, of: str) -> str:
     return f"{result.ratio(variant, of):.3f}" + (f" ({interval})" if interval else "")
 
 
-def _interval(result: BenchResult, variant: str, of: str = "sliced") -> str:
+def _interval(result: BenchResult, variant: str, of: str) -> str:
     if len(result.seconds[variant]) < ENOUGH:
         return ""
     low, high = result.interval(variant, of)
     return f"{low:.3f}–{high:.3f}"
 
 
-def _line(name: str, values: Sequence[float], form: str) -> str:
-    return f"  {name:<24}" + " ".join(f"{value:>9{form}}" for value in values)
+def _line(name: str, values: Sequence[str], width: int) -> str:
+    return f"  {name:<{width}}" + " ".join(f"{value:>9}" for value in values)

@@ -2,20 +2,36 @@
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hetmp.cluster import Group
+from hetmp.cluster.slowdown import Slowdown
 from hetmp.core.partition import apportion
 from hetmp.slicing import SlicedModel, Tuning
-from hetmp.tools.bench.config import DATA_PARALLEL, TUNINGS, BenchConfig
+from hetmp.tools.bench.config import DATA_PARALLEL, ONE_PROCESS, TUNINGS, BenchConfig
+from hetmp.tools.bench.cuts import Cut
 from hetmp.tools.bench.data_parallel import data_parallel
 
 Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute a training step.
+
+    Attributes:
+        step: takes this rank's part of a step.
+        cut: whose exchanges it takes part in; None for none.
+    """
+
+    step: Step
+    cut: Cut | None = None
 
 
 def left_out(config: BenchConfig, ranks: int) -> dict[str, str]:
@@ -48,40 +64,55 @@ def one_process_threads(group: Group, threads: int) -> int:
 def make_variants(
     names: list[str],
     config: BenchConfig,
+    group: Group,
     module: nn.Module,
-    model: SlicedModel,
+    cuts: Mapping[str, Cut],
     batch: tuple[Tensor, Tensor],
-) -> dict[str, Step]:
+    slowdown: Slowdown,
+    prepare: Callable[[str], None],
+) -> dict[str, Variant]:
     """Make this rank's step of each of *names*. Collective.
 
     Args:
         names: of the variants.
         config: of the bench.
+        group: all ranks.
         module: the whole network, with values on rank 0 at least.
-        model: the sliced network.
+        cuts: the sliced networks: ``sliced``, and those of the variants that are cuts.
         batch: (images, labels) of the whole batch.
+        slowdown: of this rank.
+        prepare: called with the name of each one that takes time to prepare.
     """
-    group = model.hetmp.group
     threads = torch.get_num_threads()
-    sliced = _step(model, *batch)
+    steps = {name: _step(cut.model, *batch) for name, cut in cuts.items()}
     images = batch[0].to(memory_format=torch.channels_last) if batch[0].dim() == 4 else batch[0]
-    variants: dict[str, Step] = {}
+    variants: dict[str, Variant] = {}
     for name in names:
         if name in TUNINGS:
-            variants[name] = _tuned(model, TUNINGS[name], name == "floor", sliced)
+            cut, rehearsing = cuts["sliced"], name == "floor"
+            assert cut.model is not None  # by weights, nobody is left out
+            step = _tuned(cut.model, TUNINGS[name], rehearsing, steps["sliced"])
+            variants[name] = Variant(step, cut)
         elif name in DATA_PARALLEL:
-            slowdown = group.slowdown if config.slowdown is not None else None
+            prepare(name)
             counts = batches(name, config, group.size)
-            replica, part, scale = data_parallel(group, module, counts, slowdown)
-            variants[name] = _step(replica, images[part], batch[1][part], scale)
-        else:
+            paced = slowdown if config.slowdown is not None else None
+            replica, part, scale = data_parallel(group, module, counts, paced)
+            variants[name] = Variant(_step(replica, images[part], batch[1][part], scale))
+        elif name in ONE_PROCESS:
+            prepare(name)
             last = name.endswith("channels_last")
             layout = torch.channels_last if last else torch.contiguous_format
-            variants[name] = _alone(group, module, batch, layout, threads)
+            variants[name] = Variant(_alone(group, module, batch, layout, threads))
+        else:
+            variants[name] = Variant(steps[name], cuts[name])
     return variants
 
 
-def _step(model: nn.Module, x: Tensor, labels: Tensor, scale: float = 1.0) -> Step:
+def _step(model: nn.Module | None, x: Tensor, labels: Tensor, scale: float = 1.0) -> Step:
+    """Return a step of *model*; None: this rank takes no part."""
+    if model is None:
+        return lambda: None
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
 
     def step() -> None:
