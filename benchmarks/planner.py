@@ -15,7 +15,8 @@ one untimed step before each timed one), and each one's median is compared with 
     batch                 every layer by scheme 'batch', images in proportion to the speeds
     half by batch         the first half of the layers so, for the predictions' sake
 
-Cost: about a minute of profiling and some seconds per plan. --slowdown makes ranks slower, so that
+Cost: about a minute of profiling and some seconds per plan; a plan of which not everything could be
+measured within --seconds is left out. --slowdown makes ranks slower, so that
 one machine can stand for several. Also printed: the ideal, which is the time of the fastest rank
 alone over the sum of all speeds; and the floor that the tables give: the plan with all ranks, if
 exchanges took no time. It is above the ideal because a rank's time for a layer does not go to 0
@@ -28,22 +29,24 @@ with its filters: with one filter it still reads the whole input and writes its 
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from contenders import Contender, interval
 
 import hetmp
 from hetmp import models
-from hetmp.cluster import Group
+from hetmp.cluster import AgreedError, Group
 from hetmp.cluster.device import share_cores
 from hetmp.planner import Links, PlanOptions, Prediction, Tables, make_plan, predict
-from hetmp.planner.profiling import Budget, Profile, profile_model
+from hetmp.planner.profiling import Budget, Profile, profile_model, step_work
 from hetmp.slicing import make_table
 from hetmp.slicing.graph import ModelGraph, read_graph
+from hetmp.slicing.schedule import CallStep
 from hetmp.slicing.scheduler import schedule_model
 
 
@@ -106,12 +109,16 @@ def plans(graph: ModelGraph, profile: Profile, only: list[str]) -> dict[str, het
         "batch": hetmp.plan_from_weights(graph, speeds, "batch"),
         "half by batch": hetmp.plan_from_weights(graph, speeds, half),
     }
-    tables = Tables(profile.devices)
-    if not all(
-        tables.has(x.work, "inputs") for x in profile.devices[0].works if x.kind == "inputs"
-    ):
-        del found["inputs"]  # a slow rank had no time to measure it
     return {name: plan for name, plan in found.items() if not only or name in only}
+
+
+def unmeasured(graph: ModelGraph, profile: Profile, plan: hetmp.Plan) -> list[str]:
+    """What a plan computes and the profile has no times of: there was no time to measure it."""
+    tables = Tables([profile.devices[rank] for rank in plan.members])
+    steps = schedule_model(graph, plan.of_members()).training.steps
+    works = [step_work(step, profile.batch_size) for step in steps if isinstance(step, CallStep)]
+    needed = dict.fromkeys((work, kind) for work, kind, _ in works)
+    return [f"{work} ({kind})" for work, kind in needed if not tables.has(work, kind)]
 
 
 def ideal(graph: ModelGraph, profile: Profile) -> float:
@@ -131,48 +138,6 @@ def floor_of_tables(graph: ModelGraph, profile: Profile) -> float:
     tables, links = Tables(profile.devices), Links(profile.links, len(profile.devices), 1)
     table = make_table(graph, schedule)
     return predict(graph, schedule, table, tables, links, profile.batch_size).seconds
-
-
-def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """Where the median lies with 95 % confidence: a bootstrap over turns."""
-    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-class Contender:
-    """Training steps by one plan, on the ranks that take part in it."""
-
-    def __init__(
-        self, module: nn.Module, plan: hetmp.Plan, group: Group, factor: float, shape: list[int]
-    ) -> None:
-        self.group = group
-        self.comm = group.part(plan.members)
-        if self.comm is None:
-            return
-        self.model = hetmp.slice_model(module, plan.of_members(), self.comm)
-        self.model.hetmp.group.slowdown.factor = factor
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
-        generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(shape, generator=generator)
-
-    def step(self) -> float:
-        """Seconds of the slowest member. Collective over all ranks."""
-        took = 0.0
-        if self.comm is not None:
-            self.model.hetmp.group.slowdown.resume()  # the others did not compute for us
-            self._train()
-            self.comm.Barrier()
-            began = time.perf_counter()
-            self._train()
-            took = time.perf_counter() - began
-        self.group.meet()
-        return float(self.group.allgather(np.array([took])).max())
-
-    def _train(self) -> None:
-        self.optimizer.zero_grad()
-        self.model(self.images).square().mean().backward()
-        self.optimizer.step()
 
 
 def main() -> None:
@@ -211,15 +176,21 @@ def main() -> None:
     profiled = time.perf_counter() - began
     graph = read_graph(outline, example)
     only = [name for name in args.only.split(";") if name]
-    texts = {}
-    if group.is_root:
-        texts = {name: plan.model_dump_json() for name, plan in plans(graph, profile, only).items()}
-    told: dict[str, str] = json.loads(group.broadcast_text(json.dumps(texts)))
-    chosen = {name: hetmp.Plan.model_validate_json(text) for name, text in told.items()}
+    texts, lacking = {}, {}
+    with group.together():
+        if group.is_root:
+            made = plans(graph, profile, only)
+            lacking = {name: unmeasured(graph, profile, plan) for name, plan in made.items()}
+            texts = {name: p.model_dump_json() for name, p in made.items() if not lacking[name]}
+            if not texts:
+                raise hetmp.HetmpError(f"nothing is left to compare: {left_out(args, lacking)}")
+    known: dict[str, str] = json.loads(group.broadcast_text(json.dumps(texts)))
+    chosen = {name: hetmp.Plan.model_validate_json(text) for name, text in known.items()}
     torch.manual_seed(0)
     module = models.build(args.model, shape, count)
+    images = torch.randn(batch, generator=torch.Generator().manual_seed(0))
     contenders = {
-        name: Contender(module, p, group, own_slowdown, batch) for name, p in chosen.items()
+        name: Contender(module, p, group, own_slowdown, images) for name, p in chosen.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(args.repeats):
@@ -227,6 +198,21 @@ def main() -> None:
             seconds[name].append(contender.step())
     if group.is_root:
         report(args, slowdown, profiled, graph, profile, chosen, seconds)
+        if any(lacking.values()):
+            print(left_out(args, lacking))
+
+
+def left_out(args: Any, lacking: dict[str, list[str]]) -> str:
+    """Which plans are not compared, and why: *lacking* has what each one needs."""
+    lines = [
+        f"{name}: {args.seconds:g} s were too few to measure {works[0]}"
+        + (f" and {len(works) - 1} more" if len(works) > 1 else "")
+        for name, works in lacking.items()
+        if works
+    ]
+    if not lines:
+        return f"no plan is called {args.only!r}"
+    return "plans left out (more --seconds would measure what they need):\n  " + "\n  ".join(lines)
 
 
 def report(
@@ -250,18 +236,18 @@ def report(
     rows = {}
     for name, plan in chosen.items():
         step, median = predicted(graph, profile, plan), statistics.median(seconds[name])
-        told = step.seconds
-        low, _, high = statistics.quantiles(seconds[name], n=4)
+        forecast = step.seconds
+        low, high = np.percentile(seconds[name], [25, 75])
         rows[name] = {
-            "predicted": told,
+            "predicted": forecast,
             "measured": median,
             "bytes": step.received,
             "all": seconds[name],
         }
         spread = f"{1e3 * low:.0f}-{1e3 * high:.0f}"
         print(
-            f"{name:20s} {1e3 * told:7.0f} ms {1e3 * median:7.0f} ms {spread:>15s} "
-            f"{100 * (told / median - 1):+6.1f} % {step.received / 1e6:6.0f} MB"
+            f"{name:20s} {1e3 * forecast:7.0f} ms {1e3 * median:7.0f} ms {spread:>15s} "
+            f"{100 * (forecast / median - 1):+6.1f} % {step.received / 1e6:6.0f} MB"
         )
     errors = [abs(row["predicted"] / row["measured"] - 1) for row in rows.values()]
     print(f"median absolute error {100 * statistics.median(errors):.1f} %")
@@ -296,4 +282,7 @@ def report(
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AgreedError as error:
+        sys.exit(f"planner.py: {error}" if Group().is_root else 1)

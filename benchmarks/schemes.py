@@ -19,75 +19,21 @@ several; shares are in proportion to --weights.
 
 import argparse
 import statistics
-import time
 
 import numpy as np
 import torch
-from torch import nn
+from contenders import Contender, interval
 
 import hetmp
-import hetmp.optim
 from hetmp import models
 from hetmp.cluster import Group
 from hetmp.cluster.device import share_cores
-from hetmp.exchange import BackwardSum, Exchange
 from hetmp.slicing.graph import read_graph
 
 AGAIN = "filters, again"
 """The same as `filters`: what differs is noise."""
 
 PLAIN, SHARED = "batch, no overlap", "batch, share_steps"
-
-
-class Contender:
-    """Training steps by one plan, as *name* says."""
-
-    def __init__(
-        self, name: str, module: nn.Module, plan: hetmp.Plan, factor: float, images: torch.Tensor
-    ):
-        self.images = images
-        tuning = hetmp.Tuning(overlap=name != PLAIN)
-        self.model = hetmp.slice_model(
-            module, plan, example_input=images, tuning=tuning, verify=False
-        )
-        self.model.hetmp.group.slowdown.factor = factor
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
-        if name == SHARED:
-            hetmp.optim.share_steps(self.optimizer, self.model)
-
-    def step(self) -> float:
-        """Seconds of the slowest rank. Collective."""
-        group = self.model.hetmp.group
-        group.slowdown.resume()  # the others' turns are not this one's work
-        self._train()
-        group.comm.Barrier()
-        group.slowdown.resume()
-        began = time.perf_counter()
-        self._train()
-        took = time.perf_counter() - began
-        return float(group.allgather(np.array([took])).max())
-
-    def _train(self) -> None:
-        self.optimizer.zero_grad()
-        self.model(self.images).square().mean().backward()
-        self.optimizer.step()
-
-    def received(self) -> float:
-        """Bytes that all ranks received so far. Collective."""
-        mine = 0
-        for module in self.model.modules():
-            if isinstance(module, Exchange):
-                mine += module.forward_counter.bytes + module.backward_counter.bytes
-            elif isinstance(module, BackwardSum):
-                mine += module.backward_counter.bytes
-        return float(self.model.hetmp.group.allgather(np.array([mine])).sum())
-
-
-def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """Where the median lies with 95 % confidence: a bootstrap over turns."""
-    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def main() -> None:
@@ -118,11 +64,13 @@ def main() -> None:
     graph = read_graph(module, images)
     contenders = {
         name: Contender(
-            name,
             module,
             hetmp.plan_from_weights(graph, weights, word),
+            group,
             slowdown[group.rank],
             images,
+            tuning=hetmp.Tuning(overlap=name != PLAIN),
+            share_steps=name == SHARED,
         )
         for name, word in schemes.items()
     }

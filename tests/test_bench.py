@@ -37,6 +37,7 @@ def config(ranks: int, **changes) -> BenchConfig:
 def measured(**changes) -> BenchResult:
     """Of two ranks."""
     values = {
+        "config": config(2),
         "seconds": {
             "sliced": [0.3, 0.1, 0.2],
             "sliced again": [0.2, 0.1, 0.3],
@@ -47,7 +48,7 @@ def measured(**changes) -> BenchResult:
         "exchange": {"sliced": [0.01, 0.02], "plain exchange": [0.04, 0.02]},
         "threads": (1, 2),
     }
-    return BenchResult(config(2), **(values | changes))
+    return BenchResult(**(values | changes))
 
 
 def test_medians_are_compared():
@@ -66,6 +67,7 @@ def test_medians_are_compared():
 
 def test_the_summary_names_the_limit_and_compares_exchanges():
     assert [" ".join(line.split()) for line in summary(measured(left_out={"floor": "why"}))] == [
+        "sliced / this: above 1, this variant is faster than sliced",
         "sliced again / sliced: 1.000",
         "sliced / the faster one process: 0.800, one process, channels_last",
         "exchange, packing and waiting (the floor only waits), ms a step:",
@@ -102,10 +104,37 @@ def test_intervals_are_paired_by_turn():
         ({"slowdown": (1.0, 2.0), "data_parallel": True}, [*SLICED, *DATA_PARALLEL]),
         ({"only": ("floor", "sliced")}, ["sliced", "floor"]),
         ({"only": ("data parallel",)}, ["data parallel"]),
+        ({"only": ("batch:6", "data parallel", "batch", "floor")},
+         ["floor", "batch:6", "batch", "data parallel"]),
     ],
-)
+)  # fmt: skip
 def test_which_variants_are_asked_for(changes, names):
     assert config(2, **changes).variants() == names
+
+
+@pytest.mark.parametrize(
+    ("only", "base"),
+    [
+        (None, "sliced"),
+        (("batch", "filters", "sliced"), "sliced"),
+        (("floor", "batch", "filters"), "batch"),
+        (("floor", "data parallel"), None),
+    ],
+)
+def test_what_the_others_are_compared_with(only, base):
+    assert config(2, only=only).base() == base
+
+
+def test_cuts_are_compared_with_the_first_of_them():
+    seconds = {"floor": [0.1], "batch": [0.2], "filters": [0.4]}
+    asked = config(2, only=("filters", "batch", "floor"))
+    received = {"filters": (2048, 1024), "batch": (0, 0)}
+    result = measured(config=asked, seconds=seconds, exchange={}, received=received)
+    assert [row[3] for row in rows(result)] == ["4.000", "2.000", ""]
+    assert [" ".join(line.split()) for line in summary(result)] == [
+        "filters / this: above 1, this variant is faster than filters",
+        "filters: received a step 3 KiB 2 KiB 1 KiB",
+    ]
 
 
 @pytest.mark.mpi
@@ -127,6 +156,40 @@ def test_every_variant_is_measured_on_every_turn(slowed):
 def test_every_tuning_is_a_variant():
     result = bench(config(hetmp.Group().size, only=tuple(TUNINGS)))
     assert list(result.seconds) == list(result.exchange) == list(TUNINGS)
+
+
+@pytest.mark.mpi
+def test_cuts_take_turns_with_the_sliced_model(tmp_path):
+    ranks = hetmp.Group().size
+    graph = hetmp.read_graph(models.build("digits", (1, 8, 8), 10))
+    alone = hetmp.plan_from_weights(graph, [1.0]).spread([ranks - 1], ranks)
+    plan, schemes = (f"{tmp_path}/{name}.json" for name in ("plan", "schemes"))
+    alone.save(plan)
+    Path(schemes).write_text(json.dumps({layer.name: "batch" for layer in alone.layers}))
+    result = bench(config(ranks, only=("batch", plan, schemes, "filters", "sliced")))
+    assert list(result.seconds) == ["sliced", "batch", plan, schemes, "filters"]
+    assert list(result.exchange) == list(result.seconds)
+    assert result.received["filters"] == result.received["sliced"]
+    assert result.received["batch"] == result.received[schemes]
+    assert result.received[plan] == (0,) * ranks
+    if ranks > 1:
+        assert result.received["batch"] != result.received["sliced"]
+        assert any(result.exchange["batch"])
+    assert not any(result.exchange[plan])
+
+
+@pytest.mark.mpi
+def test_a_plan_for_another_network_is_refused(tmp_path):
+    ranks = hetmp.Group().size
+    graph = hetmp.read_graph(models.build("digits", (1, 8, 8), 10))
+    own = hetmp.plan_from_weights(graph, [1.0] * ranks)
+    file = f"{tmp_path}/plan.json"
+    own.model_copy(update={"fingerprint": "other"}).save(file)
+    with pytest.raises(HetmpError, match="the plan was made for another model"):
+        bench(config(ranks, only=(file,)))
+    hetmp.plan_from_weights(graph, [1.0] * (ranks + 1)).save(file)
+    with pytest.raises(HetmpError, match=f"the plan is for {ranks + 1} ranks"):
+        bench(config(ranks, only=(file,)))
 
 
 @pytest.mark.mpi(min_size=2)
@@ -191,6 +254,11 @@ def test_a_rehearsal_moves_nothing_and_changes_nothing_afterwards():
         ({"model": "digit"}, "unknown model 'digit': did you mean 'digits'"),
         ({"weights": (1.0,) * 9}, r"9 weights .* ranks?"),
         ({"only": ("flor",)}, "unknown variant 'flor': did you mean 'floor'"),
+        ({"only": ("bacth",)}, "unknown variant 'bacth': did you mean 'batch'.* FILE of a plan or"),
+        ({"only": ("batch:9",)}, "the model has 3 layers that mix channels: give K from 0 to 3"),
+        ({"only": ("no/plan.json",)}, "there is no file no/plan.json of a plan or of schemes"),
+        ({"seconds": 0.0}, "seconds must be above 0, got 0"),
+        ({"seconds": 1e-9}, r"1e-09 s, was over in warm-up turn 1 of 3, .*: give several times"),
     ],
 )
 def test_what_cannot_be_measured(changes, named):

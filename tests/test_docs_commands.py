@@ -52,6 +52,7 @@ CHEAPER: list[tuple[str, str, str | Callable[[re.Match[str]], str]]] = [
     ("train", r"--profile-seconds \d+", "--profile-seconds 0.2"),
     ("profile", r"--seconds \d+", "--seconds 0.2"),
     ("bench", r"(--repeats) (\d+)", at_most(1)),
+    ("bench", r"batch:\d+", "batch:1"),
     ("depth.py", r"(--layers) (\d+)", at_most(12)),
     (
         "bench|memory.py|planner.py|schemes.py",
