@@ -35,7 +35,7 @@ from hetmp.cluster import Group
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Time for measuring: after it no turn begins (default: no limit).",
+    help="Time for measuring; when it is over, no further turn begins.",
 )
 @option("--data-parallel", is_flag=True, help="Also measure torch's data parallelism.")
 @option("--only", metavar="NAME,...", help="Measure these variants only, or schemes.")
@@ -78,7 +78,7 @@ def bench(
     Examples:
       mpirun -n 2 hetmp bench paper-cifar --batch-size 100
       mpirun -n 3 hetmp bench vgg11 --weights 3,3,1 --schemes batch:4
-      mpirun -n 2 hetmp bench vgg11 --only filters,batch,batch:4,plan.json --seconds 300
+      mpirun -n 2 hetmp bench vgg11 --only filters,batch:4,plan.json --seconds 300
       mpirun -n 2 hetmp bench paper-cifar --only sliced,floor --append a.jsonl
     """
     import shlex

@@ -27,7 +27,7 @@ KINDS = (
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time for measuring the devices; a slow one needs longer for its first share.",
+    help="Time for measuring; a slow device needs longer for its first share.",
 )
 @option("--filters-only", is_flag=True, help="Every layer follows scheme 'filters'.")
 @option(

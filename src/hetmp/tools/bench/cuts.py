@@ -39,7 +39,9 @@ class Cut:
 
     def exchange_seconds(self) -> float:
         """Return the seconds that this rank has spent in exchanges so far."""
-        return sum(self.model.hetmp.exchange_seconds(self.model).values()) if self.model else 0.0
+        if self.model is None:
+            return 0.0
+        return sum(self.model.hetmp.exchange_seconds(self.model).values())
 
 
 def read_cut(name: str) -> Schemes:
