@@ -14,9 +14,10 @@ from hetmp.ops import SCHEMES, SchemeName
 from hetmp.planner.balance import balanced, counts_on_grid
 from hetmp.planner.choose_schemes import choose_schemes
 from hetmp.planner.group_times import batch_times, batch_works, group_times, group_works
+from hetmp.planner.link_model import LinkModel, Links
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
 from hetmp.planner.profiling import GRID, Profile, batch_everywhere
-from hetmp.planner.tables import Links, Tables
+from hetmp.planner.tables import Tables
 from hetmp.slicing import make_table
 from hetmp.slicing.channel_groups import channel_groups, plan_from_shares
 from hetmp.slicing.graph import ModelGraph, fingerprint
@@ -105,9 +106,10 @@ class _Planner:
     profile: Profile
     options: PlanOptions
     tables: Tables = field(init=False)
+    links: LinkModel = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tables = Tables(self.profile.devices)
+        self.tables, self.links = Tables(self.profile.devices), LinkModel(self.profile)
         self.channel_groups = channel_groups(self.graph)
         limit = self.options.memory_limit
         self.limits = tuple(
@@ -118,7 +120,7 @@ class _Planner:
         self.alone = np.array(
             [
                 predict(
-                    self.graph, schedule, table, self.tables.of([rank]), self._links(1),
+                    self.graph, schedule, table, self.tables.of([rank]), self.links.between([rank]),
                     self.profile.batch_size,
                 ).seconds
                 for rank in self._representatives()
@@ -154,31 +156,49 @@ class _Planner:
         )
 
     def _least(self, order: Sequence[int]) -> Sequence[int]:
-        """Return the best of the fastest one, two, ... ranks, with scheme ``filters`` alone."""
-        ranks = len(order)
-        tried: dict[int, _Candidate | HetmpError] = {}
+        """Return the best of the fastest one, two, ... ranks, of all or of the fastest hosts."""
+        tried: dict[tuple[int, ...], _Candidate | HetmpError] = {}
 
-        def seconds(count: int) -> float:
-            if count not in tried:
+        def candidate(members: Sequence[int]) -> _Candidate | HetmpError:
+            key = tuple(sorted(members))
+            if key not in tried:
                 try:
-                    tried[count] = self._candidate(sorted(order[:count]))
+                    tried[key] = self._candidate(key)
                 except HetmpError as error:
-                    tried[count] = error
-            candidate = tried[count]
-            return candidate.prediction.seconds if isinstance(candidate, _Candidate) else np.inf
+                    tried[key] = error
+            return tried[key]
 
-        counts = list(range(1, ranks + 1)) if ranks <= EVERY else _bracket(seconds, ranks)
-        for count in counts:
-            seconds(count)
-        fits = {n: c for n, c in tried.items() if isinstance(c, _Candidate)}
+        for ranks in dict.fromkeys((tuple(order), self._host_by_host(order))):
+
+            def seconds(count: int, ranks: tuple[int, ...] = ranks) -> float:
+                made = candidate(ranks[:count])
+                return made.prediction.seconds if isinstance(made, _Candidate) else np.inf
+
+            counts = range(1, len(ranks) + 1) if len(ranks) <= EVERY else _bracket(
+                seconds, len(ranks)
+            )  # fmt: skip
+            for count in counts:
+                candidate(ranks[:count])
+        fits = [made for made in tried.values() if isinstance(made, _Candidate)]
         if not fits:
-            raise next(tried[n] for n in sorted(tried, reverse=True))  # type: ignore[misc]
+            raise tried[max(tried, key=len)]  # type: ignore[misc]
         # More ranks only where they promise something: those that are left out do no harm.
-        best = min(fits)
-        for count in sorted(fits):
-            if fits[count].prediction.seconds < (1 - WORTH) * fits[best].prediction.seconds:
-                best = count
-        return fits[best].members
+        fits.sort(key=lambda made: (len(made.members), made.prediction.seconds))
+        best = fits[0]
+        for made in fits:
+            worth = 1 - WORTH if len(made.members) > len(best.members) else 1
+            if made.prediction.seconds < worth * best.prediction.seconds:
+                best = made
+        return best.members
+
+    def _host_by_host(self, order: Sequence[int]) -> tuple[int, ...]:
+        """Return the ranks of the fastest host first, each host's in *order*."""
+        hosts = self.links.hosts
+        if not len(hosts):
+            return tuple(order)
+        speed = {int(host): float((1 / self.alone)[hosts == host].sum()) for host in set(hosts)}
+        place = {rank: i for i, rank in enumerate(order)}
+        return tuple(sorted(order, key=lambda r: (-speed[int(hosts[r])], hosts[r], place[r])))
 
     def _candidate(self, members: Sequence[int], *, thorough: bool = False) -> _Candidate:
         """Return the best plan in which all of *members* may have a part.
@@ -186,7 +206,7 @@ class _Planner:
         Args:
             thorough: also try simpler splits and schemes other than ``filters``.
         """
-        tables, links = self.tables.of(members), self._links(len(members))
+        tables, links = self.tables.of(members), self.links.between(members)
         caps = [1.0] * len(members)
         for _ in range(TRIES):
             plan = self._planned(members, tables, links, caps, thorough)
@@ -380,9 +400,6 @@ class _Planner:
         self.predicted = [(plan, made), *self.predicted[:3]]
         return made
 
-    def _links(self, ranks: int) -> Links:
-        return Links(self.profile.links, self.tables.ranks, ranks)
-
     def _shared_by(self, weights: Sequence[float]) -> Plan:
         lengths = {group.units for group in self.channel_groups.groups}
         by_units = {units: apportion(units, weights) for units in lengths}
@@ -395,7 +412,7 @@ class _Planner:
         ranks = self.tables.ranks
         if ranks == 1:
             return seconds
-        links = self._links(ranks)
+        links = self.links.between(range(ranks))
         for name, weights in (
             ("equal split", np.ones(ranks)),
             ("split in proportion to speed", self.alone.min() / self.alone),
