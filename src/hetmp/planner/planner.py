@@ -12,6 +12,7 @@ from hetmp.core.text import bytes_text
 from hetmp.planner.link_model import LinkModel
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
 from hetmp.planner.profiling import Profile
+from hetmp.planner.refine import refine
 from hetmp.planner.splits import WORTH, SharedModel, Split, Splitter
 from hetmp.planner.tables import Tables
 from hetmp.slicing import make_table
@@ -214,6 +215,8 @@ class _Planner:
                 split = by_filters = splitter.by_filters(caps, thorough=thorough)
                 if self.options.schemes:
                     split = splitter.along_axes(caps, by_filters, thorough=thorough)
+                if thorough:
+                    split = refine(splitter, split, caps)
             prediction = splitter.predict(split)
             if splitter.fits(prediction):
                 seconds = splitter.predict(by_filters).seconds
