@@ -76,7 +76,7 @@ def _moves(
         own = sum((layers[n].idle for n in group.layers if n in layers), start=np.zeros(len(caps)))
         for idle in (total, own):
             moved = _moved(counts, idle, _grid_step(group.units), most)
-            key = group.number, tuple(moved or ())
+            key = group.number, tuple(map(int, moved or ()))
             if moved is None or key in tried:
                 continue
             tried.add(key)
