@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs an MPI program with every rank on a "node" of its own, all on this one machine.
+# Runs an MPI program on "nodes" with a rank or a few on each, all on this one machine.
 #
 # Problem: ranks on one machine exchange through shared memory; a cluster's go through a network.
 # What that costs, and whether a change makes it cheaper, does not show on one machine. Here each
@@ -11,9 +11,11 @@
 # change that. No interface or address appears on the machine itself, and no node sees its
 # network: fetch data beforehand. Files are shared, and belong to who called sudo.
 #
-# Usage: sudo benchmarks/between_nodes.sh [-n NODES] [--rate RATE] [--delay DELAY] [--] COMMAND...
+# Usage: sudo benchmarks/between_nodes.sh [-n NODES] [--per-node RANKS] [--rate RATE] [--delay DELAY]
+#            [--] COMMAND...
 #
-#     -n NODES         2 to 4 nodes, one rank on each (2)
+#     -n NODES         2 to 4 nodes (2)
+#     --per-node RANKS how many ranks are on each (1)
 #     --rate RATE      how fast each node's link is in each direction, as tc spells it: 10gbit
 #     --delay DELAY    how long a packet takes from node to node: 50us
 #
@@ -62,6 +64,7 @@ usage() { # the header, from "Usage" on
 }
 
 nodes=2
+per_node=1
 rate=
 delay=
 while [[ ${1-} == -* ]]; do
@@ -74,10 +77,11 @@ while [[ ${1-} == -* ]]; do
             shift
             break
             ;;
-        -n | --rate | --delay)
+        -n | --per-node | --rate | --delay)
             [ $# -ge 2 ] || fail "$1 needs a value (--help says more)"
             case $1 in
                 -n) nodes=$2 ;;
+                --per-node) per_node=$2 ;;
                 --rate) rate=$2 ;;
                 --delay) delay=$2 ;;
             esac
@@ -87,6 +91,7 @@ while [[ ${1-} == -* ]]; do
     esac
 done
 [[ $nodes == [234] ]] || fail "-n takes 2, 3 or 4, got '$nodes'"
+[[ $per_node =~ ^[1-9][0-9]?$ ]] || fail "--per-node takes 1 to 99 ranks, got '$per_node'"
 [[ -z $rate || $rate =~ ^[0-9]+(\.[0-9]+)?([kmgt]i?)?(bit|bps)$ ]] ||
     fail "--rate takes for example 10gbit or 200mbit, got '$rate'"
 [[ -z $delay || $delay =~ ^[0-9]+(\.[0-9]+)?(us|ms|s)$ ]] ||
@@ -242,10 +247,10 @@ done
 list=$(IFS=, && echo "${names[*]}")
 version=$("$root/scripts/mpirun.sh" --version 2>&1 || :)
 case $version in
-    *HYDRA*) how=(-launcher ssh -launcher-exec "$script" -hosts "$list" -ppn 1) ;;
+    *HYDRA*) how=(-launcher ssh -launcher-exec "$script" -hosts "$list" -ppn "$per_node") ;;
     *'Open MPI'* | *OpenRTE* | *PRRTE*)
         export OMPI_MCA_plm_rsh_agent=$script PRTE_MCA_plm_ssh_agent=$script
-        how=(--host "$list" --map-by node)
+        how=(--host "${list//,/:$per_node,}:$per_node" --map-by slot)
         ;;
     *) fail "neither MPICH's mpirun nor Open MPI's: ${version%%$'\n'*}" ;;
 esac
@@ -260,7 +265,7 @@ fi
 BETWEEN_NODES=$map "${die_with_us[@]}" \
     nsenter --target "${first[head]}" --net --uts --ipc --mount -- \
     sh -c 'cd -- "$1" && shift && exec "$@"' sh "$PWD" \
-    "$root/scripts/mpirun.sh" "${how[@]}" -n "$nodes" env -u BETWEEN_NODES "$@" <&0 &
+    "$root/scripts/mpirun.sh" "${how[@]}" -n "$((nodes * per_node))" env -u BETWEEN_NODES "$@" <&0 &
 mpirun=$!
 status=0
 wait "$mpirun" || status=$?

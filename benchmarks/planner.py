@@ -42,7 +42,7 @@ import hetmp
 from hetmp import models
 from hetmp.cluster import AgreedError, Group
 from hetmp.cluster.device import share_cores
-from hetmp.planner import Links, PlanOptions, Prediction, Tables, make_plan, predict
+from hetmp.planner import LinkModel, Links, PlanOptions, Prediction, Tables, make_plan, predict
 from hetmp.planner.profiling import Budget, Profile, profile_model, step_work
 from hetmp.slicing import make_table
 from hetmp.slicing.graph import ModelGraph, read_graph
@@ -56,18 +56,23 @@ def predicted(graph: ModelGraph, profile: Profile, plan: hetmp.Plan) -> Predicti
     own = plan.of_members()
     schedule = schedule_model(graph, own)
     tables = Tables([profile.devices[rank] for rank in members])
-    links = Links(profile.links, len(profile.devices), len(members))
+    links = LinkModel(profile).between(members)
     table = make_table(graph, schedule)
     return predict(graph, schedule, table, tables, links, profile.batch_size)
 
 
 def without(profile: Profile, rank: int) -> Profile:
-    """A profile as if a rank were not there; its links are those of all."""
-    devices = tuple(d for number, d in enumerate(profile.devices) if number != rank)
-    links = Links(profile.links, len(profile.devices), len(devices))
+    """A profile as if a rank were not there."""
+    others = [number for number in range(len(profile.devices)) if number != rank]
+    devices = tuple(profile.devices[number] for number in others)
+    links = LinkModel(profile).between(others)
     sizes = sorted({size for link in profile.links for size in link.bytes})
     return profile.model_copy(
-        update={"devices": devices, "links": links.as_measured(sizes) if len(devices) > 1 else ()}
+        update={
+            "devices": devices,
+            "hosts": (),
+            "links": links.as_measured(sizes) if len(devices) > 1 else (),
+        }
     )
 
 
@@ -135,7 +140,7 @@ def floor_of_tables(graph: ModelGraph, profile: Profile) -> float:
     """Seconds of a step by the plan with all ranks, if exchanges took no time."""
     plan = make_plan(graph, profile, PlanOptions(leave_out=False, schemes=False)).plan
     schedule = schedule_model(graph, plan)
-    tables, links = Tables(profile.devices), Links(profile.links, len(profile.devices), 1)
+    tables, links = Tables(profile.devices), Links((), 1, 1)
     table = make_table(graph, schedule)
     return predict(graph, schedule, table, tables, links, profile.batch_size).seconds
 

@@ -26,9 +26,9 @@ from hetmp.planner import Links, PlanOptions, Tables, make_plan, predict, summar
 from hetmp.planner.balance import balanced
 from hetmp.planner.cluster_file import links_of
 from hetmp.planner.group_times import group_times, group_works
-from hetmp.planner.planner import WORTH
 from hetmp.planner.profiling import TURN, LinkTimes, WorkTimes
 from hetmp.planner.render import render_plan, render_profile
+from hetmp.planner.splits import WORTH
 from hetmp.planner.tables import SAVED, curve, grain_of
 from hetmp.slicing import make_table
 from hetmp.slicing.channel_groups import channel_groups

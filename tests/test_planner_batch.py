@@ -14,8 +14,9 @@ from torch import nn
 from helpers.planning import BATCH, made_up_profile, read_layers, read_model, without_works
 from hetmp import plan_from_weights
 from hetmp.planner import Links, PlanOptions, Tables, make_plan, predict
-from hetmp.planner.planner import BATCH_EVERYWHERE, WORTH
+from hetmp.planner.planner import BATCH_EVERYWHERE
 from hetmp.planner.render import render_plan
+from hetmp.planner.splits import WORTH
 from hetmp.slicing import make_table
 from hetmp.slicing.scheduler import schedule_model
 

@@ -142,7 +142,7 @@ def work(document):
     ("edit", "named"),
     [
         (lambda d: d.update(format="hetmp-plan"), "format: .*hetmp-profile"),
-        (lambda d: d.update(version=2), "version: .*1"),
+        (lambda d: d.update(version=3), "version: .*1 or 2"),
         (lambda d: d.update(batch_size=0), "batch_size: "),
         (lambda d: d.update(devices=[]), "devices: "),
         (lambda d: d.update(speed=1), "speed: "),
@@ -361,6 +361,9 @@ def test_all_ranks_get_the_same_profile_with_all_that_a_plan_needs():
     else:
         assert names == {"Allgatherv", "Reduce_scatter", "Allreduce", "Alltoallv", TURN}
         assert all(min(link.seconds) > 0 for link in profile.links)
+        sets = {link.ranks for link in profile.links}
+        assert sets == ({(), (0, 1)} if len(profile.devices) > 2 else {()})
+        assert profile.hosts == (0,) * len(profile.devices)
     assert all(device.title == device_title(CPU) for device in profile.devices)
     for device in profile.devices:
         for times in device.works:

@@ -293,11 +293,18 @@ class Group:
         return self.control.Ibarrier()
 
     def part(self, ranks: Sequence[int]) -> "MPI.Intracomm | None":
-        """Make a communicator of *ranks* alone, in that order; None on the others. Collective."""
-        color = 0 if self.rank in ranks else mpi().UNDEFINED
-        key = list(ranks).index(self.rank) if self.rank in ranks else 0
-        comm: Any = self.control.Split(color, key)
-        return None if comm == mpi().COMM_NULL else comm
+        """Return a communicator of *ranks* alone, in that order; None on the others. Collective.
+
+        Made once for the same ranks: what is kept on it, such as shared memory, is used again.
+        """
+        purpose = f"part {tuple(ranks)}"
+        if purpose not in self.cache:
+            color = 0 if self.rank in ranks else mpi().UNDEFINED
+            key = list(ranks).index(self.rank) if self.rank in ranks else 0
+            comm: Any = self.control.Split(color, key)
+            self.cache[purpose] = None if comm == mpi().COMM_NULL else comm
+        part: MPI.Intracomm | None = self.cache[purpose]
+        return part
 
     def meet(self) -> None:
         """Wait for all ranks without burning a core, for minutes or hours. Collective."""

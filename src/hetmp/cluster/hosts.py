@@ -60,6 +60,4 @@ def arranged(
     order = side_by_side(hosts(group))
     if order == tuple(range(group.size)):
         return comm, order
-    if "arranged" not in group.cache:
-        group.cache["arranged"] = group.part(order)
-    return group.cache["arranged"], order
+    return group.part(order), order

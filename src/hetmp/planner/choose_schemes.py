@@ -15,6 +15,7 @@ from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Layout
 from hetmp.exchange import dual
 from hetmp.ops import Mixing, SchemeName, references
+from hetmp.planner.link_model import Links
 from hetmp.planner.predict import exchange_seconds, step_cost
 from hetmp.planner.profiling import (
     OPTIMIZER,
@@ -22,7 +23,7 @@ from hetmp.planner.profiling import (
     link_name,
     step_work,
 )
-from hetmp.planner.tables import FORWARD, SAVED, Links, Tables
+from hetmp.planner.tables import FORWARD, SAVED, Tables
 from hetmp.slicing.graph import ModelGraph, Node, Trace
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.schedule import CallStep, ExchangeStep, ProgramStep

@@ -1,15 +1,17 @@
 """Profiles from a description of a cluster, and speeds from a file of weights."""
 
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hetmp.core.documents import read, validated
 from hetmp.core.errors import HetmpError
+from hetmp.planner.link_model import Links
 from hetmp.planner.profiling import TURN, LinkTimes, Profile
-from hetmp.planner.tables import Links
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,6 +35,10 @@ class ClusterRanks(BaseModel):
     """Which rank of that profile."""
     count: int = Field(default=1, ge=1)
     """Number of ranks of this kind."""
+    per_host: int = Field(default=1, ge=1)
+    """How many of them share a host."""
+    nodes: str | None = None
+    """Name of the hosts that they are on: ranks of the same name share the same hosts."""
 
 
 class ClusterLink(BaseModel):
@@ -62,6 +68,9 @@ class Cluster(BaseModel):
 
     ranks: tuple[ClusterRanks, ...] = Field(min_length=1)
     link: ClusterLink
+    """Between all ranks; between hosts, if *link_within_host* is there."""
+    link_within_host: ClusterLink | None = None
+    """Between ranks of one host."""
 
 
 def cluster_profile(path: str | Path) -> Profile:
@@ -86,27 +95,72 @@ def cluster_profile(path: str | Path) -> Profile:
             )
         devices += [source.devices[ranks.rank]] * ranks.count
         sources.append(source)
-    count, link = len(devices), cluster.link
+    links, hosts = _links(cluster.link, path, len(devices)), tuple[int, ...]()
+    if cluster.link_within_host is not None:
+        hosts = _hosts(cluster)
+        widest = tuple(np.flatnonzero(np.array(hosts) == statistics.mode(hosts)).tolist())
+        within = _links(cluster.link_within_host, path, len(widest))
+        links += tuple(link.model_copy(update={"ranks": widest}) for link in within)
+    return _like(sources).model_copy(
+        update={"version": 2, "devices": tuple(devices), "hosts": hosts, "links": links}
+    )
+
+
+def _links(link: ClusterLink, path: Path, ranks: int) -> tuple[LinkTimes, ...]:
+    """Return a link's times between so many ranks."""
     if link.profile is not None:
-        joined = Profile.load(path.parent / link.profile)
-        links = _for_ranks(joined, count)
-    else:
-        assert link.latency is not None and link.bandwidth is not None
-        links = links_of(link.latency, link.bandwidth, count)
-    return _like(sources).model_copy(update={"devices": tuple(devices), "links": links})
+        return _for_ranks(Profile.load(path.parent / link.profile), ranks)
+    assert link.latency is not None and link.bandwidth is not None
+    return links_of(link.latency, link.bandwidth, ranks)
+
+
+def _hosts(cluster: Cluster) -> tuple[int, ...]:
+    """Return, for each rank of a cluster, the first rank on the same host."""
+    first: dict[tuple[str | int, int], int] = {}
+    hosts: list[int] = []
+    for number, ranks in enumerate(cluster.ranks):
+        nodes = number if ranks.nodes is None else ranks.nodes
+        for i in range(ranks.count):
+            hosts.append(first.setdefault((nodes, i // ranks.per_host), len(hosts)))
+    return tuple(hosts)
 
 
 def joined_profiles(profiles: Sequence[Profile]) -> Profile:
-    """Join profiles into one with the ranks of all, and the links of the one with most ranks.
+    """Join profiles into one with the ranks of all, and all their links.
+
+    Where one of them does not know its hosts, the links are those of the one with most ranks.
 
     Raises:
-        HetmpError: they differ in model, batch size or dtype.
+        HetmpError: they differ in model, batch size or dtype, or they are of several hosts and no
+            exchange between hosts was measured.
     """
+    like = _like(profiles)
+    if len(profiles) == 1:
+        return like
     devices = tuple(device for profile in profiles for device in profile.devices)
-    widest = max(profiles, key=lambda profile: len(profile.devices))
-    return _like(profiles).model_copy(
-        update={"devices": devices, "links": _for_ranks(widest, len(devices))}
-    )
+    if not all(profile.hosts for profile in profiles):
+        widest = max(profiles, key=lambda profile: len(profile.devices))
+        links = _for_ranks(widest, len(devices))
+        return like.model_copy(update={"devices": devices, "hosts": (), "links": links})
+    names = [device.host for device in devices]
+    renumbered: list[LinkTimes] = []
+    begin = 0
+    for profile in profiles:
+        count = len(profile.devices)
+        for link in profile.links:
+            ranks = tuple(begin + rank for rank in link.ranks or range(count))
+            renumbered.append(link.model_copy(update={"ranks": ranks}))
+        begin += count
+    if len(set(names)) > 1 and not any(
+        len({names[rank] for rank in link.ranks}) > 1 for link in renumbered
+    ):
+        raise HetmpError(
+            f"the profiles are of the hosts {', '.join(sorted(set(names)))}, and none has times of "
+            "exchanges between hosts: measure them in one job, or give latency and bandwidth in "
+            "the file of --ranks-from"
+        )
+    hosts = tuple(names.index(name) for name in names)
+    return like.model_copy(update={"devices": devices, "hosts": hosts, "links": tuple(renumbered)})
 
 
 def links_of(latency: float, bandwidth: float, ranks: int) -> tuple[LinkTimes, ...]:
@@ -138,10 +192,12 @@ def links_of(latency: float, bandwidth: float, ranks: int) -> tuple[LinkTimes, .
 
 
 def _for_ranks(profile: Profile, ranks: int) -> tuple[LinkTimes, ...]:
+    """Return the links between all ranks of a profile, for so many ranks."""
     measured = len(profile.devices)
+    links = tuple(link for link in profile.links if not link.ranks)
     if ranks in (1, measured):
-        return profile.links
-    return Links(profile.links, measured, ranks).as_measured(SIZES)
+        return links
+    return Links(links, measured, ranks).as_measured(SIZES)
 
 
 def _like(profiles: Sequence[Profile]) -> Profile:

@@ -1,38 +1,29 @@
 """``make_plan``: profile and graph -> the plan with the least predicted time of a step."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from hetmp.core.errors import HetmpError
-from hetmp.core.partition import Partition, apportion
 from hetmp.core.text import bytes_text
-from hetmp.ops import SCHEMES, SchemeName
-from hetmp.planner.balance import balanced, counts_on_grid
-from hetmp.planner.choose_schemes import choose_schemes
-from hetmp.planner.group_times import batch_times, batch_works, group_times, group_works
+from hetmp.planner.link_model import LinkModel
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
-from hetmp.planner.profiling import GRID, Profile, batch_everywhere
-from hetmp.planner.tables import Links, Tables
+from hetmp.planner.profiling import Profile
+from hetmp.planner.refine import refine
+from hetmp.planner.splits import WORTH, SharedModel, Split, Splitter
+from hetmp.planner.tables import Tables
 from hetmp.slicing import make_table
-from hetmp.slicing.channel_groups import channel_groups, plan_from_shares
 from hetmp.slicing.graph import ModelGraph, fingerprint
-from hetmp.slicing.plan import LayerPlan, Plan, PredictedLayer
+from hetmp.slicing.plan import Plan, PredictedLayer
 from hetmp.slicing.scheduler import schedule_model
-
-WORTH = 0.02
-"""Least share of the step's time that a scheme other than ``filters``, or one more rank, must
-save: less is within the error of a prediction."""
-
-ON_GRID = 0.03
-"""Counts on the grid that is measured are preferred unless others promise this much: between its
-points, times are interpolated and a staircase may be missed."""
 
 TRIES = 12
 """Most attempts to reduce shares until they fit in memory."""
+
+FILTERS_EVERYWHERE = "filters everywhere, the best shares"
 
 BATCH_EVERYWHERE = "batch everywhere, weighted data parallelism"
 
@@ -92,11 +83,13 @@ def make_plan(graph: ModelGraph, profile: Profile, options: PlanOptions | None =
 
 @dataclass
 class _Candidate:
-    """A plan for some of the ranks."""
+    """A split for some of the ranks."""
 
     members: tuple[int, ...]
     plan: Plan
     prediction: Prediction
+    by_filters: float
+    """Seconds of a step in which every layer follows ``filters``."""
 
 
 @dataclass
@@ -105,30 +98,28 @@ class _Planner:
     profile: Profile
     options: PlanOptions
     tables: Tables = field(init=False)
+    links: LinkModel = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tables = Tables(self.profile.devices)
-        self.channel_groups = channel_groups(self.graph)
+        self.tables, self.links = Tables(self.profile.devices), LinkModel(self.profile)
+        self.model = SharedModel(self.graph, self.profile.batch_size, self.tables)
         limit = self.options.memory_limit
         self.limits = tuple(
             device.memory if limit is None else limit for device in self.profile.devices
         )
-        schedule = schedule_model(self.graph, self._shared_by([1.0]))
+        whole = Split.by_weights(self.model, [1.0]).plan(self.model)
+        schedule = schedule_model(self.graph, whole)
         table = make_table(self.graph, schedule)
         self.alone = np.array(
             [
                 predict(
-                    self.graph, schedule, table, self.tables.of([rank]), self._links(1),
+                    self.graph, schedule, table, self.tables.of([rank]), self.links.between([rank]),
                     self.profile.batch_size,
                 ).seconds
                 for rank in self._representatives()
             ]
         )[self._which()]  # fmt: skip
         self.parameters = parameter_bytes(table)
-        self.by_batch, self.works_by_batch = self._measured_by_batch()
-        self.predicted: list[tuple[Plan, Prediction]] = []
-
-    # --- the choice
 
     def plan(self) -> Planned:
         """Return the best candidate, spread over all ranks."""
@@ -148,60 +139,93 @@ class _Planner:
         return Planned(
             plan,
             best.prediction,
-            self._alternatives(),
+            self._alternatives(best),
             self._reasons(best, order),
             self.limits,
         )
 
     def _least(self, order: Sequence[int]) -> Sequence[int]:
-        """Return the best of the fastest one, two, ... ranks, with scheme ``filters`` alone."""
-        ranks = len(order)
-        tried: dict[int, _Candidate | HetmpError] = {}
+        """Return the best of the fastest one, two, ... ranks, of all or of the fastest hosts."""
+        tried: dict[tuple[int, ...], _Candidate | HetmpError] = {}
 
-        def seconds(count: int) -> float:
-            if count not in tried:
+        def candidate(members: Sequence[int]) -> _Candidate | HetmpError:
+            key = tuple(sorted(members))
+            if key not in tried:
                 try:
-                    tried[count] = self._candidate(sorted(order[:count]))
+                    tried[key] = self._candidate(key)
                 except HetmpError as error:
-                    tried[count] = error
-            candidate = tried[count]
-            return candidate.prediction.seconds if isinstance(candidate, _Candidate) else np.inf
+                    tried[key] = error
+            return tried[key]
 
-        counts = list(range(1, ranks + 1)) if ranks <= EVERY else _bracket(seconds, ranks)
-        for count in counts:
-            seconds(count)
-        fits = {n: c for n, c in tried.items() if isinstance(c, _Candidate)}
+        for ranks in dict.fromkeys((tuple(order), self._host_by_host(order))):
+
+            def seconds(count: int, ranks: tuple[int, ...] = ranks) -> float:
+                made = candidate(ranks[:count])
+                return made.prediction.seconds if isinstance(made, _Candidate) else np.inf
+
+            counts = range(1, len(ranks) + 1) if len(ranks) <= EVERY else _bracket(
+                seconds, len(ranks)
+            )  # fmt: skip
+            for count in counts:
+                candidate(ranks[:count])
+        fits = [made for made in tried.values() if isinstance(made, _Candidate)]
         if not fits:
-            raise next(tried[n] for n in sorted(tried, reverse=True))  # type: ignore[misc]
+            raise tried[max(tried, key=len)]  # type: ignore[misc]
         # More ranks only where they promise something: those that are left out do no harm.
-        best = min(fits)
-        for count in sorted(fits):
-            if fits[count].prediction.seconds < (1 - WORTH) * fits[best].prediction.seconds:
-                best = count
-        return fits[best].members
+        fits.sort(key=lambda made: (len(made.members), made.prediction.seconds))
+        best = fits[0]
+        for made in fits:
+            worth = 1 - WORTH if len(made.members) > len(best.members) else 1
+            if made.prediction.seconds < worth * best.prediction.seconds:
+                best = made
+        return best.members
+
+    def _host_by_host(self, order: Sequence[int]) -> tuple[int, ...]:
+        """Return the ranks of the fastest host first, each host's in *order*."""
+        hosts = self.links.hosts
+        if not len(hosts):
+            return tuple(order)
+        speed = {int(host): float((1 / self.alone)[hosts == host].sum()) for host in set(hosts)}
+        place = {rank: i for i, rank in enumerate(order)}
+        return tuple(sorted(order, key=lambda r: (-speed[int(hosts[r])], hosts[r], place[r])))
+
+    def _splitter(self, members: Sequence[int]) -> Splitter:
+        """Return the search for the best split among *members*."""
+        return Splitter(
+            self.model,
+            self.tables.of(members),
+            self.links.between(members),
+            [float(self.alone[rank]) for rank in members],
+            [self.limits[rank] for rank in members],
+        )
 
     def _candidate(self, members: Sequence[int], *, thorough: bool = False) -> _Candidate:
-        """Return the best plan in which all of *members* may have a part.
+        """Return the best split in which all of *members* may have a part.
 
         Args:
-            thorough: also try simpler splits and schemes other than ``filters``.
+            thorough: also try simpler splits, and mixtures of schemes.
         """
-        tables, links = self.tables.of(members), self._links(len(members))
+        splitter = self._splitter(members)
         caps = [1.0] * len(members)
         for _ in range(TRIES):
-            plan = self._planned(members, tables, links, caps, thorough)
-            prediction = self._predict(plan, tables, links)
-            over = [
-                prediction.memory[i] / self.limits[rank]
-                for i, rank in enumerate(members)
-                if self.limits[rank]
-            ]
-            if not over or max(over) <= 1:
-                return _Candidate(tuple(members), plan, prediction)
-            for i, rank in enumerate(members):
-                if self.limits[rank] and prediction.memory[i] > self.limits[rank]:
+            if self.options.objective == "memory":
+                split = Split.by_weights(self.model, [limit or 1.0 for limit in splitter.limits])
+                by_filters = split
+            else:
+                split = by_filters = splitter.by_filters(caps, thorough=thorough)
+                if self.options.schemes:
+                    split = splitter.along_axes(caps, by_filters, thorough=thorough)
+                if thorough:
+                    split = refine(splitter, split, caps)
+            prediction = splitter.predict(split)
+            if splitter.fits(prediction):
+                seconds = splitter.predict(by_filters).seconds
+                return _Candidate(tuple(members), split.plan(self.model), prediction, seconds)
+            plan = split.plan(self.model)
+            for i, limit in enumerate(splitter.limits):
+                if limit and prediction.memory[i] > limit:
                     held = max(_share(plan, i), 1e-6)
-                    caps[i] = 0.97 * min(caps[i], held) * self.limits[rank] / prediction.memory[i]
+                    caps[i] = 0.97 * min(caps[i], held) * limit / prediction.memory[i]
             if sum(caps) < 1:
                 break
         need, rank = max(
@@ -213,202 +237,24 @@ class _Planner:
             "smaller batch"
         )
 
-    def _planned(
-        self,
-        members: Sequence[int],
-        tables: Tables,
-        links: Links,
-        caps: Sequence[float],
-        thorough: bool,
-    ) -> Plan:
-        if self.options.objective == "memory":
-            room = [self.limits[rank] or 1 for rank in members]
-            return self._shared_by(room)
-        plain = self._cut(tables, caps, self._shared_by([1.0] * tables.ranks), {})
-        if tables.ranks == 1:
-            return plain
-        if thorough and min(caps) >= 1:
-            # Every group is balanced for itself; over all of them a plainer split may be as good.
-            speeds = [1 / self.alone[rank] for rank in members]
-            splits = [plain, self._shared_by([1.0] * tables.ranks), self._shared_by(speeds)]
-            plain = min(splits, key=lambda plan: self._predict(plan, tables, links).seconds)
-            plain = self._better_on_grid(tables, links, caps, plain, {})
-        if not self.options.schemes:
-            return plain
-        best, least = plain, (1 - WORTH) * self._predict(plain, tables, links).seconds
-        everywhere = self._everywhere(members, tables, caps, plain)
-        others: Iterable[Plan] = () if everywhere is None else (everywhere,)
-        if thorough:
-            others = self._mixtures(tables, links, caps, plain, everywhere)
-        for mixed in others:
-            prediction = self._predict(mixed, tables, links)
-            if prediction.seconds < least and self._fits(members, prediction):
-                best, least = mixed, prediction.seconds
-        return best
-
-    def _mixtures(
-        self,
-        tables: Tables,
-        links: Links,
-        caps: Sequence[float],
-        plain: Plan,
-        everywhere: Plan | None,
-    ) -> Iterator[Plan]:
-        """Yield plans in which layers follow several schemes, *everywhere* among them if any."""
-        images = self.profile.batch_size
-        along_channels = choose_schemes(self.graph, plain, tables, links, images)
-        if any(scheme != "filters" for scheme in along_channels.values()):
-            mixed = self._cut(tables, caps, with_schemes(plain, along_channels, ()), along_channels)
-            if min(caps) >= 1:
-                mixed = self._better_on_grid(tables, links, caps, mixed, along_channels)
-            yield mixed
-        if everywhere is None:
-            return
-        yield everywhere
-        weights: Sequence[float] = next(
-            layer.weights for layer in everywhere.layers if layer.cuts_batch
-        )
-        for _ in range(2):
-            chosen = choose_schemes(
-                self.graph, plain, tables, links, images, self.by_batch, weights
-            )
-            weights = self._batch_weights(tables, caps, plain, chosen, weights)
-            like = with_schemes(plain, chosen, weights)
-            yield self._cut(tables, caps, like, chosen, weights=weights)
-
-    def _everywhere(
-        self, members: Sequence[int], tables: Tables, caps: Sequence[float], plain: Plan
-    ) -> Plan | None:
-        """Return the plan in which every layer follows ``batch``; None if that was not measured."""
-        if not self.by_batch:
-            return None
-        speeds = [float(1 / self.alone[rank]) for rank in members]
-        weights = self._batch_weights(tables, caps, plain, self.by_batch, speeds)
-        return with_schemes(plain, self.by_batch, weights)
-
-    def _batch_weights(
-        self,
-        tables: Tables,
-        caps: Sequence[float],
-        plan: Plan,
-        schemes: Mapping[str, SchemeName],
-        weights: Sequence[float],
-    ) -> Sequence[float]:
-        """Return shares of a batch by which all ranks take as long for all that shares the images.
-
-        *weights* are those to begin with.
-        """
-        images, works = self.profile.batch_size, self.works_by_batch
-        if schemes is not self.by_batch:
-            schedule = schedule_model(self.graph, with_schemes(plan, schemes, weights))
-            works = batch_works(schedule, images)
-        if not works:
-            return weights
-        most = [max(0, int(np.ceil(cap * images))) for cap in caps]
-        return [float(n) for n in balanced(batch_times(tables, works, images), most)]
-
-    def _measured_by_batch(self) -> tuple[Mapping[str, SchemeName], Mapping[str, int]]:
-        """Return ``batch`` for all layers that can follow it, and the work that they then do.
-
-        Nothing of both if the profile has no times of that.
-        """
-        everywhere = batch_everywhere(self.graph)
-        plan = with_schemes(self._shared_by([1.0]), everywhere, [1.0])
-        works = batch_works(schedule_model(self.graph, plan), self.profile.batch_size)
-        known = all(self.tables.has(work, "batch") for work in works)
-        return (everywhere, works) if known else ({}, {})
-
-    def _fits(self, members: Sequence[int], prediction: Prediction) -> bool:
-        return all(
-            not self.limits[rank] or prediction.memory[i] <= self.limits[rank]
-            for i, rank in enumerate(members)
-        )
-
-    def _better_on_grid(
-        self,
-        tables: Tables,
-        links: Links,
-        caps: Sequence[float],
-        plan: Plan,
-        schemes: Mapping[str, SchemeName],
-    ) -> Plan:
-        """Return balanced counts on the measured grid, or *plan* if it is predicted faster."""
-        snapped = self._cut(tables, caps, plan, schemes, grid=GRID)
-        before = self._predict(plan, tables, links).seconds
-        after = self._predict(snapped, tables, links).seconds
-        return snapped if after <= (1 + ON_GRID) * before else plan
-
-    def _cut(
-        self,
-        tables: Tables,
-        caps: Sequence[float],
-        like: Plan,
-        schemes: Mapping[str, SchemeName],
-        grid: int = 1,
-        weights: Sequence[float] = (),
-    ) -> Plan:
-        """Make a plan with balanced counts for every channel group, and *schemes* for the layers.
-
-        Args:
-            grid: counts that are large enough are multiples of this.
-            weights: the ranks' shares of a batch, where layers follow ``batch``.
-        """
-        schedule = schedule_model(self.graph, like)
-        works = group_works(self.channel_groups, schedule, self.profile.batch_size)
-        shares = {}
-        partitions: dict[tuple[object, ...], Partition] = {}
-        for group in self.channel_groups.groups:
-            key = (group.units, *sorted(works[group.number].items(), key=str))
-            if key not in partitions:
-                times = group_times(tables, works[group.number], group.units)
-                most = [max(0, int(np.ceil(cap * group.units))) for cap in caps]
-                partitions[key] = Partition(counts_on_grid(balanced(times, most), grid))
-            shares[group.number] = partitions[key]
-        speeds = [sum(share.counts[rank] for share in shares.values()) for rank in range(len(caps))]
-        return plan_from_shares(self.graph, self.channel_groups, shares, weights or speeds, schemes)
-
-    # --- predictions
-
-    def _predict(self, plan: Plan, tables: Tables, links: Links) -> Prediction:
-        """Predict a step; the last few plans, on the ranks that they are for, are known already."""
-        for known, prediction in self.predicted:
-            if known is plan:
-                return prediction
-        schedule = schedule_model(self.graph, plan)
-        table = make_table(self.graph, schedule)
-        made = predict(self.graph, schedule, table, tables, links, self.profile.batch_size)
-        self.predicted = [(plan, made), *self.predicted[:3]]
-        return made
-
-    def _links(self, ranks: int) -> Links:
-        return Links(self.profile.links, self.tables.ranks, ranks)
-
-    def _shared_by(self, weights: Sequence[float]) -> Plan:
-        lengths = {group.units for group in self.channel_groups.groups}
-        by_units = {units: apportion(units, weights) for units in lengths}
-        shares = {g.number: by_units[g.units] for g in self.channel_groups.groups}
-        return plan_from_shares(self.graph, self.channel_groups, shares, weights)
-
-    def _alternatives(self) -> dict[str, float]:
-        """Predict the seconds of a step by other ways to use all the ranks."""
+    def _alternatives(self, best: _Candidate) -> dict[str, float]:
+        """Predict the seconds of a step by other ways to use the ranks than *best*."""
         seconds = {"the fastest rank alone": float(self.alone.min())}
         ranks = self.tables.ranks
         if ranks == 1:
             return seconds
-        links = self._links(ranks)
-        for name, weights in (
-            ("equal split", np.ones(ranks)),
-            ("split in proportion to speed", self.alone.min() / self.alone),
-        ):
-            plan = self._shared_by(weights.tolist())
-            seconds[name] = self._predict(plan, self.tables, links).seconds
-        like, caps = self._shared_by([1.0] * ranks), [1.0] * ranks
-        everywhere = self._everywhere(range(ranks), self.tables, caps, like)
+        splitter = self._splitter(range(ranks))
+        equal = Split.by_weights(self.model, [1.0] * ranks)
+        by_speed = Split.by_weights(self.model, (self.alone.min() / self.alone).tolist())
+        seconds["equal split"] = splitter.predict(equal).seconds
+        seconds["split in proportion to speed"] = splitter.predict(by_speed).seconds
+        seconds[FILTERS_EVERYWHERE] = best.by_filters
+        everywhere = splitter.by_batch([1.0] * ranks, equal)
         if everywhere is not None:
-            seconds[BATCH_EVERYWHERE] = self._predict(everywhere, self.tables, links).seconds
+            seconds[BATCH_EVERYWHERE] = splitter.predict(everywhere).seconds
         else:
             # Each rank computes the whole network for its images; gradients are summed.
-            shared = links.seconds("Allreduce", self.parameters, 0.0)
+            shared = splitter.links.seconds("Allreduce", self.parameters, 0.0)
             seconds["weighted data parallelism"] = float(1 / (1 / self.alone).sum()) + shared
         return seconds
 
@@ -474,17 +320,6 @@ def _bracket(seconds: Callable[[int], float], ranks: int) -> list[int]:
         counts += [left, right]
         low, high = (low, right) if seconds(left) <= seconds(right) else (left, high)
     return sorted(set(counts))
-
-
-def with_schemes(plan: Plan, schemes: Mapping[str, SchemeName], weights: Sequence[float]) -> Plan:
-    """Return *plan* with the *schemes* of some layers, and with *weights* where it is ``batch``."""
-
-    def changed(layer: LayerPlan) -> LayerPlan:
-        scheme = schemes.get(layer.name, layer.scheme)
-        own = tuple(map(float, weights)) if SCHEMES[scheme].cuts_batch else ()
-        return layer.model_copy(update={"scheme": scheme, "weights": own})
-
-    return plan.model_copy(update={"layers": tuple(map(changed, plan.layers))})
 
 
 def _share(plan: Plan, rank: int) -> float:

@@ -14,8 +14,9 @@ import numpy as np
 from hetmp.core.state import Sliced, State, at_arrival, is_batch
 from hetmp.exchange import dual, received_of_sum
 from hetmp.ops import Statistics
+from hetmp.planner.link_model import Links
 from hetmp.planner.profiling import OPTIMIZER, THOUSANDTHS, link_name, step_work
-from hetmp.planner.tables import BACKWARD, FORWARD, PARAMETERS, SAVED, Array, Links, Tables
+from hetmp.planner.tables import BACKWARD, FORWARD, PARAMETERS, SAVED, Array, Tables
 from hetmp.slicing import Table, owners
 from hetmp.slicing.graph import ModelGraph
 from hetmp.slicing.schedule import (

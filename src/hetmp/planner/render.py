@@ -9,9 +9,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from hetmp.core.text import bytes_text
+from hetmp.planner.link_model import LinkModel
 from hetmp.planner.planner import Planned
 from hetmp.planner.profiling import Profile
-from hetmp.planner.tables import Links
 from hetmp.slicing.plan import LayerPlan
 
 WIDE = 6
@@ -41,23 +41,35 @@ def render_profile(profile: Profile) -> RenderableType:
             str(len(device.works)),
         )
     parts: list[RenderableType] = [devices]
-    if profile.links:
-        parts += [Text(), _links(profile)]
+    everyone = tuple(range(len(profile.devices)))
+    for ranks in dict.fromkeys(link.ranks or everyone for link in profile.links):
+        parts += [Text(), _links(profile, ranks)]
     return Lines(*parts)
 
 
-def _links(profile: Profile) -> RichTable:
-    ranks = len(profile.devices)
-    links = Links(profile.links, ranks, ranks)
-    table = _table(f"Links between the {ranks} ranks, equal shares")
+def _links(profile: Profile, ranks: tuple[int, ...]) -> RichTable:
+    """Make a table of the links that were measured between *ranks*."""
+    model = LinkModel(profile)
+    links, extent = model.between(ranks), model.extent(ranks)
+    which = f"the {len(ranks)} ranks" if len(ranks) == len(profile.devices) else _names(ranks)
+    where = f", {extent.hosts} hosts" if extent.crosses_network else ""
+    where = ", one host" if extent.hosts == 1 else where
+    table = _table(f"Links between {which}{where}, equal shares")
     measured = sorted({size for link in profile.links for size in link.bytes})
     sizes = [measured[0], measured[len(measured) // 2], measured[-1]]
     for heading in ("exchange", *map(bytes_text, sizes)):
         table.add_column(heading, justify="left" if heading == "exchange" else "right")
-    for link in profile.links:
-        seconds = (links.seconds(link.collective, size, 1 / ranks) for size in sizes)
-        table.add_row(link.collective, *(_time(value) for value in seconds))
+    for name in dict.fromkeys(link.collective for link in profile.links):
+        seconds = (links.seconds(name, size, 1 / len(ranks)) for size in sizes)
+        table.add_row(name, *(_time(value) for value in seconds))
     return table
+
+
+def _names(ranks: Sequence[int]) -> str:
+    """Write which ranks, those of a large set by its ends."""
+    if len(ranks) <= WIDE:
+        return f"ranks {', '.join(map(str, ranks))}"
+    return f"{len(ranks)} ranks from {ranks[0]} to {ranks[-1]}"
 
 
 def _layers(planned: Planned, narrow: bool) -> RichTable:

@@ -1,16 +1,14 @@
 """A profile's measurements as functions: seconds of any work, on any rank, for any count."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
-from scipy.optimize import nnls
 
 from hetmp.core.errors import HetmpError
-from hetmp.planner.profiling import TURN, DeviceProfile, Kind, LinkTimes, WorkTimes
+from hetmp.planner.profiling import DeviceProfile, Kind, WorkTimes
 
 Array = npt.NDArray[np.float64]
 
@@ -188,63 +186,3 @@ def _between(x: npt.NDArray[Any], y: Array, at: npt.NDArray[Any]) -> Array:
         far = at[beyond] - end
         values[beyond] += far.reshape([-1, *[1] * (y.ndim - 1)]) * np.maximum(slope, 0)
     return values
-
-
-class Links:
-    """Seconds of exchanges: a latency, and bytes of the whole value and of the largest share.
-
-    A fit of what was measured, by least squares of relative errors with no term below 0. For
-    another number of ranks the latency follows its logarithm and the bytes (P - 1) / P, as in
-    Thakur, Rabenseifner and Gropp (2005).
-    """
-
-    def __init__(self, links: Sequence[LinkTimes], measured_ranks: int, ranks: int) -> None:
-        self._terms: dict[str, Array] = {}
-        self.ranks = ranks
-        if ranks == 1:
-            return
-        if not links:
-            raise HetmpError(
-                "the profile has no times of exchanges: measure it with more than one rank, or "
-                "give latency and bandwidth in the file of --ranks-from"
-            )
-        scale = np.ones(3)
-        if measured_ranks != ranks:
-            part = (ranks - 1) / ranks / ((measured_ranks - 1) / measured_ranks)
-            scale = np.array([math.log2(ranks) / math.log2(measured_ranks), part, part])
-        for link in links:
-            size, largest = np.array(link.bytes, float), np.array(link.largest)
-            seconds = np.maximum(np.array(link.seconds), 1e-9)
-            terms = np.stack([np.ones_like(size), size, size * largest], axis=1)
-            fit, _ = nnls(terms / seconds[:, None], np.ones_like(seconds))
-            self._terms[link.collective] = fit * scale
-
-    def seconds(self, collective: str, size: float, largest: float) -> float:
-        """Return the seconds from the moment when all ranks are there; 0 where nothing moves.
-
-        Args:
-            collective: its name, ``Allgatherv`` say; ``-`` where nothing moves.
-            size: bytes of the whole value.
-            largest: the largest rank's share of it.
-        """
-        if self.ranks == 1 or collective == "-":
-            return 0.0
-        terms = self._terms.get(collective)
-        if terms is None and collective == TURN:  # not measured by older profiles: at most this
-            terms = self._terms.get("Alltoallv")
-        if terms is None:
-            raise HetmpError(f"the profile has no times of {collective}: measure it again")
-        return float(terms @ (1.0, size, size * largest))
-
-    def as_measured(self, sizes: Sequence[int]) -> tuple[LinkTimes, ...]:
-        """Return the fit in the form of a measurement, for values of *sizes* bytes."""
-        rows = [(size, largest) for size in sizes for largest in (1 / self.ranks, 1.0)]
-        return tuple(
-            LinkTimes(
-                collective=name,
-                bytes=tuple(size for size, _ in rows),
-                largest=tuple(largest for _, largest in rows),
-                seconds=tuple(self.seconds(name, size, largest) for size, largest in rows),
-            )
-            for name in self._terms
-        )

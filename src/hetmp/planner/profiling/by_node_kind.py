@@ -87,9 +87,9 @@ def profile_by_kind(
     if stored and not missing:
         kinds = _some(sorted({kind for kind, _ in keys}))
         group.say(f"nodes of kind {kinds}: times read from {folder}, measuring only the links")
-        links = profile_links(graph, example, group, device=device, tuning=tuning)
+        hosts, links = profile_links(graph, example, group, device=device, tuning=tuning)
         devices = tuple(by_key[key] for key in keys)
-        return profile.model_copy(update={"devices": devices, "links": links})
+        return profile.model_copy(update={"devices": devices, "hosts": hosts, "links": links})
     lacks = _some([_lacking(library, key) for key in missing])
     group.say(
         f"measuring the ranks, about {budget.seconds:g} s: {folder} has no times yet of nodes of "

@@ -1,5 +1,6 @@
 """Measure exchanges between the ranks, for several sizes and degrees of unevenness."""
 
+import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -49,17 +50,43 @@ def exchanged_shapes(program: Program, batch_size: int) -> list[tuple[int, ...]]
     return [ordered[round(pick)] for pick in picks]
 
 
+def sets_to_measure(hosts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Choose the sets of ranks between which exchanges are measured, all ranks first.
+
+    A plan may leave ranks out, and what remains may share one host's memory or lie on a few hosts:
+    so the host with most ranks is measured alone, two of its ranks, one rank of every host, and one
+    of each of two hosts.
+
+    Args:
+        hosts: for each rank, a number that those of its host share.
+
+    >>> sets_to_measure((0, 0, 2, 2))
+    ((0, 1, 2, 3), (0, 1), (0, 2))
+    >>> sets_to_measure((0, 1, 2)), sets_to_measure((0, 0, 0)), sets_to_measure((0,))
+    (((0, 1, 2), (0, 1)), ((0, 1, 2), (0, 1)), ())
+    """
+    of_host: dict[int, list[int]] = {}
+    for rank, host in enumerate(hosts):
+        of_host.setdefault(host, []).append(rank)
+    widest = max(of_host.values(), key=len)
+    leaders = [ranks[0] for ranks in of_host.values()]
+    sets = (range(len(hosts)), widest, widest[:2], leaders, leaders[:2])
+    return tuple(dict.fromkeys(tuple(ranks) for ranks in sets if len(ranks) > 1))
+
+
 def measure_links(
     group: Group,
+    hosts: Sequence[int],
     shapes: Sequence[tuple[int, ...]],
     dtype: torch.dtype,
     device: torch.device,
     tuning: Tuning,
 ) -> tuple[LinkTimes, ...]:
-    """Measure every kind of exchange between the ranks of *group*. Collective.
+    """Measure every kind of exchange between the ranks of *group*, and some of them. Collective.
 
     Args:
         group: the ranks.
+        hosts: for each rank, a number that those of its host share.
         shapes: of the whole values, (n, c, *spatial). With fewer channels than ranks, some ranks
             have none.
         dtype, device: of the values; *device* is this rank's.
@@ -68,8 +95,31 @@ def measure_links(
     Returns:
         The same on every rank; empty for one rank.
     """
-    if group.size == 1:
-        return ()
+    links: list[LinkTimes] = []
+    for ranks in sets_to_measure(hosts):
+        if len(ranks) == group.size:
+            links += _between(group, shapes, dtype, device, tuning)
+            continue
+        comm = group.part(ranks)
+        measured: tuple[LinkTimes, ...] = ()
+        if comm is not None:
+            few = shapes[:: max(1, (len(shapes) - 1) // 2)]  # the ends and the middle
+            measured = _between(Group(comm), few, dtype, device, tuning)
+        group.meet()
+        own = json.dumps([link.model_dump() for link in measured])
+        for fields in json.loads(group.broadcast_text(own, root=ranks[0])):
+            links.append(LinkTimes.model_validate(fields | {"ranks": ranks}))
+    return tuple(links)
+
+
+def _between(
+    group: Group,
+    shapes: Sequence[tuple[int, ...]],
+    dtype: torch.dtype,
+    device: torch.device,
+    tuning: Tuning,
+) -> tuple[LinkTimes, ...]:
+    """Measure every kind of exchange between the ranks of *group*. Collective."""
     measured: dict[str, list[tuple[int, float, float]]] = {}
     for shape in shapes:
         size = int(np.prod(shape)) * torch.empty((), dtype=dtype).element_size()

@@ -107,6 +107,8 @@ class LinkTimes(BaseModel):
     """The largest rank's share of it, from 0 to 1."""
     seconds: tuple[NonNegativeFloat, ...]
     """Seconds from the moment when all ranks have arrived until the last one has its part."""
+    ranks: tuple[int, ...] = ()
+    """Between which ranks, ascending; empty: all."""
 
     @model_validator(mode="after")
     def _columns_are_alike(self) -> "LinkTimes":
@@ -123,7 +125,8 @@ class Profile(BaseModel):
     model_config = _CONFIG
 
     format: Literal["hetmp-profile"] = "hetmp-profile"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
+    """1: without *hosts*, and with links between all ranks alone."""
     created: str
     """Date and time, ISO 8601."""
     model: str
@@ -133,8 +136,20 @@ class Profile(BaseModel):
     dtype: str
     devices: tuple[DeviceProfile, ...] = Field(min_length=1)
     """One per rank."""
+    hosts: tuple[int, ...] = ()
+    """For each rank, the first rank on the same host; empty if that is not known."""
     links: tuple[LinkTimes, ...] = ()
-    """Links between these ranks; empty for one rank."""
+    """Links between these ranks, and between some of them; empty for one rank."""
+
+    @model_validator(mode="after")
+    def _ranks_are_there(self) -> "Profile":
+        count = len(self.devices)
+        if self.hosts and len(self.hosts) != count:
+            raise ValueError(f"hosts has {len(self.hosts)} entries for {count} ranks")
+        for rank in (*self.hosts, *(rank for link in self.links for rank in link.ranks)):
+            if not 0 <= rank < count:
+                raise ValueError(f"there is no rank {rank} among {count}")
+        return self
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hetmp.cluster import Group, local_sharing, mpi_library
+from hetmp.cluster import Group, hosts, local_sharing, mpi_library
 from hetmp.cluster.device import gpu_identity
 from hetmp.cluster.machine import device_name, free_memory
 from hetmp.planner.profiling.links import exchanged_shapes, measure_links
@@ -80,7 +80,7 @@ def profile_model(
         works=meter.works(),
     )
     notify("measuring the links")
-    links = profile_links(graph, example_input, group, device=device, tuning=tuning)
+    first_on_host, links = profile_links(graph, example_input, group, device=device, tuning=tuning)
     devices = [
         DeviceProfile.model_validate_json(t) for t in group.gather_texts(own.model_dump_json())
     ]
@@ -91,6 +91,7 @@ def profile_model(
         batch_size=batch_size,
         dtype=str(dtype).removeprefix("torch."),
         devices=tuple(devices),
+        hosts=first_on_host,
         links=links,
     )
 
@@ -102,8 +103,8 @@ def profile_links(
     *,
     device: torch.device,
     tuning: Tuning,
-) -> tuple[LinkTimes, ...]:
-    """Measure the times of a model's exchanges between the ranks. Collective.
+) -> tuple[tuple[int, ...], tuple[LinkTimes, ...]]:
+    """Measure the times of a model's exchanges between the ranks, and some of them. Collective.
 
     Takes seconds.
 
@@ -112,7 +113,8 @@ def profile_links(
         example_input, group, device, tuning: as for ``profile_model``.
 
     Returns:
-        The same on every rank; empty for one rank.
+        For each rank the first rank on the same host, and the times, none for one rank; the same
+        on every rank.
 
     Raises:
         HetmpError: on every rank, for an example without a batch.
@@ -121,7 +123,8 @@ def profile_links(
         batch_size, dtype = batch_of_example(example_input)
         schedule = schedule_model(graph, plan_from_weights(graph, [1.0] * group.size))
         shapes = exchanged_shapes(schedule.training, batch_size)
-    return measure_links(group, shapes, dtype, device, tuning)
+    first_on_host = hosts(group)
+    return first_on_host, measure_links(group, first_on_host, shapes, dtype, device, tuning)
 
 
 def free_for_rank(group: Group, device: torch.device) -> int:
