@@ -245,7 +245,7 @@ def sliced(told: Any, name: str, tuning: hetmp.Tuning, device: torch.device) -> 
 def parts(model: Any, x: Tensor) -> str:
     """What this rank holds when a forward pass is over, in words."""
     arena = Arena.of(model.hetmp.group)
-    slots = arena._slots if arena else []
+    slots = list(arena._slots.values()) if arena else []
     homes = [(slot.memory.bytes.ctypes.data, slot.memory.bytes.size) for slot in slots]
     owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), x)}
     saved: dict[int, tuple[int, bool]] = {}

@@ -8,6 +8,7 @@ from helpers.planning import made_up_profile, read_model
 from hetmp.planner import LinkModel, Tables
 from hetmp.planner.refine import refine
 from hetmp.planner.splits import SharedModel, Split, Splitter
+from hetmp.slicing.step_memory import MemoryOptions
 
 
 def splitter_of(speeds, limit=0):
@@ -18,7 +19,8 @@ def splitter_of(speeds, limit=0):
     model = SharedModel(graph, profile.batch_size, tables)
     alone = [1 / speed for speed in speeds]
     links = LinkModel(profile).between(everyone)
-    return Splitter(model, tables, links, alone, [limit] * len(speeds))
+    limits = [limit] * len(speeds)
+    return Splitter(model, tables, links, alone, limits, MemoryOptions())
 
 
 def totals(split):

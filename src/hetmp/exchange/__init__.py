@@ -10,7 +10,7 @@ from hetmp.exchange.entry import (
 from hetmp.exchange.exchange import Exchange, Pending, alias, dual, leave, save_token
 from hetmp.exchange.moves import Carriage, Counter, Move, collective
 from hetmp.exchange.plain_tensors import plain_tensors, users_tensors
-from hetmp.exchange.shared import free_slots, take_back, tidy
+from hetmp.exchange.shared import ROUND_BYTES, free_slots, take_back, tidy
 from hetmp.exchange.volume import (
     received,
     received_by_all,
@@ -20,6 +20,7 @@ from hetmp.exchange.volume import (
 from hetmp.exchange.whole_tensors import collect, distribute, share_of, share_shape
 
 __all__ = [
+    "ROUND_BYTES",
     "BackwardSum",
     "Carriage",
     "Counter",

@@ -19,6 +19,7 @@ from hetmp.slicing import make_table
 from hetmp.slicing.graph import ModelGraph, fingerprint
 from hetmp.slicing.plan import Plan, PredictedLayer
 from hetmp.slicing.scheduler import schedule_model
+from hetmp.slicing.step_memory import MemoryOptions
 
 TRIES = 12
 """Most attempts to reduce shares until they fit in memory."""
@@ -40,12 +41,15 @@ class PlanOptions:
         objective: ``time`` for the least time, ``memory`` to share by the ranks' memory.
         schemes: whether layers may follow other schemes than ``filters``.
         leave_out: whether ranks may be left out.
+        optimizer_states: numbers that the optimizer keeps for each parameter: 1 for SGD with
+            momentum, 2 for AdamW.
     """
 
     memory_limit: int | None = None
     objective: Literal["time", "memory"] = "time"
     schemes: bool = True
     leave_out: bool = True
+    optimizer_states: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,17 @@ class _Planner:
             self.links.between(members),
             [float(self.alone[rank]) for rank in members],
             [self.limits[rank] for rank in members],
+            self._memory(members),
         )
+
+    def _memory(self, members: Sequence[int]) -> MemoryOptions:
+        """Return what decides how much memory a step on *members* takes."""
+        packing: Literal["share", "own", "host"] = "own"
+        if any(self.profile.devices[rank].on_gpu for rank in members):
+            packing = "host"
+        elif self.links.extent(members).hosts == 1:
+            packing = "share"
+        return MemoryOptions(self.options.optimizer_states, packing)
 
     def _candidate(self, members: Sequence[int], *, thorough: bool = False) -> _Candidate:
         """Return the best split in which all of *members* may have a part.

@@ -20,13 +20,18 @@ from hetmp.planner.tables import BACKWARD, FORWARD, PARAMETERS, SAVED, Array, Ta
 from hetmp.slicing import Table, owners
 from hetmp.slicing.graph import ModelGraph
 from hetmp.slicing.schedule import (
-    BiasStep,
     CallStep,
     ExchangeStep,
     Program,
     ProgramStep,
     Schedule,
     takers,
+)
+from hetmp.slicing.step_memory import (
+    MemoryOptions,
+    held_bytes,
+    needing_gradients,
+    step_memory,
 )
 
 
@@ -54,8 +59,7 @@ class Prediction:
     Attributes:
         seconds: time of the step.
         layers: the layers' times by path, in order.
-        memory: (ranks,) bytes: parameters, gradients, momentum, values saved for the backward
-            pass.
+        memory: (ranks,) bytes: the most that each rank holds: see ``slicing/step_memory.py``.
         received: bytes that all ranks receive together.
     """
 
@@ -70,11 +74,9 @@ class _Clock:
     tables: Tables
     now: Array = field(init=False)
     layers: dict[str, LayerPrediction] = field(default_factory=dict)
-    saved: Array = field(init=False)
 
     def __post_init__(self) -> None:
         self.now = np.zeros(self.tables.ranks)
-        self.saved = np.zeros(self.tables.ranks)
 
     def layer(self, name: str) -> LayerPrediction:
         if name not in self.layers:
@@ -111,6 +113,7 @@ def predict(
     tables: Tables,
     links: Links,
     batch_size: int,
+    memory: MemoryOptions | None = None,
 ) -> Prediction:
     """Predict a training step under a schedule.
 
@@ -119,6 +122,7 @@ def predict(
         table: the sliced tensors of the schedule.
         tables, links: measured times of the ranks that take part.
         batch_size: images of the step.
+        memory: what decides how much memory a step takes; the defaults if None.
 
     Raises:
         HetmpError: the profile does not know an operation of the model.
@@ -139,7 +143,6 @@ def predict(
             clock.compute(owner[step.name], costs[step.name][:, FORWARD])
             if step.name in norms:
                 clock.exchange(owner[step.name], gathering)
-            clock.saved += costs[step.name][:, SAVED]
         elif isinstance(step, ExchangeStep):
             if tables.ranks > 1:
                 clock.compute(owner[step.name], tables.handling)
@@ -148,7 +151,7 @@ def predict(
                 clock.exchange(owner[step.name], exchange_seconds(links, step, name, batch_size))
             received += batch_size * step.received_by_all(tables.ranks)
     clock.now = clock.now + tables.rest
-    back = _needing_gradients(graph, program)
+    back = needing_gradients(graph, program)
     postponed = {
         taker.name
         for step in program.steps
@@ -184,8 +187,33 @@ def predict(
     held = held_bytes(table, tables.ranks)
     parts = np.round(THOUSANDTHS * held / max(1, parameter_bytes(table))).astype(np.int64)
     clock.now = clock.now + tables.at(OPTIMIZER, "channelwise", parts.tolist())[:, FORWARD]
-    memory = 3.0 * held + clock.saved
-    return Prediction(float(clock.now.max()), clock.layers, memory, received)
+    saved = {name: cost[:, SAVED] for name, cost in costs.items()}
+    options = memory or MemoryOptions()
+    most = step_memory(graph, program, table, saved, batch_size, options)
+    most = most + _workspace(tables, program)
+    return Prediction(float(clock.now.max()), clock.layers, most, received)
+
+
+def _workspace(tables: Tables, program: Program) -> Array:
+    """Return (ranks,) bytes that each rank needs for a while for its shares of the layers."""
+    shares: dict[str, Array] = {}
+    lengths: dict[str, int] = {}
+    for step in program.steps:
+        if not isinstance(step, CallStep) or step.run.scheme is None:
+            continue
+        kind, state = "filters", step.run.target
+        if step.run.scheme.cuts_batch:
+            kind = "batch"
+        elif step.run.scheme.cuts_inputs:
+            state = step.run.source
+        if isinstance(state, Sliced):
+            counts = np.array(state.layout.counts, dtype=np.float64)
+            shares[kind] = shares.get(kind, np.zeros(tables.ranks)) + counts
+            lengths[kind] = lengths.get(kind, 0) + state.layout.total
+    most = np.zeros(tables.ranks)
+    for kind, counts in shares.items():
+        most = np.maximum(most, tables.workspace(kind, counts / max(1, lengths[kind])))
+    return most
 
 
 def parameter_bytes(table: Table) -> int:
@@ -195,20 +223,6 @@ def parameter_bytes(table: Table) -> int:
         for entry in table.values()
         if entry.parameter and entry.alias_of is None
     )
-
-
-def held_bytes(table: Table, ranks: int) -> np.ndarray:
-    """Return (ranks,) bytes of the parameters that each rank holds, int64."""
-    held = np.zeros(ranks, dtype=np.int64)
-    for entry in table.values():
-        if entry.parameter and entry.alias_of is None:
-            size = entry.shape.numel() * entry.dtype.itemsize
-            if isinstance(entry.state, Sliced):
-                layout = entry.state.layout
-                held += np.array(layout.counts, dtype=np.int64) * (size // max(1, layout.total))
-            else:
-                held += size
-    return held
 
 
 def _gathers_statistics(step: ProgramStep) -> bool:
@@ -256,16 +270,3 @@ def _largest(state: State, images: int) -> float:
     if not isinstance(state, Sliced) or state.layout.total == 0:
         return 0.0
     return max(state.layout.counts) / state.layout.total
-
-
-def _needing_gradients(graph: ModelGraph, program: Program) -> set[str]:
-    """Return the names of the steps that need a gradient in the backward pass."""
-    parameters = dict(graph.skeleton.named_parameters())
-    needing = {name for name, place in program.attributes.items() if place in parameters}
-    for step in program.steps:
-        learns = isinstance(step, CallStep) and step.run.layer is not None and any(
-            parameter.requires_grad for parameter in step.run.layer.parameters()
-        )  # fmt: skip
-        if learns or isinstance(step, BiasStep) or any(name in needing for name in step.sources):
-            needing.add(step.name)
-    return needing

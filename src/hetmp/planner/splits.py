@@ -20,6 +20,7 @@ from hetmp.slicing.channel_groups import ChannelGroups, channel_groups, plan_fro
 from hetmp.slicing.graph import ModelGraph
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.scheduler import schedule_model
+from hetmp.slicing.step_memory import MemoryOptions
 
 WORTH = 0.02
 """Least share of the step's time that a scheme other than ``filters``, or one more rank, must
@@ -96,6 +97,7 @@ class Splitter:
         tables, links: measured times of these ranks and of the links between them.
         alone: seconds of a step that each would need for the whole network.
         limits: bytes that each may use, 0 if unknown.
+        memory: what decides how much memory a step takes.
     """
 
     model: SharedModel
@@ -103,6 +105,7 @@ class Splitter:
     links: Links
     alone: Sequence[float]
     limits: Sequence[int]
+    memory: MemoryOptions
     _predicted: dict[int, tuple[Any, Prediction]] = field(default_factory=dict)
 
     def predict(self, split: Split) -> Prediction:
@@ -113,7 +116,8 @@ class Splitter:
         graph = self.model.graph
         schedule = schedule_model(graph, split.plan(self.model))
         table = make_table(graph, schedule)
-        made = predict(graph, schedule, table, self.tables, self.links, self.model.batch_size)
+        images = self.model.batch_size
+        made = predict(graph, schedule, table, self.tables, self.links, images, self.memory)
         if len(self._predicted) > 3:
             del self._predicted[next(iter(self._predicted))]
         self._predicted[id(split)] = split, made

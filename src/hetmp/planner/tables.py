@@ -78,6 +78,19 @@ class Tables:
         """Return whether a work was measured on every device."""
         return all((work, kind) in works for works in self._works)
 
+    def workspace(self, scheme: str, shares: Array) -> Array:
+        """Return (ranks,) bytes that a step of a scheme needs for a while, for *shares* of it.
+
+        A straight line between those that were measured; 0 where none was.
+        """
+        sizes = np.zeros(self.ranks)
+        for rank, device in enumerate(self.devices):
+            points = sorted((w.share, w.bytes) for w in device.workspace if w.scheme == scheme)
+            if points:
+                measured, size = zip(*points, strict=True)
+                sizes[rank] = np.interp(shares[rank], measured, size)
+        return sizes
+
     def _table(self, work: str, kind: Kind) -> Array:
         table = self._tables.get((work, kind))
         if table is None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
@@ -24,15 +25,16 @@ from hetmp.cluster.machine import quota_period
 from hetmp.core.errors import HetmpError
 from hetmp.core.partition import Partition
 from hetmp.ops import Mixing, SchemeName
-from hetmp.planner.profiling.profile import OPTIMIZER, THOUSANDTHS, WorkTimes
+from hetmp.planner.profiling.profile import OPTIMIZER, THOUSANDTHS, Workspace, WorkTimes
 from hetmp.planner.profiling.work import Kind, batch_everywhere, step_work
 from hetmp.slicing import SlicedModel, Tuning
 from hetmp.slicing.channel_groups import ChannelGroups, channel_groups, plan_from_shares
 from hetmp.slicing.graph import ModelGraph
 from hetmp.slicing.plan import Plan
-from hetmp.slicing.recording import StepTimes, Stopwatch
+from hetmp.slicing.recording import PeakMeter, StepTimes, Stopwatch
 from hetmp.slicing.rehearsal import rehearsal_model
 from hetmp.slicing.schedule import CallStep, ExchangeStep, Program
+from hetmp.slicing.step_memory import MemoryOptions, held_bytes, step_memory
 
 INTERVAL = 0.05
 """Repeat until the 95 % interval of a step's mean time is this narrow, relative to the mean."""
@@ -115,6 +117,7 @@ class ShareMeter:
         self.handlings: list[float] = []
         self.window = PERIODS * quota_period()
         self.memory = memory
+        self.workspace: list[Workspace] = []
         self.seconds: dict[float, float] = {}
         self.needs: dict[float, float] = {}
         self.most = math.inf
@@ -129,7 +132,7 @@ class ShareMeter:
                 self.measure(share)
         if self._fits(1 / 2, ends):
             # One more than a multiple of the grid, to see how high the steps of a staircase are.
-            self._point(self._plan(1 / 2, "filters", 1))
+            self._point(self._plan(1 / 2, "filters", 1), 1 / 2, "filters")
         for scheme in budget.schemes:
             can_follow = _can_follow(self.graph, scheme)
             for number, share in enumerate(MORE[scheme] if can_follow else ()):
@@ -137,7 +140,7 @@ class ShareMeter:
                 if (scheme == "batch" and number == 0 and self._holds_all()) or self._fits(
                     share, ends
                 ):
-                    self._point(self._plan(share, scheme))
+                    self._point(self._plan(share, scheme), share, scheme)
         intervals = _neighbours(sorted(self.seconds))
         while intervals:
             low, high = intervals.pop(0)
@@ -151,7 +154,7 @@ class ShareMeter:
 
     def measure(self, share: float) -> None:
         """Measure a step with *share*, from 0 to 1, of every channel group."""
-        seconds, need = self._point(self._plan(share, "filters"))
+        seconds, need = self._point(self._plan(share, "filters"), share, "filters")
         self.seconds[share], self.needs[share] = seconds, need
 
     def _fits(self, share: float, ends: float) -> bool:
@@ -187,23 +190,51 @@ class ShareMeter:
             self.graph, self.groups, shares, (max(share, 1e-9), max(1 - share, 1e-9)), schemes
         )
 
-    def _point(self, plan: Plan) -> tuple[float, float]:
-        """Measure a plan; return (seconds, bytes) of a step."""
+    def _point(self, plan: Plan, share: float, scheme: SchemeName) -> tuple[float, float]:
+        """Measure a plan, this rank's *share* by *scheme*; return (seconds, bytes) of a step."""
         model = rehearsal_model(self.graph, plan, self.group, self.device, self.tuning)
         watch = model.hetmp.watch = Stopwatch(self.device, self.group.slowdown)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
         with watch.memory(model):
             self._step(model, optimizer, watch)
         runs: list[dict[str, StepTimes]] = []
+        optimizer.zero_grad()
+        memory = PeakMeter(self.device)
+        memory.begin()
         began = time.monotonic()
         while not _enough(runs, time.monotonic() - began, self.window, self.most):
             runs.append(self._step(model, optimizer, watch))
+        self._keep_workspace(model, watch, share, scheme, memory.growth())
         self.again = lambda: self._step(model, optimizer, watch)
         held = sum(p.numel() * p.element_size() for p in model.parameters())
         # A parameter, its gradient and its momentum.
         return self._keep(model.hetmp.schedule.training, runs, held), 3 * held + sum(
             watch.saved.values()
         )
+
+    def _keep_workspace(
+        self,
+        model: SlicedModel,
+        watch: Stopwatch,
+        share: float,
+        scheme: SchemeName,
+        growth: int | None,
+    ) -> None:
+        """Keep what a step needed beyond what is counted, where its *growth* of memory is known."""
+        if growth is None:
+            return
+        runtime, ranks = model.hetmp, self.group.size
+        saved = {
+            step.name: np.full(ranks, float(watch.saved.get(step.name, 0)))
+            for step in runtime.schedule.training.steps
+            if isinstance(step, CallStep)
+        }
+        program, table = runtime.schedule.training, runtime.table
+        options = MemoryOptions(0.0, "nowhere")
+        counted = step_memory(self.graph, program, table, saved, self.images, options)
+        counted -= held_bytes(table, ranks)
+        beyond = max(0.0, growth - float(counted[0]))
+        self.workspace.append(Workspace(scheme=scheme, share=share, bytes=beyond))
 
     def _step(
         self, model: SlicedModel, optimizer: torch.optim.Optimizer, watch: Stopwatch

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_valid
 from hetmp.core.documents import load
 from hetmp.core.errors import HetmpError
 from hetmp.core.files import replacing
+from hetmp.ops import SchemeName
 from hetmp.planner.profiling.work import Kind
 
 _CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -58,6 +59,18 @@ class WorkTimes(BaseModel):
         return self
 
 
+class Workspace(BaseModel):
+    """What a step needs for a while beside what its values take: copies that libraries make."""
+
+    model_config = _CONFIG
+
+    scheme: SchemeName
+    """Of every layer."""
+    share: float = Field(ge=0, le=1)
+    """Of the channels or images that were this rank's."""
+    bytes: float = Field(ge=0)
+
+
 class DeviceProfile(BaseModel):
     """One rank's device, and the times of the model's operations on it."""
 
@@ -79,6 +92,10 @@ class DeviceProfile(BaseModel):
     handling: NonNegativeFloat = 0.0
     """Seconds that the rank spends around an exchange, there and back, besides the exchange."""
     works: tuple[WorkTimes, ...]
+    workspace: tuple[Workspace, ...] = ()
+    """Empty where the system does not say how much memory a process had at most."""
+    on_gpu: bool = False
+    """Whether the rank computes on a GPU: exchanged values are packed in the host's memory."""
 
     @property
     def title(self) -> str:

@@ -78,6 +78,8 @@ def profile_model(
         rest=meter.rest,
         handling=meter.handling,
         works=meter.works(),
+        workspace=tuple(meter.workspace),
+        on_gpu=device.type == "cuda",
     )
     notify("measuring the links")
     first_on_host, links = profile_links(graph, example_input, group, device=device, tuning=tuning)

@@ -2,7 +2,7 @@
 
 from hetmp.slicing.recording.first_steps import FirstSteps
 from hetmp.slicing.recording.layer_times import layer_times
-from hetmp.slicing.recording.memory import resident
+from hetmp.slicing.recording.memory import PeakMeter, resident
 from hetmp.slicing.recording.recorder import (
     Done,
     ExchangePlace,
@@ -18,6 +18,7 @@ __all__ = [
     "ExchangePlace",
     "ExchangeSpan",
     "FirstSteps",
+    "PeakMeter",
     "Recorder",
     "StepRecording",
     "StepTimes",

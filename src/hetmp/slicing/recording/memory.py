@@ -1,5 +1,7 @@
 """The memory of a run on every rank: the ``memory`` record of the metrics."""
 
+import contextlib
+import ctypes
 import resource
 import sys
 from collections.abc import Mapping
@@ -21,6 +23,47 @@ def resident() -> int:
     except (OSError, ValueError):
         return 0
     return pages * resource.getpagesize()
+
+
+class PeakMeter:
+    """The most memory that this process has between two moments.
+
+    Of a GPU's allocator, else of resident memory, as Linux keeps it; elsewhere it is not known.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._before = 0
+
+    def begin(self) -> None:
+        """Forget earlier peaks; memory that nobody uses is given back first."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+            return
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again: proc(5)
+            self._before = _status("VmRSS")
+        except OSError:
+            self._before = 0
+
+    def growth(self) -> int | None:
+        """Return the bytes of the peak above what was held at the beginning; None if unknown."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self._before
+        most = _status("VmHWM")
+        return most - self._before if most and self._before else None
+
+
+def _status(field: str) -> int:
+    """Return a field of this process's status in bytes; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field)), 0)
 
 
 def peak(device: torch.device) -> int:
