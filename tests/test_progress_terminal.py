@@ -9,13 +9,14 @@ import sys
 import pytest
 
 import hetmp
-from helpers.running import HERE, MPIRUN, TRAIN, environment, hetmp_run
+from helpers.running import HERE, MPIRUN, SYNTHETIC, TRAIN, environment, hetmp_run
 from helpers.terminals import STAMP, Terminal, plain, screen
 from hetmp.run.progress.terminal import Process, find_terminal
 
-PROGRAM = (sys.executable, "-m", "hetmp.cli", *TRAIN)
+PROGRAM = (sys.executable, "-m", "hetmp.cli", *TRAIN, *SYNTHETIC, "--samples", "1500")
+"""With as many images as digits has."""
 HIDDEN = "\x1b[?25l"
-FRAME = "─ digits on digits ─"
+FRAME = "─ digits on synthetic ─"
 """Its title; above it the network is told without these lines."""
 
 
@@ -165,7 +166,7 @@ def test_where_no_frame_can_be_or_is_wanted_there_are_lines(terminal, case):
 
 
 def test_a_frame_can_be_asked_for_anywhere():
-    done = hetmp_run(*TRAIN, "--steps", "3", "--view", "live", COLUMNS="100", TERM="xterm")
+    done = hetmp_run(*PROGRAM[3:], "--steps", "3", "--view", "live", COLUMNS="100", TERM="xterm")
     assert f"╭{FRAME}" + "─" * (100 - len(FRAME) - 2) + "╮" in plain(done.stdout)
 
 
