@@ -109,7 +109,10 @@ def test_in_a_terminal_there_is_a_frame_while_it_runs(terminal, ranks):
     assert rows[-1] == set("012" if ranks else "0")
 
 
-@pytest.mark.parametrize("ranks, name", [(None, "TERM"), (None, "KILL"), (2, "TERM")])
+@pytest.mark.parametrize(
+    "ranks, name",
+    [pytest.param(None, "TERM", marks=pytest.mark.thorough), (None, "KILL"), (2, "TERM")],
+)
 def test_a_run_that_is_ended_leaves_the_terminal_usable(terminal, ranks, name):
     command = under_mpirun(ranks) if ranks else PROGRAM
     seen = terminal((*command, "--epochs", "1000"))
