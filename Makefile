@@ -17,7 +17,7 @@ help:
 	@echo "hetmp: train convolutional networks across devices of unequal speed"
 	@echo
 	@echo "  make demo       train a digits network on 3 ranks of unequal speed"
-	@echo "  make test       lint, then every test, on 3 ranks and some on 1, 2, 4 and 5 too"
+	@echo "  make test       lint, then every test, on 3 ranks, some on 1, 2, 4 or 5"
 	@echo "  make test-all   the same and more: on 1 to 5 ranks, programs started cold (an hour)"
 	@echo "  make docs       the pages of docs/ as a site, in build/docs"
 	@echo

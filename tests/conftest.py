@@ -42,7 +42,7 @@ FEW = 3
 of ranks, the parts of them are tested for on more."""
 
 SAMPLED = "HETMP_TEST_SAMPLED" in os.environ
-"""Whether a test runs on MAIN_SIZE and now and then on one more number of ranks, unless it asks for
+"""Whether a test runs on MAIN_SIZE ranks or more, and now and then on fewer too, unless it asks for
 every size."""
 
 EXAMPLES = int(os.environ.get("HETMP_TEST_EXAMPLES", "100"))
@@ -232,7 +232,8 @@ def some(ranks: Sequence[int]) -> str:
 def runs_on(item: pytest.Item, size: int) -> bool:
     """Whether a test runs on so many ranks.
 
-    Sampled, one in three cases of a table has a second number, and they take turns with it.
+    Sampled, one in three cases of a table has another number than MAIN_SIZE, and they take turns
+    with it. One that has more ranks is not asked on MAIN_SIZE: it proves as much.
     """
     mpi = item.get_closest_marker("mpi")
     fewest = mpi.kwargs.get("min_size", 1) if mpi else 1
@@ -243,10 +244,9 @@ def runs_on(item: pytest.Item, size: int) -> bool:
     case = getattr(item, "callspec", None)
     # Tests of one case each, and the first cases of short tables, are spread by their names.
     name = zlib.crc32(item.nodeid.partition("[")[0].encode())
-    if case is None:
-        return size in (MAIN_SIZE, others[name % len(others)])
-    turn, rest = divmod(sum(case.indices.values()) + name, 3)
-    return size == MAIN_SIZE or (rest == 0 and size == others[turn % len(others)])
+    turn, rest = (name, 0) if case is None else divmod(sum(case.indices.values()) + name, 3)
+    other = others[turn % len(others)] if rest == 0 else MAIN_SIZE
+    return size == other or (size == MAIN_SIZE and other < MAIN_SIZE)
 
 
 # --- one run out of many ------------------------------------------------------------------------

@@ -8,10 +8,18 @@ from helpers.comparison import world_size
 
 SMALL = [architecture for architecture in ARCHITECTURES if architecture.small]
 
-SCHEMES = {3: ("filters", "batch:3", "filters", "batch"), 5: ("batch", "filters")}
+SCHEMES = {
+    3: ("filters", "batch:3", "filters", "batch"),
+    4: ("batch:3", "filters"),
+    5: ("batch", "filters"),
+}
 """By the number of ranks, in turn."""
 
-WEIGHTS = {3: ((70, 25, 5), (1, 2, 3)), 5: ((3, 0, 2, 1, 2), (0, 2, 1, 3, 1))}
+WEIGHTS = {
+    3: ((70, 25, 5), (1, 2, 3)),
+    4: ((0, 3, 1, 2), (70, 25, 5, 4)),
+    5: ((3, 0, 2, 1, 2), (0, 2, 1, 3, 1)),
+}
 """By the number of ranks, in turn; other numbers would tell nothing more."""
 
 
@@ -21,7 +29,7 @@ def test_an_architecture_of_others_is_sliced_throughout_and_exact(
     architecture: Architecture,
 ) -> None:
     if world_size() not in WEIGHTS:
-        pytest.skip("architectures of others are compared on 3 and on 5 ranks")
+        pytest.skip("architectures of others are compared on 3 to 5 ranks")
     try:
         architecture.build()
     except ImportError as error:  # transformers raises it where torch is too old for it, too

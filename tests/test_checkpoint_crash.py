@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.running import HERE, MPIRUN, environment, hetmp_run
+from helpers.running import COLD, HERE, MPIRUN, environment, hetmp_run, warm_python
 from hetmp.checkpoint.catalog import opened
 from hetmp.checkpoint.folder import Folder
 
@@ -24,10 +24,23 @@ RUN = (
 )  # fmt: skip
 
 
+NOTED = """
+import os, sys
+with open(f"{sys.argv.pop(1)}/{os.getpid()}", "w") as file:
+    file.write(open("/proc/self/stat").read().split()[21])
+from hetmp.cli import main
+main()
+"""
+"""The program, which leaves its process number, and when that began, in a folder."""
+
+
 def started(out: Path, *more: str) -> subprocess.Popen:
-    command = [str(MPIRUN), "-n", "2", sys.executable, "-m", "hetmp.cli", *RUN, "--out", str(out)]
+    python = sys.executable if COLD else warm_python()
+    processes = out.with_name("processes")
+    processes.mkdir(exist_ok=True)
+    command = [str(MPIRUN), "-n", "2", python, "-c", NOTED, str(processes), *RUN]
     return subprocess.Popen(
-        [*command, *more], env=environment(), cwd=HERE, start_new_session=True,
+        [*command, "--out", str(out), *more], env=environment(), cwd=HERE, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -35,14 +48,13 @@ def started(out: Path, *more: str) -> subprocess.Popen:
 def ranks_of(out: Path) -> list[int]:
     """The processes of the ranks whose run writes to *out*."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_text().split("\0")
-            except OSError:
-                continue
-            if "hetmp.cli" in command and "python" in command[0] and str(out) in command:
-                found.append(int(entry.name))
+    for file in out.with_name("processes").iterdir():
+        try:
+            began = Path("/proc", file.name, "stat").read_text().split()[21]
+        except OSError:
+            continue
+        if began == file.read_text():
+            found.append(int(file.name))
     return found
 
 
@@ -56,13 +68,18 @@ def test_killed_while_saving_a_sound_checkpoint_is_there(tmp_path, behind):
     """One rank or all are killed, again and again; each time the run goes on, and it ends right."""
     chance = random.Random(1 + behind)
     out, whole = tmp_path / "killed", tmp_path / "whole"
+    latest = out / "checkpoints" / "latest.h5"
     more = ["--save-behind"] if behind else []
     assert hetmp_run(*RUN, "--out", whole, ranks=2).returncode == 0
     reached = 0
     for _ in range(TRIES):
         run = started(out, "--resume", "auto", *more)
         deadline = time.monotonic() + 60
-        while newest(out) <= reached and time.monotonic() < deadline and run.poll() is None:
+        while (
+            (newest(out) <= reached or not latest.is_symlink())
+            and time.monotonic() < deadline
+            and run.poll() is None
+        ):
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.15))
         ranks = ranks_of(out)
@@ -72,13 +89,14 @@ def test_killed_while_saving_a_sound_checkpoint_is_there(tmp_path, behind):
         time.sleep(0.05)
         kill(-run.pid)
         run.wait(timeout=60)
-        for pid in ranks_of(out):  # looked up again: a number from before may be another's by now
-            kill(pid)
+        while ranks := ranks_of(out):  # again: a number from before may be another's by now
+            for pid in ranks:
+                kill(pid)
+            time.sleep(0.005)
         step = newest(out)
         assert step >= reached
         reached = step
         if step:
-            latest = out / "checkpoints" / "latest.h5"
             with opened(latest.resolve(strict=True)) as catalog:
                 for stored in catalog.stored.values():
                     catalog.verify(stored)
@@ -131,15 +149,7 @@ hetmp.save(f"{folder}/a.h5", model, extra={"small": 1})
 def full_disk(folder: Path, limit: int = 0) -> str:
     script = folder.parent / "full.py"
     script.write_text(FULL)
-    command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "mpi4py", str(script)]
-    done = subprocess.run(
-        [*command, str(folder), str(limit)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment(),
-        check=False,
-    )
+    done = hetmp_run(folder, limit, module=("-m", "mpi4py", str(script)), ranks=3)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("refused:") == 3 and done.stdout.count("still there") == 3
     assert [file.name for file in folder.iterdir()] == ["a.h5"]

@@ -111,9 +111,9 @@ def test_a_rank_that_raises_alone_ends_the_job():
 def test_lonely_worlds_are_caught():
     """What srun --mpi=pmix makes of an MPICH program: three processes, three worlds of one."""
     lonely = {"SLURM_NTASKS": "3", "SLURM_STEP_NUM_TASKS": "3"}
-    done = hetmp_run(*TRAIN, cold=True, SLURM_PROCID="0", **lonely)
+    done = hetmp_run(*TRAIN, SLURM_PROCID="0", **lonely)
     refused(done, "3 separate worlds of 1 rank", "--mpi=pmix", "--mpi=pmi2")
-    silent = hetmp_run(*TRAIN, cold=True, SLURM_PROCID="1", **lonely)
+    silent = hetmp_run(*TRAIN, SLURM_PROCID="1", **lonely)
     assert silent.returncode != 0
     assert silent.stderr == ""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.running import TRAIN, environment, hetmp_run, refused
+from helpers.running import SYNTHETIC, TRAIN, environment, hetmp_run, refused
 from hetmp.core.errors import FailedError, HetmpError, describe, exit_code, grace_seconds
 
 PROGRAM = [sys.executable, "-m", "hetmp.cli"]
@@ -138,7 +138,7 @@ def test_what_a_rank_says_is_written_in_one_piece():
 # --- the reader, the disk, the user --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["--help"], ["models"], [*TRAIN, "--steps", "1"]])
+@pytest.mark.parametrize("words", [["--help"], ["models"], [*TRAIN, *SYNTHETIC, "--steps", "1"]])
 def test_a_reader_that_goes_away_is_told_nothing(words):
     read, write = os.pipe()
     os.close(read)
@@ -151,7 +151,7 @@ def test_a_reader_that_goes_away_is_told_nothing(words):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("words", [["--help"], ["models"], [*TRAIN, "--steps", "1"]])
+@pytest.mark.parametrize("words", [["--help"], ["models"], [*TRAIN, *SYNTHETIC, "--steps", "1"]])
 def test_an_output_that_is_full_is_one_message(words):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -165,7 +165,7 @@ def test_ctrl_c_ends_at_once_and_without_a_word():
     """Whenever it comes: while torch is imported, or in the middle of a step. Shells say 130."""
     for after in (1.5, 4.0):
         run = subprocess.Popen(
-            [*PROGRAM, *TRAIN, "--epochs", "200"],
+            [*PROGRAM, *TRAIN, *SYNTHETIC, "--epochs", "2000"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
         )  # fmt: skip
         time.sleep(after)

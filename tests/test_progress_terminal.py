@@ -9,13 +9,14 @@ import sys
 import pytest
 
 import hetmp
-from helpers.running import HERE, MPIRUN, TRAIN, environment, hetmp_run
+from helpers.running import HERE, MPIRUN, SYNTHETIC, TRAIN, environment, hetmp_run
 from helpers.terminals import STAMP, Terminal, plain, screen
 from hetmp.run.progress.terminal import Process, find_terminal
 
-PROGRAM = (sys.executable, "-m", "hetmp.cli", *TRAIN)
+PROGRAM = (sys.executable, "-m", "hetmp.cli", *TRAIN, *SYNTHETIC, "--samples", "1500")
+"""With as many images as digits has."""
 HIDDEN = "\x1b[?25l"
-FRAME = "─ digits on digits ─"
+FRAME = "─ digits on synthetic ─"
 """Its title; above it the network is told without these lines."""
 
 
@@ -108,7 +109,10 @@ def test_in_a_terminal_there_is_a_frame_while_it_runs(terminal, ranks):
     assert rows[-1] == set("012" if ranks else "0")
 
 
-@pytest.mark.parametrize("ranks, name", [(None, "TERM"), (None, "KILL"), (2, "TERM")])
+@pytest.mark.parametrize(
+    "ranks, name",
+    [pytest.param(None, "TERM", marks=pytest.mark.thorough), (None, "KILL"), (2, "TERM")],
+)
 def test_a_run_that_is_ended_leaves_the_terminal_usable(terminal, ranks, name):
     command = under_mpirun(ranks) if ranks else PROGRAM
     seen = terminal((*command, "--epochs", "1000"))
@@ -165,7 +169,7 @@ def test_where_no_frame_can_be_or_is_wanted_there_are_lines(terminal, case):
 
 
 def test_a_frame_can_be_asked_for_anywhere():
-    done = hetmp_run(*TRAIN, "--steps", "3", "--view", "live", COLUMNS="100", TERM="xterm")
+    done = hetmp_run(*PROGRAM[3:], "--steps", "3", "--view", "live", COLUMNS="100", TERM="xterm")
     assert f"╭{FRAME}" + "─" * (100 - len(FRAME) - 2) + "╮" in plain(done.stdout)
 
 

@@ -17,6 +17,9 @@ MPIRUN = HERE.parent / "scripts" / "mpirun.sh"
 LAUNCHERS = re.compile(r"^(OMPI|PMI|PMIX|PRTE|MPI_LOCAL|SLURM|HYDRA)")
 TRAIN = ("train", "--model", "digits", "--data", "digits", "--batch-size", "100")
 
+SYNTHETIC = ("--data", "synthetic", "--shape", "1,8,8", "--classes", "10")
+"""Instead of digits where a program starts cold: scikit-learn is not imported."""
+
 COLD = "HETMP_TEST_COLD" in os.environ
 """Whether every program starts from its file, as on a user's machine: three times as long."""
 

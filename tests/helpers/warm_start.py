@@ -7,9 +7,10 @@ MPI starts in it as in any other.
 """
 
 import atexit
+import contextlib
 import ctypes
 import gc
-import json
+import marshal
 import os
 import select
 import signal
@@ -18,22 +19,25 @@ import stat
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 CLIENT = """#!{python} -SE
-import json, os, socket, sys
+import marshal, posix, sys
+from _socket import AF_UNIX, SCM_RIGHTS, SOL_SOCKET, socket
 files = [0, 1, 2]
-if "PMI_FD" in os.environ:  # MPICH's ranks find each other through it
-    files.append(int(os.environ["PMI_FD"]))
-call = {{"argv": sys.argv, "cwd": os.getcwd(), "environment": dict(os.environ), "files": files}}
-server = socket.socket(socket.AF_UNIX)
+if b"PMI_FD" in posix.environ:  # MPICH's ranks find each other through it
+    files.append(int(posix.environ[b"PMI_FD"]))
+message = marshal.dumps((sys.argv, posix.getcwd(), posix.environ, files))
+server = socket(AF_UNIX)
 server.connect({path!r})
-message = json.dumps(call).encode()
-socket.send_fds(server, [len(message).to_bytes(4, "big")], files)
+numbers = b"".join(file.to_bytes(4, sys.byteorder) for file in files)
+server.sendmsg([len(message).to_bytes(4, "big")], [(SOL_SOCKET, SCM_RIGHTS, numbers)])
 server.sendall(message)
 code = server.recv(1)
-os._exit(code[0] if code else 1)
+posix._exit(code[0] if code else 1)
 """
+"""Hands over a call. It imports what is part of Python itself: any more would take longer."""
 
 
 class Warm:
@@ -76,56 +80,78 @@ def serve(path: str) -> list[str]:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
     listening.listen(64)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes below
     print("ready", flush=True)
+    programs: list[Program] = []
     while True:
-        ready, _, _ = select.select([listening, 0], [], [])
+        watched = [file for program in programs for file in (program.ended, program.caller)]
+        ready, _, _ = select.select([listening, 0, *watched], [], [])
         if 0 in ready:  # closed: whoever started this is gone
             os._exit(0)
-        caller, _ = listening.accept()
-        if os.fork() == 0:
-            listening.close()
-            return _keep(caller)
-        caller.close()
+        for program in programs[:]:
+            if program.ended in ready or program.caller in ready:
+                program.finish(ended=program.ended in ready)
+                programs.remove(program)
+        if listening in ready:
+            caller, _ = listening.accept()
+            call, files = _receive(caller)
+            number = os.fork()
+            if number == 0:
+                for file in (listening, caller, *watched):
+                    os.close(file if isinstance(file, int) else file.detach())
+                return _become(call, files)
+            for file in files:  # an open end of a pipe would keep its reader waiting
+                os.close(file)
+            programs.append(Program(number, os.pidfd_open(number), caller))
 
 
-def _keep(caller: socket.socket) -> list[str]:
-    """Fork the program; wait for it and tell its caller its code, or end it with its caller."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+@dataclass(frozen=True)
+class Program:
+    """A program that runs, and who waits for it."""
+
+    number: int
+    ended: int
+    """A file that is ready when the program has ended."""
+    caller: socket.socket
+
+    def finish(self, ended: bool) -> None:
+        """Tell its caller its code, or end it with its caller."""
+        if not ended:
+            os.kill(self.number, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(self.number, 0)[1])
+        if ended:
+            with contextlib.suppress(OSError):  # its caller is gone as well
+                self.caller.sendall(bytes([code if code >= 0 else 128 - code]))
+        os.close(self.ended)
+        self.caller.close()
+
+
+def _receive(caller: socket.socket) -> tuple["Call", list[int]]:
+    """Return what a caller hands over, and the files that come with it."""
     head, files, _, _ = socket.recv_fds(caller, 4, 8)
     message = b""
     while len(message) < int.from_bytes(head, "big"):
         message += caller.recv(1 << 16)
-    call = json.loads(message)
-    program = os.fork()
-    if program == 0:
-        caller.close()
-        return _become(call, files)
-    for file in {0, 1, 2, *files}:  # an open end of a pipe would keep its reader waiting
-        os.close(file)
-    ended = os.pidfd_open(program)
-    ready, _, _ = select.select([ended, caller], [], [])
-    if ended not in ready:
-        os.kill(program, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
-    if ended in ready:
-        caller.sendall(bytes([code if code >= 0 else 128 - code]))
-    os._exit(0)
+    return marshal.loads(message), list(files)
 
 
-def _become(call: dict[str, object], files: list[int]) -> list[str]:
+Call = tuple[list[str], str, dict[bytes, bytes], list[int]]
+"""Arguments, folder, environment, and the numbers that the files had."""
+
+
+def _become(call: Call, files: list[int]) -> list[str]:
+    arguments, folder, variables, numbers = call
     high = [os.dup2(file, 200 + number) for number, file in enumerate(files)]
     for file in files:
         os.close(file)
-    for file, number in zip(high, call["files"], strict=True):
+    for file, number in zip(high, numbers, strict=True):
         os.dup2(file, number)
         os.close(file)
     os.environ.clear()
-    os.environ.update(call["environment"])
+    os.environb.update(variables)
     added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [path for path in added if path]
-    os.chdir(call["cwd"])
-    return call["argv"]
+    os.chdir(folder)
+    return arguments
 
 
 def run(argv: list[str]) -> None:
@@ -148,15 +174,26 @@ def run(argv: list[str]) -> None:
         runpy.run_path(argv[1], run_name="__main__")
 
 
-def end() -> None:
-    """End a program that ran well, without taking apart all that was imported for it."""
+def end(code: int) -> None:
+    """End a program, without taking apart all that was imported for it."""
     atexit._run_exitfuncs()
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.Finalize()
     sys.stdout.flush()
     sys.stderr.flush()
-    ctypes.CDLL(None).exit(0)  # MPI takes leave of its launcher in a handler of C's
+    ctypes.CDLL(None).exit(code)  # MPI takes leave of its launcher in a handler of C's
+
+
+def keep_libraries() -> None:
+    """Let processes that exit not take apart the libraries loaded so far: torch needs 0.1 s for it.
+
+    Handlers of C's run in the reverse of the order in which they were registered: those of what is
+    loaded later, such as MPI's, still do.
+    """
+    c = ctypes.CDLL(None)
+    c.on_exit(c._exit, None)  # is called with the exit code
+    c.__cxa_atexit(c.fflush, None, None)
 
 
 if __name__ == "__main__":
@@ -169,12 +206,15 @@ if __name__ == "__main__":
     import hetmp.cli
     import hetmp.run.train  # noqa: F401
 
+    keep_libraries()
     gc.collect()
     gc.freeze()  # what is shared with the processes stays shared
     called = serve(sys.argv[1])
     try:
         run(called)
     except SystemExit as ended:
-        if ended.code:
+        # Where mpi4py runs the program, it has to see the code: it ends the other ranks.
+        if isinstance(ended.code, str) or (ended.code and "mpi4py.run" in sys.modules):
             raise
-    end()
+        end(ended.code or 0)
+    end(0)

@@ -121,6 +121,7 @@ def _between(
 ) -> tuple[LinkTimes, ...]:
     """Measure every kind of exchange between the ranks of *group*. Collective."""
     measured: dict[str, list[tuple[int, float, float]]] = {}
+    others = torch.empty(CACHE, device=device)  # once: its pages take longer than the exchanges
     for shape in shapes:
         size = int(np.prod(shape)) * torch.empty((), dtype=dtype).element_size()
         for skew in SKEWS:
@@ -138,7 +139,7 @@ def _between(
                 if source == target:
                     continue
                 exchange = Exchange(group, source, target, tuning.wire)
-                seconds = _time(exchange, shape, dtype, device, tuning)
+                seconds = _time(exchange, shape, dtype, others, tuning)
                 name = link_name(source, target)
                 measured.setdefault(name, []).append((size, largest, seconds))
     return tuple(
@@ -162,13 +163,16 @@ def _time(
     exchange: Exchange,
     shape: tuple[int, ...],
     dtype: torch.dtype,
-    device: torch.device,
+    others: torch.Tensor,
     tuning: Tuning,
 ) -> float:
-    """Return the median over repeats of the slowest rank's seconds. Collective."""
+    """Return the median over repeats of the slowest rank's seconds. Collective.
+
+    *others*, more than caches hold, is on the device whose values are exchanged.
+    """
     group = exchange.group
     share = share_shape(torch.Size(shape), exchange.source, group.rank)
-    x = torch.randn(share, dtype=dtype, device=device)
+    x = torch.randn(share, dtype=dtype, device=others.device)
     last = tuning.channels_last and len(shape) == 4 and has_many_pixels(shape)
     order = (0, 2, 3, 1) if last else None
     gathers = exchange.target == FULL and exchange.source != PARTIAL
@@ -176,7 +180,6 @@ def _time(
     if order is not None and exchange.source == PARTIAL:
         x = x.contiguous(memory_format=torch.channels_last)
     seconds = []
-    others = torch.empty(CACHE, device=device)
     for _ in range(1 + REPEATS):
         tidy(group)
         # In a step, much was computed since the memory of an exchange was last used.
