@@ -155,7 +155,9 @@ class Forward:
         exchange, tuning = runtime.exchange(self.mode, step), runtime.tuning
         order_in_memory = self._memory_order(x, order)
         how = Carriage(tuning.shared_memory, order.borrowed, order_in_memory, tuning.rounded)
-        postpones = (tuning.overlap or tuning.regather) and torch.is_grad_enabled()
+        choices = [runtime.backward[taker.node.path] for taker in order.takers]
+        regathers = "regather" in choices and "keep" not in choices
+        postpones = (tuning.overlap or regathers) and torch.is_grad_enabled()
         if (
             not (postpones and order.takers)
             or runtime.group.size == 1
@@ -167,10 +169,11 @@ class Forward:
             (taker.node.rule, runtime.callee(self.model, self.mode, taker))
             for taker in order.takers
         ]
-        regather = _again(exchange, how) if tuning.regather else None
+        regather = _again(exchange, how) if regathers else None
         watch = self.watch
         around = None if watch is None else lambda number: watch.parameters(order.takers[number])
-        postponed = Postponed(takers, regather, around)
+        keeping = {i for i, choice in enumerate(choices) if choice == "recompute"}
+        postponed = Postponed(takers, regather, keeping, around)
         under_way = exchange.start(x, how)
         postponed.enter(x)
         self.postponed.update(

@@ -45,6 +45,7 @@ class Runtime(nn.Module):
         verification: whether what was read of the module was held against the module.
         attribute_mark: of what attributes set since slicing made of the programs, the same on
             ranks that run the same.
+        backward: what the backward pass has of each layer, by its path: see ``LayerPlan``.
         exchanges: the exchanges between layers, in order; each has its counters.
         repeated: layers that run again in another way, and functions with a state of their own,
             by the name of the step.
@@ -65,7 +66,8 @@ class Runtime(nn.Module):
     ) -> None:
         super().__init__()
         self.group, self.plan, self.table = group, plan, table
-        self._tuning = tuning
+        self._wire = tuning.wire
+        self.tuning = tuning
         self.watch: Watch | None = None
         self.verification = NOT_ASKED
         self.attribute_mark = 0
@@ -130,12 +132,13 @@ class Runtime(nn.Module):
 
     @tuning.setter
     def tuning(self, tuning: Tuning) -> None:
-        if tuning.wire != self._tuning.wire:
+        if tuning.wire != self._wire:
             raise HetmpError(
-                f"the model was sliced with wire={self._tuning.wire!r} and cannot change it to "
+                f"the model was sliced with wire={self._wire!r} and cannot change it to "
                 f"{tuning.wire!r}: slice the module again with that tuning"
             )
         self._tuning = tuning
+        self.backward = self.plan.backward_by_layer(tuning.regather)
 
     def __repr__(self) -> str:
         """Show who shares the model and how each mixing layer is cut."""
