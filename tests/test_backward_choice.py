@@ -11,7 +11,13 @@ from torch import nn
 import hetmp
 from helpers.comparison import batch, compare_training, make_plan, pick, pick_weights, seeded
 
-CHOICES = ("keep", "regather")
+CHOICES = (
+    ("regather",),
+    ("regather", "keep", None),
+    ("recompute",),
+    ("recompute", "keep"),
+    ("regather", "recompute", None, "recompute"),
+)
 SCHEMES = (
     ("filters",),
     ("batch", "filters"),
@@ -50,7 +56,7 @@ def choose(plan, choices):
 @pytest.mark.mpi
 @pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "no overlap"])
 @pytest.mark.parametrize("number", range(4))
-@pytest.mark.parametrize("choices", [("regather",), ("regather", "keep", None)], ids=str)
+@pytest.mark.parametrize("choices", CHOICES, ids=str)
 def test_a_network_trains_alike_whatever_is_gathered_again(choices, number, overlap):
     module = seeded(Residual)
     plan = make_plan(module, pick_weights(number), pick(SCHEMES, number))

@@ -60,6 +60,19 @@ class Postponed:
         entered = iter(_Parameters.apply(self, saved, *parameters) if parameters else ())
         self._entered = [{name: next(entered) for name in names} for names in named]
 
+    def once_more(self) -> "Postponed":
+        """Return these takers with parameters that enter nothing.
+
+        Their outputs are computed from the same numbers and save as much. Of takers that have not
+        run yet.
+        """
+        again = Postponed(self.takers, self.regather, self._keeps)
+        again._entered = [
+            {name: x.detach().requires_grad_(x.requires_grad) for name, x in names.items()}
+            for names in self._entered
+        ]
+        return again
+
     def run(self, number: int, x: Tensor) -> Tensor:
         """Return a taker's output for the exchanged value. Once per taker."""
         rule, layer = self.takers[number]
