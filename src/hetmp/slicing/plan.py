@@ -318,6 +318,8 @@ class Plan(BaseModel):
         Raises:
             HetmpError: no layer has such a path, or there is no such choice.
         """
+        if not choices:
+            return self
         chosen: dict[str, Backward | None] = {}
         for pattern, choice in choices.items():
             if choice is not None and choice not in get_args(Backward):
