@@ -6,6 +6,7 @@ import re
 import pytest
 from torch import nn
 
+from hetmp.core.documents import validated
 from hetmp.core.errors import HetmpError
 from hetmp.slicing.channel_groups import plan_from_weights
 from hetmp.slicing.graph import read_graph
@@ -50,7 +51,7 @@ def test_json_there_and_back(plan, tmp_path):
     assert Plan.load(str(path)) == plan
     document = json.loads(path.read_text())
     assert document["format"] == "hetmp-plan"
-    assert document["version"] == 3
+    assert document["version"] == 4
     assert document["layers"][1] == {
         "name": "1",
         "kind": "ConvTranspose2d",
@@ -59,24 +60,62 @@ def test_json_there_and_back(plan, tmp_path):
         "counts": [5, 2, 0],
         "weights": [],
         "pieces": [],
+        "backward": None,
     }
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_file_of_an_older_version_is_read_and_written_anew(plan, tmp_path, version):
     path = tmp_path / "plan.json"
 
     def made_older(document):
         document["version"] = version
         for layer in document["layers"]:
-            del layer["weights"]
+            del layer["backward"]
+            if version < 3:
+                del layer["weights"]
         if version == 1:
             del document["predicted"]
 
     path.write_text(edited(plan, made_older))
     assert Plan.load(path) == plan
     Plan.load(path).save(path)
-    assert json.loads(path.read_text())["version"] == 3
+    assert json.loads(path.read_text())["version"] == 4
+
+
+# --- what the backward pass has of a layer
+
+
+def test_the_backward_choices_of_layers_by_patterns(plan, tmp_path):
+    changed = plan.with_backward({"*": "regather", "[1-3]": "recompute", "3": None})
+    assert [(layer.name, layer.backward) for layer in changed.layers] == [
+        ("0.0", "regather"),
+        ("1", "recompute"),
+        ("3", None),
+    ]
+    path = tmp_path / "plan.json"
+    changed.save(path)
+    assert Plan.load(path) == changed
+    assert changed.with_layer("1", scheme="inputs").layer("1").backward == "recompute"
+    assert changed.spread([0, 1, 2], 4).of_members() == changed
+    assert changed.backward_by_layer(False) == {
+        "0.0": "regather",
+        "1": "recompute",
+        "3": "keep",
+    }
+    assert changed.backward_by_layer(True)["3"] == "regather"
+
+
+def test_backward_choices_that_there_are_not(plan):
+    def set_nothing(document):
+        document["layers"][1]["backward"] = "nothing"
+
+    with pytest.raises(HetmpError, match=r"unknown layer 'head\.\*' \(known: 0\.0, 1, 3\)"):
+        plan.with_backward({"head.*": "recompute"})
+    with pytest.raises(HetmpError, match="unknown backward 'recomputes': did you mean 'recompute'"):
+        plan.with_backward({"1": "recomputes"})
+    with pytest.raises(HetmpError, match=r"layers.1.backward: .*'keep', 'regather' or 'recompute'"):
+        validated(Plan, json.loads(edited(plan, set_nothing)), "plan")
 
 
 # --- scheme batch: the weights of a batch
@@ -180,10 +219,10 @@ def edited(plan: Plan, edit) -> str:
     [
         (lambda d: d.update(format="hetmp-profile"), "format: .*hetmp-plan"),
         (
-            lambda d: d.update(version=4),
-            "version: 4 is newer than this hetmp reads .1 to 3.: use a",
+            lambda d: d.update(version=5),
+            "version: 5 is newer than this hetmp reads .1 to 4.: use a",
         ),
-        (lambda d: d.update(version="3"), "version: .*1, 2 or 3"),
+        (lambda d: d.update(version="3"), "version: .*1, 2, 3 or 4"),
         (lambda d: d["layers"][1].update(scheme="batch"), "layers.1: no weights given"),
         (
             lambda d: d["layers"][1].update(scheme="batch", weights=[1, 2]),

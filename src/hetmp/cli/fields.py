@@ -37,6 +37,7 @@ _KINDS: "dict[str, tuple[click.ParamType[Any], str]]" = {
     "profile_seconds": (click.FLOAT, "SECONDS"),
     "optimizer": (Choice("optimizer", OPTIMIZERS, others=True), "NAME"),
     "autocast": (Names(AUTOCASTS), "NAME,..."),
+    "recompute": (Names(()), "NAME,..."),
     "metrics": (Names(METRICS), "NAME,..."),
     "out": (FOLDER, "FOLDER"),
     "checkpoint_every": (click.STRING, "INTERVAL"),

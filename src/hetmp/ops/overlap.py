@@ -5,7 +5,7 @@ start and the end of the input's exchange, and the way back is: input gradient, 
 exchange, parameter gradients, end of the exchange.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -27,7 +27,8 @@ class Postponed:
     Args:
         takers: the layers, with their rules.
         regather: gathers the exchanged value once more from this rank's share of it, so that it
-            need not be kept. Collective; None to keep it.
+            need not be kept. Collective; None where every taker keeps it.
+        keeps: the numbers of the takers that keep it all the same.
         around: entered, by number of the taker, while its parameter gradients are computed.
 
     Attributes:
@@ -39,11 +40,17 @@ class Postponed:
         self,
         takers: Sequence[tuple[Mixing, nn.Module]],
         regather: Callable[[Tensor], Tensor] | None,
+        keeps: Collection[int] = (),
         around: Callable[[int], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.takers, self.regather, self.around = takers, regather, around
+        self._keeps = keeps
         self.arrived: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._entered: list[dict[str, Tensor]] = []
+
+    def keeps(self, number: int) -> bool:
+        """Return whether a taker keeps the exchanged value for its parameters' gradients."""
+        return self.regather is None or number in self._keeps
 
     def enter(self, x: Tensor) -> None:
         """Enter the layers' parameters, between start and end of the exchange of *x*."""
@@ -52,6 +59,19 @@ class Postponed:
         parameters = [parameter for names in named for parameter in names.values()]
         entered = iter(_Parameters.apply(self, saved, *parameters) if parameters else ())
         self._entered = [{name: next(entered) for name in names} for names in named]
+
+    def once_more(self) -> "Postponed":
+        """Return these takers with parameters that enter nothing.
+
+        Their outputs are computed from the same numbers and save as much. Of takers that have not
+        run yet.
+        """
+        again = Postponed(self.takers, self.regather, self._keeps)
+        again._entered = [
+            {name: x.detach().requires_grad_(x.requires_grad) for name, x in names.items()}
+            for names in self._entered
+        ]
+        return again
 
     def run(self, number: int, x: Tensor) -> Tensor:
         """Return a taker's output for the exchanged value. Once per taker."""
@@ -144,10 +164,10 @@ class _Mixed(torch.autograd.Function):
     ) -> Tensor:
         ctx.postponed, ctx.number = postponed, number
         ctx.like = x.shape, x.stride()
-        if postponed.regather:
-            ctx.save_for_backward(weight)
-        else:
+        if postponed.keeps(number):
             ctx.save_for_backward(weight, x)
+        else:
+            ctx.save_for_backward(weight)
         rule, layer = postponed.takers[number]
         return rule.compute(layer, x, weight, bias)
 

@@ -183,6 +183,9 @@ class TrainConfig(BaseModel):
     """Do not run the network beside what was read of it, before it is sliced."""
     regather: bool = False
     """Gather a layer's input again in the backward pass instead of keeping it: less memory."""
+    recompute: tuple[str, ...] | None = None
+    """Layers, with * for any part of a name (layer1.*), that the backward pass computes again, with
+    the operations behind them, from a rank's share of their input: least memory, more time."""
     no_shared_memory: bool = False
     """Exchange by MPI collectives even if the ranks of a host could share memory."""
     rounded: bool = False

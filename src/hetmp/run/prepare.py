@@ -167,6 +167,7 @@ def _sliced(
             weights,
             comm,
             schemes=config.schemes,
+            backward=dict.fromkeys(config.recompute or (), "recompute"),
             example_input=torch.empty((2, *dataset.input_shape), dtype=dtype, device="meta"),
             init=models.layer_by_layer(module) if config.layerwise else None,
             device=setup.device,

@@ -11,6 +11,8 @@ from .plan import LayerPlan as LayerPlan
 from .plan import Plan as Plan
 from .rows import Rows as Rows
 from .schedule import owners as owners
+from .segments import Segment as Segment
+from .segments import layer_segments as layer_segments
 from .shares import norm as norm
 from .shares import rand_like as rand_like
 from .shares import randn_like as randn_like

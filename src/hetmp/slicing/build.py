@@ -32,7 +32,7 @@ from hetmp.slicing.hooks import HookedParts
 from hetmp.slicing.model import RESERVED, SlicedModel
 from hetmp.slicing.optimizer_guard import guard
 from hetmp.slicing.orders import step_key
-from hetmp.slicing.plan import Plan
+from hetmp.slicing.plan import Backward, Plan
 from hetmp.slicing.runtime import Runtime
 from hetmp.slicing.schedule import CallStep, ProgramStep, Schedule
 from hetmp.slicing.scheduler import schedule_model
@@ -57,6 +57,7 @@ def slice_model(
     comm: "MPI.Intracomm | None" = None,
     *,
     schemes: str | Mapping[str, str] | None = None,
+    backward: Mapping[str, Backward | None] | None = None,
     example_input: Any = None,
     init: Init | None = None,
     device: torch.device | str | None = None,
@@ -75,6 +76,8 @@ def slice_model(
         comm: the ranks that share the model; ``MPI.COMM_WORLD`` if None.
         schemes: of the layers that mix channels, where *weights* are numbers: ``filters`` (the
             default), ``batch``, ``batch:K`` for the first K of them, or a scheme by a layer's path.
+        backward: what the backward pass has of layers: ``keep``, ``regather`` or ``recompute``, by
+            path or pattern, instead of what a plan says of these: see ``Plan.with_backward``.
         example_input: a tensor of a batch's shape, or a tuple or dict of arguments; needed only
             where the module has several inputs, or its layers do not tell the sizes that
             slicing depends on. Values are not looked at.
@@ -92,9 +95,9 @@ def slice_model(
 
     Raises:
         HetmpError: on every rank at once, with one message: weights that cannot be used, a
-            layer that cannot be sliced, a forward that was not read as it runs, a plan for
-            another model or number of ranks, modules or weights that differ between the ranks,
-            a meta module without ``init``.
+            layer that cannot be sliced or computed again, a forward that was not read as it runs,
+            a plan for another model or number of ranks, modules or weights that differ between the
+            ranks, a meta module without ``init``.
     """
     tuning = tuning or Tuning()
     group = Group(comm)
@@ -107,7 +110,7 @@ def slice_model(
         original = skeleton_of(module)
         if strict:
             graph.check_strict()
-        plan = _plan(graph, weights, schemes, group.size)
+        plan = _plan(graph, weights, schemes, group.size).with_backward(backward or {})
         schedule = schedule_model(graph, plan)
         table = make_table(graph, schedule)
         if RESERVED in dict(graph.skeleton.named_children()):

@@ -11,11 +11,12 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from hetmp.core.batch_layout import arrived, images_now
 from hetmp.core.state import Sliced, is_batch
-from hetmp.exchange import Carriage, Exchange, leave, tidy
+from hetmp.exchange import Carriage, Exchange, alias, leave, plain_tensors, tidy
 from hetmp.ops import Postponed, Seeds, add_bias, filled
 from hetmp.slicing.graph import PLAIN
 from hetmp.slicing.hooks import run_hooked
-from hetmp.slicing.orders import GradientCheckpoint, Order, Section
+from hetmp.slicing.orders import GradientCheckpoint, Order, Recomputed, Section
+from hetmp.slicing.recompute import LayersBefore, closed
 from hetmp.slicing.rows import Rows
 from hetmp.slicing.runtime import Runtime
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, HookedStep, WriteStep
@@ -49,6 +50,10 @@ class Forward:
         self.values, self.entered, self.seeds = values, entered, seeds
         self.watch = runtime.watch
         self.postponed: dict[str, tuple[Postponed, int]] = {}
+        # By name of a gathered value that is gathered again, what does so from its share.
+        self.gathers: dict[str, Callable[[Tensor], Tensor]] = {}
+        # By step, buffers in the place of a layer's own.
+        self.buffers: Mapping[str, Mapping[str, Tensor]] = {}
         # By name, what hooks have seen of values that are changed in place later.
         self.seen: dict[str, Tensor] = {}
 
@@ -62,6 +67,8 @@ class Forward:
         for part in sections:
             if isinstance(part, Order):
                 self._run(part)
+            elif isinstance(part, Recomputed):
+                self._run_recomputed(part)
             else:
                 self._run_checkpoint(part)
 
@@ -124,6 +131,60 @@ class Forward:
         for name in part.freed:
             self.values.pop(name, None)
 
+    def _run_recomputed(self, part: Recomputed) -> None:
+        """Run a layer's segment, which the backward pass computes again. Collective, as that is."""
+        for order in part.orders:
+            for name in order.entered.values():
+                self.entered[name]  # outside of what is computed again
+        if not torch.is_grad_enabled():
+            self._run_all(part.orders)
+            return
+        keeps = {name: self.values[name] for name in part.sources}
+        first = {name: self.values[name] for name in part.gathered}
+        wanted = {name: value.requires_grad for name, value in first.items()}
+        gathers = {name: self.gathers[name] for name in part.gathered}
+        own = {order.step.name for order in part.orders} & self.postponed.keys()
+        postponed = {name: self.postponed.pop(name) for name in own}
+        once_more = {name: (p.once_more(), number) for name, (p, number) in postponed.items()}
+        for name in part.freed:
+            self.values.pop(name, None)
+        before, images, runs = LayersBefore(part.layer, self._layers(part.orders)), images_now(), 0
+
+        def run(*values: Any) -> tuple[Any, ...]:
+            nonlocal runs
+            runs += 1
+            inner = Forward(self.model, self.runtime, self.mode, {}, self.entered, self.seeds)
+            inner.values.update(zip(part.sources, values, strict=True))
+            if runs == 1:
+                inner.values.update(first)
+                first.clear()
+                inner.watch, inner.postponed, inner.seen = self.watch, postponed, self.seen
+                inner._run_all(part.orders)
+                return closed(tuple(inner.values[name] for name in part.results))
+            # In the backward pass, where another batch may be under way.
+            with plain_tensors(), arrived(images), before.restored() as inner.buffers:
+                inner.watch = None
+                inner.postponed = {n: (p.once_more(), at) for n, (p, at) in once_more.items()}
+                for name, share in part.gathered.items():
+                    again = alias(gathers[name](inner.values[share].detach()))
+                    inner.values[name] = again.requires_grad_(wanted[name])
+                if self.seeds is not None:
+                    self.runtime.set_key(self.model, self.seeds.key)
+                inner._run_all(part.orders)
+                return closed(tuple(inner.values[name] for name in part.results))
+
+        # A rank with few channels saves fewer tensors, but all must run the same exchanges again.
+        with set_checkpoint_early_stop(False):
+            results = checkpoint(run, *keeps.values(), use_reentrant=False)
+        before.ran()
+        self.values.update(zip(part.results, results, strict=True))
+
+    def _layers(self, orders: Sequence[Order]) -> dict[str, nn.Module]:
+        """Return the layers that steps call, by name."""
+        calls = [order.step for order in orders if isinstance(order.step, CallStep)]
+        callees = {step.name: self.runtime.callee(self.model, self.mode, step) for step in calls}
+        return {name: layer for name, layer in callees.items() if isinstance(layer, nn.Module)}
+
     def _step(self, order: Order) -> Any:
         step = order.step
         if isinstance(step, ExchangeStep):
@@ -155,7 +216,11 @@ class Forward:
         exchange, tuning = runtime.exchange(self.mode, step), runtime.tuning
         order_in_memory = self._memory_order(x, order)
         how = Carriage(tuning.shared_memory, order.borrowed, order_in_memory, tuning.rounded)
-        postpones = (tuning.overlap or tuning.regather) and torch.is_grad_enabled()
+        if order.gathers_again:
+            self.gathers[step.name] = _again(exchange, how)
+        choices = [runtime.backward[taker.node.path] for taker in order.takers]
+        regathers = "regather" in choices and "keep" not in choices
+        postpones = (tuning.overlap or regathers) and torch.is_grad_enabled()
         if (
             not (postpones and order.takers)
             or runtime.group.size == 1
@@ -167,10 +232,11 @@ class Forward:
             (taker.node.rule, runtime.callee(self.model, self.mode, taker))
             for taker in order.takers
         ]
-        regather = _again(exchange, how) if tuning.regather else None
+        regather = _again(exchange, how) if regathers else None
         watch = self.watch
         around = None if watch is None else lambda number: watch.parameters(order.takers[number])
-        postponed = Postponed(takers, regather, around)
+        keeping = {i for i, choice in enumerate(choices) if choice == "recompute"}
+        postponed = Postponed(takers, regather, keeping, around)
         under_way = exchange.start(x, how)
         postponed.enter(x)
         self.postponed.update(
@@ -206,8 +272,9 @@ class Forward:
             memory = torch.channels_last if together else torch.contiguous_format
             args = (args[0].contiguous(memory_format=memory), *args[1:])
         with self._seed(order, callee, args) if seeds else nullcontext():
-            if order.entered and isinstance(callee, nn.Module):
-                own = {name: self.entered[whole] for name, whole in order.entered.items()}
+            own = {name: self.entered[whole] for name, whole in order.entered.items()}
+            own |= self.buffers.get(step.name, {})
+            if own and isinstance(callee, nn.Module):
                 return functional_call(callee, own, args, kwargs, tie_weights=False)
             return callee(*args, **kwargs)
 
@@ -233,6 +300,8 @@ def _again(exchange: Exchange, how: Carriage) -> Callable[[Tensor], Tensor]:
     how = exchange.of_batch(how)
 
     def regather(x: Tensor) -> Tensor:
+        if exchange.group.size == 1:
+            return x
         tidy(exchange.group)
         return exchange.move(x, how, blocking=True).wait()
 

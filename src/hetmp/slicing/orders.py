@@ -1,13 +1,14 @@
 """Programs ready to run: each step with what is needed to run it."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hetmp.core.state import FULL
 from hetmp.ops import Statistics, Whole, may_draw, runs_own_code
 from hetmp.slicing.graph import ModelGraph
 from hetmp.slicing.schedule import CallStep, HookedStep, Program, ProgramStep, takers
+from hetmp.slicing.segments import Segment
 from hetmp.slicing.table import Table
 
 BUNDLE = 4 * 2**20
@@ -28,6 +29,8 @@ class Order:
             replicated parameters.
         borrowed: whether nothing else takes the result, so that it is only read.
         statistics: of a batch or instance norm, how it takes them from its input.
+        gathers_again: of an exchange, whether the backward pass repeats it for a layer that it
+            computes again.
         inside: of a hooked part, the steps that its call runs.
     """
 
@@ -39,12 +42,15 @@ class Order:
     takers: tuple[CallStep, ...]
     borrowed: bool
     statistics: Statistics | None
+    gathers_again: bool = False
     inside: "tuple[Section, ...]" = ()
 
 
 @dataclass(frozen=True)
 class GradientCheckpoint:
     """Steps in a row that the backward pass computes again, as the module's own checkpoint says.
+
+    Whatever they change, such as running statistics, they change both times, as in the module.
 
     Attributes:
         orders: the steps.
@@ -59,6 +65,22 @@ class GradientCheckpoint:
     freed: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Recomputed(GradientCheckpoint):
+    """Steps in a row that the backward pass computes again, as the plan says.
+
+    They change nothing the second time.
+
+    Attributes:
+        layer: the path of the layer, which is the first step.
+        gathered: gathered values that they take and that are not kept -> their shares, which are
+            among the ``sources``.
+    """
+
+    layer: str
+    gathered: Mapping[str, str]
+
+
 Section = Order | GradientCheckpoint
 """What a program runs, one after the other."""
 
@@ -70,7 +92,7 @@ class Running:
     Attributes:
         program: its steps and what it returns.
         orders: its steps, in order.
-        sections: the same, with the steps of each gradient checkpoint together.
+        sections: the same, with the steps together that the backward pass computes again together.
         replicated: the names of its parameters that every rank holds whole, in the bundles in which
             their gradients travel.
     """
@@ -86,15 +108,29 @@ def step_key(mode: int, step: ProgramStep) -> str:
     return f"{mode}:{step.name}".replace(".", ":")
 
 
-def made_ready(program: Program, graph: ModelGraph, table: Table) -> Running:
-    """Make *program*, of *graph*, ready to run on a model whose tensors are cut as *table* says."""
-    orders = _orders(program, graph, table)
-    sections = _sections(orders, program)
+def made_ready(
+    program: Program, graph: ModelGraph, table: Table, segments: Sequence[Segment] = ()
+) -> Running:
+    """Make *program*, of *graph*, ready to run on a model whose tensors are cut as *table* says.
+
+    The backward pass computes its *segments* again.
+    """
+    orders = _orders(program, graph, table, segments)
+    sections = _sections(orders, program, segments)
     return Running(program, orders, sections, _replicated(orders, program, graph, table))
 
 
-def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, ...]:
-    last = {source: i for i, step in enumerate(program.steps) for source in step.sources}
+def _orders(
+    program: Program, graph: ModelGraph, table: Table, segments: Sequence[Segment]
+) -> tuple[Order, ...]:
+    # What is gathered again is needed as long as what was gathered.
+    shares = {x.steps[0].name: [gather.sources[0] for gather in x.gathers] for x in segments}
+    gathers = {gather.name for segment in segments for gather in segment.gathers}
+    last = {
+        source: i
+        for i, step in enumerate(program.steps)
+        for source in (*step.sources, *shares.get(step.name, ()))
+    }
     freed: dict[int, list[str]] = {}
     for name, i in last.items():
         if name not in program.returned:
@@ -116,38 +152,64 @@ def _orders(program: Program, graph: ModelGraph, table: Table) -> tuple[Order, .
                 mixing,
                 borrowed,
                 Statistics.of(step.node.call) if isinstance(step, CallStep) else None,
-                _inside(step, graph, table),
+                step.name in gathers,
+                _inside(step, graph, table, segments),
             )
         )
     return tuple(orders)
 
 
-def _inside(step: ProgramStep, graph: ModelGraph, table: Table) -> tuple[Section, ...]:
+def _inside(
+    step: ProgramStep, graph: ModelGraph, table: Table, segments: Sequence[Segment]
+) -> tuple[Section, ...]:
     if not isinstance(step, HookedStep):
         return ()
-    return _sections(_orders(step.inside, graph, table), step.inside)
+    orders = _orders(step.inside, graph, table, segments)
+    return _sections(orders, step.inside, segments)
 
 
-def _sections(orders: Sequence[Order], program: Program) -> tuple[Section, ...]:
-    """Put the steps of each checkpoint together."""
+def _sections(
+    orders: Sequence[Order], program: Program, segments: Sequence[Segment]
+) -> tuple[Section, ...]:
+    """Put the steps of each checkpoint together, and those of each segment."""
     sections: list[Section] = []
     for number, group in itertools.groupby(orders, lambda order: order.step.scope.checkpoint):
         own = tuple(group)
         if number is None:
-            sections += own
+            sections += _recomputed(own, program, segments)
             continue
         made = {order.step.name for order in own}
         sources = dict.fromkeys(name for order in own for name in order.step.sources)
-        freed = {name for order in own for name in order.freed}
-        sections.append(
-            GradientCheckpoint(
-                own,
-                tuple(name for name in sources if name not in made),
-                tuple(name for name in made if name not in freed and _is_taken(name, program)),
-                tuple(freed - made),
-            )
-        )
+        outside = tuple(name for name in sources if name not in made)
+        sections.append(GradientCheckpoint(own, outside, *_results(own, program)))
     return tuple(sections)
+
+
+def _recomputed(
+    orders: Sequence[Order], program: Program, segments: Sequence[Segment]
+) -> Iterator[Section]:
+    """Yield *orders*, those of each segment together."""
+    begun = {segment.steps[0].name: segment for segment in segments}
+    at = 0
+    while at < len(orders):
+        segment = begun.get(orders[at].step.name)
+        if segment is None:
+            yield orders[at]
+            at += 1
+            continue
+        own = tuple(orders[at : at + len(segment.steps)])
+        gathered = {gather.name: gather.sources[0] for gather in segment.gathers}
+        results, freed = _results(own, program)
+        yield Recomputed(own, segment.sources, results, freed, segment.layer, gathered)
+        at += len(own)
+
+
+def _results(orders: Sequence[Order], program: Program) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the values of *orders* that others take, and those of others that none takes later."""
+    made = [order.step.name for order in orders]
+    freed = dict.fromkeys(name for order in orders for name in order.freed)
+    results = tuple(name for name in made if name not in freed and _is_taken(name, program))
+    return results, tuple(name for name in freed if name not in made)
 
 
 def _is_taken(name: str, program: Program) -> bool:

@@ -21,10 +21,16 @@ _EDGE = "box-shadow:inset 0 0 0 1px rgba(128,128,128,.5)"
 
 
 def table_of(plan: "Plan") -> str:
-    """Return a line per mixing layer: path, kind, scheme, channels and those of each rank."""
-    rows = [("path", "kind", "scheme", "channels", "per rank")]
+    """Return a line per mixing layer: path, kind, scheme, channels and those of each rank.
+
+    What the backward pass has of a layer is added where the plan says it of any.
+    """
+    rows: list[tuple[str, ...]] = [("path", "kind", "scheme", "channels", "per rank")]
     for layer in plan.layers:
         rows.append((layer.name, layer.kind, layer.scheme, str(layer.channels), _counts(layer)))
+    if any(layer.backward for layer in plan.layers):
+        words = ("backward", *(layer.backward or "" for layer in plan.layers))
+        rows = [(*row, word) for row, word in zip(rows, words, strict=True)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -57,6 +63,7 @@ def html_of(plan: "Plan", words: Sequence[str] = (), rank: int | None = None) ->
 
 def _row(layer: "LayerPlan", colors: Sequence[str]) -> str:
     kind = f"{layer.kind}, {layer.scheme}, {layer.channels} channels"
+    kind += f", backward {layer.backward}" if layer.backward else ""
     if layer.is_cut or layer.cuts_batch:
         unit = " % of the images" * layer.cuts_batch
         parts = "".join(

@@ -1,16 +1,18 @@
 """The plan: partitions and schemes for one model on one cluster, as a document.
 
-JSON: ``{"format": "hetmp-plan", "version": 3, "ranks": 3, "layers": [{"name": "features.0",
+JSON: ``{"format": "hetmp-plan", "version": 4, "ranks": 3, "layers": [{"name": "features.0",
 "kind": "Conv2d", "channels": 60, "scheme": "filters", "counts": [42, 15, 3], "weights": [],
-"pieces": []}, ...]}``. A layer whose channels come in several pieces, each cut on its own, has the
-counts of each: ``"pieces": [[21, 8, 1], [21, 7, 2]]``. A layer of scheme ``batch`` has the ranks'
-shares of a batch: ``"weights": [70.0, 25.0, 5.0]``. What ``hetmp plan`` adds: see
+"pieces": [], "backward": null}, ...]}``. A layer whose channels come in several pieces, each cut on
+its own, has the counts of each: ``"pieces": [[21, 8, 1], [21, 7, 2]]``. A layer of scheme ``batch``
+has the ranks' shares of a batch: ``"weights": [70.0, 25.0, 5.0]``. ``"backward": "regather"`` says
+what is kept of a layer for the backward pass. What ``hetmp plan`` adds: see
 ``docs/plan-format.md``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -29,8 +31,12 @@ from hetmp.core.suggestions import unknown_name
 from hetmp.ops import SCHEMES, SchemeName
 from hetmp.slicing.picture import html_of
 
-VERSION: Literal[3] = 3
-"""Of the format that is written: 2 added ``predicted``, 3 scheme ``batch`` and its ``weights``."""
+VERSION: Literal[4] = 4
+"""Of the format that is written: 2 added ``predicted``, 3 scheme ``batch`` and its ``weights``, 4
+``backward``."""
+
+Backward = Literal["keep", "regather", "recompute"]
+"""What the backward pass has of a layer: see ``LayerPlan.backward``."""
 
 
 class LayerPlan(BaseModel):
@@ -52,6 +58,11 @@ class LayerPlan(BaseModel):
     """Each rank's share of a batch where the scheme is ``batch``, else nothing."""
     pieces: tuple[tuple[int, ...], ...] = ()
     """Where the channels come in several pieces, each cut on its own: the counts of each."""
+    backward: Backward | None = None
+    """What the backward pass has of the layer. ``keep``: its gathered input. ``regather``: this
+    rank's share of that, to gather it again for the parameters' gradients. ``recompute``: this
+    rank's share alone, from which the layer and the channel-wise operations behind it are computed
+    again. None: what the run says for all layers, ``Tuning.regather``."""
 
     @model_validator(mode="after")
     def _counts_fill_the_axis(self) -> "LayerPlan":
@@ -121,7 +132,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     format: Literal["hetmp-plan"] = "hetmp-plan"
-    version: Literal[1, 2, 3] = VERSION
+    version: Literal[1, 2, 3, 4] = VERSION
     """Of the format. A plan of an older one is of this one when it has been read."""
     ranks: int = Field(ge=1)
     """How many ranks the plan is for."""
@@ -295,6 +306,42 @@ class Plan(BaseModel):
         nothing = {"predicted_seconds": None, "predicted": ()}
         fields = self.model_dump() | {"layers": layers, **nothing}
         return validated(Plan, fields, "plan")
+
+    def with_backward(self, choices: Mapping[str, Backward | None]) -> "Plan":
+        """Return this plan with other choices of what the backward pass has of some layers.
+
+        Args:
+            choices: ``keep``, ``regather``, ``recompute`` or None, as in ``LayerPlan.backward``, by
+                the layers' paths; ``*``, ``?`` and ``[...]`` stand for what they do in file names.
+                Where two fit a layer, the last counts.
+
+        Raises:
+            HetmpError: no layer has such a path, or there is no such choice.
+        """
+        if not choices:
+            return self
+        chosen: dict[str, Backward | None] = {}
+        for pattern, choice in choices.items():
+            if choice is not None and choice not in get_args(Backward):
+                raise unknown_name("backward", choice, get_args(Backward))
+            fitting = [x.name for x in self.layers if fnmatchcase(x.name, pattern)]
+            if not fitting:
+                raise unknown_name("layer", pattern, [layer.name for layer in self.layers])
+            chosen |= dict.fromkeys(fitting, choice)
+        layers = tuple(
+            x.model_copy(update={"backward": chosen[x.name]}) if x.name in chosen else x
+            for x in self.layers
+        )
+        nothing = {"predicted_seconds": None, "predicted": ()}
+        return self.model_copy(update={"layers": layers, **nothing})
+
+    def backward_by_layer(self, regather: bool) -> dict[str, Backward]:
+        """Return what the backward pass has of each layer, by its path.
+
+        *regather* is the run's choice (``Tuning.regather``) for layers that make none.
+        """
+        usual: Backward = "regather" if regather else "keep"
+        return {layer.name: layer.backward or usual for layer in self.layers}
 
     def _repr_html_(self) -> str:
         return html_of(self)

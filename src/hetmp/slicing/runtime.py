@@ -25,6 +25,7 @@ from hetmp.slicing.picture import html_of, table_of
 from hetmp.slicing.plan import Plan
 from hetmp.slicing.rows import Input, Rows, whole_shape
 from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule
+from hetmp.slicing.segments import segments
 from hetmp.slicing.shares import SameDraws
 from hetmp.slicing.table import Table
 from hetmp.slicing.tuning import Tuning
@@ -45,6 +46,7 @@ class Runtime(nn.Module):
         verification: whether what was read of the module was held against the module.
         attribute_mark: of what attributes set since slicing made of the programs, the same on
             ranks that run the same.
+        backward: what the backward pass has of each layer, by its path: see ``LayerPlan``.
         exchanges: the exchanges between layers, in order; each has its counters.
         repeated: layers that run again in another way, and functions with a state of their own,
             by the name of the step.
@@ -66,6 +68,7 @@ class Runtime(nn.Module):
         super().__init__()
         self.group, self.plan, self.table = group, plan, table
         self._tuning = tuning
+        self.backward = plan.backward_by_layer(tuning.regather)
         self.watch: Watch | None = None
         self.verification = NOT_ASKED
         self.attribute_mark = 0
@@ -108,7 +111,7 @@ class Runtime(nn.Module):
         if self.hooked_parts is not None:
             self.hooked_parts.take(graph)
         self._batch = next((t.batch for t in graph.traces if t.batch is not None), None)
-        self._running = [made_ready(program, graph, self.table) for program in schedule.programs]
+        self._running = self._ready(schedule)
         self._programs = schedule.numbers
         for key in self.functions:
             if key in self.repeated:
@@ -136,6 +139,17 @@ class Runtime(nn.Module):
                 f"{tuning.wire!r}: slice the module again with that tuning"
             )
         self._tuning = tuning
+        self.backward = self.plan.backward_by_layer(tuning.regather)
+        self._running = self._ready(self.schedule)
+        self._hooked.clear()
+
+    def _ready(self, schedule: Schedule) -> list[Running]:
+        """Return the programs of *schedule*, ready to run."""
+        ready = []
+        for program, trace in zip(schedule.programs, self.graph.traces, strict=True):
+            own = [s for s in segments(program, trace, self.backward) if s.reason is None]
+            ready.append(made_ready(program, self.graph, self.table, own))
+        return ready
 
     def __repr__(self) -> str:
         """Show who shares the model and how each mixing layer is cut."""
@@ -181,9 +195,7 @@ class Runtime(nn.Module):
             if len(self._hooked) == _HOOKED_KEPT:
                 del self._hooked[next(iter(self._hooked))]
             schedule = schedule_hooked(self.graph, self.plan, self.schedule, paths)
-            self._hooked[paths] = [
-                made_ready(program, self.graph, self.table) for program in schedule.programs
-            ]
+            self._hooked[paths] = self._ready(schedule)
         return self._hooked[paths]
 
     def _add_functions(self, paths: tuple[str, ...]) -> None:

@@ -25,6 +25,7 @@ from hetmp.slicing.batch_axis import (
 from hetmp.slicing.graph import PLAIN, ModelGraph, Node, Scope, Trace
 from hetmp.slicing.plan import LayerPlan, Plan
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, ProgramStep, Schedule
+from hetmp.slicing.segments import check_recomputed
 
 Cut = TypeVar("Cut", bound=Cuttable, covariant=True)
 
@@ -51,7 +52,9 @@ def schedule_model(graph: ModelGraph, plan: Plan) -> Schedule:
     _check_plan(graph, plan)
     scheduler = Scheduler(graph, PlannedChoice(plan))
     programs = {id(trace): scheduler.program(trace) for trace in graph.traces}
-    return Schedule(plan.ranks, {mode: programs[id(t)] for mode, t in graph.modes.items()})
+    schedule = Schedule(plan.ranks, {mode: programs[id(t)] for mode, t in graph.modes.items()})
+    check_recomputed(graph, schedule, plan)
+    return schedule
 
 
 class PlannedChoice:

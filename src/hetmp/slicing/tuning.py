@@ -13,7 +13,8 @@ class Tuning:
         overlap: a layer's parameter gradients are computed while its input's gradient travels.
         channels_last: convolutions run as channels_last where that is faster.
         regather: a layer's gathered input is not kept for the backward pass, but gathered again
-            there: less memory, one more exchange.
+            there: less memory, one more exchange. For layers of which the plan does not say what
+            is kept.
         rounded: float32 activations and their gradients travel between layers as bfloat16, half
             the bytes. Every exchange rounds to 8 bits.
         wire: a dtype by name, such as ``float32``, in which all floating-point values travel;

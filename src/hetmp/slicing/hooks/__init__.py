@@ -6,6 +6,6 @@ with hooks, ``calls`` runs them.
 
 from hetmp.slicing.hooks.calls import run_hooked
 from hetmp.slicing.hooks.program import schedule_hooked
-from hetmp.slicing.hooks.registration import HookedParts, local_hook
+from hetmp.slicing.hooks.registration import HookedParts, local_hook, shown
 
-__all__ = ["HookedParts", "local_hook", "run_hooked", "schedule_hooked"]
+__all__ = ["HookedParts", "local_hook", "run_hooked", "schedule_hooked", "shown"]

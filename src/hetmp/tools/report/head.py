@@ -14,7 +14,10 @@ from hetmp.tools.report.text import percent, ranges, seconds_text
 SHOWN_SHARES = 8
 """Most ranks whose shares are listed."""
 
-_AIDS = "slowdown", "no_shared_memory", "rounded", "regather", "autocast", "accumulate", "layerwise"
+_AIDS = (
+    *("slowdown", "no_shared_memory", "rounded", "regather", "recompute"),
+    *("autocast", "accumulate", "layerwise"),
+)
 """Settings that change times or memory, listed if they are not the default."""
 
 
