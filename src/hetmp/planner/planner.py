@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from hetmp.planner.choose_schemes import choose_schemes
 from hetmp.planner.group_times import batch_times, batch_works, group_times, group_works
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
 from hetmp.planner.profiling import GRID, Profile, batch_everywhere
+from hetmp.planner.switches import Switches
 from hetmp.planner.tables import Links, Tables
 from hetmp.slicing import make_table
 from hetmp.slicing.channel_groups import channel_groups, plan_from_shares
@@ -67,6 +69,7 @@ class Planned:
         alternatives: seconds of a step by other ways to use the ranks.
         left_out: the reason for each rank that takes no part.
         limits: bytes that each rank may use, 0 if unknown.
+        switches: predicts steps with other schemes; None where no other was asked for.
     """
 
     plan: Plan
@@ -74,6 +77,7 @@ class Planned:
     alternatives: Mapping[str, float]
     left_out: Mapping[int, str]
     limits: tuple[int, ...]
+    switches: Callable[[], Switches] | None = None
 
 
 def make_plan(graph: ModelGraph, profile: Profile, options: PlanOptions | None = None) -> Planned:
@@ -134,6 +138,7 @@ class _Planner:
         """Return the best candidate, spread over all ranks."""
         order = [int(rank) for rank in np.argsort(self.alone, kind="stable")]
         chooses = self.options.leave_out and self.options.objective == "time"
+        chooses_schemes = self.options.schemes and self.options.objective == "time"
         members = self._least(order) if chooses else order
         best = self._candidate(sorted(members), thorough=True)
         ranks = self.tables.ranks
@@ -151,7 +156,19 @@ class _Planner:
             self._alternatives(),
             self._reasons(best, order),
             self.limits,
+            partial(self._switches, best) if chooses_schemes else None,
         )
+
+    def _switches(self, best: _Candidate) -> Switches:
+        """Return what steps of the ranks of *best* would take with other schemes."""
+        tables, links = self.tables.of(best.members), self._links(len(best.members))
+        caps = [1.0] * tables.ranks
+        plain = self._cut(tables, caps, self._shared_by(caps), {})
+        everywhere = self._everywhere(best.members, tables, caps, plain)
+        return Switches(
+            self.graph, self.channel_groups, tables, best.plan, plain, everywhere,
+            lambda plan: self._predict(plan, tables, links),
+        )  # fmt: skip
 
     def _least(self, order: Sequence[int]) -> Sequence[int]:
         """Return the best of the fastest one, two, ... ranks, with scheme ``filters`` alone."""
