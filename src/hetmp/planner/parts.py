@@ -56,10 +56,18 @@ def part_title(part: Sequence[str], names: Sequence[str]) -> str:
         return f"{block[:-1]}, {len(part)} layers"
     first = list(names).index(part[0])
     if list(names[first : first + len(part)]) == list(part):
-        last = part[-1].removeprefix(block)
-        between = f", {len(part)} layers" if len(part) > 2 else ""
-        return f"{part[0]} to {part[-1] if '.' in last else last}{between}"
+        return from_to(part) + (f", {len(part)} layers" if len(part) > 2 else "")
     return f"{len(part)} layers, {part[0]} the first"
+
+
+def from_to(part: Sequence[str]) -> str:
+    """Write the first and the last of layers.
+
+    >>> from_to(["features.conv1", "features.conv2"]), from_to(["layer1.0.conv2", "layer1.1.conv1"])
+    ('features.conv1 to conv2', 'layer1.0.conv2 to layer1.1.conv1')
+    """
+    last = part[-1].removeprefix(_common(part))
+    return f"{part[0]} to {part[-1] if '.' in last else last}"
 
 
 def _common(part: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from hetmp.core.text import bytes_text, digits
 from hetmp.exchange import received_of_sum
 from hetmp.ops import SCHEMES, SchemeName
-from hetmp.planner.parts import parts
+from hetmp.planner.parts import from_to, parts
 from hetmp.planner.planner import WORTH, Planned
 from hetmp.planner.predict import Prediction
 from hetmp.planner.switches import Switch, Switches
@@ -107,7 +107,7 @@ class _Words:
         return Reason(part, scheme, "; ".join(clauses), "; ".join(briefly))
 
     def _clause(self, switch: Switch, part: tuple[str, ...]) -> str:
-        where = "" if switch.layers == part else f" from {switch.layers[0]} to {switch.layers[-1]}"
+        where = "" if switch.layers == part else f" from {from_to(switch.layers)}"
         excess = self._excess(switch)
         if excess is not None:
             return f"{switch.scheme}{where} would need {excess}"
@@ -153,7 +153,7 @@ class _Words:
         more = self._more(switch)
         if more < 0:
             little = -more < WORTH * self.prediction.seconds
-            return ", within what a prediction can be wrong by" if little else ""
+            return ": within a prediction's error" if little else ""
         before, after = self.prediction, switch.prediction
         exchange = _exchange(after) - _exchange(before)
         waiting = _idle(after) - _idle(before)
