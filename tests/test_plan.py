@@ -50,7 +50,7 @@ def test_json_there_and_back(plan, tmp_path):
     assert Plan.load(str(path)) == plan
     document = json.loads(path.read_text())
     assert document["format"] == "hetmp-plan"
-    assert document["version"] == 3
+    assert document["version"] == 4
     assert document["layers"][1] == {
         "name": "1",
         "kind": "ConvTranspose2d",
@@ -62,21 +62,23 @@ def test_json_there_and_back(plan, tmp_path):
     }
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_file_of_an_older_version_is_read_and_written_anew(plan, tmp_path, version):
     path = tmp_path / "plan.json"
 
     def made_older(document):
         document["version"] = version
+        del document["predicted_alternatives"]
         for layer in document["layers"]:
-            del layer["weights"]
+            if version < 3:
+                del layer["weights"]
         if version == 1:
             del document["predicted"]
 
     path.write_text(edited(plan, made_older))
     assert Plan.load(path) == plan
     Plan.load(path).save(path)
-    assert json.loads(path.read_text())["version"] == 3
+    assert json.loads(path.read_text())["version"] == 4
 
 
 # --- scheme batch: the weights of a batch
@@ -180,10 +182,10 @@ def edited(plan: Plan, edit) -> str:
     [
         (lambda d: d.update(format="hetmp-profile"), "format: .*hetmp-plan"),
         (
-            lambda d: d.update(version=4),
-            "version: 4 is newer than this hetmp reads .1 to 3.: use a",
+            lambda d: d.update(version=5),
+            "version: 5 is newer than this hetmp reads .1 to 4.: use a",
         ),
-        (lambda d: d.update(version="3"), "version: .*1, 2 or 3"),
+        (lambda d: d.update(version="3"), "version: .*1, 2, 3 or 4"),
         (lambda d: d["layers"][1].update(scheme="batch"), "layers.1: no weights given"),
         (
             lambda d: d["layers"][1].update(scheme="batch", weights=[1, 2]),

@@ -36,6 +36,8 @@ points, times are interpolated and a staircase may be missed."""
 TRIES = 12
 """Most attempts to reduce shares until they fit in memory."""
 
+FASTEST_ALONE = "the fastest rank alone"
+
 BATCH_EVERYWHERE = "batch everywhere, weighted data parallelism"
 
 EVERY = 16
@@ -142,18 +144,20 @@ class _Planner:
         members = self._least(order) if chooses else order
         best = self._candidate(sorted(members), thorough=True)
         ranks = self.tables.ranks
+        alternatives = self._alternatives()
         plan = best.plan.spread(best.members, ranks).model_copy(
             update={
                 "fingerprint": fingerprint(self.graph),
                 "devices": tuple(device.title for device in self.profile.devices),
                 "predicted_seconds": best.prediction.seconds,
                 "predicted": _predicted(best.prediction),
+                "predicted_alternatives": alternatives,
             }
         )
         return Planned(
             plan,
             best.prediction,
-            self._alternatives(),
+            alternatives,
             self._reasons(best, order),
             self.limits,
             partial(self._switches, best) if chooses_schemes else None,
@@ -408,7 +412,7 @@ class _Planner:
 
     def _alternatives(self) -> dict[str, float]:
         """Predict the seconds of a step by other ways to use all the ranks."""
-        seconds = {"the fastest rank alone": float(self.alone.min())}
+        seconds = {FASTEST_ALONE: float(self.alone.min())}
         ranks = self.tables.ranks
         if ranks == 1:
             return seconds
@@ -420,6 +424,8 @@ class _Planner:
             plan = self._shared_by(weights.tolist())
             seconds[name] = self._predict(plan, self.tables, links).seconds
         like, caps = self._shared_by([1.0] * ranks), [1.0] * ranks
+        plain = self._cut(self.tables, caps, like, {})
+        seconds["filters everywhere"] = self._predict(plain, self.tables, links).seconds
         everywhere = self._everywhere(range(ranks), self.tables, caps, like)
         if everywhere is not None:
             seconds[BATCH_EVERYWHERE] = self._predict(everywhere, self.tables, links).seconds

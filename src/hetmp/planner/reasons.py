@@ -168,16 +168,16 @@ class _Words:
         """Say what an exchange that takes longer moves."""
         ranks = len(self.plan.members)
         moved = switch.prediction.received - self.prediction.received
+        if moved <= 0:
+            return "exchanges take longer, though they move less"
         weights = 0
         if not SCHEMES[switch.scheme].cuts_outputs and not SCHEMES[switch.scheme].cuts_inputs:
             layers = [self.switches.nodes[name].call.whole_layer for name in switch.layers]
             parameters = [p for layer in layers for p in layer.parameters()]
             weights = sum(p.numel() * p.element_size() for p in parameters)
-        if weights and 2 * ranks * received_of_sum(weights, ranks) >= moved:
+        if 2 * ranks * received_of_sum(weights, ranks) >= moved:
             return f"{bytes_text(weights)} of weights to sum"
-        if moved > 0:
-            return f"{bytes_text(moved)} more to exchange"
-        return "exchanges take longer, though they move less"
+        return f"{bytes_text(moved)} more to exchange"
 
 
 def _exchange(prediction: Prediction) -> float:

@@ -1,6 +1,6 @@
 """The plan: partitions and schemes for one model on one cluster, as a document.
 
-JSON: ``{"format": "hetmp-plan", "version": 3, "ranks": 3, "layers": [{"name": "features.0",
+JSON: ``{"format": "hetmp-plan", "version": 4, "ranks": 3, "layers": [{"name": "features.0",
 "kind": "Conv2d", "channels": 60, "scheme": "filters", "counts": [42, 15, 3], "weights": [],
 "pieces": []}, ...]}``. A layer whose channels come in several pieces, each cut on its own, has the
 counts of each: ``"pieces": [[21, 8, 1], [21, 7, 2]]``. A layer of scheme ``batch`` has the ranks'
@@ -29,8 +29,9 @@ from hetmp.core.suggestions import unknown_name
 from hetmp.ops import SCHEMES, SchemeName
 from hetmp.slicing.picture import html_of
 
-VERSION: Literal[3] = 3
-"""Of the format that is written: 2 added ``predicted``, 3 scheme ``batch`` and its ``weights``."""
+VERSION: Literal[4] = 4
+"""Of the format that is written: 2 added ``predicted``, 3 scheme ``batch`` and its ``weights``, 4
+``predicted_alternatives``."""
 
 
 class LayerPlan(BaseModel):
@@ -121,7 +122,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     format: Literal["hetmp-plan"] = "hetmp-plan"
-    version: Literal[1, 2, 3] = VERSION
+    version: Literal[1, 2, 3, 4] = VERSION
     """Of the format. A plan of an older one is of this one when it has been read."""
     ranks: int = Field(ge=1)
     """How many ranks the plan is for."""
@@ -137,6 +138,8 @@ class Plan(BaseModel):
     """Of a training step."""
     predicted: tuple[PredictedLayer, ...] = ()
     """Where a step's seconds go, layer by layer; empty where nothing was predicted."""
+    predicted_alternatives: dict[str, NonNegativeFloat] = {}
+    """The seconds of a step by other ways to use the ranks, by their names."""
 
     @field_validator("version", mode="before")
     @classmethod
@@ -292,7 +295,11 @@ class Plan(BaseModel):
         if counts is not None:
             changed |= {"counts": tuple(counts), "pieces": ()}
         layers = [changed if layer.name == name else layer.model_dump() for layer in self.layers]
-        nothing = {"predicted_seconds": None, "predicted": ()}
+        nothing: dict[str, Any] = {
+            "predicted_seconds": None,
+            "predicted": (),
+            "predicted_alternatives": {},
+        }
         fields = self.model_dump() | {"layers": layers, **nothing}
         return validated(Plan, fields, "plan")
 
