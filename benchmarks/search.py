@@ -26,6 +26,7 @@ from hetmp.planner.profiling import (
     WorkTimes,
     step_work,
 )
+from hetmp.planner.reasons import reasons
 from hetmp.slicing.channel_groups import plan_from_weights
 from hetmp.slicing.graph import ModelGraph, read_graph
 from hetmp.slicing.schedule import CallStep
@@ -114,10 +115,13 @@ def main() -> None:
     began = time.perf_counter()
     planned = make_plan(graph, profile)
     searched = time.perf_counter() - began
+    began = time.perf_counter()
+    why = reasons(planned)
+    explained = time.perf_counter() - began
     schemes = {layer.scheme for layer in planned.plan.layers}
     print(
         f"{args.layers} layers of {args.widths} widths, {args.ranks} ranks: read in {read:.1f} s, "
-        f"planned in {searched:.1f} s"
+        f"planned in {searched:.1f} s, {len(why)} reasons given in {explained:.1f} s"
     )
     print(
         f"a step: {planned.prediction.seconds:.2f} s, {len(planned.left_out)} ranks left out, "

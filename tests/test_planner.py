@@ -592,6 +592,10 @@ def test_json_there_and_back(paper, tmp_path):
     assert loaded == planned.plan
     assert loaded.devices == ("abacus 1", "abacus 1", "abacus 0.01")
     assert loaded.fingerprint == fingerprint(paper) != fingerprint(read_model("digits"))
+    assert loaded.predicted_alternatives == planned.alternatives
+    assert {"the fastest rank alone", "equal split", "filters everywhere"} <= set(
+        loaded.predicted_alternatives
+    )
     told = json.loads(summary(planned))
     assert told["predicted_seconds"] == planned.prediction.seconds
     assert list(told["left_out"]) == ["2"] and list(told["memory"]) == ["0", "1"]

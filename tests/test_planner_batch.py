@@ -101,7 +101,7 @@ def test_images_follow_the_speeds(both):
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(render_plan(planned))
     text = console.export_text()
-    assert re.search(r"\n0 +75/25 % of images +batch ", text)
+    assert re.search(r"\n0 +75/25 % +batch ", text)
     assert f"  {BATCH_EVERYWHERE}: " in text
 
 

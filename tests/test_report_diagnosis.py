@@ -6,7 +6,6 @@ import pytest
 
 from hetmp.tools.report.diagnosis import (
     EXCHANGE,
-    PREDICTED,
     READING,
     SHORT_STEP,
     TOLD,
@@ -211,22 +210,6 @@ def test_notes_on_what_the_figures_are():
     assert crowded.startswith("3 ranks ran on node, and each may use 2 cores")
     assert "over only 4 steps" in few
     assert diagnose(situation()).notes == ()
-
-
-@pytest.mark.parametrize(
-    ("ratio", "told"), [(0.5, True), (1 / PREDICTED + 0.02, False), (1.2, False), (3.0, True)]
-)
-def test_a_prediction_that_is_off(ratio, told):
-    about = situation(predicted=0.09 / ratio)
-    notes = diagnose(about).notes
-    assert bool(notes) is told
-    if told:
-        assert f"{ratio:.2g} times the" in notes[0] and "`hetmp profile`" in notes[0]
-
-
-def test_reading_is_no_part_of_what_was_predicted():
-    about = situation(reading=(0.05,) * 3, predicted=0.09)
-    assert diagnose(about).notes == ()
 
 
 @pytest.mark.parametrize("about", [None, situation((0.0, 0.0), exchange=0.0)])

@@ -80,6 +80,27 @@ def choose_schemes(
     return dict(min(beam, key=lambda branch: branch.spent).schemes)
 
 
+def possible_schemes(
+    graph: ModelGraph, node: Node, tables: Tables, by_batch: Collection[str]
+) -> tuple[SchemeName, ...]:
+    """Return the schemes that a layer can follow and that have measured times.
+
+    Args:
+        graph: the model.
+        node: the layer, which mixes channels.
+        tables: measured times of the ranks.
+        by_batch: the paths of the layers that may follow ``batch``.
+    """
+    assert isinstance(node.rule, Mixing)
+    layer, signature = node.call.whole_layer, node.call.signature
+    batch = node.path in by_batch and tables.has(signature, "batch")
+    if graph.is_tied(node):
+        return ("whole", "batch") if batch else ("whole",)
+    inputs = tables.has(signature, "inputs") and node.rule.input_channels(layer) is not None
+    measured: dict[SchemeName, bool] = {"batch": batch, "inputs": inputs}
+    return tuple(scheme for scheme in node.rule.schemes(layer) if measured.get(scheme, True))
+
+
 class _Branch(Scheduler[Layout]):
     """A choice of schemes for the operations so far."""
 
@@ -104,20 +125,9 @@ class _Branch(Scheduler[Layout]):
             return ("filters",)
         if node.path in self.schemes:
             return (self.schemes[node.path],)
-        batch = node.path in self.by_batch and tables.has(node.call.signature, "batch")
-        if self.graph.is_tied(node):
-            return ("whole", "batch") if batch else ("whole",)
-        options = [
-            scheme
-            for scheme in node.rule.schemes(node.call.whole_layer)
-            if scheme != "batch" or batch
-        ]
-        some_inputs = (
-            tables.has(node.call.signature, "inputs")
-            and node.rule.input_channels(node.call.whole_layer) is not None
-            and any(self.planned.layout(node).counts)
-        )
-        return tuple(scheme for scheme in options if scheme != "inputs" or some_inputs)
+        possible = possible_schemes(self.graph, node, tables, self.by_batch)
+        some = any(self.planned.layout(node).counts)
+        return tuple(scheme for scheme in possible if scheme != "inputs" or some)
 
     def take(self, node: Node, scheme: SchemeName) -> None:
         """Decide on a layer's scheme."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from hetmp.planner.predict import Prediction, parameter_bytes, predict
 from hetmp.planner.profiling import Profile
 from hetmp.planner.refine import refine
 from hetmp.planner.splits import WORTH, SharedModel, Split, Splitter
+from hetmp.planner.switches import Switches
 from hetmp.planner.tables import Tables
 from hetmp.slicing import make_table
 from hetmp.slicing.graph import ModelGraph, fingerprint
@@ -24,7 +26,9 @@ from hetmp.slicing.step_memory import MemoryOptions
 TRIES = 12
 """Most attempts to reduce shares until they fit in memory."""
 
-FILTERS_EVERYWHERE = "filters everywhere, the best shares"
+FASTEST_ALONE = "the fastest rank alone"
+
+FILTERS_EVERYWHERE = "filters everywhere"
 
 BATCH_EVERYWHERE = "batch everywhere, weighted data parallelism"
 
@@ -62,6 +66,7 @@ class Planned:
         alternatives: seconds of a step by other ways to use the ranks.
         left_out: the reason for each rank that takes no part.
         limits: bytes that each rank may use, 0 if unknown.
+        switches: predicts steps with other schemes; None where no other was asked for.
     """
 
     plan: Plan
@@ -69,6 +74,7 @@ class Planned:
     alternatives: Mapping[str, float]
     left_out: Mapping[int, str]
     limits: tuple[int, ...]
+    switches: Callable[[], Switches] | None = None
 
 
 def make_plan(graph: ModelGraph, profile: Profile, options: PlanOptions | None = None) -> Planned:
@@ -129,24 +135,38 @@ class _Planner:
         """Return the best candidate, spread over all ranks."""
         order = [int(rank) for rank in np.argsort(self.alone, kind="stable")]
         chooses = self.options.leave_out and self.options.objective == "time"
+        chooses_schemes = self.options.schemes and self.options.objective == "time"
         members = self._least(order) if chooses else order
         best = self._candidate(sorted(members), thorough=True)
-        ranks = self.tables.ranks
+        ranks, alternatives = self.tables.ranks, self._alternatives(best)
         plan = best.plan.spread(best.members, ranks).model_copy(
             update={
                 "fingerprint": fingerprint(self.graph),
                 "devices": tuple(device.title for device in self.profile.devices),
                 "predicted_seconds": best.prediction.seconds,
                 "predicted": _predicted(best.prediction),
+                "predicted_alternatives": alternatives,
             }
         )
         return Planned(
             plan,
             best.prediction,
-            self._alternatives(best),
+            alternatives,
             self._reasons(best, order),
             self.limits,
+            partial(self._switches, best) if chooses_schemes else None,
         )
+
+    def _switches(self, best: _Candidate) -> Switches:
+        """Return what steps of the ranks of *best* would take with other schemes."""
+        splitter, caps = self._splitter(best.members), [1.0] * len(best.members)
+        by_filters = splitter.by_filters(caps, thorough=False)
+        everywhere = splitter.by_batch(caps, by_filters)
+        return Switches(
+            self.graph, self.model.groups, splitter.tables, best.plan,
+            by_filters.plan(self.model), everywhere.plan(self.model) if everywhere else None,
+            splitter.predict_plan,
+        )  # fmt: skip
 
     def _least(self, order: Sequence[int]) -> Sequence[int]:
         """Return the best of the fastest one, two, ... ranks, of all or of the fastest hosts."""
@@ -253,7 +273,7 @@ class _Planner:
 
     def _alternatives(self, best: _Candidate) -> dict[str, float]:
         """Predict the seconds of a step by other ways to use the ranks than *best*."""
-        seconds = {"the fastest rank alone": float(self.alone.min())}
+        seconds = {FASTEST_ALONE: float(self.alone.min())}
         ranks = self.tables.ranks
         if ranks == 1:
             return seconds

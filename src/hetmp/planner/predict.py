@@ -190,11 +190,11 @@ def predict(
     saved = {name: cost[:, SAVED] for name, cost in costs.items()}
     options = memory or MemoryOptions()
     most = step_memory(graph, program, table, saved, batch_size, options)
-    most = most + _workspace(tables, program)
+    most = most + _workspace(tables, program, batch_size)
     return Prediction(float(clock.now.max()), clock.layers, most, received)
 
 
-def _workspace(tables: Tables, program: Program) -> Array:
+def _workspace(tables: Tables, program: Program, images: int) -> Array:
     """Return (ranks,) bytes that each rank needs for a while for its shares of the layers."""
     shares: dict[str, Array] = {}
     lengths: dict[str, int] = {}
@@ -206,6 +206,9 @@ def _workspace(tables: Tables, program: Program) -> Array:
             kind = "batch"
         elif step.run.scheme.cuts_inputs:
             state = step.run.source
+        if not isinstance(state, Sliced):
+            continue
+        state = at_arrival(state, images)
         if isinstance(state, Sliced):
             counts = np.array(state.layout.counts, dtype=np.float64)
             shares[kind] = shares.get(kind, np.zeros(tables.ranks)) + counts

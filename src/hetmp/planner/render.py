@@ -1,6 +1,6 @@
 """Tables of a profile and of a plan for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from rich.console import Group as Lines
@@ -10,21 +10,26 @@ from rich.text import Text
 
 from hetmp.core.text import bytes_text
 from hetmp.planner.link_model import LinkModel
+from hetmp.planner.parts import part_title, parts
 from hetmp.planner.planner import Planned
 from hetmp.planner.profiling import Profile
+from hetmp.planner.reasons import reasons
 from hetmp.slicing.plan import LayerPlan
 
 WIDE = 6
 """Most ranks whose figures a layer shows one by one; more are shown as a range."""
 
 
-def render_plan(planned: Planned, *, narrow: bool = False) -> RenderableType:
+def render_plan(planned: Planned, *, width: int = 140) -> RenderableType:
     """Make tables of a plan's layers and ranks, and compare its time with other splits.
 
     Args:
-        narrow: leave out each rank's waiting at each layer.
+        width: columns of the terminal; below 100 each rank's waiting at each layer is left out,
+            and below 120 what schemes would take that do not come next.
     """
-    return Lines(_layers(planned, narrow), Text(), _ranks(planned), Text(), *_summary(planned))
+    tables = [_layers(planned, width < 100), _reasons(planned, width < 120), _ranks(planned)]
+    spaced = [line for table in tables if table for line in (table, Text())]
+    return Lines(*spaced, *_summary(planned))
 
 
 def render_profile(profile: Profile) -> RenderableType:
@@ -40,11 +45,11 @@ def render_profile(profile: Profile) -> RenderableType:
             bytes_text(device.memory) if device.memory else "unknown",
             str(len(device.works)),
         )
-    parts: list[RenderableType] = [devices]
+    tables: list[RenderableType] = [devices]
     everyone = tuple(range(len(profile.devices)))
     for ranks in dict.fromkeys(link.ranks or everyone for link in profile.links):
-        parts += [Text(), _links(profile, ranks)]
-    return Lines(*parts)
+        tables += [Text(), _links(profile, ranks)]
+    return Lines(*tables)
 
 
 def _links(profile: Profile, ranks: tuple[int, ...]) -> RichTable:
@@ -82,14 +87,30 @@ def _layers(planned: Planned, narrow: bool) -> RichTable:
     for heading in headings:
         text = heading in ("layer", "channels", "scheme")
         table.add_column(heading, justify="left" if text else "right", overflow="fold")
-    shown = {layer.name: layer for layer in plan.layers}
-    for name, layer in prediction.layers.items():
-        entry = shown.get(name)
-        cells = [name or "(input)", "" if entry is None else _shares(entry)]
-        cells += [entry.scheme if entry else ""] if schemes else []
-        cells += [_milliseconds(layer.compute), f"{1e3 * layer.exchange:.1f}"]
-        table.add_row(*cells, *([] if narrow else [_milliseconds(layer.idle)]))
+    names = [layer.name for layer in plan.layers]
+    before = [(name,) for name in prediction.layers if name not in names]
+    for part in [*before, *parts(plan)]:
+        entries = [plan.layer(name) for name in part if name in names]
+        layers = [prediction.layers[name] for name in part if name in prediction.layers]
+        cells = [part_title(part, names) or "(input)", _shares(entries)]
+        cells += [entries[0].scheme if entries else ""] if schemes else []
+        cells += [_milliseconds(_sum(layer.compute for layer in layers))]
+        cells += [f"{1e3 * sum(layer.exchange for layer in layers):.1f}"]
+        idle = _milliseconds(_sum(layer.idle for layer in layers))
+        table.add_row(*cells, *([] if narrow else [idle]))
     return table
+
+
+def _reasons(planned: Planned, narrow: bool) -> RichTable | None:
+    """Make a table of why layers follow their schemes; None where they had no choice."""
+    names = [layer.name for layer in planned.plan.layers]
+    table = _table("Why each layer is cut so: what a step would take if it followed another scheme")
+    for heading in ("layer", "scheme", "why"):
+        table.add_column(heading, overflow="fold")
+    for reason in reasons(planned):
+        text = reason.text if narrow or not reason.others else f"{reason.text}; {reason.others}"
+        table.add_row(part_title(reason.layers, names), reason.scheme, text)
+    return table if table.rows else None
 
 
 def _ranks(planned: Planned) -> RichTable:
@@ -141,12 +162,16 @@ def _summary(planned: Planned) -> list[Text]:
     return lines
 
 
-def _shares(layer: LayerPlan) -> str:
-    """Write what each rank has of a layer: channels, or percent of the images."""
-    if layer.cuts_batch:
-        percents = [round(100 * weight / sum(layer.weights)) for weight in layer.weights]
-        return f"{_each(percents, '/')} % of images"
-    return _each(layer.counts, "/") if layer.is_cut else "all"
+def _shares(layers: Sequence[LayerPlan]) -> str:
+    """Write what each rank has of layers of one scheme: channels, or percent of the images."""
+    if not layers or not layers[0].shares:
+        return "all" if layers else ""
+    if layers[0].cuts_batch:
+        weights = layers[0].weights
+        return f"{_each([round(100 * part / sum(weights)) for part in weights], '/')} %"
+    return _each(
+        [sum(counts) for counts in zip(*(layer.counts for layer in layers), strict=True)], "/"
+    )
 
 
 def _each(counts: Sequence[int], separator: str) -> str:
@@ -156,9 +181,14 @@ def _each(counts: Sequence[int], separator: str) -> str:
 
 
 def _milliseconds(seconds: np.ndarray) -> str:
+    digits = 1 if seconds.max() < 0.1 else 0
     if len(seconds) <= WIDE:
-        return " / ".join(f"{1e3 * value:.1f}" for value in seconds)
-    return f"{1e3 * seconds.min():.1f} to {1e3 * seconds.max():.1f}"
+        return " / ".join(f"{1e3 * value:.{digits}f}" for value in seconds)
+    return f"{1e3 * seconds.min():.{digits}f} to {1e3 * seconds.max():.{digits}f}"
+
+
+def _sum(seconds: Iterable[np.ndarray]) -> np.ndarray:
+    return np.sum(list(seconds), axis=0)
 
 
 def _time(seconds: float) -> str:

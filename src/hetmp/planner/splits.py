@@ -113,15 +113,18 @@ class Splitter:
         known = self._predicted.get(id(split))
         if known is not None and known[0] is split:
             return known[1]
-        graph = self.model.graph
-        schedule = schedule_model(graph, split.plan(self.model))
-        table = make_table(graph, schedule)
-        images = self.model.batch_size
-        made = predict(graph, schedule, table, self.tables, self.links, images, self.memory)
+        made = self.predict_plan(split.plan(self.model))
         if len(self._predicted) > 3:
             del self._predicted[next(iter(self._predicted))]
         self._predicted[id(split)] = split, made
         return made
+
+    def predict_plan(self, plan: Plan) -> Prediction:
+        """Predict a step under a plan of these ranks."""
+        graph, images = self.model.graph, self.model.batch_size
+        schedule = schedule_model(graph, plan)
+        table = make_table(graph, schedule)
+        return predict(graph, schedule, table, self.tables, self.links, images, self.memory)
 
     def by_filters(self, caps: Sequence[float], *, thorough: bool) -> Split:
         """Return the best split in which every layer follows ``filters``.

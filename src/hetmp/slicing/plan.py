@@ -33,7 +33,7 @@ from hetmp.slicing.picture import html_of
 
 VERSION: Literal[4] = 4
 """Of the format that is written: 2 added ``predicted``, 3 scheme ``batch`` and its ``weights``, 4
-``backward``."""
+``backward`` and ``predicted_alternatives``."""
 
 Backward = Literal["keep", "regather", "recompute"]
 """What the backward pass has of a layer: see ``LayerPlan.backward``."""
@@ -148,6 +148,8 @@ class Plan(BaseModel):
     """Of a training step."""
     predicted: tuple[PredictedLayer, ...] = ()
     """Where a step's seconds go, layer by layer; empty where nothing was predicted."""
+    predicted_alternatives: dict[str, NonNegativeFloat] = {}
+    """The seconds of a step by other ways to use the ranks, by their names."""
 
     @field_validator("version", mode="before")
     @classmethod
@@ -303,7 +305,11 @@ class Plan(BaseModel):
         if counts is not None:
             changed |= {"counts": tuple(counts), "pieces": ()}
         layers = [changed if layer.name == name else layer.model_dump() for layer in self.layers]
-        nothing = {"predicted_seconds": None, "predicted": ()}
+        nothing: dict[str, Any] = {
+            "predicted_seconds": None,
+            "predicted": (),
+            "predicted_alternatives": {},
+        }
         fields = self.model_dump() | {"layers": layers, **nothing}
         return validated(Plan, fields, "plan")
 

@@ -128,5 +128,5 @@ def plan(
         console.width = 140
     sizes = "×".join(str(size) for size in input_shape)
     console.print(f"{model}, batch {profile.batch_size} of {sizes}")
-    console.print(render_plan(planned, narrow=console.width < 100))
+    console.print(render_plan(planned, width=console.width))
     click.echo(f"wrote {out}")

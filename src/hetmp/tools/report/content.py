@@ -9,6 +9,7 @@ from hetmp.tools.report.diagnosis import Diagnosis, Finding, diagnose
 from hetmp.tools.report.head import ended, facts, title
 from hetmp.tools.report.measures import KINDS, TimeByKind, members, step_times
 from hetmp.tools.report.pictures import Missing, Picture
+from hetmp.tools.report.prediction import compared, sentences
 from hetmp.tools.report.reading import Run
 from hetmp.tools.report.situation import situation
 from hetmp.tools.report.text import Table, percent, seconds_text
@@ -32,6 +33,7 @@ class RunContent:
         facts: (label, lines) of the header table.
         figures: (name, value) of the most important figures.
         diagnosis: the causes that limit it.
+        prediction: sentences on how its plan's prediction compares; none if it had none.
         sections: its pictures.
     """
 
@@ -41,6 +43,7 @@ class RunContent:
     facts: tuple[tuple[str, tuple[str, ...]], ...]
     figures: tuple[tuple[str, str], ...]
     diagnosis: Diagnosis
+    prediction: tuple[str, ...]
     sections: tuple[Section, ...]
 
 
@@ -121,11 +124,10 @@ def _share(times: TimeByKind, kind: str) -> float:
 def _run(run: Run, curves: bool) -> RunContent:
     part = run.last
     times = step_times(part)
+    foreseen = pictures.prediction(part)
+    where = [pictures.ranks(part), pictures.layers(part), *([foreseen] if foreseen else [])]
     sections = [
-        _section(
-            "Where the time goes",
-            [pictures.ranks(part), pictures.layers(part), pictures.predicted(part)],
-        ),
+        _section("Where the time goes", [*where, pictures.predicted(part)]),
         _section(
             "How the network is shared",
             [pictures.partition(part), pictures.memory(part), pictures.exchanges(part)],
@@ -141,6 +143,7 @@ def _run(run: Run, curves: bool) -> RunContent:
         tuple(facts(run)),
         _figures(run, times),
         _with_what_lasts(diagnose(situation(part)), run),
+        sentences(compared(part)),
         tuple(sections),
     )
 

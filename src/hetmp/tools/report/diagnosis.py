@@ -31,9 +31,6 @@ SHORT_STEP = 0.01
 COMPUTE = 0.75
 """Share of a step from which a run is bound by computing, if no other cause is found."""
 
-PREDICTED = 1.25
-"""Largest ratio between the measured and the predicted step, either way."""
-
 SMALL_MESSAGE = 1 << 16
 """Bytes of an exchange, of all ranks; smaller ones take about as long as empty ones."""
 
@@ -312,15 +309,6 @@ def _notes(facts: Situation) -> tuple[str, ...]:
             f"{ranks} ranks ran on {host}, and each may use {cores} cores: where these are the "
             "same ones, ranks take turns, which shows as waiting."
         )
-    if facts.predicted:
-        step = facts.step - mean(facts.reading)
-        ratio = step / facts.predicted
-        if not 1 / PREDICTED <= ratio <= PREDICTED:
-            notes.append(
-                f"A step takes {_ms(step)}, {ratio:.2g} times the {_ms(facts.predicted)} that were "
-                "predicted: the profile no longer fits, so measure and plan again "
-                "(`hetmp profile`, `--weights auto`)."
-            )
     if facts.counted < FEW:
         steps = f"{facts.counted} step{'s' * (facts.counted != 1)}"
         notes.append(f"These are medians over only {steps}: a longer run tells more.")

@@ -62,6 +62,7 @@ class PlanRecord(_Record):
     devices: tuple[str, ...] = ()
     predicted_seconds: float | None = None
     predicted: tuple[PredictedLayerRecord, ...] = ()
+    predicted_alternatives: dict[str, Number] = {}
 
     @property
     def members(self) -> tuple[int, ...]:

@@ -31,7 +31,6 @@ class Situation:
         message: mean bytes of an exchange, all ranks together; NaN if not known.
         costliest: the layer whose exchanges cost most, and their seconds.
         awaited: the layer at which ranks wait most, and the mean seconds.
-        predicted: predicted seconds of the step; None if nothing was planned.
         slowdown: factors by which ranks were slowed on purpose; empty if no member was.
         left_out: ranks of the job that take no part.
         crowded: (host, ranks, cores) if ranks may have to share a host's cores.
@@ -54,7 +53,6 @@ class Situation:
     message: float = float("nan")
     costliest: tuple[str, float] | None = None
     awaited: tuple[str, float] | None = None
-    predicted: float | None = None
     slowdown: tuple[float, ...] = ()
     left_out: tuple[int, ...] = ()
     crowded: tuple[tuple[str, int, int], ...] = ()
@@ -102,7 +100,6 @@ def situation(part: RunPart) -> Situation | None:
         rounded=rounded,
         shared_memory=not config.get("no_shared_memory"),
         message=mean_message(part.layers.exchanges) if part.layers else float("nan"),
-        predicted=plan.predicted_seconds if plan else None,
         left_out=plan.left_out if plan else (),
         costliest=_largest(part, lambda layer: layer.exchange),
         awaited=_largest(part, lambda layer: float(np.mean(layer.waiting))),

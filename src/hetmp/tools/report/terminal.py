@@ -24,13 +24,14 @@ COLUMNS = (
 
 
 def gist(content: Content, runs: Sequence[Run]) -> RenderableType:
-    """Make a table of the runs, with the diagnosis of each."""
+    """Make a table of the runs, with the diagnosis of each and its prediction."""
     parts: list[RenderableType] = [_table(runs)]
     for run in content.runs:
         parts.append(Text())
         if len(content.runs) > 1:
             parts.append(Text(run.label, style="bold"))
         parts += [_marked(finding.text) for finding in run.diagnosis.findings]
+        parts += [_marked(sentence) for sentence in run.prediction]
         parts += [_marked(f"note: {note}", "dim") for note in run.diagnosis.notes]
     return Group(*parts)
 

@@ -10,6 +10,7 @@ from hetmp.tools.report.pictures.memory import memory
 from hetmp.tools.report.pictures.partition import partition
 from hetmp.tools.report.pictures.picture import Missing, Picture
 from hetmp.tools.report.pictures.predicted import predicted
+from hetmp.tools.report.pictures.prediction import prediction
 from hetmp.tools.report.pictures.ranks import ranks
 from hetmp.tools.report.pictures.runs import runs
 
@@ -23,6 +24,7 @@ __all__ = [
     "memory",
     "partition",
     "predicted",
+    "prediction",
     "ranks",
     "runs",
     "throughput",
