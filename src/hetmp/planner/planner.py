@@ -14,6 +14,7 @@ from hetmp.planner.link_model import LinkModel
 from hetmp.planner.predict import Prediction, parameter_bytes, predict
 from hetmp.planner.profiling import Profile
 from hetmp.planner.refine import refine
+from hetmp.planner.save_memory import save_memory
 from hetmp.planner.splits import WORTH, SharedModel, Split, Splitter
 from hetmp.planner.switches import Switches
 from hetmp.planner.tables import Tables
@@ -241,20 +242,16 @@ class _Planner:
         """
         splitter = self._splitter(members)
         caps = [1.0] * len(members)
+        fitting: list[tuple[Split, Split]] = []
         for _ in range(TRIES):
-            if self.options.objective == "memory":
-                split = Split.by_weights(self.model, [limit or 1.0 for limit in splitter.limits])
-                by_filters = split
-            else:
-                split = by_filters = splitter.by_filters(caps, thorough=thorough)
-                if self.options.schemes:
-                    split = splitter.along_axes(caps, by_filters, thorough=thorough)
-                if thorough:
-                    split = refine(splitter, split, caps)
+            split, by_filters = self._split(splitter, caps, thorough)
             prediction = splitter.predict(split)
             if splitter.fits(prediction):
-                seconds = splitter.predict(by_filters).seconds
-                return _Candidate(tuple(members), split.plan(self.model), prediction, seconds)
+                fitting.append((split, by_filters))
+                break
+            saving = None if fitting else save_memory(splitter, split)
+            if saving is not None:  # fewer channels on ranks that lack memory may be faster
+                fitting.append((saving, by_filters))
             plan = split.plan(self.model)
             for i, limit in enumerate(splitter.limits):
                 if limit and prediction.memory[i] > limit:
@@ -262,6 +259,10 @@ class _Planner:
                     caps[i] = 0.97 * min(caps[i], held) * limit / prediction.memory[i]
             if sum(caps) < 1:
                 break
+        if fitting:
+            split, by_filters = min(fitting, key=lambda pair: splitter.predict(pair[0]).seconds)
+            prediction, seconds = splitter.predict(split), splitter.predict(by_filters).seconds
+            return _Candidate(tuple(members), split.plan(self.model), prediction, seconds)
         need, rank = max(
             (prediction.memory[i] - self.limits[rank], rank) for i, rank in enumerate(members)
         )
@@ -270,6 +271,18 @@ class _Planner:
             f"needs {bytes_text(self.limits[rank] + need)}. Use more ranks or memory, or a "
             "smaller batch"
         )
+
+    def _split(
+        self, splitter: Splitter, caps: Sequence[float], thorough: bool
+    ) -> tuple[Split, Split]:
+        """Return the best split, and the best by ``filters``, before their memory is looked at."""
+        if self.options.objective == "memory":
+            split = Split.by_weights(self.model, [limit or 1.0 for limit in splitter.limits])
+            return split, split
+        split = by_filters = splitter.by_filters(caps, thorough=thorough)
+        if self.options.schemes:
+            split = splitter.along_axes(caps, by_filters, thorough=thorough)
+        return (refine(splitter, split, caps) if thorough else split), by_filters
 
     def _alternatives(self, best: _Candidate) -> dict[str, float]:
         """Predict the seconds of a step by other ways to use the ranks than *best*."""

@@ -7,7 +7,7 @@ backward pass is not counted on.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from hetmp.planner.profiling import OPTIMIZER, THOUSANDTHS, link_name, step_work
 from hetmp.planner.tables import BACKWARD, FORWARD, PARAMETERS, SAVED, Array, Tables
 from hetmp.slicing import Table, owners
 from hetmp.slicing.graph import ModelGraph
+from hetmp.slicing.plan import Backward
 from hetmp.slicing.schedule import (
     CallStep,
     ExchangeStep,
@@ -27,6 +28,7 @@ from hetmp.slicing.schedule import (
     Schedule,
     takers,
 )
+from hetmp.slicing.segments import regathered, segments
 from hetmp.slicing.step_memory import (
     MemoryOptions,
     held_bytes,
@@ -114,6 +116,7 @@ def predict(
     links: Links,
     batch_size: int,
     memory: MemoryOptions | None = None,
+    backward: Mapping[str, Backward] | None = None,
 ) -> Prediction:
     """Predict a training step under a schedule.
 
@@ -123,63 +126,19 @@ def predict(
         tables, links: measured times of the ranks that take part.
         batch_size: images of the step.
         memory: what decides how much memory a step takes; the defaults if None.
+        backward: what the backward pass has of each layer, by path; ``keep`` of all if None.
 
     Raises:
         HetmpError: the profile does not know an operation of the model.
     """
-    program = schedule.training
-    clock = _Clock(tables)
-    owner = owners(program)
-    costs = {
-        step.name: step_cost(tables, step, batch_size)
-        for step in program.steps
-        if isinstance(step, CallStep)
-    }
-    norms = {step.name for step in program.steps if _gathers_statistics(step)}
-    gathering = links.seconds("Allreduce", 0.0, 0.0) if norms else 0.0
-    received = 0.0
-    for step in program.steps:
-        if isinstance(step, CallStep):
-            clock.compute(owner[step.name], costs[step.name][:, FORWARD])
-            if step.name in norms:
-                clock.exchange(owner[step.name], gathering)
-        elif isinstance(step, ExchangeStep):
-            if tables.ranks > 1:
-                clock.compute(owner[step.name], tables.handling)
-            name = link_name(step.before, step.after)
-            if name != "-":
-                clock.exchange(owner[step.name], exchange_seconds(links, step, name, batch_size))
-            received += batch_size * step.received_by_all(tables.ranks)
+    walk = _Walk(graph, schedule.training, tables, links, batch_size, backward or {})
+    for step in schedule.training.steps:
+        walk.forward(step)
+    clock = walk.clock
     clock.now = clock.now + tables.rest
-    back = needing_gradients(graph, program)
-    postponed = {
-        taker.name
-        for step in program.steps
-        if step.name in back
-        for taker in takers(program, step)[0]
-    }
-    for step in reversed(program.steps):
-        if isinstance(step, CallStep):
-            cost = costs[step.name]
-            seconds = cost[:, BACKWARD]
-            if step.name in norms:
-                clock.exchange(owner[step.name], gathering)
-            if step.name not in postponed:
-                seconds = seconds + cost[:, PARAMETERS]
-            clock.compute(owner[step.name], seconds)
-        elif isinstance(step, ExchangeStep) and step.name in back:
-            name = link_name(dual(step.after), dual(step.before))
-            meanwhile = sum(
-                (costs[taker.name][:, PARAMETERS] for taker in takers(program, step)[0]),
-                start=np.zeros(tables.ranks),
-            )
-            if name == "-":
-                clock.compute(owner[step.name], meanwhile)
-            else:
-                clock.exchange(
-                    owner[step.name], exchange_seconds(links, step, name, batch_size), meanwhile
-                )
-    summed = _summed_bytes(graph, table)
+    for step in reversed(schedule.training.steps):
+        walk.backward(step)
+    received, summed = walk.received, _summed_bytes(graph, table)
     if tables.ranks > 1 and summed:
         # They are waited for behind everything: charged to the layer in front.
         clock.exchange(next(iter(clock.layers)), links.seconds("Allreduce", summed, 0.0))
@@ -187,11 +146,117 @@ def predict(
     held = held_bytes(table, tables.ranks)
     parts = np.round(THOUSANDTHS * held / max(1, parameter_bytes(table))).astype(np.int64)
     clock.now = clock.now + tables.at(OPTIMIZER, "channelwise", parts.tolist())[:, FORWARD]
-    saved = {name: cost[:, SAVED] for name, cost in costs.items()}
-    options = memory or MemoryOptions()
-    most = step_memory(graph, program, table, saved, batch_size, options)
-    most = most + _workspace(tables, program, batch_size)
+    most = walk.memory(table, memory or MemoryOptions())
     return Prediction(float(clock.now.max()), clock.layers, most, received)
+
+
+@dataclass
+class _Walk:
+    """Every rank's clock on its way through a program, forward and then backward.
+
+    Args:
+        choices: what the backward pass has of each layer, by path; ``keep`` of those not named.
+
+    Attributes:
+        clock: the ranks' clocks.
+        received: bytes that all ranks have received together.
+    """
+
+    graph: ModelGraph
+    program: Program
+    tables: Tables
+    links: Links
+    images: int
+    choices: InitVar[Mapping[str, Backward]]
+    clock: _Clock = field(init=False)
+    received: float = 0.0
+
+    def __post_init__(self, choices: Mapping[str, Backward]) -> None:
+        program, tables = self.program, self.tables
+        self.clock = _Clock(tables)
+        self.owner = owners(program)
+        calls = [step for step in program.steps if isinstance(step, CallStep)]
+        self.costs = {step.name: step_cost(tables, step, self.images) for step in calls}
+        self.norms = {step.name for step in calls if _gathers_statistics(step)}
+        self.gathering = self.links.seconds("Allreduce", 0.0, 0.0) if self.norms else 0.0
+        self.needing = needing_gradients(self.graph, program)
+        self.postponed = {
+            taker.name
+            for step in program.steps
+            if step.name in self.needing
+            for taker in takers(program, step)[0]
+        }
+        by_layer = {node.path: choices.get(node.path, "keep") for node in self.graph.mixing()}
+        own = segments(program, self.graph.training, by_layer)
+        self.segments = [segment for segment in own if segment.reason is None]
+        self.again = {segment.steps[-1].name: segment for segment in self.segments}
+        self.regathered = regathered(program, choices) if tables.ranks > 1 else frozenset()
+
+    def forward(self, step: ProgramStep) -> None:
+        """Go through a step, forward."""
+        if isinstance(step, CallStep):
+            self.clock.compute(self.owner[step.name], self.costs[step.name][:, FORWARD])
+            if step.name in self.norms:
+                self.clock.exchange(self.owner[step.name], self.gathering)
+        elif isinstance(step, ExchangeStep):
+            if self.tables.ranks > 1:
+                self.clock.compute(self.owner[step.name], self.tables.handling)
+            self._exchange(step)
+            self.received += self.images * step.received_by_all(self.tables.ranks)
+
+    def backward(self, step: ProgramStep) -> None:
+        """Go through a step, backward, and first forward through what is computed again."""
+        segment = self.again.get(step.name)
+        if segment is not None:
+            for again in (*segment.gathers, *segment.steps):
+                self._once_more(again)
+        if isinstance(step, CallStep):
+            cost = self.costs[step.name]
+            seconds = cost[:, BACKWARD]
+            if step.name in self.norms:
+                self.clock.exchange(self.owner[step.name], self.gathering)
+            if step.name not in self.postponed:
+                seconds = seconds + cost[:, PARAMETERS]
+            self.clock.compute(self.owner[step.name], seconds)
+        elif isinstance(step, ExchangeStep) and step.name in self.needing:
+            if step.name in self.regathered:
+                self._once_more(step)
+            name = link_name(dual(step.after), dual(step.before))
+            layers, _ = takers(self.program, step)
+            none = np.zeros(self.tables.ranks)
+            meanwhile = sum((self.costs[layer.name][:, PARAMETERS] for layer in layers), none)
+            if name == "-":
+                self.clock.compute(self.owner[step.name], meanwhile)
+            else:
+                moving = exchange_seconds(self.links, step, name, self.images)
+                self.clock.exchange(self.owner[step.name], moving, meanwhile)
+
+    def memory(self, table: Table, options: MemoryOptions) -> Array:
+        """Return (ranks,) bytes: the most that each rank holds in the step."""
+        saved = {name: cost[:, SAVED] for name, cost in self.costs.items()}
+        most = step_memory(
+            self.graph, self.program, table, saved, self.images, options, self.segments,
+            self.regathered,
+        )  # fmt: skip
+        return most + _workspace(self.tables, self.program, self.images)
+
+    def _once_more(self, step: ProgramStep) -> None:
+        """Go through a step that the backward pass repeats: statistics are those from before."""
+        if isinstance(step, CallStep):
+            self.clock.compute(self.owner[step.name], self.costs[step.name][:, FORWARD])
+        elif isinstance(step, ExchangeStep):
+            self._exchange(step)
+            ranks = self.tables.ranks
+            self.received += sum(
+                step.received_of_batch(self.images, rank, ranks)[0] for rank in range(ranks)
+            )
+
+    def _exchange(self, step: ExchangeStep) -> None:
+        """Go through an exchange, forward."""
+        name = link_name(step.before, step.after)
+        if name != "-":
+            seconds = exchange_seconds(self.links, step, name, self.images)
+            self.clock.exchange(self.owner[step.name], seconds)
 
 
 def _workspace(tables: Tables, program: Program, images: int) -> Array:

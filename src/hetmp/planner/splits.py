@@ -18,7 +18,7 @@ from hetmp.planner.tables import Tables
 from hetmp.slicing import make_table
 from hetmp.slicing.channel_groups import ChannelGroups, channel_groups, plan_from_shares
 from hetmp.slicing.graph import ModelGraph
-from hetmp.slicing.plan import Plan
+from hetmp.slicing.plan import Backward, Plan
 from hetmp.slicing.scheduler import schedule_model
 from hetmp.slicing.step_memory import MemoryOptions
 
@@ -65,11 +65,13 @@ class Split:
         shares: how the units of each channel group are cut, by its number.
         schemes: of the layers that do not follow ``filters``, by path.
         weights: the ranks' shares of a batch.
+        backward: what the backward pass has of layers, by path; it keeps what it needs of others.
     """
 
     shares: Mapping[int, Partition]
     schemes: Mapping[str, SchemeName]
     weights: tuple[float, ...]
+    backward: Mapping[str, Backward] = field(default_factory=dict)
 
     @classmethod
     def by_weights(
@@ -86,7 +88,12 @@ class Split:
 
     def plan(self, model: SharedModel) -> Plan:
         """Return the split as a plan."""
-        return plan_from_shares(model.graph, model.groups, self.shares, self.weights, self.schemes)
+        plan = plan_from_shares(model.graph, model.groups, self.shares, self.weights, self.schemes)
+        layers = tuple(
+            layer.model_copy(update={"backward": self.backward.get(layer.name)})
+            for layer in plan.layers
+        )
+        return plan.model_copy(update={"layers": layers})
 
 
 @dataclass
@@ -124,7 +131,10 @@ class Splitter:
         graph, images = self.model.graph, self.model.batch_size
         schedule = schedule_model(graph, plan)
         table = make_table(graph, schedule)
-        return predict(graph, schedule, table, self.tables, self.links, images, self.memory)
+        return predict(
+            graph, schedule, table, self.tables, self.links, images, self.memory,
+            plan.backward_by_layer(regather=False),
+        )  # fmt: skip
 
     def by_filters(self, caps: Sequence[float], *, thorough: bool) -> Split:
         """Return the best split in which every layer follows ``filters``.

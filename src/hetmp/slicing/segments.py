@@ -80,6 +80,21 @@ def segments(
     return tuple(_Reader(program, trace, backward, chosen).all(program))
 
 
+def regathered(program: Program, backward: Mapping[str, Backward]) -> frozenset[str]:
+    """Return the exchanges that the backward pass repeats for parameters' gradients.
+
+    Args:
+        program: the steps.
+        backward: what the backward pass has of each layer, by its path.
+    """
+    repeated = []
+    for step in program.steps:
+        choices = {backward.get(taker.node.path, "keep") for taker in takers(program, step)[0]}
+        if "regather" in choices and "keep" not in choices:
+            repeated.append(step.name)
+    return frozenset(repeated)
+
+
 def check_recomputed(graph: ModelGraph, schedule: Schedule, plan: Plan) -> None:
     """Refuse a plan that recomputes a layer which cannot be computed again exactly.
 

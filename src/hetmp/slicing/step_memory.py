@@ -3,9 +3,10 @@
 What is held, forward and then backward: parameters and the optimizer's state all the time; what
 the operations save, until they have run backward; parameters' gradients, from then on; and the
 gradients of values, from the first operation that gives one to the operation that made the value.
+Of layers that are computed again, what is kept instead until then, and what they save after that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from hetmp.exchange import ROUND_BYTES
 from hetmp.ops import Value
 from hetmp.slicing.graph import ModelGraph
 from hetmp.slicing.schedule import BiasStep, CallStep, ExchangeStep, Program, ProgramStep, takers
+from hetmp.slicing.segments import Segment
 from hetmp.slicing.table import Table
 
 Array = npt.NDArray[np.float64]
@@ -65,6 +67,8 @@ def step_memory(
     saved: Mapping[str, Array],
     images: int,
     options: MemoryOptions,
+    segments: Sequence[Segment] = (),
+    regathered: Collection[str] = (),
 ) -> Array:
     """Return (ranks,) bytes: the most that each rank holds in a training step.
 
@@ -75,12 +79,16 @@ def step_memory(
         saved: (ranks,) bytes that each operation keeps for its backward pass, by step.
         images: of the step.
         options: what decides besides.
+        segments: what the backward pass computes again.
+        regathered: the exchanges that it repeats for parameters' gradients.
     """
     ranks = len(next(iter(saved.values())))
     back = needing_gradients(graph, program)
     held = held_bytes(table, ranks)
     steps = {step.name: step for step in program.steps}
-    kept, shared = _kept(program, saved, images, options, ranks)
+    let_go = {*regathered, *(gather.name for segment in segments for gather in segment.gathers)}
+    kept, shared = _kept(program, saved, images, options, let_go, ranks)
+    again = _kept_again(segments, kept, steps, images, ranks)
     # Layers whose parameter gradients are computed while their input's gradient travels.
     ends_with = {name: [name] for name in steps}
     for name, step in steps.items():
@@ -95,6 +103,9 @@ def step_memory(
     for step in reversed(program.steps):
         if step.name not in back:
             continue
+        for name, size in again.pop(step.name, {}).items():
+            kept[name] = kept.get(name, np.zeros(ranks)) + size
+            remaining = remaining + size
         values.setdefault(step.name, _result_bytes(step, images, ranks))
         for name, size in _source_bytes(step, images, ranks).items():
             if name in back:
@@ -104,6 +115,8 @@ def step_memory(
         passing = sum(values.values(), start=np.zeros(ranks))
         if isinstance(step, ExchangeStep) and options.packing == "own" and ranks > 1:
             passing = passing + values[step.name]
+            if step.name in regathered:
+                passing = passing + step.value.image_bytes * images
         peak = np.maximum(peak, remaining + gradients + passing)
         for name in ends_with[step.name]:
             remaining = remaining - kept.pop(name, 0.0)
@@ -129,12 +142,14 @@ def _kept(
     saved: Mapping[str, Array],
     images: int,
     options: MemoryOptions,
+    let_go: Collection[str],
     ranks: int,
 ) -> tuple[dict[str, Array], float]:
     """Return what each step keeps for itself, and each rank's part of what one host's ranks share.
 
-    Where values are gathered through shared memory, they lie there, once for all ranks, and so do
-    the summands of the gradients, in rounds; that memory stays when a value is gone.
+    Nobody keeps the results of the exchanges *let_go*. Where values are gathered through shared
+    memory, they lie there, once for all ranks, and so do the summands of the gradients, in rounds;
+    that memory stays when a value is gone.
     """
     kept = {name: size.copy() for name, size in saved.items()}
     gathered, largest = 0.0, 0.0
@@ -142,14 +157,39 @@ def _kept(
         layers, _ = takers(program, step)
         if not layers or not isinstance(step, ExchangeStep):
             continue
-        size = step.value.image_bytes * images
-        if ranks == 1 or options.packing in ("share", "nowhere"):
+        size = float(step.value.image_bytes * images)
+        own = ranks > 1 and options.packing in ("own", "host")
+        if not own or step.name in let_go:
             # What is gathered from one rank is that rank's own, and kept by who made it.
             kept[layers[0].name] = np.maximum(0.0, kept[layers[0].name] - size)
-            gathered, largest = gathered + size, max(largest, size)
+        gathered, largest = gathered + size * (step.name not in let_go), max(largest, size)
     if ranks == 1 or options.packing != "share":
         return kept, 0.0
     return kept, (gathered + min(2 * ROUND_BYTES, 1.5 * largest * (ranks - 1))) / ranks
+
+
+def _kept_again(
+    segments: Sequence[Segment],
+    kept: dict[str, Array],
+    steps: Mapping[str, ProgramStep],
+    images: int,
+    ranks: int,
+) -> dict[str, dict[str, Array]]:
+    """Take from *kept* what the steps of segments keep, but for what is kept instead.
+
+    Returns:
+        For the last step of each segment, what its steps save when they run again.
+    """
+    again: dict[str, dict[str, Array]] = {}
+    for segment in segments:
+        names = [step.name for step in segment.steps if step.name in kept]
+        again[segment.steps[-1].name] = {name: kept[name] for name in names}
+        kept.update(dict.fromkeys(names, np.zeros(ranks)))
+        shares = {gather.sources[0] for gather in segment.gathers}
+        head = segment.steps[0].name
+        for name in shares & steps.keys():
+            kept[head] = kept[head] + _result_bytes(steps[name], images, ranks)
+    return again
 
 
 def _gradient_bytes(step: ProgramStep, table: Table, ranks: int) -> Array:
