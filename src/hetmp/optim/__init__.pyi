@@ -2,6 +2,7 @@ from .averages import Averages as Averages
 from .by_name import OPTIMIZERS as OPTIMIZERS
 from .by_name import REFUSED as REFUSED
 from .by_name import make_optimizer as make_optimizer
+from .by_name import numbers_kept as numbers_kept
 from .clipping import clip_grad_norm_ as clip_grad_norm_
 from .clipping import grad_norm as grad_norm
 from .layerwise import LAMB as LAMB

@@ -67,6 +67,28 @@ def make_optimizer(
         ) from None
 
 
+def numbers_kept(name: str, options: Mapping[str, Any]) -> float:
+    """Return how many numbers an optimizer keeps for each parameter from step to step.
+
+    1 for SGD with momentum, 2 for AdamW. Of LARS and LAMB, what they are known to keep.
+
+    Args:
+        name: one of ``OPTIMIZERS``, in any case.
+        options: keyword arguments of the optimizer's class.
+    """
+    name, size = name.lower(), 64
+    if name in _KEPT_LAYERWISE:
+        return _KEPT_LAYERWISE[name]
+    weight = torch.nn.Parameter(torch.zeros(size))
+    weight.grad = torch.zeros(size)
+    optimizer = _CLASSES[name]([weight], lr=0.0, **options)
+    optimizer.step()
+    kept = (value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor))
+    return sum(value.numel() for value in kept if value.numel() > 1) / size
+
+
+_KEPT_LAYERWISE = {"lars": 1.0, "lamb": 2.0}
+
 _MISTAKES = (ValueError, TypeError, IndexError, RuntimeError, AssertionError)
 """Errors of torch's optimizers for values that they refuse."""
 

@@ -1,6 +1,6 @@
 """Tables of a profile and of a plan for a terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from rich.console import Group as Lines
@@ -14,7 +14,7 @@ from hetmp.planner.parts import part_title, parts
 from hetmp.planner.planner import Planned
 from hetmp.planner.profiling import Profile
 from hetmp.planner.reasons import reasons
-from hetmp.slicing.plan import LayerPlan
+from hetmp.slicing.plan import LayerPlan, Plan
 
 WIDE = 6
 """Most ranks whose figures a layer shows one by one; more are shown as a range."""
@@ -157,9 +157,23 @@ def _summary(planned: Planned) -> list[Text]:
                 style="yellow",
             )
         )
+    lines += _done_again(planned.plan)
     for rank, why in sorted(planned.left_out.items()):
         lines.append(Text(f"rank {rank} is left out: {why}", style="yellow"))
     return lines
+
+
+def _done_again(plan: Plan) -> Iterator[Text]:
+    """Write which layers' inputs the backward pass gathers again, and which layers it computes."""
+    names = [layer.name for layer in plan.layers]
+    for choice, what in (
+        ("regather", "gathers the input again of"),
+        ("recompute", "computes again"),
+    ):
+        layers = [layer.name for layer in plan.layers if layer.backward == choice]
+        if layers:
+            title = part_title(layers, names)
+            yield Text(f"to fit in memory, the backward pass {what}: {title}", style="yellow")
 
 
 def _shares(layers: Sequence[LayerPlan]) -> str:

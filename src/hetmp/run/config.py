@@ -298,6 +298,17 @@ class TrainConfig(BaseModel):
         unsaid = self.weights is None and self.plan is None
         return self.weights == "auto" or (unsaid and self.profiles is not None)
 
+    @property
+    def keywords_of_optimizer(self) -> dict[str, Any]:
+        """The optimizer's keyword arguments; ``optimizer_options`` win over the shared fields."""
+        shared: dict[str, Any] = {"weight_decay": self.weight_decay}
+        name = self.optimizer.lower()
+        if name in ("sgd", "lars"):
+            shared["momentum"] = self.momentum
+        if name == "rprop":  # the one that knows no weight decay
+            del shared["weight_decay"]
+        return {**shared, **self.optimizer_options}
+
     def in_order(self, order: Sequence[int]) -> "TrainConfig":
         """Return the same run for reordered ranks: new rank *i* is the present ``order[i]``."""
         lists = {

@@ -75,7 +75,9 @@ class TrainStep:
         """
         self._config, self._model, self._device = config, model, device
         self._steps = steps
-        self.optimizer = make_optimizer(model, config.optimizer, config.lr, _options(config))
+        self.optimizer = make_optimizer(
+            model, config.optimizer, config.lr, config.keywords_of_optimizer
+        )
         if config.share_steps:
             share_steps(self.optimizer, model)
         self.schedule = make_schedule(
@@ -215,14 +217,3 @@ class TrainStep:
             self.scaler.load_state_dict(state["scaler"])
         if self.averages is not None:
             self.averages.updates = state["updates"]
-
-
-def _options(config: TrainConfig) -> dict[str, Any]:
-    """Return the optimizer's options; ``optimizer_options`` win over the shared fields."""
-    shared: dict[str, Any] = {"weight_decay": config.weight_decay}
-    name = config.optimizer.lower()
-    if name in ("sgd", "lars"):
-        shared["momentum"] = config.momentum
-    if name == "rprop":  # the one that knows no weight decay
-        del shared["weight_decay"]
-    return {**shared, **config.optimizer_options}

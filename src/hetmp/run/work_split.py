@@ -13,6 +13,7 @@ from hetmp.cluster import AgreedError, Group
 from hetmp.cluster.slurm import node_kind
 from hetmp.core.errors import HetmpError
 from hetmp.data import Dataset
+from hetmp.optim import numbers_kept
 from hetmp.run.build import outline
 from hetmp.run.config import TrainConfig
 from hetmp.run.rank_setup import RankSetup
@@ -66,7 +67,7 @@ def share_work(config: TrainConfig, dataset: Dataset, setup: RankSetup, tuning: 
     if config.plan is None and (not config.plans or group.size == 1):
         return Sharing(None, weights)
     # Imported where needed: they take SciPy, whose import takes as long as a small run's start.
-    from hetmp.planner import make_plan
+    from hetmp.planner import PlanOptions, make_plan
     from hetmp.planner.profiling import device_title
 
     with setup.casting():  # a rank's speed is that in its own precision
@@ -86,7 +87,9 @@ def share_work(config: TrainConfig, dataset: Dataset, setup: RankSetup, tuning: 
     with group.together():
         # Unlike processors may round unlike: rank 0's plan is the truth.
         if group.is_root:
-            planned = make_plan(read_graph(module, example), profile)
+            states = numbers_kept(config.optimizer, config.keywords_of_optimizer)
+            options = PlanOptions(optimizer_states=states)
+            planned = make_plan(read_graph(module, example), profile, options)
             text, decision = planned.plan.model_dump_json(), _summary(planned)
     plan = Plan.model_validate_json(group.broadcast_text(text))
     return Sharing(plan, equal, group.broadcast_text(decision))

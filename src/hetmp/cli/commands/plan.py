@@ -7,6 +7,7 @@ import click
 
 from hetmp.cli.command import command, option, remark
 from hetmp.cli.fields import image_options
+from hetmp.cli.names import OPTIMIZERS
 from hetmp.cli.options import FILE, Choice, ModelName, check_folder, image_sizes
 from hetmp.core.errors import HetmpError
 
@@ -56,6 +57,14 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg]
     show_default=True,
     help="Minimize the time of a step, or share by the ranks' memory.",
 )
+@option(
+    "--optimizer",
+    type=Choice("optimizer", OPTIMIZERS),
+    metavar="NAME",
+    default="sgd",
+    show_default=True,
+    help="Optimizer that the run will use: its state takes memory.",
+)
 @option("--filters-only", is_flag=True, help="Every layer follows scheme 'filters'.")
 @option("--keep-all", is_flag=True, help="Give every rank a share.")
 @option(
@@ -75,6 +84,7 @@ def plan(
     classes: int | None,
     memory_limit: int | None,
     objective: str,
+    optimizer: str,
     filters_only: bool,
     keep_all: bool,
     out: str,
@@ -94,6 +104,7 @@ def plan(
     from rich.console import Console
 
     from hetmp import models
+    from hetmp.optim import numbers_kept
     from hetmp.planner import PlanOptions, make_plan, summary
     from hetmp.planner.cluster_file import cluster_profile, joined_profiles
     from hetmp.planner.profiling import Profile
@@ -117,6 +128,7 @@ def plan(
         "memory" if objective == "memory" else "time",
         schemes=not filters_only,
         leave_out=not keep_all,
+        optimizer_states=numbers_kept(optimizer, {"momentum": 0.9} if optimizer == "sgd" else {}),
     )
     planned = make_plan(read_graph(module, example), profile, options)
     planned.plan.save(out)
