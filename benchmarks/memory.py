@@ -17,6 +17,8 @@ malloc is told to give freed memory back at once (mallopt), else the peak is tha
     mpirun -n 3 python benchmarks/memory.py vgg11 resnet18 --shape 3,32,32 --classes 10 --parts
 
 --schemes cuts layers along the batch; a rank's share is then that of its weight.
+--profile FILE, of 'hetmp profile' on as many ranks, compares with what the planner predicts; it
+predicts malloc's habits, so give --keep-freed, too.
 --parts tells what is held when the forward pass is over, and what ran at the peak. Linux only.
 """
 
@@ -43,8 +45,11 @@ from hetmp import models
 from hetmp.cluster import launched
 from hetmp.cluster.device import choose_device
 from hetmp.exchange.arena import Arena
-from hetmp.slicing import PLAIN
+from hetmp.planner import LinkModel, Profile, Tables, predict
+from hetmp.slicing import PLAIN, make_table
 from hetmp.slicing.graph import read_graph
+from hetmp.slicing.scheduler import schedule_model
+from hetmp.slicing.step_memory import MemoryOptions
 
 TUNINGS = {
     "default": hetmp.Tuning(),
@@ -272,6 +277,29 @@ def parts(model: Any, x: Tensor) -> str:
     )
 
 
+def predicted(told: Any, name: str, tuning: hetmp.Tuning, ranks: int) -> list[float]:
+    """The bytes that are predicted for each rank, or for one process."""
+    profile = Profile.load(told.profile)
+    with torch.device("meta"):
+        whole = build(told, name)
+    graph = read_graph(whole, torch.empty(told.batch_size, *told.shape, device="meta"))
+    weights, schemes = (told.weights, told.schemes) if ranks > 1 else ((1.0,), "filters")
+    plan = hetmp.plan_from_weights(graph, weights, schemes)
+    schedule = schedule_model(graph, plan)
+    model = LinkModel(profile)
+    shares = ranks > 1 and tuning.shared_memory and model.extent(range(ranks)).hosts == 1
+    return predict(
+        graph,
+        schedule,
+        make_table(graph, schedule),
+        Tables(profile.devices).of(range(ranks)),
+        model.between(range(ranks)),
+        told.batch_size,
+        MemoryOptions(packing="share" if shares else "own"),
+        plan.backward_by_layer(tuning.regather),
+    ).memory.tolist()
+
+
 def arguments() -> Any:
     """What is wanted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -287,6 +315,7 @@ def arguments() -> Any:
     parser.add_argument("--tunings", default=",".join(TUNINGS), help="some of the default's")
     parser.add_argument("--parts", action="store_true", help="tell what the memory is for")
     parser.add_argument("--keep-freed", action="store_true", help="leave malloc's habits")
+    parser.add_argument("--profile", type=Path, help="compare with what this profile predicts")
     parser.add_argument("--json", type=Path, help="append the figures, a line per model")
     parser.add_argument("--alone", choices=("cpu", "cuda"), help=argparse.SUPPRESS)
     told = parser.parse_args()
@@ -320,13 +349,13 @@ def shown(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}"
 
 
-def table(name: str, whole: dict[str, Need], rows: list[dict[str, Any]]) -> None:
+def table(name: str, whole: dict[str, Need], rows: list[dict[str, Any]], words: str) -> None:
     """Print the figures of one model."""
     one = ", ".join(
         f"{need.pss / MB:.1f} MB" if kind == "cpu" else f"{need.gpu / MB:.1f} MB of its GPU"
         for kind, need in whole.items()
     )
-    print(f"\n{name}: one process needs {one}")
+    print(f"\n{name}: one process needs {one}{words}")
     print(f"{'tuning':17} rank  share  PSS MB  RSS MB  share×one  PSS ratio  RSS ratio  target")
     for row in rows:
         gpu = (
@@ -338,6 +367,9 @@ def table(name: str, whole: dict[str, Need], rows: list[dict[str, Any]]) -> None
             f"{row['rss'] / MB:7.1f} {row['ideal'] / MB:10.1f} {shown(row['pss_ratio']):>10} "
             f"{shown(row['rss_ratio']):>10}  {row['target']:.2f} {met}{gpu}"
         )
+        if row["predicted"]:
+            off = row["predicted"] / row["pss"] - 1
+            print(f"{'':17} predicted {row['predicted'] / MB:.1f} MB, {100 * off:+.0f} %")
         if row["words"]:
             print(f"    {row['words']}")
 
@@ -367,6 +399,9 @@ def main() -> None:
         rows: list[dict[str, Any]] = []
         for tuning in told.tunings:
             need, words = sliced(told, name, TUNINGS[tuning], device)
+            expected = [0.0] * group.size
+            if told.profile:
+                expected = predicted(told, name, TUNINGS[tuning], group.size)
             numbers = group.allgather(np.array([need.pss, need.rss, need.gpu, need.share]))
             for number, (pss, rss, gpu, share) in enumerate(numbers.tolist()):
                 spoken = group.broadcast_text(words, root=number)
@@ -375,6 +410,7 @@ def main() -> None:
                 cpu, cuda = whole[name]["cpu"], whole[name].get("cuda", Need())
                 row: dict[str, Any] = {"tuning": tuning, "rank": number, "share": share}
                 row |= {"pss": pss, "rss": rss, "gpu": gpu, "words": spoken}
+                row["predicted"] = expected[number]
                 row |= {"ideal": share * cpu.pss, "target": TARGETS[tuning]}
                 row["pss_ratio"] = over(pss, share * cpu.pss)
                 row["rss_ratio"] = over(rss, share * cpu.rss)
@@ -383,7 +419,12 @@ def main() -> None:
                 row["met"] = None if ratio is None else ratio <= TARGETS[tuning]
                 rows.append(row)
         if group.is_root:
-            table(name, whole[name], rows)
+            words = ""
+            if told.profile:
+                (one,) = predicted(told, name, TUNINGS["default"], 1)
+                off = one / whole[name]["cpu"].pss - 1
+                words = f"; predicted {one / MB:.1f} MB, {100 * off:+.0f} %"
+            table(name, whole[name], rows, words)
             if told.json:
                 setting = {"model": name, "batch_size": told.batch_size, "shape": told.shape}
                 setting |= {"weights": told.weights, "keep_freed": told.keep_freed}

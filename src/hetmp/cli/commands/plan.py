@@ -63,7 +63,7 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg]
     metavar="NAME",
     default="sgd",
     show_default=True,
-    help="Optimizer that the run will use: its state takes memory.",
+    help="Optimizer: its state counts as memory.",
 )
 @option("--filters-only", is_flag=True, help="Every layer follows scheme 'filters'.")
 @option("--keep-all", is_flag=True, help="Give every rank a share.")
