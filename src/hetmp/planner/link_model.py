@@ -53,6 +53,10 @@ class Links:
         links: what was measured between one set of ranks.
         measured: the extent of that set, or its number of ranks.
         extent: the extent of the ranks that exchange, or their number.
+
+    Attributes:
+        ranks: how many exchange.
+        crosses_network: whether they are on several hosts, as far as that is known.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class Links:
         measured = Extent(measured) if isinstance(measured, int) else measured
         extent = Extent(extent) if isinstance(extent, int) else extent
         self._terms: dict[str, Array] = {}
-        self.ranks = extent.ranks
+        self.ranks, self.crosses_network = extent.ranks, extent.crosses_network
         if self.ranks == 1:
             return
         if not links:

@@ -2,8 +2,8 @@
 
 A rank that is early waits: an exchange ends when the last rank is there and the bytes have moved.
 On the way back a rank computes parameter gradients while it waits for others to arrive. Gradients
-of parameters that every rank holds whole are summed at the end: that some of it goes on beside the
-backward pass is not counted on.
+of parameters that every rank holds whole are summed bundle by bundle. Over a network that goes on
+beside the backward pass, and exchanges delay it; on one host the processors do it, at the end.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from hetmp.planner.profiling import OPTIMIZER, THOUSANDTHS, link_name, step_work
 from hetmp.planner.tables import BACKWARD, FORWARD, PARAMETERS, SAVED, Array, Tables
 from hetmp.slicing import Table, owners
 from hetmp.slicing.graph import ModelGraph
+from hetmp.slicing.orders import bundles, entered_parameters
 from hetmp.slicing.plan import Backward
 from hetmp.slicing.schedule import (
     CallStep,
@@ -75,6 +76,8 @@ class Prediction:
 class _Clock:
     tables: Tables
     now: Array = field(init=False)
+    summed: float = 0.0
+    """When the sums of gradients that were begun are over."""
     layers: dict[str, LayerPrediction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,6 +109,19 @@ class _Clock:
         if meanwhile is not None:
             self.layer(name).compute += meanwhile
         self.now = after + seconds
+        if self.summed > all_there:  # they share the network
+            self.summed += seconds
+
+    def begin_sum(self, seconds: float) -> None:
+        """Begin a sum of gradients beside the work, once those before it are over."""
+        self.summed = max(self.summed, float(self.now.max())) + seconds
+
+    def end_sums(self, name: str) -> None:
+        """Advance all ranks to the end of the sums; what is waited for is charged to a layer."""
+        over = max(self.summed, float(self.now.max()))
+        self.layer(name).exchange += max(0.0, self.summed - float(self.now.max()))
+        self.layer(name).idle += self.now.max() - self.now
+        self.now = np.full(self.tables.ranks, over)
 
 
 def predict(
@@ -131,23 +147,19 @@ def predict(
     Raises:
         HetmpError: the profile does not know an operation of the model.
     """
-    walk = _Walk(graph, schedule.training, tables, links, batch_size, backward or {})
+    walk = _Walk(graph, schedule.training, table, tables, links, batch_size, backward or {})
     for step in schedule.training.steps:
         walk.forward(step)
     clock = walk.clock
     clock.now = clock.now + tables.rest
     for step in reversed(schedule.training.steps):
         walk.backward(step)
-    received, summed = walk.received, _summed_bytes(graph, table)
-    if tables.ranks > 1 and summed:
-        # They are waited for behind everything: charged to the layer in front.
-        clock.exchange(next(iter(clock.layers)), links.seconds("Allreduce", summed, 0.0))
-        received += tables.ranks * received_of_sum(summed, tables.ranks)
+    walk.end()
     held = held_bytes(table, tables.ranks)
     parts = np.round(THOUSANDTHS * held / max(1, parameter_bytes(table))).astype(np.int64)
     clock.now = clock.now + tables.at(OPTIMIZER, "channelwise", parts.tolist())[:, FORWARD]
-    most = walk.memory(table, memory or MemoryOptions())
-    return Prediction(float(clock.now.max()), clock.layers, most, received)
+    most = walk.memory(memory or MemoryOptions())
+    return Prediction(float(clock.now.max()), clock.layers, most, walk.received)
 
 
 @dataclass
@@ -164,6 +176,7 @@ class _Walk:
 
     graph: ModelGraph
     program: Program
+    table: Table
     tables: Tables
     links: Links
     images: int
@@ -191,6 +204,7 @@ class _Walk:
         self.segments = [segment for segment in own if segment.reason is None]
         self.again = {segment.steps[-1].name: segment for segment in self.segments}
         self.regathered = regathered(program, choices) if tables.ranks > 1 else frozenset()
+        self.bundles = self._bundles() if tables.ranks > 1 else {}
 
     def forward(self, step: ProgramStep) -> None:
         """Go through a step, forward."""
@@ -231,12 +245,49 @@ class _Walk:
                 moving = exchange_seconds(self.links, step, name, self.images)
                 self.clock.exchange(self.owner[step.name], moving, meanwhile)
 
-    def memory(self, table: Table, options: MemoryOptions) -> Array:
+        if self.links.crosses_network and step.name in self.bundles:
+            self.clock.begin_sum(self._sum_seconds(self.bundles[step.name]))
+
+    def end(self) -> None:
+        """Wait for the sums of gradients, behind everything: charged to the layer in front."""
+        if not self.bundles:
+            return
+        total = sum(self.bundles.values())
+        if not self.links.crosses_network:
+            self.clock.begin_sum(self._sum_seconds(total))
+        self.clock.end_sums(next(iter(self.clock.layers)))
+        ranks = self.tables.ranks
+        self.received += ranks * received_of_sum(total, ranks)
+
+    def _sum_seconds(self, size: float) -> float:
+        return self.links.seconds("Allreduce", size, 0.0)
+
+    def _bundles(self) -> dict[str, int]:
+        """Return the bytes of gradients whose sums begin behind a step's backward pass."""
+        trained = {name for name, p in self.graph.skeleton.named_parameters() if p.requires_grad}
+        bundle_of = {
+            name: number
+            for number, names in enumerate(bundles(self.program, self.graph, self.table))
+            for name in names
+        }
+        first = self.program.steps[0].name
+        begins = dict.fromkeys(bundle_of.values(), first)  # what no layer enters waits till the end
+        for step in reversed(self.program.steps):
+            entered = entered_parameters(step, self.graph, self.table).values()
+            begins |= {bundle_of[name]: step.name for name in entered}
+        sizes: dict[str, int] = {}
+        for name, number in bundle_of.items():
+            if name in trained:
+                entry, at = self.table[name], begins[number]
+                sizes[at] = sizes.get(at, 0) + entry.shape.numel() * entry.dtype.itemsize
+        return sizes
+
+    def memory(self, options: MemoryOptions) -> Array:
         """Return (ranks,) bytes: the most that each rank holds in the step."""
         saved = {name: cost[:, SAVED] for name, cost in self.costs.items()}
         most = step_memory(
-            self.graph, self.program, table, saved, self.images, options, self.segments,
-            self.regathered,
+            self.graph, self.program, self.table, saved, self.images, options,
+            self.segments, self.regathered,
         )  # fmt: skip
         return most + _workspace(self.tables, self.program, self.images)
 
@@ -299,16 +350,6 @@ def _gathers_statistics(step: ProgramStep) -> bool:
         return False
     statistics = Statistics.of(step.node.call)
     return statistics is not None and not statistics.per_image
-
-
-def _summed_bytes(graph: ModelGraph, table: Table) -> int:
-    """Return the bytes of the gradients that are summed over the ranks at the end of a step."""
-    trained = {name for name, p in graph.skeleton.named_parameters() if p.requires_grad}
-    return sum(
-        entry.shape.numel() * entry.dtype.itemsize
-        for name, entry in table.items()
-        if name in trained and entry.alias_of is None and not isinstance(entry.state, Sliced)
-    )
 
 
 def step_cost(tables: Tables, step: CallStep, images: int) -> Array:

@@ -117,7 +117,7 @@ def made_ready(
     """
     orders = _orders(program, graph, table, segments)
     sections = _sections(orders, program, segments)
-    return Running(program, orders, sections, _replicated(orders, program, graph, table))
+    return Running(program, orders, sections, bundles(program, graph, table))
 
 
 def _orders(
@@ -139,12 +139,12 @@ def _orders(
     for i, step in enumerate(program.steps):
         mixing, borrowed = takers(program, step)
         # Replicated parameters have entered already, with those of all layers.
-        mixing = tuple(taker for taker in mixing if not _entered(taker, graph, table))
+        mixing = tuple(taker for taker in mixing if not entered_parameters(taker, graph, table))
         orders.append(
             Order(
                 step,
                 tuple(freed.get(i, ())),
-                _entered(step, graph, table),
+                entered_parameters(step, graph, table),
                 isinstance(step, CallStep)
                 and isinstance(step.node.rule, Whole)
                 and may_draw(step.node.call),
@@ -216,7 +216,8 @@ def _is_taken(name: str, program: Program) -> bool:
     return name in program.returned or name in program.consumers
 
 
-def _entered(step: ProgramStep, graph: ModelGraph, table: Table) -> dict[str, str]:
+def entered_parameters(step: ProgramStep, graph: ModelGraph, table: Table) -> dict[str, str]:
+    """Return a layer's own names of replicated parameters -> their names in the model."""
     if not isinstance(step, CallStep) or step.run.layer is None:
         return {}
     path = step.node.path
@@ -228,9 +229,7 @@ def _entered(step: ProgramStep, graph: ModelGraph, table: Table) -> dict[str, st
     }
 
 
-def _replicated(
-    orders: tuple[Order, ...], program: Program, graph: ModelGraph, table: Table
-) -> tuple[tuple[str, ...], ...]:
+def bundles(program: Program, graph: ModelGraph, table: Table) -> tuple[tuple[str, ...], ...]:
     """Bundle the replicated parameters, in the order in which they are first needed.
 
     The bundles of the last ones are full: their gradients come first, and have most time to travel.
@@ -240,13 +239,14 @@ def _replicated(
         # Of a parameter that is cut only its dtype and device are asked.
         if path in table and table[path].parameter and table[path].state == FULL:
             names[graph.aliases.get(path, path)] = None
-    names |= dict.fromkeys(name for order in orders for name in order.entered.values())
-    bundles: list[list[str]] = []
+    for step in program.steps:
+        names |= dict.fromkeys(entered_parameters(step, graph, table).values())
+    filled: list[list[str]] = []
     size = float("inf")
     for name in reversed(names):
         if size >= BUNDLE:
-            bundles.insert(0, [])
+            filled.insert(0, [])
             size = 0
-        bundles[0].insert(0, name)
+        filled[0].insert(0, name)
         size += table[name].shape.numel() * table[name].dtype.itemsize
-    return tuple(map(tuple, bundles))
+    return tuple(map(tuple, filled))
