@@ -16,6 +16,7 @@ malloc is told to give freed memory back at once (mallopt), else the peak is tha
     mpirun -n 2 python benchmarks/memory.py paper-cifar --batch-size 100 --weights 1,1
     mpirun -n 3 python benchmarks/memory.py vgg11 resnet18 --shape 3,32,32 --classes 10 --parts
 
+--backward says what the backward pass has of all layers, where the tuning does not matter then.
 --schemes cuts layers along the batch; a rank's share is then that of its weight.
 --profile FILE, of 'hetmp profile' on as many ranks, compares with what the planner predicts; it
 predicts malloc's habits, so give --keep-freed, too.
@@ -221,6 +222,7 @@ def sliced(told: Any, name: str, tuning: hetmp.Tuning, device: torch.device) -> 
             whole = build(told, name)
         example = torch.empty(told.batch_size, *told.shape, device="meta")
         plan = hetmp.plan_from_weights(read_graph(whole, example), told.weights, told.schemes)
+        plan = plan.with_backward({"*": told.backward})
         model: Any = hetmp.slice_model(
             whole,
             plan,
@@ -284,7 +286,7 @@ def predicted(told: Any, name: str, tuning: hetmp.Tuning, ranks: int) -> list[fl
         whole = build(told, name)
     graph = read_graph(whole, torch.empty(told.batch_size, *told.shape, device="meta"))
     weights, schemes = (told.weights, told.schemes) if ranks > 1 else ((1.0,), "filters")
-    plan = hetmp.plan_from_weights(graph, weights, schemes)
+    plan = hetmp.plan_from_weights(graph, weights, schemes).with_backward({"*": told.backward})
     schedule = schedule_model(graph, plan)
     model = LinkModel(profile)
     shares = ranks > 1 and tuning.shared_memory and model.extent(range(ranks)).hosts == 1
@@ -308,6 +310,9 @@ def arguments() -> Any:
     parser.add_argument("models", nargs="+", help="names as hetmp models lists them")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--schemes", default="filters", help="filters, batch or batch:K")
+    parser.add_argument(
+        "--backward", choices=("keep", "regather", "recompute"), help="of all layers, in the plan"
+    )
     parser.add_argument("--weights", type=numbers, help="1,1: relative speeds; equal if not given")
     parser.add_argument("--shape", type=sizes, default=(3, 32, 32), help="3,32,32: of one image")
     parser.add_argument("--classes", type=int, default=10)

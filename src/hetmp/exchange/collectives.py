@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hetmp.cluster import Group
+from hetmp.cluster.mpi import mpi
 
 Array = npt.NDArray[Any]
 
@@ -96,16 +97,18 @@ def reduce_scatter(
     return operation
 
 
-def allreduce(group: Group, send: Array, *, blocking: bool) -> Operation:
+def allreduce(group: Group, send: Array, *, blocking: bool, in_place: bool = False) -> Operation:
     """Begin to sum *send*, a flat array, over the ranks of *group*, on every rank. Collective.
 
-    The operation receives an array like *send*. With *blocking* the call waits for the other ranks.
+    The operation receives an array like *send*: with *in_place* it is *send*. With *blocking* the
+    call waits for the other ranks.
     """
-    operation = Operation(np.empty_like(send))
+    operation = Operation(send if in_place else np.empty_like(send))
     call = group.comm.Allreduce if blocking else group.comm.Iallreduce
     for begin in range(0, send.size, MAX_COUNT):
         part = slice(begin, begin + MAX_COUNT)
-        _note(operation, call(send[part], operation.received[part]), send)
+        summand = mpi().IN_PLACE if in_place else send[part]
+        _note(operation, call(summand, operation.received[part]), send)
     return operation
 
 

@@ -267,6 +267,7 @@ def _start_sums(
             PARTIAL,
             FULL,
             entry.backward_counter,
+            moves.Carriage(taken=True),
             wire=entry.wire,
             blocking=blocking,
             value=entry.value,

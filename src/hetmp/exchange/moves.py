@@ -70,6 +70,7 @@ class Carriage:
         rounded: float32 travels as bfloat16, half the bytes; sums are still of float32. Not in
             an Allreduce.
         images: how many the batch has, where a state is cut along the batch.
+        taken: the sender has no more use for the tensor, so that an Allreduce may sum in it.
     """
 
     shared: bool = True
@@ -77,6 +78,7 @@ class Carriage:
     order: tuple[int, ...] | None = None
     rounded: bool = False
     images: int | None = None
+    taken: bool = False
 
 
 USUAL = Carriage()
@@ -270,7 +272,7 @@ def _reduce(
 ) -> Finish:
     check_dtype(x, summed=True)
     wire = to_wire(x.reshape(-1), summed=True)
-    operation = collectives.allreduce(group, wire.array, blocking=blocking)
+    operation = collectives.allreduce(group, wire.array, blocking=blocking, in_place=how.taken)
     counter.bytes += 2 * (group.size - 1) * wire.array.nbytes // group.size
     return lambda: wire.back(operation).view(x.shape)
 
