@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from numbers import Rational
 from typing import Any
@@ -297,9 +297,28 @@ def checked_weights(weights: Iterable[Any], ranks: int | None = None) -> tuple[F
         listed = list(weights)
     except TypeError:
         raise HetmpError(f"weights must be one number per rank, got {weights!r}") from None
-    shown = ", ".join(str(weight) for weight in listed)
+    never_change = set(map(type, listed)) <= {int, float, Fraction}
+    exact = (_known_fractions if never_change else _fractions)(tuple(listed))
+    if not exact:
+        raise HetmpError("no weights given: give one per rank")
+    if ranks is not None and len(exact) != ranks:
+        raise HetmpError(
+            f"{len(exact)} weights ({_listed(listed)}) for {ranks} ranks: give one weight per "
+            f"rank, or start {len(exact)} ranks"
+        )
+    if not any(exact):
+        raise HetmpError(f"all weights are 0 ({_listed(listed)}): at least one rank must have work")
+    return exact
+
+
+def _listed(weights: Sequence[Any]) -> str:
+    return ", ".join(map(str, weights))
+
+
+def _fractions(weights: tuple[Any, ...]) -> tuple[Fraction, ...]:
+    """Return weights as exact fractions; refuse those that are not finite numbers from 0 on."""
     exact = []
-    for rank, weight in enumerate(listed):
+    for rank, weight in enumerate(weights):
         try:
             if isinstance(weight, str | bytes):
                 raise TypeError
@@ -309,24 +328,20 @@ def checked_weights(weights: Iterable[Any], ranks: int | None = None) -> tuple[F
                 value = Fraction(float(weight))
         except (TypeError, ValueError, OverflowError):
             raise HetmpError(
-                f"weight {weight!r} of rank {rank} is not a finite number (weights: {shown})"
+                f"weight {weight!r} of rank {rank} is not a finite number "
+                f"(weights: {_listed(weights)})"
             ) from None
         if value < 0:
             raise HetmpError(
-                f"weight {weight!r} of rank {rank} is negative (weights: {shown}): "
+                f"weight {weight!r} of rank {rank} is negative (weights: {_listed(weights)}): "
                 "a weight is a relative speed, 0 or more"
             )
         exact.append(value)
-    if not exact:
-        raise HetmpError("no weights given: give one per rank")
-    if ranks is not None and len(exact) != ranks:
-        raise HetmpError(
-            f"{len(exact)} weights ({shown}) for {ranks} ranks: give one weight per rank, "
-            f"or start {len(exact)} ranks"
-        )
-    if not any(exact):
-        raise HetmpError(f"all weights are 0 ({shown}): at least one rank must have work")
     return tuple(exact)
+
+
+_known_fractions = lru_cache(maxsize=64)(_fractions)
+"""The same for numbers that a plan has for many layers."""
 
 
 def _below_floor(

@@ -6,8 +6,9 @@ of parameters that every rank holds whole are summed bundle by bundle. Over a ne
 beside the backward pass, and exchanges delay it; on one host the processors do it, at the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -62,14 +63,20 @@ class Prediction:
     Attributes:
         seconds: time of the step.
         layers: the layers' times by path, in order.
-        memory: (ranks,) bytes: the most that each rank holds: see ``slicing/step_memory.py``.
         received: bytes that all ranks receive together.
+        memory_of: returns ``memory``, which takes as long as all else, and which a search that has
+            no limit of it does not need.
     """
 
     seconds: float
     layers: Mapping[str, LayerPrediction]
-    memory: Array
     received: float
+    memory_of: Callable[[], Array] = field(repr=False, compare=False)
+
+    @cached_property
+    def memory(self) -> Array:
+        """(ranks,) bytes: the most that each rank holds: see ``slicing/step_memory.py``."""
+        return self.memory_of()
 
 
 @dataclass
@@ -158,8 +165,8 @@ def predict(
     held = held_bytes(table, tables.ranks)
     parts = np.round(THOUSANDTHS * held / max(1, parameter_bytes(table))).astype(np.int64)
     clock.now = clock.now + tables.at(OPTIMIZER, "channelwise", parts.tolist())[:, FORWARD]
-    most = walk.memory(memory or MemoryOptions())
-    return Prediction(float(clock.now.max()), clock.layers, most, walk.received)
+    most = partial(walk.memory, memory or MemoryOptions())
+    return Prediction(float(clock.now.max()), clock.layers, walk.received, most)
 
 
 @dataclass

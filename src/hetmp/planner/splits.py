@@ -175,7 +175,7 @@ class Splitter:
 
     def fits(self, prediction: Prediction) -> bool:
         """Return whether every rank has the memory that is predicted."""
-        return all(
+        return not any(self.limits) or all(
             not limit or memory <= limit
             for limit, memory in zip(self.limits, prediction.memory, strict=True)
         )
