@@ -96,8 +96,10 @@ def serve(path: str) -> list[str]:
             call, files = _receive(caller)
             number = os.fork()
             if number == 0:
-                for file in (listening, caller, *watched):
-                    os.close(file if isinstance(file, int) else file.detach())
+                for file in (listening, caller, *(program.caller for program in programs)):
+                    os.close(file.detach())
+                for program in programs:  # those that run still: an ended one's is closed
+                    os.close(program.ended)
                 return _become(call, files)
             for file in files:  # an open end of a pipe would keep its reader waiting
                 os.close(file)
