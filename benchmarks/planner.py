@@ -7,8 +7,10 @@ one untimed step before each timed one), and each one's median is compared with 
     equal                 every rank the same share
     in proportion         shares in proportion to the ranks' measured speeds, as in the paper
     planned               what hetmp plan chooses
+    planned, again        the same plan, so that the spread of equal steps is seen
     planned, filters      the same, every layer by scheme 'filters'
     planned, all ranks    the same, no rank left out
+    alone                 the fastest rank alone
     without the slowest   what it chooses if the slowest rank were not there
     skewed                70 : 25 : 5 and the like, for the predictions' sake
     inputs                every other layer by scheme 'inputs', for the predictions' sake
@@ -106,8 +108,10 @@ def plans(graph: ModelGraph, profile: Profile, only: list[str]) -> dict[str, het
         "equal": hetmp.plan_from_weights(graph, [1.0] * ranks),
         "in proportion": hetmp.plan_from_weights(graph, speeds),
         "planned": planned.plan,
+        "planned, again": planned.plan,
         "planned, filters": make_plan(graph, profile, PlanOptions(schemes=False)).plan,
         "planned, all ranks": make_plan(graph, profile, PlanOptions(leave_out=False)).plan,
+        "alone": hetmp.plan_from_weights(graph, [1.0]).spread([int(np.argmin(alone))], ranks),
         "without the slowest": rest.of_members().spread(kept, ranks),
         "skewed": hetmp.plan_from_weights(graph, skewed),
         "inputs": inputs,
@@ -247,6 +251,8 @@ def report(
             "predicted": forecast,
             "measured": median,
             "bytes": step.received,
+            "schemes": [layer.scheme for layer in plan.layers],
+            "left out": list(plan.left_out),
             "all": seconds[name],
         }
         spread = f"{1e3 * low:.0f}-{1e3 * high:.0f}"

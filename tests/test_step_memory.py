@@ -1,6 +1,7 @@
 """The memory of a step: what is counted for it, and what is chosen so that it fits. No MPI."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -143,6 +144,8 @@ def test_a_limit_is_met_by_the_savings_that_cost_least(graph):
         shown = io.StringIO()
         Console(file=shown, width=140).print(render_plan(planned))
         assert "to fit in memory, the backward pass" in shown.getvalue()
+        assert re.search(r"  equal split: .*, but not enough memory\n", shown.getvalue())
+        assert "the fastest rank alone" in planned.too_large and not free.too_large
     with pytest.raises(HetmpError, match="the model does not fit"):
         made(graph, 1000)
 

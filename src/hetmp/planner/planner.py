@@ -68,6 +68,7 @@ class Planned:
         left_out: the reason for each rank that takes no part.
         limits: bytes that each rank may use, 0 if unknown.
         switches: predicts steps with other schemes; None where no other was asked for.
+        too_large: the alternatives for which there is not enough memory.
     """
 
     plan: Plan
@@ -76,6 +77,7 @@ class Planned:
     left_out: Mapping[int, str]
     limits: tuple[int, ...]
     switches: Callable[[], Switches] | None = None
+    too_large: frozenset[str] = frozenset()
 
 
 def make_plan(graph: ModelGraph, profile: Profile, options: PlanOptions | None = None) -> Planned:
@@ -139,7 +141,7 @@ class _Planner:
         chooses_schemes = self.options.schemes and self.options.objective == "time"
         members = self._least(order) if chooses else order
         best = self._candidate(sorted(members), thorough=True)
-        ranks, alternatives = self.tables.ranks, self._alternatives(best)
+        ranks, (alternatives, too_large) = self.tables.ranks, self._alternatives(best)
         plan = best.plan.spread(best.members, ranks).model_copy(
             update={
                 "fingerprint": fingerprint(self.graph),
@@ -156,6 +158,7 @@ class _Planner:
             self._reasons(best, order),
             self.limits,
             partial(self._switches, best) if chooses_schemes else None,
+            too_large,
         )
 
     def _switches(self, best: _Candidate) -> Switches:
@@ -284,26 +287,33 @@ class _Planner:
             split = splitter.along_axes(caps, by_filters, thorough=thorough)
         return (refine(splitter, split, caps) if thorough else split), by_filters
 
-    def _alternatives(self, best: _Candidate) -> dict[str, float]:
-        """Predict the seconds of a step by other ways to use the ranks than *best*."""
-        seconds = {FASTEST_ALONE: float(self.alone.min())}
-        ranks = self.tables.ranks
-        if ranks == 1:
-            return seconds
-        splitter = self._splitter(range(ranks))
-        equal = Split.by_weights(self.model, [1.0] * ranks)
-        by_speed = Split.by_weights(self.model, (self.alone.min() / self.alone).tolist())
-        seconds["equal split"] = splitter.predict(equal).seconds
-        seconds["split in proportion to speed"] = splitter.predict(by_speed).seconds
-        seconds[FILTERS_EVERYWHERE] = best.by_filters
-        everywhere = splitter.by_batch([1.0] * ranks, equal)
-        if everywhere is not None:
-            seconds[BATCH_EVERYWHERE] = splitter.predict(everywhere).seconds
-        else:
-            # Each rank computes the whole network for its images; gradients are summed.
-            shared = splitter.links.seconds("Allreduce", self.parameters, 0.0)
-            seconds["weighted data parallelism"] = float(1 / (1 / self.alone).sum()) + shared
-        return seconds
+    def _alternatives(self, best: _Candidate) -> tuple[dict[str, float], frozenset[str]]:
+        """Predict the seconds of a step by other ways to use the ranks than *best*.
+
+        Returns:
+            The seconds by name, and the names of those for which there is not enough memory.
+        """
+        ranks, fastest = self.tables.ranks, int(self.alone.argmin())
+        alone = self._splitter([fastest])
+        whole = Split.by_weights(self.model, [1.0])
+        predicted = {FASTEST_ALONE: (alone, alone.predict(whole))}
+        seconds = {FASTEST_ALONE: float(self.alone[fastest])}
+        if ranks > 1:
+            splitter = self._splitter(range(ranks))
+            equal = Split.by_weights(self.model, [1.0] * ranks)
+            by_speed = Split.by_weights(self.model, (self.alone.min() / self.alone).tolist())
+            everywhere = splitter.by_batch([1.0] * ranks, equal)
+            splits = {"equal split": equal, "split in proportion to speed": by_speed}
+            splits |= {BATCH_EVERYWHERE: everywhere} if everywhere is not None else {}
+            predicted |= {name: (splitter, splitter.predict(x)) for name, x in splits.items()}
+            seconds |= {name: made.seconds for name, (_, made) in predicted.items()}
+            seconds[FILTERS_EVERYWHERE] = best.by_filters
+            if everywhere is None:
+                # Each rank computes the whole network for its images; gradients are summed.
+                shared = splitter.links.seconds("Allreduce", self.parameters, 0.0)
+                seconds["weighted data parallelism"] = float(1 / (1 / self.alone).sum()) + shared
+        too_large = (name for name, (own, made) in predicted.items() if not own.fits(made))
+        return seconds, frozenset(too_large)
 
     def _reasons(self, best: _Candidate, order: Sequence[int]) -> dict[int, str]:
         reasons = {}

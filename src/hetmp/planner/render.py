@@ -147,7 +147,8 @@ def _summary(planned: Planned) -> list[Text]:
     for name, other in planned.alternatives.items():
         ratio = other / seconds
         compared = f"{ratio:.2f} times this" if ratio >= 1 else f"{ratio:.2f} of this, faster"
-        lines.append(Text(f"  {name}: {_time(other)}, {compared}"))
+        too_large = ", but not enough memory" if name in planned.too_large else ""
+        lines.append(Text(f"  {name}: {_time(other)}, {compared}{too_large}"))
     data_parallel = planned.alternatives.get("weighted data parallelism")
     if data_parallel is not None and data_parallel < seconds:
         lines.append(
