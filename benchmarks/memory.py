@@ -166,7 +166,9 @@ def start(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
 
 
-def measured(make: Callable[[], nn.Module], told: Any, device: torch.device) -> tuple[Need, Any]:
+def measured(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], device: torch.device
+) -> tuple[Need, Any]:
     """The peak of some steps above what is held before; and the model, with what it needs."""
     watch = Watch()
     settle()
@@ -174,7 +176,7 @@ def measured(make: Callable[[], nn.Module], told: Any, device: torch.device) -> 
     pss, rss, shared = watch.now()
     model = make()
     random = torch.Generator().manual_seed(0)  # a batch must be the same on every rank
-    x = torch.randn(told.batch_size, *told.shape, generator=random).to(device)
+    x = torch.randn(shape, generator=random).to(device)
     step = step_with(model, x)
     settle()
     if device.type == "cuda":
@@ -195,13 +197,19 @@ def alone(told: Any, name: str, device: torch.device) -> Need:
     if not told.keep_freed:
         give_back()
     warm_up(None, device)
-    return measured(lambda: build(told, name).to(device), told, device)[0]
+    return measured(lambda: build(told, name).to(device), batch_shape(told, name), device)[0]
 
 
 def build(told: Any, name: str) -> nn.Module:
     """The whole network."""
     torch.manual_seed(0)
-    return models.build(name, told.shape, told.classes)
+    _, classes = models.published(name)
+    return models.build(name, batch_shape(told, name)[1:], told.classes or classes)
+
+
+def batch_shape(told: Any, name: str) -> tuple[int, ...]:
+    """The shape of a batch, with images as large as they are published where nothing is said."""
+    return told.batch_size, *(told.shape or models.published(name)[0])
 
 
 def give_back() -> None:
@@ -220,7 +228,7 @@ def sliced(told: Any, name: str, tuning: hetmp.Tuning, device: torch.device) -> 
     def make() -> Any:
         with torch.device("meta"):
             whole = build(told, name)
-        example = torch.empty(told.batch_size, *told.shape, device="meta")
+        example = torch.empty(batch_shape(told, name), device="meta")
         plan = hetmp.plan_from_weights(read_graph(whole, example), told.weights, told.schemes)
         plan = plan.with_backward({"*": told.backward})
         model: Any = hetmp.slice_model(
@@ -240,7 +248,7 @@ def sliced(told: Any, name: str, tuning: hetmp.Tuning, device: torch.device) -> 
         return model
 
     comm.Barrier()
-    need, (model, x, watch) = measured(make, told, device)
+    need, (model, x, watch) = measured(make, batch_shape(told, name), device)
     need.share = model.share
     comm.Barrier()
     words = ""
@@ -284,7 +292,7 @@ def predicted(told: Any, name: str, tuning: hetmp.Tuning, ranks: int) -> list[fl
     profile = Profile.load(told.profile)
     with torch.device("meta"):
         whole = build(told, name)
-    graph = read_graph(whole, torch.empty(told.batch_size, *told.shape, device="meta"))
+    graph = read_graph(whole, torch.empty(batch_shape(told, name), device="meta"))
     weights, schemes = (told.weights, told.schemes) if ranks > 1 else ((1.0,), "filters")
     plan = hetmp.plan_from_weights(graph, weights, schemes).with_backward({"*": told.backward})
     schedule = schedule_model(graph, plan)
@@ -314,8 +322,8 @@ def arguments() -> Any:
         "--backward", choices=("keep", "regather", "recompute"), help="of all layers, in the plan"
     )
     parser.add_argument("--weights", type=numbers, help="1,1: relative speeds; equal if not given")
-    parser.add_argument("--shape", type=sizes, default=(3, 32, 32), help="3,32,32: of one image")
-    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--shape", type=sizes, help="3,32,32: of one image")
+    parser.add_argument("--classes", type=int)
     parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--tunings", default=",".join(TUNINGS), help="some of the default's")
     parser.add_argument("--parts", action="store_true", help="tell what the memory is for")
@@ -431,7 +439,11 @@ def main() -> None:
                 words = f"; predicted {one / MB:.1f} MB, {100 * off:+.0f} %"
             table(name, whole[name], rows, words)
             if told.json:
-                setting = {"model": name, "batch_size": told.batch_size, "shape": told.shape}
+                setting = {
+                    "model": name,
+                    "batch_size": told.batch_size,
+                    "shape": batch_shape(told, name)[1:],
+                }
                 setting |= {"weights": told.weights, "keep_freed": told.keep_freed}
                 setting |= {"schemes": told.schemes}
                 alone_needs = {kind: asdict(need) for kind, need in whole[name].items()}

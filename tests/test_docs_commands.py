@@ -60,6 +60,7 @@ CHEAPER: list[tuple[str, str, str | Callable[[re.Match[str]], str]]] = [
         "digits",
     ),
     ("train", r"--model (?:paper-cifar|resnet\d+|vgg\d+)", "--model digits"),
+    ("train", r"--data synthetic --samples \d+(?=[\s\S]*--plan)", "--data digits"),
     ("profile|plan", r"paper-cifar", "digits"),
     ("bench|memory.py|planner.py|schemes.py", r" --shape \S+ --classes \d+", ""),
 ]
