@@ -3,8 +3,8 @@
 Problem: filters, batch or a mixture, all ranks or one: which is faster depends on the network, the
 batch and the ranks. For each of --models, --batches and --slowdowns, benchmarks/planner.py profiles
 two ranks and times, in turns, the planned step (twice, so that the spread of equal steps is seen),
-`filters` everywhere with the best shares, `batch` everywhere with images by speed (weighted data
-parallelism), and the fastest rank alone. A row of the table is one of these, in Markdown:
+`filters` everywhere with the best shares of both ranks, `batch` everywhere with images by speed
+(weighted data parallelism), and the fastest rank alone. A row of the table, in Markdown:
 
     plan      the schemes of the planned layers, and how many there are of each
     again     the same plan once more, over the planned one
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PLANS = ("planned", "planned, again", "planned, filters", "batch", "alone")
+PLANS = ("planned", "planned, again", "filters", "batch", "alone")
 SHAPES = {"unet": "3,64,64"}
 """Of images, where they are not 3,32,32."""
 

@@ -10,6 +10,7 @@ one untimed step before each timed one), and each one's median is compared with 
     planned, again        the same plan, so that the spread of equal steps is seen
     planned, filters      the same, every layer by scheme 'filters'
     planned, all ranks    the same, no rank left out
+    filters               both: every layer by scheme 'filters', no rank left out
     alone                 the fastest rank alone
     without the slowest   what it chooses if the slowest rank were not there
     skewed                70 : 25 : 5 and the like, for the predictions' sake
@@ -110,6 +111,7 @@ def plans(graph: ModelGraph, profile: Profile, only: list[str]) -> dict[str, het
         "planned": planned.plan,
         "planned, again": planned.plan,
         "planned, filters": make_plan(graph, profile, PlanOptions(schemes=False)).plan,
+        "filters": make_plan(graph, profile, PlanOptions(schemes=False, leave_out=False)).plan,
         "planned, all ranks": make_plan(graph, profile, PlanOptions(leave_out=False)).plan,
         "alone": hetmp.plan_from_weights(graph, [1.0]).spread([int(np.argmin(alone))], ranks),
         "without the slowest": rest.of_members().spread(kept, ranks),
