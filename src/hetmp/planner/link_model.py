@@ -56,7 +56,7 @@ class Links:
 
     Attributes:
         ranks: how many exchange.
-        crosses_network: whether they are on several hosts, as far as that is known.
+        hidden: the part of a sum of gradients that does not show beside work.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class Links:
         measured = Extent(measured) if isinstance(measured, int) else measured
         extent = Extent(extent) if isinstance(extent, int) else extent
         self._terms: dict[str, Array] = {}
-        self.ranks, self.crosses_network = extent.ranks, extent.crosses_network
+        self.ranks = extent.ranks
+        self.hidden = max((link.hidden for link in links), default=0.0)
         if self.ranks == 1:
             return
         if not links:
@@ -112,6 +113,7 @@ class Links:
                 bytes=tuple(size for size, _ in rows),
                 largest=tuple(largest for _, largest in rows),
                 seconds=tuple(self.seconds(name, size, largest) for size, largest in rows),
+                hidden=self.hidden if name == "Allreduce" else 0.0,
             )
             for name in self._terms
         )

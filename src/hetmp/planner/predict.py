@@ -2,8 +2,9 @@
 
 A rank that is early waits: an exchange ends when the last rank is there and the bytes have moved.
 On the way back a rank computes parameter gradients while it waits for others to arrive. Gradients
-of parameters that every rank holds whole are summed bundle by bundle. Over a network that goes on
-beside the backward pass, and exchanges delay it; on one host the processors do it, at the end.
+of parameters that every rank holds whole are summed bundle by bundle. As much of that as was
+measured to be hidden by work goes on beside the backward pass, delayed by exchanges; the rest is
+waited for at the end.
 """
 
 from collections.abc import Callable, Mapping
@@ -84,7 +85,9 @@ class _Clock:
     tables: Tables
     now: Array = field(init=False)
     summed: float = 0.0
-    """When the sums of gradients that were begun are over."""
+    """When what is hidden of the sums of gradients that were begun is over."""
+    unhidden: float = 0.0
+    """Seconds of those sums that are waited for in any case."""
     layers: dict[str, LayerPrediction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -119,14 +122,15 @@ class _Clock:
         if self.summed > all_there:  # they share the network
             self.summed += seconds
 
-    def begin_sum(self, seconds: float) -> None:
-        """Begin a sum of gradients beside the work, once those before it are over."""
-        self.summed = max(self.summed, float(self.now.max())) + seconds
+    def begin_sum(self, seconds: float, hidden: float) -> None:
+        """Begin a sum of gradients, a part of it *hidden* by work, behind those before it."""
+        self.summed = max(self.summed, float(self.now.max())) + hidden * seconds
+        self.unhidden += (1 - hidden) * seconds
 
     def end_sums(self, name: str) -> None:
         """Advance all ranks to the end of the sums; what is waited for is charged to a layer."""
-        over = max(self.summed, float(self.now.max()))
-        self.layer(name).exchange += max(0.0, self.summed - float(self.now.max()))
+        over = max(self.summed, float(self.now.max())) + self.unhidden
+        self.layer(name).exchange += over - float(self.now.max())
         self.layer(name).idle += self.now.max() - self.now
         self.now = np.full(self.tables.ranks, over)
 
@@ -252,22 +256,17 @@ class _Walk:
                 moving = exchange_seconds(self.links, step, name, self.images)
                 self.clock.exchange(self.owner[step.name], moving, meanwhile)
 
-        if self.links.crosses_network and step.name in self.bundles:
-            self.clock.begin_sum(self._sum_seconds(self.bundles[step.name]))
+        if step.name in self.bundles:
+            summing = self.links.seconds("Allreduce", self.bundles[step.name], 0.0)
+            self.clock.begin_sum(summing, self.links.hidden)
 
     def end(self) -> None:
         """Wait for the sums of gradients, behind everything: charged to the layer in front."""
         if not self.bundles:
             return
-        total = sum(self.bundles.values())
-        if not self.links.crosses_network:
-            self.clock.begin_sum(self._sum_seconds(total))
         self.clock.end_sums(next(iter(self.clock.layers)))
         ranks = self.tables.ranks
-        self.received += ranks * received_of_sum(total, ranks)
-
-    def _sum_seconds(self, size: float) -> float:
-        return self.links.seconds("Allreduce", size, 0.0)
+        self.received += ranks * received_of_sum(sum(self.bundles.values()), ranks)
 
     def _bundles(self) -> dict[str, int]:
         """Return the bytes of gradients whose sums begin behind a step's backward pass."""

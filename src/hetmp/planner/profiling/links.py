@@ -1,6 +1,7 @@
 """Measure exchanges between the ranks, for several sizes and degrees of unevenness."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from hetmp.exchange import Carriage, Exchange, collective, share_shape, tidy
 from hetmp.ops.layers.convolution import has_many_pixels
 from hetmp.planner.profiling.profile import LinkTimes
 from hetmp.slicing import Tuning
+from hetmp.slicing.orders import BUNDLE
 from hetmp.slicing.schedule import ExchangeStep, Program
 
 REPEATS = 5
@@ -142,15 +144,48 @@ def _between(
                 seconds = _time(exchange, shape, dtype, others, tuning)
                 name = link_name(source, target)
                 measured.setdefault(name, []).append((size, largest, seconds))
+    summing = link_name(PARTIAL, FULL)
+    hidden = {summing: _hidden(Exchange(group, PARTIAL, FULL, tuning.wire), dtype, others)}
     return tuple(
         LinkTimes(
             collective=name,
             bytes=tuple(size for size, _, _ in rows),
             largest=tuple(largest for _, largest, _ in rows),
             seconds=tuple(seconds for _, _, seconds in rows),
+            hidden=hidden.get(name, 0.0),
         )
         for name, rows in measured.items()
     )
+
+
+def _hidden(exchange: Exchange, dtype: torch.dtype, others: torch.Tensor) -> float:
+    """Return the part of a sum of gradients that does not show beside work, 0 to 1. Collective.
+
+    A bundle of gradients is summed, work of twice that time is done, and both at once. An MPI that
+    makes progress only when it is called hides little.
+    """
+    group = exchange.group
+    x = torch.randn(BUNDLE // dtype.itemsize, dtype=dtype, device=others.device)
+    part = others[: x.numel()]
+
+    def seconds(summed: bool, works: int) -> float:
+        tidy(group)
+        group.control.Barrier()
+        began = time.perf_counter()
+        move = exchange.move(x, Carriage(), blocking=False) if summed else None
+        for _ in range(works):
+            part.add_(1)
+        if others.is_cuda:
+            torch.cuda.synchronize(others.device)
+        if move is not None:
+            move.wait()
+        return float(group.allgather(np.array([time.perf_counter() - began])).max())
+
+    seconds(True, 1)
+    alone = statistics.median(seconds(True, 0) for _ in range(REPEATS))
+    parts = max(1, math.ceil(2 * alone / seconds(False, 1)))
+    shown = [seconds(True, parts) - seconds(False, parts) for _ in range(REPEATS)]
+    return min(1.0, max(0.0, 1 - statistics.median(shown) / alone))
 
 
 def _layout(channels: int, ranks: int, skew: float, *, last: bool = False) -> Layout:

@@ -124,6 +124,8 @@ class LinkTimes(BaseModel):
     """The largest rank's share of it, from 0 to 1."""
     seconds: tuple[NonNegativeFloat, ...]
     """Seconds from the moment when all ranks have arrived until the last one has its part."""
+    hidden: float = Field(default=0.0, ge=0, le=1)
+    """The part of it that does not show when it goes on beside work; of ``Allreduce``, else 0."""
     ranks: tuple[int, ...] = ()
     """Between which ranks, ascending; empty: all."""
 
