@@ -64,6 +64,8 @@ def row(args: Any, model: str, batch: str, slowdown: str) -> str:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
         return f"| {' | '.join(cells)} | failed: {' '.join(last)} |"
     plans = json.loads(args.json.read_text(encoding="utf-8").splitlines()[-1])["plans"]
+    if "planned" not in plans:
+        return f"| {' | '.join(cells)} | {args.seconds:g} s were too few to measure the plan |"
     planned = plans["planned"]
     schemes = Counter(planned["schemes"]).most_common()
     cells.append(", ".join(f"{count} {scheme}" for scheme, count in schemes))

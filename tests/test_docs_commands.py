@@ -54,6 +54,7 @@ CHEAPER: list[tuple[str, str, str | Callable[[re.Match[str]], str]]] = [
     ("bench", r"(--repeats) (\d+)", at_most(1)),
     ("bench", r"batch:\d+", "batch:1"),
     ("depth.py", r"(--layers) (\d+)", at_most(4)),
+    ("axes.py", r"--models \S+ --batches \S+ --slowdowns \S+", "--models digits --batches 4"),
     (
         "bench|memory.py|planner.py|schemes.py",
         r"paper-cifar|vgg11 resnet18|vgg11|resnet18",
@@ -77,6 +78,7 @@ ADDED = [
     ("bench", r"", r"--only|--append", "--only sliced,floor"),
     ("depth.py", r"", r"--layers", "--layers 4 --channels 8"),
     ("memory.py", r"", r"--tunings", "--tunings default"),
+    ("axes.py", r"", r"--seconds", "--slowdowns 1,3 --seconds 0.2 --repeats 2"),
     ("planner.py", r"", r"--seconds", '--seconds 0.2 --only "equal;planned"'),
     ("planner.py|schemes.py", r"", r"--repeats", "--repeats 2"),
     ("submit", r"", r"--dry-run", "--dry-run"),
