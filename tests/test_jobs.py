@@ -226,10 +226,10 @@ def test_a_run_that_was_not_done_in_time_goes_on_by_itself(
 
     The run lasts longer than that minute until it is queued again.
     """
-    folder.slow_down("train", "400,400")
+    folder.slow_down("train", "250,250")
     job = folder.submit(
         "train", *EXACT, "--weights", "2,1",
-        options=["--nodes=2", "--nodelist=fast1,mid1", "--time=1", "--signal=USR2@20"],
+        options=["--nodes=2", "--nodelist=fast1,mid1", "--time=1", "--signal=USR2@30"],
     )  # fmt: skip
     log = folder.path / f"hetmp-train-{job}.out"
     folder.wait_for(lambda: log.exists() and "queued again" in log.read_text(), job)
