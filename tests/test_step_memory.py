@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -16,7 +17,9 @@ from hetmp.planner import LinkModel, PlanOptions, Tables, make_plan, predict
 from hetmp.planner.profiling.profile import Workspace
 from hetmp.planner.render import render_plan
 from hetmp.slicing import make_table
+from hetmp.slicing.graph import read_graph
 from hetmp.slicing.scheduler import schedule_model
+from hetmp.slicing.segments import can_be_recomputed, check_recomputed
 from hetmp.slicing.step_memory import MemoryOptions
 
 PIXELS = 25
@@ -168,7 +171,30 @@ def test_one_rank_alone_computes_again_what_it_has_no_memory_for(graph):
     assert {layer.backward for layer in planned.plan.layers} == {None, "recompute"}
 
 
+class ChangedInEvaluation(nn.Module):
+    """What the second layer takes is changed in place behind it, but not in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        z = self.b(y)
+        return z if self.training else z + y.mul_(2)
+
+
+def test_what_cannot_run_once_more_in_some_mode_is_not_chosen():
+    graph = read_graph(ChangedInEvaluation(), torch.empty(BATCH, 3, 5, 5))
+    plan = plan_from_weights(graph, [1, 1])
+    schedule = schedule_model(graph, plan)
+    assert can_be_recomputed(graph, schedule, plan) == ["a"]
+    check_recomputed(graph, schedule, plan.with_backward({"a": "recompute"}))
+    with pytest.raises(HetmpError, match="layer 'b' cannot be recomputed"):
+        check_recomputed(graph, schedule, plan.with_backward({"b": "recompute"}))
+
+
 def test_a_very_large_model_has_one_choice_for_all_layers(graph, monkeypatch):
-    monkeypatch.setattr("hetmp.planner.save_memory.EFFORT", 0)
+    monkeypatch.setattr("hetmp.planner.splits.EFFORT", 0)
     planned = made(graph, int(0.9 * made(graph).prediction.memory.max()))
     assert {layer.backward for layer in planned.plan.layers} in ({"regather"}, {"recompute"})

@@ -14,6 +14,7 @@ from hetmp.ops.call import (
     filled,
     mapped,
     references,
+    tensors_in,
 )
 from hetmp.ops.fallback import Whole
 from hetmp.ops.functions.attention import Attention
@@ -174,5 +175,6 @@ __all__ = [
     "seed_pythons",
     "settings",
     "shares_memory",
+    "tensors_in",
     "value_of",
 ]

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from hetmp.core.state import FULL, L, OperandState, States
@@ -263,6 +263,15 @@ def references(structure: object) -> Iterator[str]:
             yield from references(item)
     elif isinstance(structure, slice):
         yield from references((structure.start, structure.stop, structure.step))
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors of nested tuples and lists, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
 
 
 def filled(structure: object, fill: Callable[[str], object]) -> Any:

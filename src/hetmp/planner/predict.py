@@ -255,7 +255,6 @@ class _Walk:
             else:
                 moving = exchange_seconds(self.links, step, name, self.images)
                 self.clock.exchange(self.owner[step.name], moving, meanwhile)
-
         if step.name in self.bundles:
             summing = self.links.seconds("Allreduce", self.bundles[step.name], 0.0)
             self.clock.begin_sum(summing, self.links.hidden)

@@ -16,9 +16,6 @@ from hetmp.planner.predict import Prediction
 from hetmp.planner.profiling import GRID
 from hetmp.planner.splits import Split, Splitter
 
-EFFORT = 30_000
-"""Most operations of a model, times ranks, times predictions of a step: some seconds' work."""
-
 GAIN = 1e-3
 """Least share of the step's time that a move must save."""
 
@@ -28,16 +25,15 @@ def refine(splitter: Splitter, split: Split, caps: Sequence[float]) -> Split:
 
     A move takes a grid step of channels, or an image, from the rank that waits least to the one
     that waits most, over the step or at one layer, and stays if the step is predicted to be faster
-    by ``GAIN``. As many are tried as ``EFFORT`` allows: none for a very large model or cluster.
+    by ``GAIN``. As many are tried as are affordable.
 
     Args:
         splitter: the search that *split* comes from.
         caps: the largest share of any channel group, and of the batch, by rank.
     """
-    ranks = splitter.tables.ranks
-    left = EFFORT // (len(splitter.model.graph.training.nodes) * ranks)
-    if ranks == 1:
+    if splitter.tables.ranks == 1:
         return split
+    left = splitter.affordable
     improved = True
     while improved and left > 0:
         improved = False

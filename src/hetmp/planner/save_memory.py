@@ -8,10 +8,7 @@ import numpy as np
 from hetmp.planner.splits import Split, Splitter
 from hetmp.slicing.plan import Backward
 from hetmp.slicing.scheduler import schedule_model
-from hetmp.slicing.segments import layer_segments
-
-EFFORT = 30_000
-"""Most operations of a model, times ranks, times predictions of a step: some seconds' work."""
+from hetmp.slicing.segments import can_be_recomputed
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,9 @@ def save_memory(splitter: Splitter, split: Split) -> Split | None:
     step is predicted to fit. A very large model or cluster has the same choice for all layers.
     """
     layers = [node.path for node in splitter.model.graph.mixing()]
-    can = _can_be_recomputed(splitter, split)
-    effort = len(splitter.model.graph.training.nodes) * splitter.tables.ranks
-    if 2 * len(layers) * effort <= EFFORT:
+    plan = split.plan(splitter.model)
+    can = can_be_recomputed(splitter.model.graph, schedule_model(splitter.model.graph, plan), plan)
+    if 2 * len(layers) <= splitter.affordable:
         savings = list(_savings(splitter, split, can))
         savings.sort(key=lambda saving: saving.seconds / saving.memory)
         steps = [{saving.layer: saving.choice} for saving in savings]
@@ -52,14 +49,6 @@ def save_memory(splitter: Splitter, split: Split) -> Split | None:
         )
         steps = [dict.fromkeys(names, choice) for names, choice in everywhere]
     return _first_that_fits(splitter, split, steps)
-
-
-def _can_be_recomputed(splitter: Splitter, split: Split) -> list[str]:
-    """Return the layers that can be computed again exactly, by path."""
-    model = splitter.model
-    plan = split.plan(model)
-    by_layer = layer_segments(model.graph, schedule_model(model.graph, plan), plan)
-    return [name for name, own in by_layer.items() if own and all(x.reason is None for x in own)]
 
 
 def _savings(splitter: Splitter, split: Split, can: list[str]) -> Iterator[_Saving]:

@@ -31,6 +31,10 @@ ON_GRID = 0.03
 points, times are interpolated and a staircase may be missed."""
 
 
+EFFORT = 30_000
+"""Most operations of a model, times ranks, times predictions of a step: some seconds' work."""
+
+
 class SharedModel:
     """A model whose work is shared, with what holds for any ranks.
 
@@ -114,6 +118,12 @@ class Splitter:
     limits: Sequence[int]
     memory: MemoryOptions
     _predicted: dict[int, tuple[Any, Prediction]] = field(default_factory=dict)
+
+    @property
+    def affordable(self) -> int:
+        """How many steps may be predicted to better a split: none for a very large model or
+        cluster."""
+        return EFFORT // (len(self.model.graph.training.nodes) * self.tables.ranks)
 
     def predict(self, split: Split) -> Prediction:
         """Predict a step; the last few splits are known already."""

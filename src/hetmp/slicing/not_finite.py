@@ -1,6 +1,5 @@
 """Finds the first value that has a number that is not finite."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hetmp.exchange import plain_tensors
+from hetmp.ops import tensors_in
 from hetmp.slicing.model import SlicedModel
 from hetmp.slicing.rows import Input, held
 from hetmp.slicing.schedule import CallStep, ProgramStep
@@ -31,7 +31,7 @@ class _Look:
         self.titles, self.first_bad = [], _NOWHERE
 
     def made(self, step: ProgramStep, value: Any) -> None:
-        if self.first_bad == _NOWHERE and not all(map(is_finite, _tensors(value))):
+        if self.first_bad == _NOWHERE and not all(map(is_finite, tensors_in(value))):
             self.first_bad = len(self.titles)
         self.titles.append(step.title if isinstance(step, CallStep) else step.name)
 
@@ -80,11 +80,3 @@ def is_finite(x: Tensor) -> bool:
     """Return whether all numbers of *x* are finite."""
     with plain_tensors():
         return not x.is_floating_point() or bool(torch.isfinite(x).all())
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)

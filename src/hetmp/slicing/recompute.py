@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hetmp.cluster import AgreedError
 from hetmp.exchange import alias, save_token
+from hetmp.ops import tensors_in
 from hetmp.slicing.hooks import shown
 
 
@@ -80,19 +81,11 @@ def closed(results: tuple[Any, ...]) -> tuple[Any, ...]:
     again, with its exchanges, at the same point of the backward pass: where its results' gradients
     have come.
     """
-    differentiable = {id(x): x for x in _tensors(results) if x.requires_grad}
+    differentiable = {id(x): x for x in tensors_in(results) if x.requires_grad}
     if not differentiable:
         return results
     behind = dict(zip(differentiable, _Close.apply(*differentiable.values()), strict=True))
     return tuple(_replaced(result, behind) for result in results)
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _replaced(value: Any, behind: Mapping[int, Tensor]) -> Any:

@@ -95,6 +95,19 @@ def regathered(program: Program, backward: Mapping[str, Backward]) -> frozenset[
     return frozenset(repeated)
 
 
+def can_be_recomputed(graph: ModelGraph, schedule: Schedule, plan: Plan) -> list[str]:
+    """Return the layers that ``check_recomputed`` refuses in no program, by path, in order."""
+    everywhere: dict[str, Backward] = {layer.name: "recompute" for layer in plan.layers}
+    own = [
+        segment
+        for program, trace in zip(schedule.programs, graph.traces, strict=True)
+        for segment in segments(program, trace, everywhere)
+    ]
+    refused = {segment.layer for segment in own if segment.reason is not None}
+    begun = {segment.layer for segment in own} - refused
+    return [layer.name for layer in plan.layers if layer.name in begun]
+
+
 def check_recomputed(graph: ModelGraph, schedule: Schedule, plan: Plan) -> None:
     """Refuse a plan that recomputes a layer which cannot be computed again exactly.
 

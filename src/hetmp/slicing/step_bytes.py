@@ -14,7 +14,7 @@ from hetmp.core.state import is_batch
 from hetmp.exchange import received_of_sum
 from hetmp.ops import Statistics
 from hetmp.slicing.graph import ModelGraph
-from hetmp.slicing.orders import made_ready
+from hetmp.slicing.orders import bundles
 from hetmp.slicing.schedule import CallStep, ExchangeStep, Schedule
 from hetmp.slicing.table import Table
 
@@ -60,7 +60,7 @@ def step_bytes(graph: ModelGraph, schedule: Schedule, table: Table, images: int)
     )
     trained = {name for name, p in graph.skeleton.named_parameters() if p.requires_grad}
     gradients = replicated = 0
-    for bundle in made_ready(program, graph, table).replicated:
+    for bundle in bundles(program, graph, table):
         entering = [table[name] for name in bundle if name in trained]
         replicated += sum(entry.shape.numel() for entry in entering)
         for dtype in {entry.dtype for entry in entering}:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hetmp.cluster.slowdown import Slowdown
+from hetmp.ops import tensors_in
 from hetmp.slicing.schedule import CallStep, ExchangeStep, ProgramStep
 
 PHASE = "phase"
@@ -79,7 +80,7 @@ class Stopwatch:
     def made(self, step: ProgramStep, value: Any) -> None:
         """Mark the end of a step's forward pass."""
         self.mark(step.name, "made")
-        for tensor in _tensors(value):
+        for tensor in tensors_in(value):
             if isinstance(step, ExchangeStep):
                 self._exchanged[tensor.untyped_storage().data_ptr()] = step.name
             if tensor.requires_grad:
@@ -142,11 +143,3 @@ class Stopwatch:
     def reset(self) -> None:
         """Forget the marks; the counts of saved bytes stay."""
         self.marks.clear()
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
